@@ -70,9 +70,11 @@ class TalkingHeadAttention(nn.Module):
         grid = x.shape[-2:]
         q, k, v = self.q(x), self.k(x), self.v(x)
         mixed = attend_in_chunks(
-            self.attend, *(to_tokens(t, self.num_heads) for t in (q, k, v)), grid,
+            self.attend,
+            *(to_tokens(t, self.num_heads) for t in (q, k, v)),
+            grid,
             self.relative_position_bias,
-        )  # fmt: skip
+        )
         x = to_feature_map(mixed, grid) + self.v_local(v)
         if self.stride_conv is not None:
             x = F.interpolate(x, size, mode='bilinear', align_corners=False)
@@ -127,9 +129,11 @@ class DownsamplingAttention(nn.Module):
         q = self.q(self.q_local(x) + x[:, :, ::2, ::2])
         k, v = self.k(x), self.v(x)
         mixed = attend_in_chunks(
-            self.attend, *(to_tokens(t, self.num_heads) for t in (q, k, v)), x.shape[-2:],
+            self.attend,
+            *(to_tokens(t, self.num_heads) for t in (q, k, v)),
+            x.shape[-2:],
             self.relative_position_bias,
-        )  # fmt: skip
+        )
         return self.proj(self.act(to_feature_map(mixed, q.shape[-2:]) + self.v_local(v)))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -292,9 +296,7 @@ def attend_in_chunks(
     if chunk >= num_queries:
         return attend(q, k, v, bias(grid))
     chunks = [slice(start, start + chunk) for start in range(0, num_queries, chunk)]
-    return torch.cat(
-        [attend(q[:, :, rows], k, v, bias.rows(grid, rows)) for rows in chunks], dim=2
-    )
+    return torch.cat([attend(q[:, :, rows], k, v, bias.rows(grid, rows)) for rows in chunks], dim=2)
 
 
 def to_tokens(x: Tensor, num_heads: int) -> Tensor:

@@ -72,8 +72,11 @@ def adapt_state_dict(
         CheckpointError: Nothing fits, part of the backbone is missing, or it is of another
             architecture. The message names the keys.
     """
-    given = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict)
-             if key.startswith(prefix)}  # fmt: skip
+    given = {
+        key[len(prefix) :]: state_dict.pop(key)
+        for key in list(state_dict)
+        if key.startswith(prefix)
+    }
     tensors = to_own_layout(unwrap(given))
     check_complete(tensors, expected, given)
     built = {key.split('.')[1] for key in expected if key.startswith('stages.')}
@@ -89,8 +92,9 @@ def unwrap(checkpoint: Mapping) -> dict:
         if isinstance(checkpoint.get(wrapper), Mapping):
             return unwrap(checkpoint[wrapper])
     prefix = 'backbone.'
-    inside = {key[len(prefix) :]: value for key, value in checkpoint.items()
-              if key.startswith(prefix)}  # fmt: skip
+    inside = {
+        key[len(prefix) :]: value for key, value in checkpoint.items() if key.startswith(prefix)
+    }
     return inside or dict(checkpoint)
 
 

@@ -1,0 +1,108 @@
+"""Reading a config, and fitting it to the machine and to the command line."""
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.config import utils as config_utils
+from mmengine.registry import init_default_scope
+
+from .errors import ConfigError
+
+SCOPES = ('mmdet', 'mmseg')
+SPLITS = ('train', 'val', 'test')
+
+
+def load_config(path: str, options: dict | None = None) -> Config:
+    """Read a config for mmdet or mmseg, and make that the library in which types are looked up.
+
+    Args:
+        path: The config, whose bases may be ``mmdet::...`` and ``mmseg::...`` too.
+        options: Overrides by dotted key, as ``--cfg-options`` gives them. Default: none.
+
+    Raises:
+        ConfigError: There is no such file, it cannot be read, or it belongs to neither library.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f'there is no config {path}; ours are in det_configs/ and seg_configs/')
+    find_mmseg_configs()
+    try:
+        config = Config.fromfile(path)
+        config.merge_from_dict(options or {})
+    except (SyntaxError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
+        raise ConfigError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
+    if config.get('default_scope') not in SCOPES:
+        raise ConfigError(
+            f'{path}: default_scope is {config.get("default_scope")!r}; it must be one of '
+            f'{SCOPES}, which tells a detector from a segmentor'
+        )
+    init_default_scope(config.default_scope)
+    return config
+
+
+def find_mmseg_configs() -> None:
+    """Let ``_base_ = 'mmseg::...'`` find mmseg whatever its distribution is called.
+
+    mmengine looks for a distribution 'mmsegmentation', which the maintained line has renamed.
+    """
+    try:
+        distribution('mmsegmentation')
+    except PackageNotFoundError:
+        if find_spec('mmseg') is not None:
+            config_utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+def fit_to_device(config: Config) -> None:
+    """On a machine without a GPU, take what a CPU has: BatchNorm for SyncBN, gloo for nccl."""
+    if torch.cuda.is_available():
+        return
+    for node in walk(config.model):
+        norm = node.get('norm_cfg')
+        if isinstance(norm, dict) and norm.get('type') == 'SyncBN':
+            norm.type = 'BN'
+    distributed = config.get('env_cfg', {}).get('dist_cfg', {})
+    if distributed.get('backend') == 'nccl':
+        distributed.backend = 'gloo'
+
+
+def default_work_dir(config_path: str) -> str:
+    """``work_dirs/NAME`` for a config ``.../NAME.py``, as mmdet and mmseg have it."""
+    return str(Path('work_dirs') / Path(config_path).stem)
+
+
+def datasets_of(config: Config, splits: tuple[str, ...] = SPLITS) -> Iterator[ConfigDict]:
+    """The datasets that a config reads, out of wrappers such as RepeatDataset.
+
+    Args:
+        config: The config.
+        splits: Which of 'train', 'val' and 'test'. Default: all that there are.
+    """
+    for split in splits:
+        loader = config.get(f'{split}_dataloader')
+        if loader:
+            yield from unwrap_dataset(loader.dataset)
+
+
+def unwrap_dataset(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """What a dataset is made of: itself, or what it wraps or joins."""
+    if 'dataset' in dataset:
+        yield from unwrap_dataset(dataset.dataset)
+    elif 'datasets' in dataset:
+        for part in dataset.datasets:
+            yield from unwrap_dataset(part)
+    else:
+        yield dataset
+
+
+def walk(node: object) -> Iterator[ConfigDict]:
+    """All dicts inside a config, outermost first."""
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from walk(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from walk(value)

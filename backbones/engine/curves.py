@@ -1,0 +1,80 @@
+"""Loss, learning rate and metrics of a training, drawn from its log."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+# What the log holds beside losses and metrics.
+BOOKKEEPING = {'lr', 'base_lr', 'epoch', 'iter', 'step', 'time', 'data_time', 'memory', 'grad_norm'}
+
+Curve = list[tuple[int, float]]
+
+
+def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
+    """Draw a training's curves over its iterations to ``curves.png`` in its work folder.
+
+    Args:
+        work_dir: Where the training wrote its logs; those of resumed runs are joined.
+        metric: The metric to draw boldly, 'mIoU' for instance. Default: none.
+
+    Returns:
+        The picture, or None where nothing has been logged.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    training, validation = read_log(work_dir)
+    losses = {name: curve for name, curve in training.items() if 'loss' in name}
+    losses |= {name: curve for name, curve in validation.items() if name == 'val/loss'}
+    metrics = {
+        name: curve
+        for name, curve in validation.items()
+        if not name.startswith('val/') and not name.endswith('_precision')
+    }
+    panels = [
+        ('loss', losses, 'loss'),
+        ('learning rate', {'lr': training.get('lr', [])}, 'lr'),
+        ('metric', metrics, metric),
+    ]
+    panels = [(title, curves, bold) for title, curves, bold in panels if any(curves.values())]
+    if not panels:
+        return None
+    figure = Figure(figsize=(5 * len(panels), 4), layout='constrained')
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, curves, bold) in zip(all_axes, panels, strict=True):
+        for name, curve in curves.items():
+            iterations, values = zip(*curve, strict=True)
+            marker = 'o' if len(curve) < 30 else None
+            width = 2 if name == bold else 1
+            axes.plot(iterations, values, label=name, marker=marker, markersize=3, linewidth=width)
+        axes.set(title=title, xlabel='iteration')
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize='x-small')
+    path = Path(work_dir) / 'curves.png'
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def read_log(work_dir: str) -> tuple[dict[str, Curve], dict[str, Curve]]:
+    """What was logged while training and while validating, by name, over iterations."""
+    training: dict[str, dict[int, float]] = defaultdict(dict)
+    validation: dict[str, dict[int, float]] = defaultdict(dict)
+    # Folders are named by the time of their start, so that a resumed run overwrites what it redid.
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        iteration = 0
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            # Validation logs its epoch as step where training is counted in epochs.
+            training_entry = 'lr' in entry
+            iteration = entry['step'] if training_entry else iteration or entry['step']
+            curves = training if training_entry else validation
+            for name, value in entry.items():
+                if name not in BOOKKEEPING - {'lr'} and isinstance(value, (int, float)):
+                    curves[name][iteration] = value
+    return as_curves(training), as_curves(validation)
+
+
+def as_curves(values: dict[str, dict[int, float]]) -> dict[str, Curve]:
+    """Sort each name's values by iteration."""
+    return {name: sorted(curve.items()) for name, curve in values.items()}

@@ -1,0 +1,176 @@
+"""Looking at a config's pictures and annotations before a model is built.
+
+What a training would only trip over hours later, or never notice, is found here.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config, ConfigDict
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from .classes import constructor_defaults, is_coco
+from .coco import COCO_SOURCE, read_coco
+from .config import datasets_of
+from .errors import DataError
+from .paths import annotation_file, data_folder
+
+ADE20K_SOURCE = (
+    'ADE20K is the "SceneParsing" archive ADEChallengeData2016.zip of '
+    'https://groups.csail.mit.edu/vision/datasets/ADE20K/: unpack it into data/ade, or link the '
+    'folder there'
+)
+IGNORE_INDEX = 255
+
+
+def check_data(config: Config, splits: tuple[str, ...], classes: Sequence[str]) -> None:
+    """Check the data that a config reads, and say how many pictures there are.
+
+    Args:
+        config: A config whose classes are set.
+        splits: Which of 'train', 'val' and 'test' will be read.
+        classes: Class names, in the order of the labels.
+
+    Raises:
+        DataError: The first thing found that would spoil a run.
+    """
+    seen = set()
+    for split in splits:
+        for dataset in datasets_of(config, (split,)):
+            if is_coco(dataset):
+                key, check = str(annotation_file(dataset)), check_detection
+            elif config.default_scope == 'mmseg':
+                key, check = str(data_folder(dataset, 'img_path')), check_segmentation
+            else:
+                continue
+            if key not in seen:
+                count = check(dataset, classes)
+                print(f'{split}: {count} pictures, as {key} has them', flush=True)
+            seen.add(key)
+    read_coco.cache_clear()
+
+
+def check_detection(dataset: ConfigDict, classes: Sequence[str]) -> int:
+    """Check a COCO file against its pictures and itself; returns the number of pictures."""
+    path = annotation_file(dataset)
+    content = read_coco(path)
+    categories = {category['id'] for category in content['categories']}
+    images = {image['id'] for image in content['images']}
+    for annotation in content['annotations']:
+        if annotation['category_id'] not in categories:
+            raise DataError(
+                f'{path}: annotation {annotation["id"]} has category_id '
+                f'{annotation["category_id"]}, which is not among the categories '
+                f'{sorted(categories)}'
+            )
+        if annotation['image_id'] not in images:
+            raise DataError(
+                f'{path}: annotation {annotation["id"]} belongs to image_id '
+                f'{annotation["image_id"]}, which is not among the images'
+            )
+    used = {c['id'] for c in content['categories'] if c['name'] in classes}
+    if not any(annotation['category_id'] in used for annotation in content['annotations']):
+        raise DataError(f'{path} has no annotation of any of the classes {list(classes)}')
+    folder = data_folder(dataset, 'img')
+    if not folder.is_dir():
+        raise DataError(
+            f'there is no picture folder {folder} (data_root and data_prefix say so). {COCO_SOURCE}'
+        )
+    check_present(folder, [image['file_name'] for image in content['images']], path)
+    return len(images)
+
+
+def check_segmentation(dataset: ConfigDict, classes: Sequence[str]) -> int:
+    """Check label maps against pictures and classes; returns the number of pictures."""
+    defaults = constructor_defaults(dataset)
+    suffix = dataset.get('img_suffix', defaults.get('img_suffix', '.jpg'))
+    label_suffix = dataset.get('seg_map_suffix', defaults.get('seg_map_suffix', '.png'))
+    reduce_zero = dataset.get('reduce_zero_label', defaults.get('reduce_zero_label', False))
+    pictures, labels = data_folder(dataset, 'img_path'), data_folder(dataset, 'seg_map_path')
+    for folder in (pictures, labels):
+        if not folder.is_dir():
+            raise DataError(
+                f'there is no folder {folder} (data_root and data_prefix say so). '
+                f'{ADE20K_SOURCE}; for data of your own set data_root'
+            )
+    names = sorted(
+        str(file.relative_to(pictures))[: -len(suffix)] for file in pictures.rglob(f'*{suffix}')
+    )
+    if not names:
+        others = Counter(file.suffix for file in pictures.rglob('*') if file.is_file())
+        raise DataError(
+            f"{pictures} has no picture that ends in {suffix!r} (the dataset's img_suffix); it has "
+            f'{dict(others) or "no files"}'
+        )
+    check_present(labels, [name + label_suffix for name in names], pictures)
+    files = [labels / (name + label_suffix) for name in names]
+    check_labels(files, len(classes), reduce_zero)
+    return len(names)
+
+
+def check_present(folder: Path, names: Sequence[str], wanted_by: Path) -> None:
+    """Refuse a folder that lacks files, and say how many and which come first."""
+    present = {}
+    for parent in {os.path.dirname(name) for name in names}:
+        inside = folder / parent
+        present[parent] = set(os.listdir(inside)) if inside.is_dir() else set()
+    missing = [
+        name for name in names if os.path.basename(name) not in present[os.path.dirname(name)]
+    ]
+    if missing:
+        raise DataError(
+            f'{len(missing)} of {len(names)} files that {wanted_by} asks for are not in {folder}: '
+            f'{", ".join(missing[:5])}{", ..." if len(missing) > 5 else ""}'
+        )
+
+
+def check_labels(files: Sequence[Path], num_classes: int, reduce_zero_label: bool) -> None:
+    """Refuse label maps with labels that no class has."""
+    first = 1 if reduce_zero_label else 0
+    allowed = np.zeros(2**16, bool)
+    allowed[first : first + num_classes] = True
+    allowed[[0, IGNORE_INDEX] if reduce_zero_label else IGNORE_INDEX] = True
+    for file, labels in zip(files, progress(read_labels(files), len(files)), strict=True):
+        wrong = labels[~allowed[labels]]
+        if len(wrong):
+            raise DataError(
+                f'{file}: label {wrong[0]} belongs to no class. There are {num_classes} classes, '
+                f'stored as {first} to {first + num_classes - 1}'
+                + (
+                    ', after 0 for "unlabelled" (reduce_zero_label=True)'
+                    if reduce_zero_label
+                    else ''
+                )
+                + f'; {IGNORE_INDEX} is left out. Mend the file, or the list of classes'
+            )
+
+
+def read_labels(files: Sequence[Path]) -> Iterator[np.ndarray]:
+    """The labels that occur in each label map, read on all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(labels_in, files)
+
+
+def labels_in(file: Path) -> np.ndarray:
+    """The labels that occur in a label map."""
+    try:
+        with Image.open(file) as picture:
+            label_map = np.asarray(picture)
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f'{file} cannot be read as a label map: {error}') from error
+    if label_map.ndim != 2:
+        raise DataError(
+            f'{file} is a colour picture. A label map has one channel that holds the number of a '
+            'class at every pixel; colours have to be turned into numbers first'
+        )
+    return np.flatnonzero(np.bincount(label_map.ravel().astype(np.uint16), minlength=1))
+
+
+def progress(items: Iterable, total: int) -> Iterable:
+    """A progress bar that shows itself only where there is something to wait for."""
+    return tqdm(items, 'checking label maps', total, unit=' files', leave=False, delay=2)

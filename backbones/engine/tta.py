@@ -1,0 +1,63 @@
+"""Test-time augmentation: predictions averaged over flipped and resized pictures."""
+
+import copy
+
+from mmengine.config import Config, ConfigDict
+
+from .config import datasets_of
+from .errors import ConfigError
+
+DETECTION_META_KEYS = (
+    'img_id',
+    'img_path',
+    'ori_shape',
+    'img_shape',
+    'scale_factor',
+    'flip',
+    'flip_direction',
+)
+
+
+def use_test_time_augmentation(config: Config) -> None:
+    """Wrap the model of a config and replace its test pipeline.
+
+    The config's own ``tta_model`` and ``tta_pipeline`` are used where it has them. A detector
+    without is tested on each picture and its mirror image.
+
+    Args:
+        config: Changed in place.
+
+    Raises:
+        ConfigError: The model predicts masks, which mmdet cannot merge, or there is no
+            ``tta_pipeline`` for a segmentor.
+    """
+    if 'mask_head' in config.model.get('roi_head', {}) or 'mask_head' in config.model:
+        raise ConfigError('--tta: mmdet merges boxes only, a model with masks is tested without')
+    if config.default_scope == 'mmdet':
+        add_detection_defaults(config)
+    for key in ('tta_model', 'tta_pipeline'):
+        if key not in config:
+            raise ConfigError(f'--tta: the config has no {key}; see seg_configs/_base_ for one')
+    for dataset in datasets_of(config, ('test',)):
+        dataset.pipeline = config.tta_pipeline
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+
+
+def add_detection_defaults(config: Config) -> None:
+    """Give a detector's config the model and the pipeline that mmdet's own tool defaults to."""
+    config.setdefault(
+        'tta_model',
+        ConfigDict(
+            type='DetTTAModel',
+            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+        ),
+    )
+    if 'tta_pipeline' in config:
+        return
+    pipeline = copy.deepcopy(next(datasets_of(config, ('test',))).pipeline)
+    flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
+    pack = [dict(type='PackDetInputs', meta_keys=DETECTION_META_KEYS)]
+    config.tta_pipeline = [
+        *pipeline[:-1],
+        ConfigDict(type='TestTimeAug', transforms=[flips, pack]),
+    ]

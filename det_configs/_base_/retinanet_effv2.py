@@ -1,0 +1,29 @@
+# RetinaNet on COCO: mmdet's model and 1x schedule, with the optimizer of PVT and PoolFormer.
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    'mmdet::_base_/schedules/schedule_1x.py',
+    'mmdet::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='EfficientFormerV2',
+        norm_eval=True,
+        init_cfg=dict(type='Pretrained'),
+    ),
+)
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=1e-4),
+)
+val_evaluator = dict(classwise=True)
+test_evaluator = val_evaluator
+
+default_hooks = dict(
+    checkpoint=dict(max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),
+)
+visualizer = dict(
+    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
+)

@@ -1,0 +1,9 @@
+_base_ = './_base_/mask_rcnn_effv2.py'
+
+model = dict(
+    backbone=dict(
+        arch='s1',
+        init_cfg=dict(checkpoint='timm://efficientformerv2_s1.snap_dist_in1k'),
+    ),
+    neck=dict(in_channels=[32, 48, 120, 224]),
+)

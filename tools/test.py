@@ -1,0 +1,116 @@
+"""Test a detector or a segmentor: COCO's AP for boxes and masks, or mIoU, and every class's own."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from _requirements import explain_missing
+
+with explain_missing():
+    from mmengine.config import Config, DictAction
+    from mmengine.dist import is_main_process
+    from mmengine.runner import Runner
+
+    from backbones.engine.classes import set_classes
+    from backbones.engine.config import default_work_dir, fit_to_device, load_config
+    from backbones.engine.data import check_data
+    from backbones.engine.drawing import draw_comparisons
+    from backbones.engine.errors import ConfigError, clear_errors
+    from backbones.engine.report import format_metrics, report_every_class, write_metrics
+    from backbones.engine.tta import use_test_time_augmentation
+
+EXAMPLES = """\
+examples:
+  python tools/test.py seg_configs/fpn_effv2_s2.py work_dirs/fpn_effv2_s2/best_mIoU_iter_40000.pth
+      mIoU on ADE20K's validation pictures
+  python tools/test.py det_configs/mask_rcnn_effv2_s0.py CHECKPOINT --show-dir drawn
+      box and mask AP on COCO, and every picture with truth and prediction side by side in drawn/
+  tools/dist_test.sh det_configs/retinanet_effv2_l.py CHECKPOINT 8 --out metrics.json
+      on 8 GPUs
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='the config that the model was trained with')
+    parser.add_argument('checkpoint', help='a checkpoint that tools/train.py wrote')
+    parser.add_argument(
+        '--work-dir', help='where logs go (default: the config, else work_dirs/NAME)'
+    )
+    parser.add_argument(
+        '--out', metavar='FILE', help='where metrics go as JSON (default: WORK_DIR/metrics.json)'
+    )
+    parser.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help='draw truth (left) and prediction (right) into this folder',
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="average over flips, and over the sizes of the config's tta_pipeline",
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override entries of the config: test_dataloader.batch_size=4',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+        default='none',
+        help='what started the processes (default: none, a single one)',
+    )
+    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """The config with everything from the command line in it."""
+    config = load_config(args.config, args.cfg_options)
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        raise ConfigError(f'there is no checkpoint {args.checkpoint}')
+    config.launcher = args.launcher
+    config.work_dir = args.work_dir or config.get('work_dir') or default_work_dir(args.config)
+    config.load_from = args.checkpoint
+    config.resume = False
+    # The checkpoint holds the whole model: what its backbone started from is not needed.
+    config.model.backbone.init_cfg = None
+    if args.show_dir:
+        draw_comparisons(config, args.show_dir)
+    if args.tta:
+        use_test_time_augmentation(config)
+    report_every_class(config)
+    fit_to_device(config)
+    return config
+
+
+def main() -> None:
+    args = parse_args()
+    with clear_errors():
+        config = configure(args)
+        classes = set_classes(config)
+        if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
+            check_data(config, ('test',), classes)
+        metrics = Runner.from_cfg(config).test()
+    if is_main_process():
+        path = Path(args.out or Path(config.work_dir) / 'metrics.json')
+        write_metrics(metrics, path)
+        print(f'\n{format_metrics(metrics)}\n\nmetrics: {path}')
+        if args.show_dir:
+            print(f'drawn: {args.show_dir}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Train a detector or a segmentor: the config says which, mmengine does it."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from _requirements import explain_missing
+
+with explain_missing():
+    import torch
+    from mmengine.config import Config, ConfigDict, DictAction
+    from mmengine.dist import is_main_process
+    from mmengine.runner import Runner
+
+    from backbones.engine.classes import set_classes
+    from backbones.engine.config import default_work_dir, fit_to_device, load_config
+    from backbones.engine.curves import draw_curves
+    from backbones.engine.data import check_data
+    from backbones.engine.errors import ConfigError, clear_errors
+
+EXAMPLES = """\
+examples:
+  python tools/train.py seg_configs/fpn_effv2_s2.py
+      train on ADE20K; logs and checkpoints go to work_dirs/fpn_effv2_s2
+  python tools/train.py det_configs/mask_rcnn_effv2_s0.py --resume
+      go on from the newest checkpoint in the work folder
+  python tools/train.py my_config.py --cfg-options model.backbone.init_cfg=None
+      start from nothing instead of from ImageNet weights
+  tools/dist_train.sh det_configs/retinanet_effv2_s1.py 8 --auto-scale-lr
+      on 8 GPUs, the learning rate scaled to the batch
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='a config for mmdet or mmseg (its default_scope tells)')
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go (default: the config, else work_dirs/NAME)',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help='go on from this checkpoint; without PATH, or with "auto", from the newest in the '
+        'work folder',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision: float16 on a GPU, bfloat16 on a CPU',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by this run's batch over the one that the config is made for",
+    )
+    parser.add_argument('--seed', type=int, help='seed of all random numbers (default: drawn)')
+    parser.add_argument(
+        '--val-loss', action='store_true', help='compute the loss on the validation set as well'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override entries of the config: optim_wrapper.optimizer.lr=1e-4 '
+        'train_dataloader.batch_size=8',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+        default='none',
+        help='what started the processes (default: none, a single one)',
+    )
+    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """The config with everything from the command line in it."""
+    config = load_config(args.config, args.cfg_options)
+    config.launcher = args.launcher
+    config.work_dir = args.work_dir or config.get('work_dir') or default_work_dir(args.config)
+    if args.seed is not None:
+        config.randomness = ConfigDict({**config.get('randomness', {}), 'seed': args.seed})
+    if args.resume:
+        resume(config, args.resume)
+    if args.amp:
+        use_amp(config)
+    if args.auto_scale_lr:
+        scale_learning_rate(config)
+    if args.val_loss:
+        from backbones.engine.val_loss import enable_val_loss
+
+        enable_val_loss(config)
+    fit_to_device(config)
+    return config
+
+
+def resume(config: Config, checkpoint: str) -> None:
+    """Go on from a checkpoint, or from the newest there is."""
+    config.resume = True
+    config.load_from = None if checkpoint == 'auto' else checkpoint
+    if config.load_from and not Path(checkpoint).is_file():
+        raise ConfigError(f'--resume: there is no checkpoint {checkpoint}')
+    if not config.load_from and not (Path(config.work_dir) / 'last_checkpoint').is_file():
+        print(f'--resume: no checkpoint in {config.work_dir} yet, starting from the beginning')
+
+
+def use_amp(config: Config) -> None:
+    """Mixed precision with what the machine has."""
+    if torch.cuda.is_available():
+        config.optim_wrapper.type = 'AmpOptimWrapper'
+        config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        return
+    from backbones.engine.amp import CPUAmpOptimWrapper
+
+    config.optim_wrapper.type = CPUAmpOptimWrapper.__name__
+    config.optim_wrapper.pop('loss_scale', None)
+
+
+def scale_learning_rate(config: Config) -> None:
+    """Let mmengine scale the learning rate, and have the result logged."""
+    if not config.get('auto_scale_lr', {}).get('base_batch_size'):
+        raise ConfigError(
+            '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=N) in the config: the '
+            'batch, over all GPUs, that its learning rate is meant for'
+        )
+    config.auto_scale_lr.enable = True
+    from backbones.engine.learning_rate import LearningRateHook
+
+    hook = ConfigDict(type=LearningRateHook.__name__)
+    config.custom_hooks = [*config.get('custom_hooks', []), hook]
+
+
+def main() -> None:
+    args = parse_args()
+    with clear_errors():
+        config = configure(args)
+        classes = set_classes(config)
+        print(f'{len(classes)} classes: {", ".join(classes)}')
+        if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
+            splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
+            check_data(config, splits, classes)
+        runner = Runner.from_cfg(config)
+        runner.train()
+    if is_main_process():
+        best = config.default_hooks.checkpoint.get('save_best')
+        curves = draw_curves(config.work_dir, best if isinstance(best, str) else None)
+        print(f'logs and checkpoints: {config.work_dir}\ncurves: {curves}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
