@@ -30,7 +30,7 @@ test_evaluator = val_evaluator
 
 # From nothing, every block has to take part from the start and BatchNorm has to learn.
 model = dict(backbone=dict(init_cfg=None, norm_eval=False, layer_scale_init_value=1.0))
-max_iters = 800
+max_iters = 600
 optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.05), clip_grad=dict(max_norm=10))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, begin=0, end=60, by_epoch=False),

@@ -1,5 +1,6 @@
 """Reading a config, and fitting it to the machine and to the command line."""
 
+import itertools
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -40,7 +41,18 @@ def load_config(path: str, options: dict | None = None) -> Config:
             f'{SCOPES}, which tells a detector from a segmentor'
         )
     init_default_scope(config.default_scope)
+    name_library_of_transforms(config)
     return config
+
+
+def name_library_of_transforms(config: Config) -> None:
+    """Let pipelines work after a model of the other library was made in the same process.
+
+    Both libraries look their transforms up in the scope of the model that was made last.
+    """
+    pipelines = [dataset.get('pipeline', []) for dataset in datasets_of(config)]
+    for transform in itertools.chain(*pipelines, config.get('test_pipeline', [])):
+        transform.setdefault('_scope_', config.default_scope)
 
 
 def find_mmseg_configs() -> None:

@@ -28,7 +28,7 @@ def report_every_class(config: Config) -> None:
 def write_metrics(metrics: dict[str, float], path: Path) -> None:
     """Write metrics as JSON; what could not be measured (NaN) becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    valid = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    valid = {name: float(v) if math.isfinite(v) else None for name, v in metrics.items()}
     path.write_text(json.dumps(valid, indent=2) + '\n', encoding='utf-8')
 
 

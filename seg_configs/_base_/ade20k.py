@@ -34,6 +34,8 @@ tta_pipeline = [
         ],
     ),
 ]
+# Named, so that a detector in the same process does not change where they are looked up.
+test_pipeline = [dict(transform, _scope_='mmseg') for transform in test_pipeline]
 train_dataloader = dict(
     batch_size=4,
     num_workers=4,

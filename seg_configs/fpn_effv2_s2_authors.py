@@ -1,0 +1,14 @@
+# For the authors' own ADE20K checkpoint: bias tables of 512x512, resized as they resize them, and
+# test pictures stretched to a multiple of 32, without which their network does not run.
+_base_ = './fpn_effv2_s2.py'
+
+model = dict(backbone=dict(pretrain_img_size=512, bias_resize='matrix'))
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
+    dict(type='ResizeToMultiple', size_divisor=32),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

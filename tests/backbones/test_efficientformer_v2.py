@@ -1,0 +1,242 @@
+"""The backbone as a user of mmdet and mmseg meets it."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from backbones import ARCHITECTURES, EfficientFormerV2
+
+# The smallest network of the family's shape, for what does not depend on the size.
+TINY = dict(
+    channels=(4, 8, 8, 16),
+    depths=(1, 1, 2, 2),
+    num_attention_blocks=1,
+    mlp_ratios=((2,), (2,), (2, 2), (2, 2)),
+    drop_path_rate=0.0,
+)
+
+# DESIGN.md's figures with the published classifier: a BatchNorm and two heads of 1000 classes.
+PARAMETERS = {'s0': 3_600_256, 's1': 6_185_560, 's2': 12_710_112, 'l': 26_322_288}
+
+
+def halved(size: int, times: int) -> int:
+    for _ in range(times):
+        size = (size + 1) // 2
+    return size
+
+
+@pytest.mark.parametrize('arch', ARCHITECTURES)
+def test_parameters_are_those_published(arch):
+    channels = ARCHITECTURES[arch]['channels'][-1]
+    classifier = 2 * channels + 2 * (channels * 1000 + 1000)
+    backbone = EfficientFormerV2(arch)
+    assert sum(p.numel() for p in backbone.parameters()) + classifier == PARAMETERS[arch]
+
+
+@pytest.mark.parametrize('arch', ARCHITECTURES)
+def test_feature_maps_of_every_arch(arch):
+    backbone = EfficientFormerV2(arch).eval()
+    with torch.no_grad():
+        features = backbone(torch.rand(2, 3, 64, 96))
+    channels = ARCHITECTURES[arch]['channels']
+    assert [tuple(f.shape) for f in features] == [
+        (2, channels[i], 16 // 2**i, 24 // 2**i) for i in range(4)
+    ]
+
+
+@pytest.mark.parametrize('bias_resize', ['offset', 'matrix'])
+@pytest.mark.parametrize(
+    'size', [(1, 1), (1, 7), (2, 3), (31, 33), (32, 32), (37, 200), (225, 223), (512, 683)]
+)
+def test_every_size_is_halved_rounding_up(size, bias_resize):
+    backbone = EfficientFormerV2(TINY, bias_resize=bias_resize).eval()
+    with torch.no_grad():
+        features = backbone(torch.rand(1, 3, *size))
+    for stage, feature in enumerate(features):
+        assert feature.shape[-2:] == (halved(size[0], stage + 2), halved(size[1], stage + 2))
+        assert feature.isfinite().all()
+
+
+def test_4k_picture_stays_within_memory():
+    # The scores of the downsampling attention alone would be 8 GiB.
+    backbone = EfficientFormerV2(dict(TINY, num_attention_blocks=0)).eval()
+    with torch.no_grad():
+        features = backbone(torch.rand(1, 3, 2160, 3840))
+    assert features[-1].shape == (1, 16, 68, 120)
+
+
+@pytest.mark.parametrize('out_indices', [(0,), (1, 3), (0, 1, 2), [2]])
+def test_only_what_out_indices_needs_is_built(out_indices):
+    backbone = EfficientFormerV2(TINY, out_indices=out_indices).eval()
+    everything = EfficientFormerV2(TINY).eval()
+    backbone.load_state_dict(everything.state_dict())
+    assert len(backbone.stages) == max(out_indices) + 1
+    picture = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        features, all_features = backbone(picture), everything(picture)
+    assert len(features) == len(out_indices)
+    for index, feature in zip(out_indices, features, strict=True):
+        torch.testing.assert_close(feature, all_features[index], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'named'),
+    [
+        (dict(arch='s3'), "'s0', 's1', 's2', 'l'"),
+        (dict(arch=dict(TINY, depth=3)), 'depths'),
+        (dict(arch=dict(TINY, depths=(1, 1, 2, 3))), 'mlp_ratios'),
+        (dict(arch=dict(TINY, channels=(4, 8, 8))), '4 stages'),
+        (dict(arch=dict(TINY, num_attention_blocks=3)), 'at most 2'),
+        (dict(out_indices=(0, 4)), r'\(0, 1, 2, 3\)'),
+        (dict(out_indices=(1, 0)), 'rising'),
+        (dict(out_indices=()), 'rising'),
+        (dict(out_indices=2), 'rising'),
+        (dict(bias_resize='bilinear'), "'offset', 'matrix'"),
+        (dict(frozen_stages=5), '-1 to 4'),
+        (dict(drop_path_rate=1.0), 'below 1'),
+        (dict(pretrain_img_size=0), 'positive'),
+        (dict(pretrain_img_size=(224, 224, 3)), 'height, width'),
+    ],
+)
+def test_wrong_arguments_name_what_is_allowed(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        EfficientFormerV2(**arguments)
+
+
+def test_is_found_by_mmdet_and_mmseg():
+    from mmdet.registry import MODELS as DETECTION_MODELS
+    from mmseg.registry import MODELS as SEGMENTATION_MODELS
+
+    for registry in (MODELS, DETECTION_MODELS, SEGMENTATION_MODELS):
+        backbone = registry.build(dict(type='EfficientFormerV2', arch=TINY))
+        assert isinstance(backbone, EfficientFormerV2)
+
+
+def test_train_and_eval_return_the_backbone():
+    backbone = EfficientFormerV2(TINY)
+    assert backbone.eval() is backbone
+    assert backbone.train() is backbone
+
+
+def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_norm_eval_keeps_statistics_and_still_learns():
+    backbone = EfficientFormerV2(TINY, norm_eval=True).train()
+    before = {name: b.clone() for name, b in backbone.named_buffers()}
+    sum(f.mean() for f in backbone(torch.rand(2, 3, 64, 64))).backward()
+    for name, buffer in backbone.named_buffers():
+        torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
+    assert all(norm.weight.requires_grad for norm in batch_norms(backbone))
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 4])
+def test_frozen_stages_do_not_learn(frozen_stages):
+    backbone = EfficientFormerV2(TINY, frozen_stages=frozen_stages).train()
+    parts = [backbone.stem, *backbone.stages]
+    for number, part in enumerate(parts):
+        frozen = number <= frozen_stages
+        assert all(p.requires_grad != frozen for p in part.parameters())
+        assert all(norm.training != frozen for norm in batch_norms(part))
+
+
+def test_with_cp_gives_the_same_gradients():
+    torch.manual_seed(0)
+    plain = EfficientFormerV2(TINY, layer_scale_init_value=1.0).train()
+    checkpointed = EfficientFormerV2(TINY, with_cp=True).train()
+    checkpointed.load_state_dict(plain.state_dict())
+    picture = torch.rand(2, 3, 64, 64)
+    for backbone in (plain, checkpointed):
+        sum(f.square().mean() for f in backbone(picture)).backward()
+    for expected, found in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_every_parameter_gets_a_gradient():
+    """What DistributedDataParallel asks for without find_unused_parameters."""
+    backbone = EfficientFormerV2(TINY, layer_scale_init_value=1.0).train()
+    sum(f.square().mean() for f in backbone(torch.rand(2, 3, 70, 90))).backward()
+    unused = [name for name, p in backbone.named_parameters() if p.grad is None]
+    assert unused == []
+
+
+def test_drop_path_rises_to_the_last_block():
+    rates = [
+        getattr(block.drop_path, 'drop_prob', 0.0)
+        for stage in EfficientFormerV2('l').stages
+        for block in stage.blocks
+    ]
+    assert rates[0] == 0
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.1)
+    none = EfficientFormerV2('l', drop_path_rate=0.0)
+    assert not any('DropPath' in type(m).__name__ for m in none.modules())
+
+
+def test_layer_scale_init_value():
+    backbone = EfficientFormerV2(TINY, layer_scale_init_value=0.5)
+    scales = [p for name, p in backbone.named_parameters() if name.endswith('gamma')]
+    assert scales and all((p == 0.5).all() for p in scales)
+
+
+def test_bfloat16_autocast_stays_close():
+    torch.manual_seed(0)
+    backbone = EfficientFormerV2('s0', layer_scale_init_value=0.1).eval()
+    picture = torch.rand(1, 3, 96, 128)
+    with torch.no_grad():
+        expected = backbone(picture)
+        with torch.autocast('cpu', torch.bfloat16):
+            found = backbone(picture)
+    for a, b in zip(expected, found, strict=True):
+        assert (a - b.float()).abs().max() < 0.1 * a.std()
+
+
+def test_bfloat16_autocast_trains():
+    backbone = EfficientFormerV2(TINY, layer_scale_init_value=1.0).train()
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = sum(f.float().square().mean() for f in backbone(torch.rand(2, 3, 64, 64)))
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in backbone.parameters())
+
+
+def test_deepcopy_is_a_network_of_its_own():
+    backbone = EfficientFormerV2(TINY).eval()
+    picture = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = backbone(picture)
+        copied = copy.deepcopy(backbone)
+        for p in backbone.parameters():
+            p.zero_()
+        found = copied(picture)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_channels_last_gives_the_same():
+    backbone = EfficientFormerV2(TINY).eval()
+    picture = torch.rand(1, 3, 75, 64)
+    with torch.no_grad():
+        expected = backbone(picture)
+        found = backbone.to(memory_format=torch.channels_last)(
+            picture.contiguous(memory_format=torch.channels_last)
+        )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_compiles_into_one_graph(training):
+    torch.manual_seed(0)
+    backbone = EfficientFormerV2(TINY).train(training)
+    compiled = torch.compile(copy.deepcopy(backbone), backend='eager', fullgraph=True)
+    for size in ((64, 64), (50, 77)):
+        picture = torch.rand(2, 3, *size)
+        torch.testing.assert_close(compiled(picture), backbone(picture))
+
+
+def test_another_network_of_the_family_needs_no_code():
+    backbone = MODELS.build(dict(type='EfficientFormerV2', arch=TINY, pretrain_img_size=(96, 64)))
+    table = backbone.stages[3].blocks[-1].token_mixer.relative_position_bias.table
+    assert table.shape == (8, 3, 2)

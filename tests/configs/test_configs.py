@@ -1,0 +1,238 @@
+"""Every shipped config loads, builds, trains a step and predicts; configs inherit both ways."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+
+from backbones import ARCHITECTURES
+from backbones.engine.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted([*ROOT.glob('det_configs/*.py'), *ROOT.glob('seg_configs/*.py')])
+TWELVE = [
+    f'{folder}/{model}_effv2_{arch}.py'
+    for folder, models in (('det_configs', ('retinanet', 'mask_rcnn')), ('seg_configs', ('fpn',)))
+    for model in models
+    for arch in ARCHITECTURES
+]
+
+
+def build_from_nothing(config: Config) -> torch.nn.Module:
+    config.model.backbone.init_cfg = None
+    init_default_scope(config.default_scope)
+    model = revert_sync_batchnorm(MODELS.build(config.model))
+    model.init_weights()
+    return model
+
+
+def sample_of(scope: str, height: int, width: int) -> dict:
+    """A batch of one picture with an object in it, as a data loader hands it over."""
+    picture = torch.randint(0, 255, (3, height, width), dtype=torch.uint8)
+    if scope == 'mmseg':
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        sample = SegDataSample(metainfo=dict(img_shape=(height, width), ori_shape=(height, width)))
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, height, width)))
+        return dict(inputs=[picture], data_samples=[sample])
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+
+    masks = np.zeros((1, height, width), np.uint8)
+    masks[0, 10:60, 20:80] = 1
+    sample = DetDataSample(
+        metainfo=dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1, 1))
+    )
+    sample.gt_instances = InstanceData(
+        bboxes=HorizontalBoxes(torch.tensor([[20.0, 10.0, 80.0, 60.0]])),
+        labels=torch.tensor([3]),
+        masks=BitmapMasks(masks, height, width),
+    )
+    sample.ignored_instances = InstanceData(bboxes=HorizontalBoxes(torch.zeros(0, 4)))
+    return dict(inputs=[picture], data_samples=[sample])
+
+
+def test_all_twelve_are_shipped():
+    assert [path for path in TWELVE if not (ROOT / path).is_file()] == []
+
+
+def test_load_with_nothing_of_ours_imported():
+    """In a process of its own, from another folder, as mmdet's and mmseg's own tools do it."""
+    script = 'import sys; from mmengine import Config; [Config.fromfile(p) for p in sys.argv[1:]]'
+    subprocess.run(
+        [sys.executable, '-c', script, *map(str, CONFIGS)],
+        check=True,
+        cwd=Path(sys.executable).parent,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize('path', TWELVE)
+def test_recipe(path):
+    config = Config.fromfile(ROOT / path)
+    task, arch = Path(path).stem.split('_effv2_')
+    batch, learning_rate, weight_decay = {
+        'retinanet': (16, 1e-4, 1e-4),
+        'mask_rcnn': (16, 2e-4, 0.05),
+        'fpn': (32, 2e-4, 1e-4),
+    }[task]
+    optimizer = config.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == (
+        'AdamW',
+        learning_rate,
+        weight_decay,
+    )
+    assert config.auto_scale_lr.base_batch_size == batch == 8 * config.train_dataloader.batch_size
+    assert config.model.backbone.norm_eval
+    checkpoint = config.model.backbone.init_cfg.checkpoint
+    assert checkpoint == f'timm://efficientformerv2_{arch}.snap_dist_in1k'
+    assert tuple(config.model.neck.in_channels) == ARCHITECTURES[arch]['channels']
+    if task == 'fpn':
+        assert config.train_cfg.max_iters == config.param_scheduler[-1].end == 40_000
+        assert config.param_scheduler[-1].power == 0.9
+        assert config.param_scheduler[-1].eta_min == 1e-6
+    else:
+        assert config.train_cfg.max_epochs == 12
+        assert config.param_scheduler[-1].milestones == [8, 11]
+
+
+@pytest.mark.parametrize('path', TWELVE)
+def test_predicts_and_trains(path):
+    torch.manual_seed(0)
+    config = Config.fromfile(ROOT / path)
+    model = build_from_nothing(config)
+    scope = config.default_scope
+    model.train()
+    data = model.data_preprocessor(sample_of(scope, 96, 128), training=True)
+    losses, _ = model.parse_losses(model(**data, mode='loss'))
+    losses.backward()
+    assert losses.isfinite()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == []
+
+    model.eval()
+    with torch.no_grad():
+        result = model.test_step(sample_of(scope, 75, 101))[0]
+    if scope == 'mmseg':
+        assert result.pred_sem_seg.data.shape == (1, 75, 101)
+    else:
+        assert len(result.pred_instances.bboxes) == len(result.pred_instances.scores)
+        assert ('masks' in result.pred_instances) == ('mask_rcnn' in path)
+
+
+def test_user_config_inherits_ours(tmp_path, shapes):
+    user = tmp_path / 'mine.py'
+    user.write_text(
+        textwrap.dedent(f"""\
+        _base_ = '{ROOT}/det_configs/mask_rcnn_effv2_s1.py'
+        model = dict(
+            backbone=dict(init_cfg=None, frozen_stages=2),
+            roi_head=dict(bbox_head=dict(num_classes=6), mask_head=dict(num_classes=6)),
+        )
+        """)
+    )
+    model = build_from_nothing(Config.fromfile(user))
+    assert model.roi_head.mask_head.num_classes == 6
+    assert model.backbone.frozen_stages == 2
+    assert len(model.backbone.stages[2].blocks) == 9
+
+
+INHERITING = {
+    'faster_rcnn': """\
+        _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+        custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
+        model = dict(
+            backbone=dict(_delete_=True, type='EfficientFormerV2', arch='s1', norm_eval=True),
+            neck=dict(in_channels=[32, 48, 120, 224]),
+        )
+        """,
+    'upernet': """\
+        _base_ = 'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py'
+        custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
+        model = dict(
+            pretrained=None,
+            backbone=dict(_delete_=True, type='EfficientFormerV2', arch='s1', norm_eval=True),
+            decode_head=dict(in_channels=[32, 48, 120, 224]),
+            auxiliary_head=dict(in_channels=120),
+        )
+        """,
+}
+
+
+@pytest.mark.parametrize('name', INHERITING)
+def test_backbone_goes_under_any_model_of_mmdet_and_mmseg(name, tmp_path):
+    path = tmp_path / 'theirs.py'
+    path.write_text(textwrap.dedent(INHERITING[name]))
+    config = load_config(str(path))
+    model = build_from_nothing(config).eval()
+    with torch.no_grad():
+        result = model.test_step(sample_of(config.default_scope, 61, 90))[0]
+    assert result.ori_shape == (61, 90)
+    readme = (ROOT / 'README.md').read_text()
+    for line in textwrap.dedent(INHERITING[name]).splitlines():
+        assert line in readme, 'the README shows this config'
+
+
+INFERENCE = """\
+import numpy as np, torch
+torch.set_num_threads(1)
+picture = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+
+def detect():
+    from mmdet.apis import inference_detector, init_detector
+    if 'detector' not in globals():
+        globals()['detector'] = init_detector('{det}', device='cpu', palette='random',
+            cfg_options={{'model.backbone.init_cfg': None}})
+    return inference_detector(detector, picture).pred_instances.scores
+
+def segment():
+    from mmseg.apis import inference_model, init_model
+    if 'segmentor' not in globals():
+        globals()['segmentor'] = init_model('{seg}', device='cpu',
+            cfg_options={{'model.backbone.init_cfg': None}})
+    return inference_model(segmentor, picture).pred_sem_seg.data
+
+for call in ({order}) * 2:
+    call()
+"""
+
+
+@pytest.mark.parametrize('order', ['detect, segment', 'segment, detect'])
+def test_detector_and_segmentor_live_in_one_process(order, tmp_path):
+    script = INFERENCE.format(
+        det=ROOT / 'det_configs/retinanet_effv2_s0.py',
+        seg=ROOT / 'seg_configs/fpn_effv2_s0.py',
+        order=order,
+    )
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_inferencers(tmp_path):
+    from mmdet.apis import DetInferencer
+    from mmseg.apis import MMSegInferencer
+
+    picture = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+    for inferencer, path, key in (
+        (DetInferencer, 'det_configs/mask_rcnn_effv2_s0.py', 'predictions'),
+        (MMSegInferencer, 'seg_configs/fpn_effv2_s0.py', 'predictions'),
+    ):
+        config = Config.fromfile(ROOT / path)
+        config.model.backbone.init_cfg = None
+        config.dump(tmp_path / 'config.py')
+        run = inferencer(str(tmp_path / 'config.py'), device='cpu')
+        assert run(picture, out_dir='')[key] is not None

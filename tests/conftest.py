@@ -1,0 +1,46 @@
+"""Threads that do not fight, and the small pictures, checkpoints and commands that tests share."""
+
+import os
+
+# Before torch is imported: workers of pytest-xdist and processes of torchrun share two cores.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / 'tests' / 'data' / 'golden'
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny set of drawn shapes, in COCO's layout (``coco``) and ADE20K's (``ade``)."""
+    out = tmp_path_factory.mktemp('data') / 'shapes'
+    arguments = ['--train', '8', '--val', '5', '--size', '64']
+    subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'make_shapes.py', out, *arguments],
+        check=True,
+        capture_output=True,
+    )
+    return out
+
+
+@pytest.fixture
+def run_tool(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs one of our tools as a user would, in an empty folder; returns the finished process."""
+
+    def run(tool: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+        command = [sys.executable, ROOT / 'tools' / tool, *arguments]
+        return subprocess.run(
+            [str(part) for part in command],
+            **{'cwd': tmp_path, 'capture_output': True, 'text': True, 'timeout': 600, **options},
+        )
+
+    return run
