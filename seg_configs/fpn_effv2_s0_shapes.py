@@ -2,6 +2,15 @@
 _base_ = './fpn_effv2_s0.py'
 
 classes = 'data/shapes/classes.txt'
+palette = [
+    (60, 60, 60),
+    (230, 80, 50),
+    (60, 90, 230),
+    (60, 190, 80),
+    (240, 200, 40),
+    (200, 70, 200),
+    (50, 200, 210),
+]
 data_root = 'data/shapes/ade'
 crop_size = (128, 128)
 train_pipeline = [

@@ -2,7 +2,7 @@
 
 For detection they are the categories of the COCO file that is trained on. For segmentation they
 are the config's ``classes`` (a list, or the path of a text file with one name a line), else those
-of the dataset's type.
+of the dataset's type; a ``palette`` beside them gives each an (R, G, B).
 """
 
 import inspect
@@ -101,7 +101,8 @@ def set_segmentation_classes(config: Config) -> tuple[str, ...]:
             if key in defaults:
                 dataset.setdefault(key, defaults[key])
         dataset.type = 'mmseg.BaseSegDataset'
-        dataset.metainfo = ConfigDict({**dataset.get('metainfo', {}), 'classes': names})
+        named = {'classes': names, **({'palette': config.palette} if 'palette' in config else {})}
+        dataset.metainfo = ConfigDict({**dataset.get('metainfo', {}), **named})
     return names
 
 

@@ -10,6 +10,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
+# Names of classes, which mmseg writes at one size, would cover smaller pictures.
+SMALLEST_WITH_LABELS = 256
+
 
 def draw_comparisons(config: Config, folder: str) -> None:
     """Have every test picture drawn into a folder, truth to the left and prediction to the right.
@@ -38,9 +41,12 @@ class ComparisonHook(Hook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list[BaseDataElement]
     ) -> None:
-        options = {'pred_score_thr': self.score_thr} if 'pred_instances' in outputs[0] else {}
         for sample in outputs:
             picture = mmcv.imread(sample.img_path, channel_order='rgb')
+            if 'pred_instances' in sample:
+                options = {'pred_score_thr': self.score_thr}
+            else:
+                options = {'with_labels': min(picture.shape[:2]) >= SMALLEST_WITH_LABELS}
             runner.visualizer.add_datasample(
                 Path(sample.img_path).name,
                 picture,
