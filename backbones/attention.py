@@ -137,7 +137,7 @@ class DownsamplingAttention(nn.Module):
         return self.proj(self.act(to_feature_map(mixed, q.shape[-2:]) + self.v_local(v)))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
 
 
 class RelativePositionBias(nn.Module):
@@ -170,43 +170,46 @@ class RelativePositionBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(num_heads, *table_size))
         self._kept: tuple[tuple, Tensor] | None = None
 
-    def forward(self, grid: tuple[int, int]) -> Tensor:
+    def forward(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Bias of all queries.
 
         Args:
             grid: Height and width of the keys, in tokens.
+            dtype: What the scores are in, which autocast may have made another than the table's.
 
         Returns:
             (num_heads, queries, keys), both in row-major order.
         """
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._look_up(grid)
-        described = (tuple(grid), self.table.device, self.table.dtype, self._table_version())
+            return self._look_up(grid, dtype)
+        described = (tuple(grid), dtype, self.table.device, self._table_version())
         if self._kept is None or self._kept[0] != described:
-            self._kept = described, self._look_up(grid)
+            self._kept = described, self._look_up(grid, dtype)
         return self._kept[1]
 
-    def rows(self, grid: tuple[int, int], queries: slice) -> Tensor:
-        """Bias of some of the queries: ``forward(grid)[:, queries]`` without the others.
+    def rows(self, grid: tuple[int, int], dtype: torch.dtype, queries: slice) -> Tensor:
+        """Bias of some of the queries: ``forward(grid, dtype)[:, queries]`` without the others.
 
         The 'matrix' mode has to make the others as well.
         """
         if self.resize == 'matrix':
-            return self._look_up(grid)[:, queries]
-        return look_up_offsets(resize_table(self.table, grid), self.query_stride, queries)
+            return self._look_up(grid, dtype)[:, queries]
+        table = resize_table(self.table, grid).to(dtype)
+        return look_up_offsets(table, self.query_stride, queries)
 
     def train(self, mode: bool = True) -> 'RelativePositionBias':
         # Writing to a parameter's `data`, as moving averages do, leaves no trace in its version.
         self._kept = None
         return super().train(mode)
 
-    def _look_up(self, grid: tuple[int, int]) -> Tensor:
+    def _look_up(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
         if self.resize == 'offset':
-            return look_up_offsets(resize_table(self.table, grid), self.query_stride)
+            return look_up_offsets(resize_table(self.table, grid).to(dtype), self.query_stride)
         num_queries = -(-grid[0] // self.query_stride) * -(-grid[1] // self.query_stride)
         matrix = look_up_offsets(self.table, self.query_stride)[None]
         size = (num_queries, grid[0] * grid[1])
-        return F.interpolate(matrix, size, mode='bicubic', align_corners=False)[0]
+        resized = F.interpolate(matrix.float(), size, mode='bicubic', align_corners=False)
+        return resized[0].to(dtype)
 
     def _table_version(self) -> tuple[int, int]:
         version = 0 if self.table.is_inference() else self.table._version
@@ -294,9 +297,11 @@ def attend_in_chunks(
     bytes_per_query = batch * num_heads * k.shape[2] * q.element_size()
     chunk = max(1, SCORE_BUDGET // bytes_per_query)
     if chunk >= num_queries:
-        return attend(q, k, v, bias(grid))
+        return attend(q, k, v, bias(grid, q.dtype))
     chunks = [slice(start, start + chunk) for start in range(0, num_queries, chunk)]
-    return torch.cat([attend(q[:, :, rows], k, v, bias.rows(grid, rows)) for rows in chunks], dim=2)
+    return torch.cat(
+        [attend(q[:, :, rows], k, v, bias.rows(grid, q.dtype, rows)) for rows in chunks], dim=2
+    )
 
 
 def to_tokens(x: Tensor, num_heads: int) -> Tensor:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import write_tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / 'tests' / 'data' / 'golden'
 
 torch.set_num_threads(1)
 
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny set of drawn shapes, in COCO's layout (``coco``) and ADE20K's (``ade``)."""
     out = tmp_path_factory.mktemp('data') / 'shapes'
-    arguments = ['--train', '8', '--val', '5', '--size', '64']
+    arguments = ['--train', '8', '--val', '5', '--size', '128']
     subprocess.run(
         [sys.executable, ROOT / 'tools' / 'make_shapes.py', out, *arguments],
         check=True,
@@ -44,3 +44,13 @@ def run_tool(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, shapes: Path) -> Callable[..., Path]:
+    """Writes a tiny config: ``tiny_config(task, extra='', shapes=...)``."""
+
+    def write(task: str, extra: str = '', shapes: Path = shapes) -> Path:
+        return write_tiny_config(tmp_path, task, shapes, extra)
+
+    return write

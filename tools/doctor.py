@@ -1,8 +1,10 @@
 """Print what is installed, whether it fits together, and the command that mends what does not.
 
-    python tools/doctor.py [--json]
-
 The exit status is 1 when something does not fit. Works with nothing installed at all.
+
+examples:
+  python tools/doctor.py          a report to read
+  python tools/doctor.py --json   the same for a program, or for a bug report
 """
 
 # Evaluated annotations would keep it from starting on a Python that is too old, to say so.
@@ -279,7 +281,9 @@ def as_text(findings: list[Finding]) -> str:
 
 def main() -> None:
     """Print the report; exit with 1 when something does not fit."""
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--json', action='store_true', help='print the report as JSON')
     options = parser.parse_args()
     findings = examine()

@@ -41,7 +41,9 @@ def test_look_up_is_by_distance(grid, query_stride):
 def test_offset_is_exact_on_the_grid_of_the_table():
     bias = bias_with_random_table((4, 6))
     with torch.no_grad():
-        torch.testing.assert_close(bias((4, 6)), look_up_offsets(bias.table, 1), rtol=0, atol=0)
+        torch.testing.assert_close(
+            bias((4, 6), torch.float32), look_up_offsets(bias.table, 1), rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize('grid', [(9, 5), (14, 14), (3, 20)])
@@ -59,7 +61,7 @@ def test_matrix_resizes_the_expanded_matrix():
     expanded = look_up_offsets(bias.table, 1)[None]
     expected = F.interpolate(expanded, (15, 15), mode='bicubic', align_corners=False)[0]
     with torch.no_grad():
-        torch.testing.assert_close(bias((3, 5)), expected)
+        torch.testing.assert_close(bias((3, 5), torch.float32), expected)
 
 
 @pytest.mark.parametrize('resize', ['offset', 'matrix'])
@@ -67,9 +69,9 @@ def test_matrix_resizes_the_expanded_matrix():
 def test_rows_are_rows_of_the_whole(resize, query_stride):
     bias = bias_with_random_table((4, 4), query_stride, resize)
     with torch.no_grad():
-        whole = bias((5, 7))
+        whole = bias((5, 7), torch.float32)
         for rows in (slice(0, 3), slice(3, 9), slice(9, None)):
-            torch.testing.assert_close(bias.rows((5, 7), rows), whole[:, rows])
+            torch.testing.assert_close(bias.rows((5, 7), torch.float32, rows), whole[:, rows])
 
 
 @pytest.mark.parametrize('layer', ['talking_head', 'strided', 'downsampling'])
@@ -93,30 +95,30 @@ def test_splitting_the_queries_changes_nothing(layer, budget, monkeypatch):
 def test_bias_is_kept_at_inference_and_made_anew_when_the_table_changes():
     bias = bias_with_random_table((4, 4))
     with torch.no_grad():
-        first = bias((5, 5))
-        assert bias((5, 5)) is first
-        assert bias((5, 6)).shape != first.shape
+        first = bias((5, 5), torch.float32)
+        assert bias((5, 5), torch.float32) is first
+        assert bias((5, 6), torch.float32).shape != first.shape
 
         bias.table.add_(1)
-        torch.testing.assert_close(bias((5, 5)), first + 1)
+        torch.testing.assert_close(bias((5, 5), torch.float32), first + 1)
 
         # Moving averages write to `data`; they do it between eval() and train().
         bias.table.data.add_(1)
         bias.train().eval()
-        torch.testing.assert_close(bias((5, 5)), first + 2)
+        torch.testing.assert_close(bias((5, 5), torch.float32), first + 2)
 
         bias.load_state_dict({'table': torch.zeros_like(bias.table)})
-        assert not bias((5, 5)).any()
+        assert not bias((5, 5), torch.float32).any()
 
-        assert bias.double()((5, 5)).dtype == torch.float64
-    assert bias((5, 5)).requires_grad
+        assert bias((5, 5), torch.bfloat16).dtype == torch.bfloat16
+    assert bias((5, 5), torch.float32).requires_grad
 
 
 def test_bias_kept_in_inference_mode_does_not_leak_into_training():
     bias = bias_with_random_table((4, 4))
     with torch.inference_mode():
-        bias((5, 5))
-    bias((5, 5)).sum().backward()
+        bias((5, 5), torch.float32)
+    bias((5, 5), torch.float32).sum().backward()
     assert bias.table.grad is not None
 
 

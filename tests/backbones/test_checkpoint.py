@@ -1,25 +1,15 @@
 """What loads, from which layout, and what is refused."""
 
-import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from golden import published
 from mmengine.registry import MODELS
 from torch import nn
 
 from backbones import CheckpointError, EfficientFormerV2
-
-GOLDEN = Path(__file__).parents[1] / 'data' / 'golden'
-sys.path.insert(0, str(GOLDEN))
-from make_checkpoint import make_state_dict  # noqa: E402
-
-
-def published(name: str) -> dict[str, torch.Tensor]:
-    manifest = json.loads((GOLDEN / f'{name}.json').read_text())
-    return {key: torch.from_numpy(value) for key, value in make_state_dict(manifest).items()}
 
 
 @pytest.fixture(scope='module')

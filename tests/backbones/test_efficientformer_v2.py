@@ -5,20 +5,12 @@ import copy
 import pytest
 import torch
 from mmengine.registry import MODELS
+from tiny import TINY_ARCH
 from torch import nn
 
 from backbones import ARCHITECTURES, EfficientFormerV2
 
-# The smallest network of the family's shape, for what does not depend on the size.
-TINY = dict(
-    channels=(4, 8, 8, 16),
-    depths=(1, 1, 2, 2),
-    num_attention_blocks=1,
-    mlp_ratios=((2,), (2,), (2, 2), (2, 2)),
-    drop_path_rate=0.0,
-)
-
-# DESIGN.md's figures with the published classifier: a BatchNorm and two heads of 1000 classes.
+# As published, classifier included: a BatchNorm and two heads of 1000 classes.
 PARAMETERS = {'s0': 3_600_256, 's1': 6_185_560, 's2': 12_710_112, 'l': 26_322_288}
 
 
@@ -52,7 +44,7 @@ def test_feature_maps_of_every_arch(arch):
     'size', [(1, 1), (1, 7), (2, 3), (31, 33), (32, 32), (37, 200), (225, 223), (512, 683)]
 )
 def test_every_size_is_halved_rounding_up(size, bias_resize):
-    backbone = EfficientFormerV2(TINY, bias_resize=bias_resize).eval()
+    backbone = EfficientFormerV2(TINY_ARCH, bias_resize=bias_resize).eval()
     with torch.no_grad():
         features = backbone(torch.rand(1, 3, *size))
     for stage, feature in enumerate(features):
@@ -62,7 +54,7 @@ def test_every_size_is_halved_rounding_up(size, bias_resize):
 
 def test_4k_picture_stays_within_memory():
     # The scores of the downsampling attention alone would be 8 GiB.
-    backbone = EfficientFormerV2(dict(TINY, num_attention_blocks=0)).eval()
+    backbone = EfficientFormerV2(dict(TINY_ARCH, num_attention_blocks=0)).eval()
     with torch.no_grad():
         features = backbone(torch.rand(1, 3, 2160, 3840))
     assert features[-1].shape == (1, 16, 68, 120)
@@ -70,8 +62,8 @@ def test_4k_picture_stays_within_memory():
 
 @pytest.mark.parametrize('out_indices', [(0,), (1, 3), (0, 1, 2), [2]])
 def test_only_what_out_indices_needs_is_built(out_indices):
-    backbone = EfficientFormerV2(TINY, out_indices=out_indices).eval()
-    everything = EfficientFormerV2(TINY).eval()
+    backbone = EfficientFormerV2(TINY_ARCH, out_indices=out_indices).eval()
+    everything = EfficientFormerV2(TINY_ARCH).eval()
     backbone.load_state_dict(everything.state_dict())
     assert len(backbone.stages) == max(out_indices) + 1
     picture = torch.rand(1, 3, 64, 64)
@@ -86,10 +78,10 @@ def test_only_what_out_indices_needs_is_built(out_indices):
     ('arguments', 'named'),
     [
         (dict(arch='s3'), "'s0', 's1', 's2', 'l'"),
-        (dict(arch=dict(TINY, depth=3)), 'depths'),
-        (dict(arch=dict(TINY, depths=(1, 1, 2, 3))), 'mlp_ratios'),
-        (dict(arch=dict(TINY, channels=(4, 8, 8))), '4 stages'),
-        (dict(arch=dict(TINY, num_attention_blocks=3)), 'at most 2'),
+        (dict(arch=dict(TINY_ARCH, depth=3)), 'depths'),
+        (dict(arch=dict(TINY_ARCH, depths=(1, 1, 2, 3))), 'mlp_ratios'),
+        (dict(arch=dict(TINY_ARCH, channels=(4, 8, 8))), '4 stages'),
+        (dict(arch=dict(TINY_ARCH, num_attention_blocks=3)), 'at most 2'),
         (dict(out_indices=(0, 4)), r'\(0, 1, 2, 3\)'),
         (dict(out_indices=(1, 0)), 'rising'),
         (dict(out_indices=()), 'rising'),
@@ -111,12 +103,12 @@ def test_is_found_by_mmdet_and_mmseg():
     from mmseg.registry import MODELS as SEGMENTATION_MODELS
 
     for registry in (MODELS, DETECTION_MODELS, SEGMENTATION_MODELS):
-        backbone = registry.build(dict(type='EfficientFormerV2', arch=TINY))
+        backbone = registry.build(dict(type='EfficientFormerV2', arch=TINY_ARCH))
         assert isinstance(backbone, EfficientFormerV2)
 
 
 def test_train_and_eval_return_the_backbone():
-    backbone = EfficientFormerV2(TINY)
+    backbone = EfficientFormerV2(TINY_ARCH)
     assert backbone.eval() is backbone
     assert backbone.train() is backbone
 
@@ -126,7 +118,7 @@ def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def test_norm_eval_keeps_statistics_and_still_learns():
-    backbone = EfficientFormerV2(TINY, norm_eval=True).train()
+    backbone = EfficientFormerV2(TINY_ARCH, norm_eval=True).train()
     before = {name: b.clone() for name, b in backbone.named_buffers()}
     sum(f.mean() for f in backbone(torch.rand(2, 3, 64, 64))).backward()
     for name, buffer in backbone.named_buffers():
@@ -136,7 +128,7 @@ def test_norm_eval_keeps_statistics_and_still_learns():
 
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 4])
 def test_frozen_stages_do_not_learn(frozen_stages):
-    backbone = EfficientFormerV2(TINY, frozen_stages=frozen_stages).train()
+    backbone = EfficientFormerV2(TINY_ARCH, frozen_stages=frozen_stages).train()
     parts = [backbone.stem, *backbone.stages]
     for number, part in enumerate(parts):
         frozen = number <= frozen_stages
@@ -146,8 +138,8 @@ def test_frozen_stages_do_not_learn(frozen_stages):
 
 def test_with_cp_gives_the_same_gradients():
     torch.manual_seed(0)
-    plain = EfficientFormerV2(TINY, layer_scale_init_value=1.0).train()
-    checkpointed = EfficientFormerV2(TINY, with_cp=True).train()
+    plain = EfficientFormerV2(TINY_ARCH, layer_scale_init_value=1.0).train()
+    checkpointed = EfficientFormerV2(TINY_ARCH, with_cp=True).train()
     checkpointed.load_state_dict(plain.state_dict())
     picture = torch.rand(2, 3, 64, 64)
     for backbone in (plain, checkpointed):
@@ -158,7 +150,7 @@ def test_with_cp_gives_the_same_gradients():
 
 def test_every_parameter_gets_a_gradient():
     """What DistributedDataParallel asks for without find_unused_parameters."""
-    backbone = EfficientFormerV2(TINY, layer_scale_init_value=1.0).train()
+    backbone = EfficientFormerV2(TINY_ARCH, layer_scale_init_value=1.0).train()
     sum(f.square().mean() for f in backbone(torch.rand(2, 3, 70, 90))).backward()
     unused = [name for name, p in backbone.named_parameters() if p.grad is None]
     assert unused == []
@@ -178,7 +170,7 @@ def test_drop_path_rises_to_the_last_block():
 
 
 def test_layer_scale_init_value():
-    backbone = EfficientFormerV2(TINY, layer_scale_init_value=0.5)
+    backbone = EfficientFormerV2(TINY_ARCH, layer_scale_init_value=0.5)
     scales = [p for name, p in backbone.named_parameters() if name.endswith('gamma')]
     assert scales and all((p == 0.5).all() for p in scales)
 
@@ -196,7 +188,7 @@ def test_bfloat16_autocast_stays_close():
 
 
 def test_bfloat16_autocast_trains():
-    backbone = EfficientFormerV2(TINY, layer_scale_init_value=1.0).train()
+    backbone = EfficientFormerV2(TINY_ARCH, layer_scale_init_value=1.0).train()
     with torch.autocast('cpu', torch.bfloat16):
         loss = sum(f.float().square().mean() for f in backbone(torch.rand(2, 3, 64, 64)))
     loss.backward()
@@ -204,7 +196,7 @@ def test_bfloat16_autocast_trains():
 
 
 def test_deepcopy_is_a_network_of_its_own():
-    backbone = EfficientFormerV2(TINY).eval()
+    backbone = EfficientFormerV2(TINY_ARCH).eval()
     picture = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         expected = backbone(picture)
@@ -216,7 +208,7 @@ def test_deepcopy_is_a_network_of_its_own():
 
 
 def test_channels_last_gives_the_same():
-    backbone = EfficientFormerV2(TINY).eval()
+    backbone = EfficientFormerV2(TINY_ARCH).eval()
     picture = torch.rand(1, 3, 75, 64)
     with torch.no_grad():
         expected = backbone(picture)
@@ -229,7 +221,7 @@ def test_channels_last_gives_the_same():
 @pytest.mark.parametrize('training', [False, True])
 def test_compiles_into_one_graph(training):
     torch.manual_seed(0)
-    backbone = EfficientFormerV2(TINY).train(training)
+    backbone = EfficientFormerV2(TINY_ARCH).train(training)
     compiled = torch.compile(copy.deepcopy(backbone), backend='eager', fullgraph=True)
     for size in ((64, 64), (50, 77)):
         picture = torch.rand(2, 3, *size)
@@ -237,6 +229,8 @@ def test_compiles_into_one_graph(training):
 
 
 def test_another_network_of_the_family_needs_no_code():
-    backbone = MODELS.build(dict(type='EfficientFormerV2', arch=TINY, pretrain_img_size=(96, 64)))
+    backbone = MODELS.build(
+        dict(type='EfficientFormerV2', arch=TINY_ARCH, pretrain_img_size=(96, 64))
+    )
     table = backbone.stages[3].blocks[-1].token_mixer.relative_position_bias.table
     assert table.shape == (8, 3, 2)

@@ -4,19 +4,13 @@
 the authors' network and timm's compute from them.
 """
 
-import json
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from golden import GOLDEN, published_file
+from make_checkpoint import make_input
 
 from backbones import EfficientFormerV2
-
-GOLDEN = Path(__file__).parents[1] / 'data' / 'golden'
-sys.path.insert(0, str(GOLDEN))
-from make_checkpoint import make_input, make_state_dict  # noqa: E402
 
 PRETRAIN_SIZE = {'imagenet': 224, 'coco': 800, 'ade20k': 512}
 
@@ -36,17 +30,10 @@ def golden_cases() -> list:
     return cases
 
 
-def load_manifest(layout: str, arch: str, dataset: str) -> tuple[dict, str | None]:
-    manifest = json.loads((GOLDEN / f'{layout}_{arch}_{dataset}.json').read_text())
-    tensors = {key: torch.from_numpy(value) for key, value in make_state_dict(manifest).items()}
-    return tensors, manifest['wrapper']
-
-
 @pytest.mark.parametrize(('layout', 'arch', 'dataset', 'size', 'bias_resize'), golden_cases())
 def test_features_equal_the_published_network(layout, arch, dataset, size, bias_resize, tmp_path):
-    tensors, wrapper = load_manifest(layout, arch, dataset)
     checkpoint = tmp_path / 'published.pth'
-    torch.save({wrapper: tensors} if wrapper else tensors, checkpoint)
+    torch.save(published_file(f'{layout}_{arch}_{dataset}'), checkpoint)
     backbone = EfficientFormerV2(
         arch,
         pretrain_img_size=PRETRAIN_SIZE[dataset],

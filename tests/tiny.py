@@ -1,0 +1,80 @@
+"""The smallest models of the three tasks, in which every part occurs."""
+
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TINY_ARCH = dict(
+    channels=(4, 8, 8, 16),
+    depths=(1, 1, 2, 2),
+    num_attention_blocks=1,
+    mlp_ratios=((2,), (2,), (2, 2), (2, 2)),
+    drop_path_rate=0.0,
+)
+
+# The demo's configs with a small network and heads as small.
+TINY_CONFIGS = {
+    'fpn': """\
+        _base_ = '{root}/seg_configs/fpn_effv2_s0_shapes.py'
+        classes = '{shapes}/classes.txt'
+        data_root = '{shapes}/ade'
+        train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False,
+                                dataset=dict(data_root=data_root))
+        val_dataloader = dict(num_workers=0, persistent_workers=False,
+                              dataset=dict(data_root=data_root))
+        model = dict(
+            data_preprocessor=dict(size=(128, 128)),
+            backbone=dict(arch={arch}),
+            neck=dict(in_channels=[4, 8, 8, 16], out_channels=16),
+            decode_head=dict(in_channels=[16] * 4, channels=16),
+        )
+        """,
+    'retinanet': """\
+        _base_ = '{root}/det_configs/retinanet_effv2_s0_shapes.py'
+        model = dict(
+            backbone=dict(arch={arch}),
+            neck=dict(in_channels=[4, 8, 8, 16], out_channels=16),
+            bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1),
+        )
+        """,
+    'mask_rcnn': """\
+        _base_ = '{root}/det_configs/mask_rcnn_effv2_s0_shapes.py'
+        model = dict(
+            backbone=dict(arch={arch}),
+            neck=dict(in_channels=[4, 8, 8, 16], out_channels=16),
+            rpn_head=dict(in_channels=16, feat_channels=16),
+            roi_head=dict(
+                bbox_roi_extractor=dict(out_channels=16),
+                bbox_head=dict(in_channels=16, fc_out_channels=16),
+                mask_roi_extractor=dict(out_channels=16),
+                mask_head=dict(in_channels=16, conv_out_channels=16, num_convs=1),
+            ),
+        )
+        """,
+}
+TINY_DETECTION_DATA = """\
+        data_root = '{shapes}/coco/'
+        train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False,
+                                dataset=dict(data_root=data_root))
+        val_dataloader = dict(num_workers=0, persistent_workers=False,
+                              dataset=dict(data_root=data_root))
+        val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+        test_evaluator = val_evaluator
+        """
+TINY_RUN = """\
+        test_dataloader = val_dataloader
+        train_cfg = dict(max_iters=2, val_interval=2)
+        param_scheduler = [dict(type='ConstantLR', factor=1, by_epoch=False)]
+        default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
+        """
+
+
+def write_tiny_config(folder: Path, task: str, shapes: Path, extra: str = '') -> Path:
+    """A config that trains a tiny model for two iterations; ``extra`` is put at its end."""
+    parts = [TINY_CONFIGS[task], *([] if task == 'fpn' else [TINY_DETECTION_DATA]), TINY_RUN]
+    text = ''.join(textwrap.dedent(part) for part in parts)
+    text = text.format(root=ROOT, shapes=shapes, arch={'_delete_': True, **TINY_ARCH})
+    path = folder / f'tiny_{task}.py'
+    path.write_text(text + textwrap.dedent(extra))
+    return path
