@@ -21,6 +21,13 @@ SCORE_BUDGET = 128 * 2**20
 class TalkingHeadAttention(nn.Module):
     """Attention of stages 3 and 4, with heads that talk to each other (the paper's MHSA, 3.3).
 
+    The second talking head comes after the softmax and has a bias, so that a constant times the
+    sum of all values is part of every result. That sum grows with the grid, and the norms behind
+    it are used to one size: a network trained on small crops fails on whole pictures. With
+    'offset', the bias is therefore scaled by the tokens of the table's grid over those of the
+    picture's, which makes it a multiple of the values' mean. Nothing changes where the grids
+    agree. The authors' COCO and ADE20K models were trained without, as 'matrix' is.
+
     Args:
         channels: Channels of input and output.
         stride: 2 makes tokens of every second pixel and upsamples the result (stage 3, the
@@ -47,6 +54,7 @@ class TalkingHeadAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.scale = key_dim**-0.5
+        self.scales_bias = bias_resize == 'offset'
         self.stride_conv = (
             ConvNorm(channels, channels, 3, norm_cfg, stride=stride, groups=channels)
             if stride > 1
@@ -83,7 +91,23 @@ class TalkingHeadAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         scores = (q * self.scale) @ k.transpose(-2, -1) + bias
         weights = self.talking_head1(scores).softmax(dim=-1)
+        if self.scales_bias:
+            bias = self.talking_head2.bias * (self.table_tokens / k.shape[2])
+            return F.conv2d(weights, self.talking_head2.weight, bias) @ v
         return self.talking_head2(weights) @ v
+
+    @property
+    def table_tokens(self) -> int:
+        """Tokens of the grid that the bias table is laid out for."""
+        return self.relative_position_bias.table[0].numel()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        table = state_dict.get(f'{prefix}relative_position_bias.table')
+        key = f'{prefix}talking_head2.bias'
+        if self.scales_bias and table is not None and key in state_dict:
+            # Where the table is resized, the bias has to stand for as many values as before.
+            state_dict[key] = state_dict[key] * (table[0].numel() / self.table_tokens)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class DownsamplingAttention(nn.Module):

@@ -122,6 +122,37 @@ def test_bias_kept_in_inference_mode_does_not_leak_into_training():
     assert bias.table.grad is not None
 
 
+@pytest.mark.parametrize('resize', ['offset', 'matrix'])
+def test_constant_part_does_not_grow_with_the_grid(resize):
+    """The bias of the second talking head weighs every value, however many there are."""
+    torch.manual_seed(0)
+    module = TalkingHeadAttention(16, 1, (4, 4), resize, NORM).eval()
+    torch.nn.init.ones_(module.talking_head2.bias)
+    torch.nn.init.zeros_(module.talking_head2.weight)
+    pixel = torch.randn(1, 8, 1, 5).expand(1, 8, 400, 5)
+    scores = torch.zeros(8, 400, 400)
+
+    def constant_part(tokens: int) -> torch.Tensor:
+        v = pixel[:, :, :tokens]
+        q = k = torch.zeros(1, 8, tokens, 32)
+        return module.attend(q, k, v, scores[:, :tokens, :tokens])[0, :, 0]
+
+    growth = (constant_part(400) / constant_part(16)).mean().item()
+    assert growth == pytest.approx(1 if resize == 'offset' else 25)
+    torch.testing.assert_close(constant_part(16), 16 * pixel[0, :, 0])
+
+
+def test_constant_part_survives_a_resized_table():
+    torch.manual_seed(0)
+    small = TalkingHeadAttention(16, 1, (4, 4), 'offset', NORM).eval()
+    large = TalkingHeadAttention(16, 1, (10, 10), 'offset', NORM).eval()
+    torch.nn.init.normal_(small.talking_head2.bias)
+    large.load_state_dict(small.state_dict())
+    x = torch.randn(1, 16, 7, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(large(x), small(x))
+
+
 def test_table_of_another_grid_is_resized_on_loading():
     small, large = bias_with_random_table((7, 7)), bias_with_random_table((25, 25))
     large.load_state_dict(small.state_dict())
