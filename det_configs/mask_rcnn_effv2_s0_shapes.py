@@ -28,8 +28,13 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-# From nothing, every block has to take part from the start and BatchNorm has to learn.
-model = dict(backbone=dict(init_cfg=None, norm_eval=False, layer_scale_init_value=1.0))
+# From nothing, every block has to take part from the start and BatchNorm has to learn. Fewer
+# regions and a smaller mask head are what two CPU cores have time for.
+model = dict(
+    backbone=dict(init_cfg=None, norm_eval=False, layer_scale_init_value=1.0),
+    roi_head=dict(mask_head=dict(num_convs=2, conv_out_channels=128)),
+    train_cfg=dict(rcnn=dict(sampler=dict(num=64))),
+)
 max_iters = 600
 optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.05), clip_grad=dict(max_norm=10))
 param_scheduler = [

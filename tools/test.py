@@ -12,11 +12,13 @@ with explain_missing():
     from mmengine.dist import is_main_process
     from mmengine.runner import Runner
 
+    from backbones import trust_checkpoints
     from backbones.engine.classes import set_classes
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.data import check_data
     from backbones.engine.drawing import draw_comparisons
     from backbones.engine.errors import ConfigError, clear_errors
+    from backbones.engine.preflight import check_start, check_whole
     from backbones.engine.report import format_metrics, report_every_class, write_metrics
     from backbones.engine.tta import use_test_time_augmentation
 
@@ -38,7 +40,10 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('config', help='the config that the model was trained with')
-    parser.add_argument('checkpoint', help='a checkpoint that tools/train.py wrote')
+    parser.add_argument(
+        'checkpoint',
+        help='a checkpoint that tools/train.py, convert_checkpoint.py or publish_model.py wrote',
+    )
     parser.add_argument(
         '--work-dir', help='where logs go (default: the config, else work_dirs/NAME)'
     )
@@ -54,6 +59,12 @@ def parse_args() -> argparse.Namespace:
         '--tta',
         action='store_true',
         help="average over flips, and over the sizes of the config's tta_pipeline",
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read the checkpoint even if that may run code in it: only for files that you made '
+        'yourself',
     )
     parser.add_argument(
         '--cfg-options',
@@ -91,7 +102,7 @@ def configure(args: argparse.Namespace) -> Config:
         draw_comparisons(config, args.show_dir)
     if args.tta:
         use_test_time_augmentation(config)
-    report_every_class(config)
+    report_every_class(config, 'test')
     fit_to_device(config)
     return config
 
@@ -99,9 +110,14 @@ def configure(args: argparse.Namespace) -> Config:
 def main() -> None:
     args = parse_args()
     with clear_errors():
+        if args.trust_checkpoint:
+            trust_checkpoints()
         config = configure(args)
+        first = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+        checkpoint = check_start(config) if first else None
         classes = set_classes(config)
-        if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
+        if first:
+            check_whole(config, checkpoint, classes)
             check_data(config, ('test',), classes)
         metrics = Runner.from_cfg(config).test()
     if is_main_process():

@@ -13,11 +13,15 @@ with explain_missing():
     from mmengine.dist import is_main_process
     from mmengine.runner import Runner
 
+    from backbones import trust_checkpoints
     from backbones.engine.classes import set_classes
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.curves import draw_curves
     from backbones.engine.data import check_data
     from backbones.engine.errors import ConfigError, clear_errors
+    from backbones.engine.preflight import check_start, leave_out_init_cfg
+    from backbones.engine.report import report_every_class
+    from backbones.engine.run_defaults import keep_best_checkpoint, log_to_tensorboard
 
 EXAMPLES = """\
 examples:
@@ -25,6 +29,8 @@ examples:
       train on ADE20K; logs and checkpoints go to work_dirs/fpn_effv2_s2
   python tools/train.py det_configs/mask_rcnn_effv2_s0.py --resume
       go on from the newest checkpoint in the work folder
+  python tools/train.py seg_configs/fpn_effv2_s2.py --cfg-options load_from=published.safetensors
+      start from a whole model, of other classes too
   python tools/train.py my_config.py --cfg-options model.backbone.init_cfg=None
       start from nothing instead of from ImageNet weights
   tools/dist_train.sh det_configs/retinanet_effv2_s1.py 8 --auto-scale-lr
@@ -50,6 +56,12 @@ def parse_args() -> argparse.Namespace:
         metavar='PATH',
         help='go on from this checkpoint; without PATH, or with "auto", from the newest in the '
         'work folder',
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints even if that may run code in them: only for files that you made '
+        'yourself',
     )
     parser.add_argument(
         '--amp',
@@ -96,10 +108,15 @@ def configure(args: argparse.Namespace) -> Config:
         config.randomness = ConfigDict({**config.get('randomness', {}), 'seed': args.seed})
     if args.resume:
         resume(config, args.resume)
+    leave_out_init_cfg(config)
     if args.amp:
         use_amp(config)
     if args.auto_scale_lr:
         scale_learning_rate(config)
+    keep_best_checkpoint(config)
+    log_to_tensorboard(config)
+    if config.default_scope == 'mmdet':
+        report_every_class(config, 'val')
     if args.val_loss:
         from backbones.engine.val_loss import enable_val_loss
 
@@ -132,7 +149,7 @@ def use_amp(config: Config) -> None:
 
 def scale_learning_rate(config: Config) -> None:
     """Let mmengine scale the learning rate, and have the result logged."""
-    if not config.get('auto_scale_lr', {}).get('base_batch_size'):
+    if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
         raise ConfigError(
             '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=N) in the config: the '
             'batch, over all GPUs, that its learning rate is meant for'
@@ -147,10 +164,15 @@ def scale_learning_rate(config: Config) -> None:
 def main() -> None:
     args = parse_args()
     with clear_errors():
+        if args.trust_checkpoint:
+            trust_checkpoints()
         config = configure(args)
+        first = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+        if first:
+            check_start(config)
         classes = set_classes(config)
         print(f'{len(classes)} classes: {", ".join(classes)}')
-        if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
+        if first:
             splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
             check_data(config, splits, classes)
         runner = Runner.from_cfg(config)

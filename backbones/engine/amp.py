@@ -4,16 +4,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
-from torch import nn
+from torch import Tensor, nn
 
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(OptimWrapper):
-    """Run forward passes in bfloat16 where that is safe; bfloat16 needs no loss scaling."""
+    """Backbone and neck in bfloat16, which needs no loss scaling; heads and losses in float32.
+
+    mmcv's operators have no bfloat16 kernel on a CPU, and box coordinates need the precision.
+    """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
-            yield
+        bare = model.module if is_model_wrapper(model) else model
+        extract_feat = bare.extract_feat
+
+        def extract_in_bfloat16(*args) -> tuple[Tensor, ...]:
+            with torch.autocast('cpu', torch.bfloat16):
+                features = extract_feat(*args)
+            return tuple(feature.float() for feature in features)
+
+        bare.extract_feat = extract_in_bfloat16
+        try:
+            with super().optim_context(model):
+                yield
+        finally:
+            del bare.extract_feat

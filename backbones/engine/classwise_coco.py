@@ -10,7 +10,9 @@ SUFFIX = '_precision'
 class ClasswiseCocoMetric(CocoMetric):
     """COCO's AP, with ``{bbox,segm}_AP/CLASS`` for every class in what it returns.
 
-    mmdet names a class's AP the same for boxes and masks, so that the latter replace the former.
+    mmdet names a class's AP the same for boxes and masks, so that the latter replace the former,
+    and returns nothing where nothing was detected, which ends a training that keeps the best
+    checkpoint. Here that is an AP of 0.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -20,7 +22,9 @@ class ClasswiseCocoMetric(CocoMetric):
         kinds, everything = self.metrics, {}
         for kind in kinds:
             self.metrics = [kind]
-            for name, value in super().compute_metrics(results).items():
+            found = {f'{kind}_{name}': 0.0 for name in ('mAP', 'mAP_50', 'mAP_75')}
+            found |= super().compute_metrics(results)
+            for name, value in found.items():
                 if name.endswith(SUFFIX):
                     name = f'{kind}_AP/{name.removesuffix(SUFFIX)}'
                 everything[name] = value

@@ -4,6 +4,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from .report import is_of_class
+
 # What the log holds beside losses and metrics.
 BOOKKEEPING = {'lr', 'base_lr', 'epoch', 'iter', 'step', 'time', 'data_time', 'memory', 'grad_norm'}
 
@@ -31,7 +33,7 @@ def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
     metrics = {
         name: curve
         for name, curve in validation.items()
-        if not name.startswith('val/') and not name.endswith('_precision')
+        if not name.startswith('val/') and not is_of_class(name)
     }
     panels = [
         ('loss', losses, 'loss'),

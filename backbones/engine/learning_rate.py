@@ -14,5 +14,5 @@ class LearningRateHook(Hook):
         rates = sorted({group.get('initial_lr', group['lr']) for group in groups})
         runner.logger.info(
             f'--auto-scale-lr: the learning rate is {", ".join(f"{rate:.3g}" for rate in rates)}, '
-            f'for {runner.world_size} x {runner.train_dataloader.batch_size} pictures a step'
+            f'for {runner.world_size} x {runner.cfg.train_dataloader.batch_size} pictures a step'
         )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from .config import walk
+
 # The metrics of mmdet and mmseg, and our modules that add every class's own figure to them.
 CLASSWISE = {
     'CocoMetric': ('classwise_coco', 'ClasswiseCocoMetric'),
@@ -14,10 +16,11 @@ CLASSWISE = {
 }
 
 
-def report_every_class(config: Config) -> None:
-    """Let the test evaluators of a config return every class's own figure as well."""
-    evaluators = config.test_evaluator
-    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+def report_every_class(config: Config, split: str) -> None:
+    """Let the evaluators of a config's 'val' or 'test' return every class's own figure as well."""
+    for evaluator in walk(config.get(f'{split}_evaluator')):
+        if 'type' not in evaluator:
+            continue
         name = str(evaluator.type).rpartition('.')[2]
         if name in CLASSWISE:
             module, replacement = CLASSWISE[name]

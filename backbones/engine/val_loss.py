@@ -37,8 +37,8 @@ def loading_order(transform: ConfigDict) -> int:
 class ValLossHook(Hook):
     """Log the mean of every loss over the validation pictures as ``val/NAME``."""
 
-    # Before the logger reads what was logged.
-    priority = 'ABOVE_NORMAL'
+    # Before mmengine's RuntimeInfoHook, which hands the metrics on to the loggers.
+    priority = 'HIGHEST'
 
     def before_val_epoch(self, runner: Runner) -> None:
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))

@@ -1,0 +1,289 @@
+"""Published checkpoints of every layout, turned into what this package's own training writes.
+
+Only the backbone is named differently in the authors' files. The names of mmdet's and mmseg's
+necks and heads have stayed what they were in mmdet 2.5 and mmseg 0.x; here they are compared with
+the model that our config builds, so that whatever does differ is found and said.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.utils import digit_version
+from torch import Tensor
+
+from backbones.checkpoint import (
+    CheckpointError,
+    check_complete,
+    describe,
+    enumerate_keys,
+    layout_of,
+    to_own_layout,
+)
+from backbones.checkpoint_file import tensors_of
+from backbones.efficientformer_v2 import ARCHITECTURES, EfficientFormerV2
+
+from .classes import dataset_class, set_num_classes
+from .config import datasets_of, fit_to_device, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PREFIX = 'backbone.'
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of whole model.
+
+    Attributes:
+        title: Its name in sentences.
+        mark: A tensor that only models of this kind have.
+        config: Where its configs lie, without the architecture and the suffix.
+        num_classes: Reads the number of classes off the tensors.
+    """
+
+    title: str
+    mark: str
+    config: str
+    num_classes: Callable[[Mapping[str, Tensor]], int]
+
+
+TASKS = {
+    'retinanet': Task(
+        'RetinaNet',
+        'bbox_head.retina_cls.weight',
+        'det_configs/retinanet_effv2_',
+        # Each anchor has a score for every class, and four coordinates.
+        lambda t: (
+            4 * len(t['bbox_head.retina_cls.weight']) // len(t['bbox_head.retina_reg.weight'])
+        ),
+    ),
+    'mask_rcnn': Task(
+        'Mask R-CNN',
+        'roi_head.mask_head.conv_logits.weight',
+        'det_configs/mask_rcnn_effv2_',
+        # The last score is that of the background.
+        lambda t: len(t['roi_head.bbox_head.fc_cls.weight']) - 1,
+    ),
+    'fpn': Task(
+        'Semantic FPN',
+        'decode_head.scale_heads.0.0.conv.weight',
+        'seg_configs/fpn_effv2_',
+        lambda t: len(t['decode_head.conv_seg.weight']),
+    ),
+}
+LAYOUTS = {
+    'snap': "the authors' layout",
+    'timm': "timm's layout",
+    'own': "this package's own layout",
+}
+
+
+@dataclass
+class Conversion:
+    """What has become of a checkpoint.
+
+    Attributes:
+        layout: 'snap', 'timm' or 'own'.
+        arch: One of 's0', 's1', 's2', 'l'.
+        task: 'backbone' or a key of ``TASKS``.
+        table_size: Height and width of the pictures that the bias tables are laid out for.
+        tensors: By the names of this package.
+        meta: The config and, in ``dataset_meta``, class names and colours; nothing for a backbone.
+        left_out: Names of the given tensors that were not taken over, by the reason.
+        config: Path of the config to test with; None for a backbone.
+        num_classes: How many classes the heads tell apart; None for a backbone.
+    """
+
+    layout: str
+    arch: str
+    task: str
+    table_size: tuple[int, int]
+    tensors: dict[str, Tensor]
+    meta: dict
+    left_out: dict[str, list[str]]
+    config: Path | None = None
+    num_classes: int | None = None
+
+    def parts(self) -> Counter:
+        """How many tensors there are of the backbone, the neck and each head."""
+        if self.task == 'backbone':
+            return Counter(backbone=len(self.tensors))
+        return Counter(key.split('.')[0] for key in self.tensors)
+
+
+def convert(checkpoint: dict, task: str | None = None) -> Conversion:
+    """Bring a checkpoint into the layout of this package.
+
+    Args:
+        checkpoint: As :func:`backbones.weights.read_checkpoint` returns it.
+        task: 'backbone' leaves neck and heads out; a key of ``TASKS`` insists on such a model.
+            Default: whatever the checkpoint is recognised as.
+
+    Raises:
+        CheckpointError: It holds no EfficientFormerV2, not all of it, or not the model asked for.
+    """
+    given = tensors_of(checkpoint)
+    whole = any(key.startswith(PREFIX) for key in given)
+    prefix = PREFIX if whole else ''
+    backbone = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
+    layout = layout_of(backbone)
+    own = to_own_layout(backbone)
+    arch = recognise_architecture(own, given)
+    check_complete(own, EfficientFormerV2(arch).state_dict(), backbone)
+    left_out = {}
+    note_left_out(left_out, backbone, layout, prefix)
+
+    recognised = next((name for name, t in TASKS.items() if t.mark in given), 'backbone')
+    if task not in (None, 'backbone', recognised):
+        raise CheckpointError(
+            f'--task {task}: the checkpoint is no {TASKS[task].title}, which would have a '
+            f'{TASKS[task].mark}; it is recognised as {recognised}'
+        )
+    task = task or recognised
+    conversion = Conversion(layout, arch, task, picture_size(own), own, {}, left_out)
+    heads = {key: tensor for key, tensor in given.items() if whole and not key.startswith(PREFIX)}
+    if task != 'backbone':
+        add_heads(conversion, heads, checkpoint)
+    elif heads:
+        left_out['neck and heads, since only a backbone is asked for'] = list(heads)
+    return conversion
+
+
+def picture_size(own: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Height and width of the pictures that bias tables are laid out for."""
+    rows, columns = next(
+        tensor.shape[1:]
+        for key, tensor in own.items()
+        if re.match(r'stages\.3\.blocks\..*\.relative_position_bias\.table$', key)
+    )
+    # Stage 4 has a token for every 32 pixels.
+    return 32 * rows, 32 * columns
+
+
+def recognise_architecture(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Which of ``ARCHITECTURES`` a backbone is, by the channels of its last stage.
+
+    Raises:
+        CheckpointError: None of them.
+    """
+    last = own.get('stages.3.blocks.0.mlp.fc2.conv.weight')
+    if last is None:
+        raise CheckpointError(
+            'no EfficientFormerV2 is recognised in the checkpoint, which has '
+            f'{enumerate_keys(list(given))}'
+        )
+    for arch, row in ARCHITECTURES.items():
+        if row['channels'][3] == len(last):
+            return arch
+    raise CheckpointError(
+        f'the checkpoint has {describe(own)}, which is none of {list(ARCHITECTURES)}'
+    )
+
+
+def note_left_out(
+    left_out: dict[str, list[str]], backbone: Mapping[str, Tensor], layout: str, prefix: str
+) -> None:
+    """Sort what the backbone's layout has and ours has not by why that is so."""
+    if layout == 'own':
+        return
+    for key in backbone:
+        if re.search(r'\.attention_bias_idxs(_seg)?$', key):
+            reason = 'index tables, which are computed for each picture here'
+        elif f'{key}_seg' in backbone:
+            reason = "bias tables of ImageNet's size, beside those for dense prediction"
+        elif re.match(r'(norm|head|dist_head|head_dist)\.', key):
+            reason = 'the ImageNet classifier, for which dense prediction has no use'
+        else:
+            continue
+        left_out.setdefault(reason, []).append(prefix + key)
+
+
+def add_heads(conversion: Conversion, heads: Mapping[str, Tensor], checkpoint: dict) -> None:
+    """Take over neck and heads, as far as the model of our config has them.
+
+    Raises:
+        CheckpointError: Some are missing or of another shape, or number classes otherwise.
+    """
+    meta = checkpoint.get('meta') or {}
+    version = meta.get('mmdet_version')
+    if version and digit_version(version) < digit_version('2.5.0'):
+        raise CheckpointError(
+            f'the checkpoint is of mmdet {version}, whose heads number classes otherwise. Bring it '
+            "to mmdet 2.5 with mmdet's tools/model_converters/upgrade_model_version.py first"
+        )
+    task = TASKS[conversion.task]
+    conversion.num_classes = task.num_classes(heads)
+    conversion.config = find_config(task, conversion)
+    config = build_config(conversion)
+    model = MODELS.build(config.model)
+    expected = {k: v for k, v in model.state_dict().items() if not k.startswith(PREFIX)}
+    misfits = [
+        f'{key} {tuple(heads[key].shape)} instead of {tuple(tensor.shape)}'
+        if key in heads
+        else f'{key} missing'
+        for key, tensor in expected.items()
+        if not key.endswith('num_batches_tracked')
+        and (key not in heads or heads[key].shape != tensor.shape)
+    ]
+    if misfits:
+        raise CheckpointError(
+            f'the checkpoint is a {task.title} of another kind than {conversion.config} builds: '
+            f'{len(misfits)} tensors differ: {enumerate_keys(misfits)}'
+        )
+    surplus = [key for key in heads if key not in expected]
+    if surplus:
+        conversion.left_out[f'parts that our {task.title} does not have'] = surplus
+    conversion.tensors = {
+        **{PREFIX + key: tensor for key, tensor in conversion.tensors.items()},
+        **{key: tensor for key, tensor in heads.items() if key in expected},
+    }
+    conversion.meta = {'cfg': config.pretty_text}
+    dataset_meta = class_names(meta, config, conversion.num_classes)
+    if dataset_meta:
+        conversion.meta['dataset_meta'] = dataset_meta
+
+
+def find_config(task: Task, conversion: Conversion) -> Path:
+    """Our config for a model: the one for the authors' checkpoints where there is one."""
+    names = [f'{task.config}{conversion.arch}.py']
+    if conversion.layout == 'snap':
+        names.insert(0, f'{task.config}{conversion.arch}_authors.py')
+    return next(Path(name) for name in names if (ROOT / name).is_file())
+
+
+def build_config(conversion: Conversion) -> Config:
+    """The config for a converted model: its classes, its bias tables, and nothing to start from."""
+    height, width = conversion.table_size
+    options = {
+        'model.backbone.init_cfg': None,
+        'model.backbone.pretrain_img_size': height if height == width else (height, width),
+    }
+    if conversion.layout == 'snap':
+        # Their dense models were trained with tables resized as matrices.
+        options['model.backbone.bias_resize'] = 'matrix'
+    config = load_config(str(ROOT / conversion.config), options)
+    set_num_classes(config.model, conversion.num_classes)
+    fit_to_device(config)
+    return config
+
+
+def class_names(meta: dict, config: Config, num_classes: int) -> dict:
+    """Class names and colours: those in the checkpoint, else those of the config's dataset."""
+    known = dataset_class(next(datasets_of(config))).METAINFO
+    # mmdet 2 and mmseg 0.x have them in capitals.
+    saved = meta.get('dataset_meta') or {
+        'classes': meta.get('CLASSES'),
+        'palette': meta.get('PALETTE'),
+    }
+    for names in (saved, known):
+        if names.get('classes') and len(names['classes']) == num_classes:
+            palette = names.get('palette') or known.get('palette') or []
+            return {
+                'classes': list(names['classes']),
+                'palette': [list(colour) for colour in palette][:num_classes],
+            }
+    return {}

@@ -1,0 +1,153 @@
+"""Published checkpoints, converted by the command line, compute what they computed before."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from backbones import EfficientFormerV2
+from backbones.checkpoint_file import read_checkpoint
+from backbones.engine.classes import set_num_classes
+from backbones.engine.config import fit_to_device, load_config
+from backbones.weights import load_checkpoint
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / 'tests' / 'data' / 'golden'
+sys.path.insert(0, str(GOLDEN))
+from make_checkpoint import make_state_dict  # noqa: E402
+
+CONFIGS = {
+    'retinanet': 'det_configs/retinanet_effv2_s0.py',
+    'mask_rcnn': 'det_configs/mask_rcnn_effv2_s0.py',
+    'fpn': 'seg_configs/fpn_effv2_s0.py',
+}
+BACKBONES = {'retinanet': 'coco', 'mask_rcnn': 'coco', 'fpn': 'ade20k'}
+SIZES = {'coco': 800, 'ade20k': 512}
+
+
+def published(name: str) -> dict[str, torch.Tensor]:
+    manifest = json.loads((GOLDEN / f'{name}.json').read_text())
+    return {key: torch.from_numpy(value) for key, value in make_state_dict(manifest).items()}
+
+
+def heads_of(task: str, num_classes: int) -> dict[str, torch.Tensor]:
+    """Neck and heads as mmdet 2.19 and mmseg 0.19, which the authors used, name them."""
+    config = load_config(str(ROOT / CONFIGS[task]), {'model.backbone.init_cfg': None})
+    set_num_classes(config.model, num_classes)
+    fit_to_device(config)
+    tensors = MODELS.build(config.model).state_dict()
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith('backbone.')}
+
+
+def save_whole(path: Path, task: str, num_classes: int = 5, **meta: object) -> dict:
+    """A whole model as the authors publish it."""
+    backbone = published(f'snap_s0_{BACKBONES[task]}')
+    heads = heads_of(task, num_classes)
+    tensors = {**{f'backbone.{key}': tensor for key, tensor in backbone.items()}, **heads}
+    torch.save({'meta': meta, 'state_dict': tensors, 'optimizer': {'state': {}}}, path)
+    return heads
+
+
+@pytest.mark.parametrize(
+    ('name', 'wrapper'), [('snap_s0_imagenet', 'model'), ('timm_s0_imagenet', None)]
+)
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_imagenet_weights(name, wrapper, suffix, run_tool, tmp_path):
+    tensors = published(name)
+    torch.save({wrapper: tensors} if wrapper else tensors, tmp_path / 'in.pth')
+    process = run_tool('convert_checkpoint.py', 'in.pth', f'out{suffix}')
+    assert process.returncode == 0, process.stderr
+    assert 'EfficientFormerV2 s0' in process.stdout and '224x224' in process.stdout
+    assert '559 tensors (backbone 559)' in process.stdout
+    assert '9 tensors, the ImageNet classifier' in process.stdout
+    expected, found = EfficientFormerV2('s0'), EfficientFormerV2('s0')
+    expected.load_state_dict(tensors)
+    out = read_checkpoint(tmp_path / f'out{suffix}')['state_dict']
+    assert set(out) == set(found.state_dict())
+    found.load_state_dict(out)
+    torch.testing.assert_close(dict(found.state_dict()), dict(expected.state_dict()))
+
+
+@pytest.mark.parametrize('task', CONFIGS)
+def test_whole_models(task, run_tool, tmp_path):
+    classes = [f'class {i}' for i in range(5)]
+    heads = save_whole(tmp_path / 'in.pth', task, CLASSES=classes, mmdet_version='2.19.0')
+    process = run_tool('convert_checkpoint.py', 'in.pth', 'out.pth')
+    assert process.returncode == 0, process.stderr
+    size = SIZES[BACKBONES[task]]
+    assert f'5 classes, bias tables for pictures of {size}x{size}' in process.stdout
+    assert '10 tensors, index tables' in process.stdout
+    assert f'tools/test.py {CONFIGS[task]} out.pth' in process.stdout
+
+    converted = load_checkpoint(str(tmp_path / 'out.pth'))
+    assert converted['meta']['dataset_meta']['classes'] == classes
+    assert not set(converted) - {'meta', 'state_dict'}
+    for key, tensor in heads.items():
+        torch.testing.assert_close(converted['state_dict'][key], tensor)
+
+    # The config inside builds a model that all of it fits, with the authors' way of resizing.
+    (tmp_path / 'config.py').write_text(converted['meta']['cfg'])
+    config = load_config(str(tmp_path / 'config.py'))
+    assert config.model.backbone.bias_resize == 'matrix'
+    assert config.model.backbone.pretrain_img_size == size
+    missing, unexpected = MODELS.build(config.model).load_state_dict(converted['state_dict'])
+    assert not missing and not unexpected
+
+
+def test_the_backbone_of_a_whole_model(run_tool, tmp_path):
+    heads = save_whole(tmp_path / 'in.pth', 'fpn')
+    process = run_tool('convert_checkpoint.py', 'in.pth', 'out.pth', '--task', 'backbone')
+    assert process.returncode == 0, process.stderr
+    assert f'{len(heads)} tensors, neck and heads' in process.stdout
+    out = read_checkpoint(tmp_path / 'out.pth')['state_dict']
+    assert set(out) == set(EfficientFormerV2('s0').state_dict())
+
+
+def refused(process) -> str:
+    assert process.returncode == 1
+    assert 'Traceback' not in process.stderr
+    return process.stderr
+
+
+def test_nothing_is_overwritten_unasked(run_tool, tmp_path):
+    torch.save(published('timm_s0_imagenet'), tmp_path / 'in.pth')
+    (tmp_path / 'out.pth').write_text('precious')
+    assert '--overwrite' in refused(run_tool('convert_checkpoint.py', 'in.pth', 'out.pth'))
+    assert (tmp_path / 'out.pth').read_text() == 'precious'
+    process = run_tool('convert_checkpoint.py', 'in.pth', 'out.pth', '--overwrite')
+    assert process.returncode == 0, process.stderr
+    assert read_checkpoint(tmp_path / 'out.pth')
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'arguments', 'said'),
+    [
+        ('wrong task', ['out.pth', '--task', 'mask_rcnn'], 'is no Mask R-CNN'),
+        ('part of the backbone', ['out.pth'], 'lacks 1 of the'),
+        ('part of a head', ['out.pth'], 'decode_head.conv_seg.bias missing'),
+        ('another network', ['out.pth'], 'no EfficientFormerV2 is recognised'),
+        ('another suffix', ['out.ckpt'], 'ends in .pth or .safetensors'),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_written(
+    spoil, arguments, said, run_tool, tmp_path
+):
+    save_whole(tmp_path / 'in.pth', 'fpn')
+    checkpoint = torch.load(tmp_path / 'in.pth')
+    if spoil == 'part of the backbone':
+        del checkpoint['state_dict']['backbone.network.0.0.mlp.fc1.weight']
+    elif spoil == 'part of a head':
+        del checkpoint['state_dict']['decode_head.conv_seg.bias']
+    elif spoil == 'another network':
+        checkpoint['state_dict'] = {'backbone.layer1.weight': torch.ones(1)}
+    torch.save(checkpoint, tmp_path / 'in.pth')
+    assert said in refused(run_tool('convert_checkpoint.py', 'in.pth', *arguments))
+    assert [path.name for path in tmp_path.iterdir()] == ['in.pth']
+
+
+def test_old_class_orders_are_refused(run_tool, tmp_path):
+    save_whole(tmp_path / 'in.pth', 'mask_rcnn', mmdet_version='2.4.0')
+    assert 'mmdet 2.4.0' in refused(run_tool('convert_checkpoint.py', 'in.pth', 'out.pth'))

@@ -1,0 +1,97 @@
+"""What is left of a training checkpoint when it is published, and under which name."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from backbones.checkpoint_file import read_checkpoint
+
+AVERAGE = {'backbone.a': torch.full((2,), 1.0), 'head.b': torch.full((3,), 2.0)}
+PLAIN = {'backbone.a': torch.full((2,), 10.0), 'head.b': torch.full((3,), 20.0)}
+CONFIG = """
+model = dict(type='EncoderDecoder', backbone=dict(arch='s0', out_indices=(0, 1, 2, 3)))
+optim_wrapper = dict(optimizer=dict(lr=-1e-4, betas={'a': 0.9, '0.1': [1, 2]}))
+work_dir = '/home/somebody/secret'
+load_from = None
+resume = True
+"""
+DATASET = {'classes': ['disc', 'ring'], 'palette': [[1, 2, 3], [4, 5, 6]]}
+
+
+def save_training(path: Path, ema: bool = False, config: str = CONFIG) -> None:
+    """As mmengine saves a training: with EMAHook, both kinds of weights have changed places."""
+    checkpoint = {
+        'meta': {'cfg': config, 'dataset_meta': DATASET, 'iter': 7, 'experiment_name': 'x'},
+        'state_dict': AVERAGE if ema else PLAIN,
+        'optimizer': {'state': {0: torch.ones(100_000)}},
+        'param_schedulers': [{'last_step': 7}],
+        'message_hub': {'log_scalars': {'loss': HistoryBuffer([1.0], [1])}},
+    }
+    if ema:
+        checkpoint['ema_state_dict'] = {
+            'steps': torch.tensor(7),
+            **{f'module.{key}': tensor for key, tensor in PLAIN.items()},
+        }
+    torch.save(checkpoint, path)
+
+
+def publish(run_tool, folder: Path, *arguments: str, suffix: str = '.pth') -> Path:
+    process = run_tool('publish_model.py', 'in.pth', f'out{suffix}', *arguments)
+    assert process.returncode == 0, process.stderr
+    (path,) = folder.glob(f'out-*{suffix}')
+    return path
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_weights_config_and_classes_are_all_that_is_published(suffix, run_tool, tmp_path):
+    save_training(tmp_path / 'in.pth')
+    path = publish(run_tool, tmp_path, suffix=suffix)
+    assert path.stem == f'out-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}'
+    assert path.stat().st_size < 10_000
+    published = read_checkpoint(path)
+    assert set(published) == {'meta', 'state_dict'}
+    torch.testing.assert_close(published['state_dict'], PLAIN)
+    assert set(published['meta']) == {'cfg', 'dataset_meta', 'iter'}
+    assert published['meta']['dataset_meta'] == DATASET
+    values = {}
+    exec(published['meta']['cfg'], values)
+    assert values['model']['backbone'] == {'arch': 's0', 'out_indices': (0, 1, 2, 3)}
+    assert values['optim_wrapper']['optimizer'] == {'lr': -1e-4, 'betas': {'a': 0.9, '0.1': [1, 2]}}
+    assert not {'work_dir', 'load_from', 'resume'} & set(values)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_the_same_weights_have_the_same_name(suffix, run_tool, tmp_path):
+    save_training(tmp_path / 'in.pth')
+    first = publish(run_tool, tmp_path, suffix=suffix)
+    assert publish(run_tool, tmp_path, suffix=suffix) == first
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [([], AVERAGE), (['--weights', 'ema'], AVERAGE), (['--weights', 'plain'], PLAIN)],
+)
+def test_average_or_plain_weights(arguments, expected, run_tool, tmp_path):
+    save_training(tmp_path / 'in.pth', ema=True)
+    published = read_checkpoint(publish(run_tool, tmp_path, *arguments))
+    torch.testing.assert_close(published['state_dict'], expected)
+
+
+@pytest.mark.parametrize(
+    ('config', 'arguments', 'said'),
+    [
+        (CONFIG, ['out.pth', '--weights', 'ema'], 'no ema_state_dict'),
+        (CONFIG, ['out.ckpt'], 'ends in .pth or .safetensors'),
+        ("a = __import__('os').getcwd()", ['out.pth'], 'is not plain data'),
+        ('import os', ['out.pth'], 'is not plain data: line 1 is no assignment'),
+    ],
+)
+def test_what_cannot_be_published(config, arguments, said, run_tool, tmp_path):
+    save_training(tmp_path / 'in.pth', config=config)
+    process = run_tool('publish_model.py', 'in.pth', *arguments)
+    assert process.returncode == 1
+    assert said in process.stderr and 'Traceback' not in process.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ['in.pth']

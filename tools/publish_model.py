@@ -1,0 +1,126 @@
+"""Make a small file to give away out of a training checkpoint: weights, config and class names."""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+from _requirements import explain_missing
+
+with explain_missing():
+    from torch import Tensor
+
+    from backbones.checkpoint import CheckpointError
+    from backbones.checkpoint_file import encode_checkpoint, trust_checkpoints, written_whole
+    from backbones.engine.errors import ConfigError, clear_errors
+    from backbones.engine.saved_config import config_of
+    from backbones.weights import load_checkpoint
+
+# Of the config, what only says where and how one run was started.
+RUN_ONLY = ('work_dir', 'load_from', 'resume', 'launcher')
+# Of the metadata, what says which training the weights are of.
+KEPT = ('epoch', 'iter', 'mmengine_version')
+EXAMPLES = """\
+examples:
+  python tools/publish_model.py work_dirs/fpn_effv2_s2/iter_40000.pth fpn_effv2_s2.pth
+      writes fpn_effv2_s2-1a2b3c4d.pth
+  python tools/publish_model.py work_dirs/fpn_effv2_s2/iter_40000.pth fpn_effv2_s2.safetensors
+      the same as safetensors, which cannot carry code at all
+  python tools/publish_model.py iter_40000.pth fpn_effv2_s2.pth --weights plain
+      the weights of the last step instead of their moving average
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('checkpoint', metavar='IN', help='a checkpoint that tools/train.py wrote')
+    parser.add_argument(
+        'out',
+        metavar='OUT',
+        type=Path,
+        help='the file to write, .pth or .safetensors; the first 8 digits of the SHA-256 of its '
+        'contents are added to its name',
+    )
+    parser.add_argument(
+        '--weights',
+        choices=('ema', 'plain'),
+        help='of a training with EMAHook, the moving average or the weights themselves (default: '
+        'ema where there is one)',
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read IN even if that may run code in it: only for files that you made yourself',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with clear_errors():
+        if args.out.suffix not in ('.pth', '.safetensors'):
+            raise ConfigError(f'OUT ends in .pth or .safetensors, not {str(args.out)!r}')
+        if args.trust_checkpoint:
+            trust_checkpoints()
+        checkpoint = load_checkpoint(args.checkpoint)
+        tensors, kind = choose_weights(checkpoint, args.weights)
+        meta = published_meta(checkpoint)
+        content = encode_checkpoint(tensors, meta, args.out.suffix)
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        path = args.out.with_name(f'{args.out.stem}-{digest}{args.out.suffix}')
+        with written_whole(path) as partial:
+            partial.write_bytes(content)
+    dropped = sorted(key for key in checkpoint if key not in ('state_dict', 'meta'))
+    classes = meta['dataset_meta'].get('classes', ())
+    print(f'weights:  {len(tensors)} tensors, {kind}')
+    print(f'inside:   {"the config" if "cfg" in meta else "no config"}, {len(classes)} class names')
+    print(f'left out: {", ".join(dropped) or "nothing"}')
+    print(f'written:  {path} ({len(content) / 2**20:.1f} MiB)')
+
+
+def choose_weights(checkpoint: dict, wanted: str | None) -> tuple[dict[str, Tensor], str]:
+    """The tensors to publish, and what to call them.
+
+    Args:
+        checkpoint: A training checkpoint.
+        wanted: 'ema', 'plain', or None for the average where there is one.
+
+    Raises:
+        CheckpointError: The average is wanted and there is none.
+    """
+    tensors = checkpoint['state_dict']
+    swapped = checkpoint.get('ema_state_dict')
+    if swapped is None:
+        if wanted == 'ema':
+            raise CheckpointError(
+                'the checkpoint has no ema_state_dict: it was not trained with EMAHook'
+            )
+        return tensors, 'plain'
+    if wanted in (None, 'ema'):
+        return tensors, 'their moving average (EMA)'
+    # EMAHook saves the average under state_dict, and the model's own weights in its place.
+    plain = {key: swapped[f'module.{key}'] for key in tensors if f'module.{key}' in swapped}
+    return {**tensors, **plain}, 'plain, without EMA'
+
+
+def published_meta(checkpoint: dict) -> dict:
+    """Config, class names and colours, without what belongs to the machine it was trained on."""
+    meta = {key: checkpoint['meta'][key] for key in KEPT if key in checkpoint['meta']}
+    dataset_meta = checkpoint['meta'].get('dataset_meta') or {}
+    meta['dataset_meta'] = {
+        key: dataset_meta[key] for key in ('classes', 'palette') if key in dataset_meta
+    }
+    config = config_of(checkpoint)
+    if config is not None:
+        for key in RUN_ONLY:
+            config.pop(key, None)
+        meta['cfg'] = config.pretty_text
+    return meta
+
+
+if __name__ == '__main__':
+    sys.exit(main())
