@@ -16,6 +16,7 @@ with explain_missing():
     from backbones.engine.classes import set_classes
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.data import check_data
+    from backbones.engine.distributed import connect_without_gpus, is_first_process
     from backbones.engine.drawing import draw_comparisons
     from backbones.engine.errors import ConfigError, clear_errors
     from backbones.engine.preflight import check_start, check_whole
@@ -113,12 +114,13 @@ def main() -> None:
         if args.trust_checkpoint:
             trust_checkpoints()
         config = configure(args)
-        first = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+        first = is_first_process()
         checkpoint = check_start(config) if first else None
         classes = set_classes(config)
         if first:
             check_whole(config, checkpoint, classes)
             check_data(config, ('test',), classes)
+        connect_without_gpus(config)
         metrics = Runner.from_cfg(config).test()
     if is_main_process():
         path = Path(args.out or Path(config.work_dir) / 'metrics.json')

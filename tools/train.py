@@ -18,6 +18,7 @@ with explain_missing():
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.curves import draw_curves
     from backbones.engine.data import check_data
+    from backbones.engine.distributed import connect_without_gpus, is_first_process
     from backbones.engine.errors import ConfigError, clear_errors
     from backbones.engine.preflight import check_start, leave_out_init_cfg
     from backbones.engine.report import report_every_class
@@ -167,7 +168,7 @@ def main() -> None:
         if args.trust_checkpoint:
             trust_checkpoints()
         config = configure(args)
-        first = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+        first = is_first_process()
         if first:
             check_start(config)
         classes = set_classes(config)
@@ -175,6 +176,7 @@ def main() -> None:
         if first:
             splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
             check_data(config, splits, classes)
+        connect_without_gpus(config)
         runner = Runner.from_cfg(config)
         runner.train()
     if is_main_process():

@@ -68,16 +68,13 @@ def find_mmseg_configs() -> None:
 
 
 def fit_to_device(config: Config) -> None:
-    """On a machine without a GPU, take what a CPU has: BatchNorm for SyncBN, gloo for nccl."""
+    """Take BatchNorm for SyncBN, which needs GPUs, where there are none."""
     if torch.cuda.is_available():
         return
     for node in walk(config.model):
         norm = node.get('norm_cfg')
         if isinstance(norm, dict) and norm.get('type') == 'SyncBN':
             norm.type = 'BN'
-    distributed = config.get('env_cfg', {}).get('dist_cfg', {})
-    if distributed.get('backend') == 'nccl':
-        distributed.backend = 'gloo'
 
 
 def default_work_dir(config_path: str) -> str:
