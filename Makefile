@@ -37,7 +37,7 @@ demo: install ## Draw a small data set, train on it from nothing, test
 	@$(VENV_PYTHON) tools/demo.py $(TASK)
 
 test: install ## Run all tests
-	@$(VENV_PYTHON) -m pytest
+	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: install ## Check style
 	@$(VENV_PYTHON) -m ruff check .

@@ -116,7 +116,7 @@ def main() -> None:
         config = configure(args)
         first = is_first_process()
         checkpoint = check_start(config) if first else None
-        classes = set_classes(config)
+        classes = set_classes(config, ('test',))
         if first:
             check_whole(config, checkpoint, classes)
             check_data(config, ('test',), classes)

@@ -171,10 +171,10 @@ def main() -> None:
         first = is_first_process()
         if first:
             check_start(config)
-        classes = set_classes(config)
+        splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
+        classes = set_classes(config, splits)
         print(f'{len(classes)} classes: {", ".join(classes)}')
         if first:
-            splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
             check_data(config, splits, classes)
         connect_without_gpus(config)
         runner = Runner.from_cfg(config)

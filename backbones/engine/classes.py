@@ -22,11 +22,12 @@ from .paths import annotation_file
 INHERITED_COUNTS = (19, 20, 21, 59, 60, 80, 150, 171)
 
 
-def set_classes(config: Config) -> tuple[str, ...]:
+def set_classes(config: Config, splits: tuple[str, ...]) -> tuple[str, ...]:
     """Give the datasets and every head of a config the classes of its data.
 
     Args:
         config: Changed in place.
+        splits: Which of 'train', 'val' and 'test' will be read. Others need not be there.
 
     Returns:
         The class names, in the order of the labels.
@@ -36,23 +37,26 @@ def set_classes(config: Config) -> tuple[str, ...]:
         DataError: Annotation files disagree with each other or with the named classes.
     """
     if config.default_scope == 'mmdet':
-        names = set_detection_classes(config)
+        names = set_detection_classes(config, splits)
     else:
         names = set_segmentation_classes(config)
     set_num_classes(config.model, len(names))
     return names
 
 
-def set_detection_classes(config: Config) -> tuple[str, ...]:
+def set_detection_classes(config: Config, splits: tuple[str, ...]) -> tuple[str, ...]:
     """Check that all COCO files number the same classes in the same order, and name them."""
     datasets = [dataset for dataset in datasets_of(config) if is_coco(dataset)]
     if not datasets:
         return known_classes(next(datasets_of(config)))
-    chosen = datasets[0].get('metainfo', {}).get('classes')
-    path = annotation_file(datasets[0])
-    names = tuple(chosen) if chosen else category_names(path)
+    # The training set comes first, unless this machine has no more than a test set.
+    source = next((d for d in datasets if annotation_file(d).is_file()), datasets[0])
+    chosen = source.get('metainfo', {}).get('classes')
+    names = tuple(chosen) if chosen else category_names(annotation_file(source))
+    for dataset in datasets_of(config, splits):
+        if is_coco(dataset):
+            check_categories(annotation_file(dataset), names, annotation_file(source))
     for dataset in datasets:
-        check_categories(annotation_file(dataset), names, path)
         if names != known_classes(dataset):
             dataset.metainfo = ConfigDict({**dataset.get('metainfo', {}), 'classes': names})
     return names
