@@ -1,14 +1,14 @@
 """Test a detector or a segmentor: COCO's AP for boxes and masks, or mIoU, and every class's own."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from _requirements import explain_missing
 
 with explain_missing():
-    from mmengine.config import Config, DictAction
+    from _run_arguments import add_run_arguments, parse_run_args
+    from mmengine.config import Config
     from mmengine.dist import is_main_process
     from mmengine.runner import Runner
 
@@ -19,7 +19,7 @@ with explain_missing():
     from backbones.engine.distributed import connect_without_gpus, is_first_process
     from backbones.engine.drawing import draw_comparisons
     from backbones.engine.errors import ConfigError, clear_errors
-    from backbones.engine.preflight import check_start, check_whole
+    from backbones.engine.preflight import check_start, check_whole, leave_out_init_cfg
     from backbones.engine.report import format_metrics, report_every_class, write_metrics
     from backbones.engine.tta import use_test_time_augmentation
 
@@ -61,31 +61,8 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="average over flips, and over the sizes of the config's tta_pipeline",
     )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read the checkpoint even if that may run code in it: only for files that you made '
-        'yourself',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override entries of the config: test_dataloader.batch_size=4',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=('none', 'pytorch', 'slurm', 'mpi'),
-        default='none',
-        help='what started the processes (default: none, a single one)',
-    )
-    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_run_arguments(parser, 'test_dataloader.batch_size=4')
+    return parse_run_args(parser)
 
 
 def configure(args: argparse.Namespace) -> Config:
@@ -97,8 +74,7 @@ def configure(args: argparse.Namespace) -> Config:
     config.work_dir = args.work_dir or config.get('work_dir') or default_work_dir(args.config)
     config.load_from = args.checkpoint
     config.resume = False
-    # The checkpoint holds the whole model: what its backbone started from is not needed.
-    config.model.backbone.init_cfg = None
+    leave_out_init_cfg(config)
     if args.show_dir:
         draw_comparisons(config, args.show_dir)
     if args.tta:

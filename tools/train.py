@@ -1,7 +1,6 @@
 """Train a detector or a segmentor: the config says which, mmengine does it."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from _requirements import explain_missing
 
 with explain_missing():
     import torch
-    from mmengine.config import Config, ConfigDict, DictAction
+    from _run_arguments import add_run_arguments, parse_run_args
+    from mmengine.config import Config, ConfigDict
     from mmengine.dist import is_main_process
     from mmengine.runner import Runner
 
@@ -59,12 +59,6 @@ def parse_args() -> argparse.Namespace:
         'work folder',
     )
     parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read checkpoints even if that may run code in them: only for files that you made '
-        'yourself',
-    )
-    parser.add_argument(
         '--amp',
         action='store_true',
         help='mixed precision: float16 on a GPU, bfloat16 on a CPU',
@@ -78,26 +72,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--val-loss', action='store_true', help='compute the loss on the validation set as well'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override entries of the config: optim_wrapper.optimizer.lr=1e-4 '
-        'train_dataloader.batch_size=8',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=('none', 'pytorch', 'slurm', 'mpi'),
-        default='none',
-        help='what started the processes (default: none, a single one)',
-    )
-    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_run_arguments(parser, 'optim_wrapper.optimizer.lr=1e-4 train_dataloader.batch_size=8')
+    return parse_run_args(parser)
 
 
 def configure(args: argparse.Namespace) -> Config:
