@@ -18,7 +18,7 @@ test_pipeline = [
     ),
 ]
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=1,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(data_root=data_root, pipeline=train_pipeline),
@@ -35,12 +35,12 @@ model = dict(
     roi_head=dict(mask_head=dict(num_convs=2, conv_out_channels=128)),
     train_cfg=dict(rcnn=dict(sampler=dict(num=64))),
 )
-max_iters = 600
+max_iters = 700
 optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.05), clip_grad=dict(max_norm=10))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, begin=0, end=60, by_epoch=False),
     dict(type='PolyLR', power=0.9, begin=60, end=max_iters, eta_min=1e-6, by_epoch=False),
 ]
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=200)
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(by_epoch=False, interval=200))
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=350)
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(by_epoch=False, interval=350))
 log_processor = dict(by_epoch=False)
