@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from .layers import ConvNorm
 
+# Where it has been since torch 2.3, and where it was before.
+is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
+
 BIAS_RESIZE_MODES = ('offset', 'matrix')
 
 # Queries are split when the scores of all of them would take more bytes than this.
@@ -204,7 +207,7 @@ class RelativePositionBias(nn.Module):
         Returns:
             (num_heads, queries, keys), both in row-major order.
         """
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.training or torch.is_grad_enabled() or is_compiling():
             return self._look_up(grid, dtype)
         described = (tuple(grid), dtype, self.table.device, self._table_version())
         if self._kept is None or self._kept[0] != described:
