@@ -25,8 +25,8 @@ class TalkingHeadAttention(nn.Module):
     """Attention of stages 3 and 4, with heads that talk to each other (the paper's MHSA, 3.3).
 
     The second talking head comes after the softmax and has a bias, so that a constant times the
-    sum of all values is part of every result. That sum grows with the grid, and the norms behind
-    it are used to one size: a network trained on small crops fails on whole pictures. With
+    sum of all values is part of every result. That sum grows with the grid, while the statistics
+    of the norms behind it stay: a network trained on small crops fails on whole pictures. With
     'offset', the bias is therefore scaled by the tokens of the table's grid over those of the
     picture's, which makes it a multiple of the values' mean. Nothing changes where the grids
     agree. The authors' COCO and ADE20K models were trained without, as 'matrix' is.
