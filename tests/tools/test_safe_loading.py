@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
+from backbones import CheckpointError
 from backbones.engine.config import fit_to_device, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,24 @@ def test_no_tool_runs_the_code_in_a_checkpoint(command, evil, run_tool):
 def test_trust_is_given_by_a_switch_that_every_tool_has(command, evil, run_tool):
     run_tool(*command, '--trust-checkpoint')
     assert evil.exists()
+
+
+def test_mmdets_and_mmsegs_own_inference_runs_no_code_either(evil, tmp_path):
+    """Whoever builds a model from our config goes through the same loaders."""
+    from mmdet.apis import DetInferencer, init_detector
+    from mmseg.apis import MMSegInferencer, init_model
+
+    detector = str(ROOT / 'det_configs' / 'retinanet_effv2_s0_shapes.py')
+    file = str(tmp_path / 'in.pth')
+    for load in (
+        lambda: init_detector(detector, file, device='cpu'),
+        lambda: DetInferencer(detector, file, device='cpu'),
+        lambda: init_model(str(CONFIG), file, device='cpu'),
+        lambda: MMSegInferencer(str(CONFIG), file, device='cpu'),
+    ):
+        with pytest.raises(CheckpointError, match=r'posix\.mkdir'):
+            load()
+        assert not evil.exists()
 
 
 def broken(kind: str, tensors: dict[str, torch.Tensor]) -> object:
