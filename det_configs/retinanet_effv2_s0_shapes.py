@@ -2,6 +2,14 @@
 _base_ = './retinanet_effv2_s0.py'
 
 data_root = 'data/shapes/coco/'
+palette = [
+    (230, 80, 50),
+    (60, 90, 230),
+    (60, 190, 80),
+    (240, 200, 40),
+    (200, 70, 200),
+    (50, 200, 210),
+]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

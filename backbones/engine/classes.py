@@ -58,7 +58,7 @@ def set_detection_classes(config: Config, splits: tuple[str, ...]) -> tuple[str,
             check_categories(annotation_file(dataset), names, annotation_file(source))
     for dataset in datasets:
         if names != known_classes(dataset):
-            dataset.metainfo = ConfigDict({**dataset.get('metainfo', {}), 'classes': names})
+            name_classes(dataset, names, config)
     return names
 
 
@@ -105,9 +105,14 @@ def set_segmentation_classes(config: Config) -> tuple[str, ...]:
             if key in defaults:
                 dataset.setdefault(key, defaults[key])
         dataset.type = 'mmseg.BaseSegDataset'
-        named = {'classes': names, **({'palette': config.palette} if 'palette' in config else {})}
-        dataset.metainfo = ConfigDict({**dataset.get('metainfo', {}), **named})
+        name_classes(dataset, names, config)
     return names
+
+
+def name_classes(dataset: ConfigDict, names: tuple[str, ...], config: Config) -> None:
+    """Give a dataset its class names, and their colours where the config has a ``palette``."""
+    colours = {'palette': config.palette} if 'palette' in config else {}
+    dataset.metainfo = ConfigDict({**dataset.get('metainfo', {}), 'classes': names, **colours})
 
 
 def read_class_names(path: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
     metrics = {
         name: curve
         for name, curve in validation.items()
-        if not name.startswith('val/') and not is_of_class(name)
+        if not name.startswith('val/') and not is_of_class(name) and not is_of_size(name)
     }
     panels = [
         ('loss', losses, 'loss'),
@@ -66,17 +66,24 @@ def read_log(work_dir: str) -> tuple[dict[str, Curve], dict[str, Curve]]:
     validation: dict[str, dict[int, float]] = defaultdict(dict)
     # Folders are named by the time of their start, so that a resumed run overwrites what it redid.
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        iteration = 0
+        iteration, by_epoch = 0, False
         for line in path.read_text().splitlines():
             entry = json.loads(line)
             # Validation logs its epoch as step where training is counted in epochs.
             training_entry = 'lr' in entry
-            iteration = entry['step'] if training_entry else iteration or entry['step']
+            by_epoch = by_epoch or 'epoch' in entry
+            if training_entry or not by_epoch:
+                iteration = entry['step']
             curves = training if training_entry else validation
             for name, value in entry.items():
                 if name not in BOOKKEEPING - {'lr'} and isinstance(value, (int, float)):
                     curves[name][iteration] = value
     return as_curves(training), as_curves(validation)
+
+
+def is_of_size(name: str) -> bool:
+    """Whether a metric is COCO's for objects of one size, which is -1 where there are none."""
+    return name.endswith(('_mAP_s', '_mAP_m', '_mAP_l'))
 
 
 def as_curves(values: dict[str, dict[int, float]]) -> dict[str, Curve]:

@@ -10,8 +10,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
-# Names of classes, which mmseg writes at one size, would cover smaller pictures.
-SMALLEST_WITH_LABELS = 256
+# Below this many pixels a side, names and lines of the usual size would cover a picture.
+SMALL_SIDE = 256
 
 
 def draw_comparisons(config: Config, folder: str) -> None:
@@ -31,10 +31,10 @@ class ComparisonHook(Hook):
 
     Args:
         folder: Where the drawings go, under the pictures' own names.
-        score_thr: Detections below this score are not drawn. Default: 0.3.
+        score_thr: Detections below this score are not drawn. Default: 0.5.
     """
 
-    def __init__(self, folder: str, score_thr: float = 0.3) -> None:
+    def __init__(self, folder: str, score_thr: float = 0.5) -> None:
         self.folder = Path(folder)
         self.score_thr = score_thr
 
@@ -43,10 +43,12 @@ class ComparisonHook(Hook):
     ) -> None:
         for sample in outputs:
             picture = mmcv.imread(sample.img_path, channel_order='rgb')
+            small = min(picture.shape[:2]) < SMALL_SIDE
             if 'pred_instances' in sample:
                 options = {'pred_score_thr': self.score_thr}
+                runner.visualizer.line_width = 1 if small else 3
             else:
-                options = {'with_labels': min(picture.shape[:2]) >= SMALLEST_WITH_LABELS}
+                options = {'with_labels': not small}
             runner.visualizer.add_datasample(
                 Path(sample.img_path).name,
                 picture,
