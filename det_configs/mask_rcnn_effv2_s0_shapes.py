@@ -50,5 +50,8 @@ param_scheduler = [
     dict(type='PolyLR', power=0.9, begin=60, end=max_iters, eta_min=1e-6, by_epoch=False),
 ]
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=350)
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(by_epoch=False, interval=350))
+default_hooks = dict(
+    logger=dict(interval=20, log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, interval=350),
+)
 log_processor = dict(by_epoch=False)

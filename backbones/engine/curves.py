@@ -66,15 +66,12 @@ def read_log(work_dir: str) -> tuple[dict[str, Curve], dict[str, Curve]]:
     validation: dict[str, dict[int, float]] = defaultdict(dict)
     # Folders are named by the time of their start, so that a resumed run overwrites what it redid.
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        iteration, by_epoch = 0, False
+        iteration = 0
         for line in path.read_text().splitlines():
             entry = json.loads(line)
-            # Validation logs its epoch as step where training is counted in epochs.
-            training_entry = 'lr' in entry
-            by_epoch = by_epoch or 'epoch' in entry
-            if training_entry or not by_epoch:
-                iteration = entry['step']
-            curves = training if training_entry else validation
+            # The step of a validation may be its epoch, which is less than any iteration before it.
+            iteration = max(iteration, entry['step'])
+            curves = training if 'lr' in entry else validation
             for name, value in entry.items():
                 if name not in BOOKKEEPING - {'lr'} and isinstance(value, (int, float)):
                     curves[name][iteration] = value
