@@ -39,6 +39,13 @@ def add_run_arguments(parser: argparse.ArgumentParser, option_example: str) -> N
 
 def parse_run_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line, and tell mmengine which process of its machine this is."""
-    args = parser.parse_args()
+    try:
+        args = parser.parse_args()
+    # What mmengine's DictAction makes of brackets that it does not know or that do not match.
+    except (RecursionError, AssertionError):
+        parser.error(
+            '--cfg-options: a value is a number, a word, None, or a list as "[1,2]" or "(1,2)". '
+            'The entries of a dict are given one by one: model.backbone.init_cfg.checkpoint=PATH'
+        )
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args

@@ -135,6 +135,14 @@ def test_wrong_arguments(arguments, message, tiny_config, run_tool):
     assert 'Traceback' not in done.stderr
 
 
+def test_a_dict_on_the_command_line_is_explained(tiny_config, run_tool):
+    options = ['--cfg-options', "model.backbone.init_cfg=dict(type='Pretrained',checkpoint='a')"]
+    done = run_tool('train.py', tiny_config('fpn'), *options)
+    assert done.returncode == 2
+    assert 'given one by one' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
 def test_missing_coco_and_ade20k_say_where_to_get_them(run_tool):
     root = Path(__file__).resolve().parents[2]
     for path, source in (
