@@ -20,16 +20,26 @@ class CPUAmpOptimWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         bare = model.module if is_model_wrapper(model) else model
-        extract_feat = bare.extract_feat
+        with features_in_bfloat16(bare), super().optim_context(model):
+            yield
 
-        def extract_in_bfloat16(*args) -> tuple[Tensor, ...]:
-            with torch.autocast('cpu', torch.bfloat16):
-                features = extract_feat(*args)
-            return tuple(feature.float() for feature in features)
 
-        bare.extract_feat = extract_in_bfloat16
-        try:
-            with super().optim_context(model):
-                yield
-        finally:
-            del bare.extract_feat
+@contextmanager
+def features_in_bfloat16(model: nn.Module) -> Iterator[None]:
+    """Let a detector's or segmentor's backbone and neck work in bfloat16, on a CPU.
+
+    Args:
+        model: A model with ``extract_feat``; its features are float32 again.
+    """
+    extract_feat = model.extract_feat
+
+    def extract_in_bfloat16(*args) -> tuple[Tensor, ...]:
+        with torch.autocast('cpu', torch.bfloat16):
+            features = extract_feat(*args)
+        return tuple(feature.float() for feature in features)
+
+    model.extract_feat = extract_in_bfloat16
+    try:
+        yield
+    finally:
+        del model.extract_feat

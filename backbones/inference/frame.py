@@ -1,0 +1,45 @@
+"""What travels through the pipeline: pictures, each from an input."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .prediction import Detections, Segmentation
+
+
+@dataclass
+class Frame:
+    """A picture, or one of the pictures of a video.
+
+    Attributes:
+        origin: Whatever the caller wants to know it by.
+        load: Returns the picture, (height, width, 3) uint8 in BGR order.
+        num_bytes: What the picture takes in memory.
+        index: Which picture of a video, from 0.
+        time: Where in a video it is, in seconds.
+    """
+
+    origin: Any
+    load: Callable[[], np.ndarray]
+    num_bytes: int
+    index: int = 0
+    time: float | None = None
+
+
+@dataclass
+class Predicted:
+    """A frame with what the model says about it, or with what went wrong.
+
+    Attributes:
+        frame: The frame.
+        picture: Its picture, or None where it could not be had.
+        prediction: What the model says about it.
+        problem: What went wrong with this frame, or None.
+    """
+
+    frame: Frame
+    picture: np.ndarray | None = None
+    prediction: Detections | Segmentation | None = None
+    problem: Exception | None = None

@@ -1,0 +1,230 @@
+"""A config and a checkpoint as something that turns pictures into predictions."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from backbones.checkpoint import CheckpointError, enumerate_keys
+from backbones.engine.amp import features_in_bfloat16
+from backbones.engine.classes import dataset_class, set_classes, set_num_classes
+from backbones.engine.config import datasets_of, fit_to_device, load_config
+from backbones.engine.errors import ConfigError, DataError
+from backbones.engine.preflight import fit
+from backbones.engine.saved_config import config_of
+from backbones.weights import load_checkpoint
+
+from .label_map import label_map_of
+from .masks import crop_masks, keep_masks_small, paste_masks
+from .prediction import Detections, Segmentation
+
+# Steps of a pipeline that read files.
+READING_STEPS = ('LoadImage', 'LoadAnnotations', 'LoadPanopticAnnotations', 'InferencerLoader')
+
+
+class TorchModel:
+    """A detector or segmentor of mmdet or mmseg, ready to predict.
+
+    :meth:`prepare` and :meth:`finish` are for other threads than the one that calls
+    :meth:`predict`.
+
+    Args:
+        config: Path of a config.
+        checkpoint: Path or address of the checkpoint of a whole model.
+        device: For instance 'cuda:1'. Default: the first GPU, else the CPU.
+        amp: Mixed precision: float16 on a GPU, on a CPU backbone and neck in bfloat16.
+        cfg_options: Overrides for the config, by dotted key.
+
+    Attributes:
+        task: 'detection' or 'segmentation'.
+        classes: The class names.
+        palette: What config and checkpoint say about colours, or None.
+
+    Raises:
+        ConfigError: The config cannot be read or does not fit.
+        CheckpointError: The checkpoint cannot be read or lacks part of the model.
+    """
+
+    def __init__(
+        self,
+        config: str,
+        checkpoint: str,
+        device: str | None = None,
+        amp: bool = False,
+        cfg_options: dict | None = None,
+    ) -> None:
+        self.device = choose_device(device)
+        self.amp = amp
+        cfg = load_config(config, cfg_options)
+        loaded = load_checkpoint(checkpoint)
+        self.classes, self.palette = classes_and_palette(cfg, loaded)
+        set_num_classes(cfg.model, len(self.classes))
+        fit_to_device(cfg)
+        self.task = 'segmentation' if cfg.default_scope == 'mmseg' else 'detection'
+        self.model = build_model(cfg, loaded, checkpoint).to(self.device).eval()
+        keep_masks_small(self.model)
+        self.transform = Compose(preparation(cfg, config))
+
+    def prepare(self, picture: np.ndarray) -> dict[str, Any]:
+        """Resize a picture and make it a tensor, as the config's test pipeline does.
+
+        Args:
+            picture: (height, width, 3), uint8, BGR.
+        """
+        size = picture.shape[:2]
+        # What the libraries' own loading transforms leave behind.
+        return self.transform(
+            dict(img=picture, img_id=0, img_path=None, img_shape=size, ori_shape=size)
+        )
+
+    @torch.inference_mode()
+    def predict(self, prepared: Sequence[dict[str, Any]]) -> list[Any]:
+        """Run the network on pictures that were prepared, all of one size."""
+        data = self.model.data_preprocessor(
+            {key: [item[key] for item in prepared] for key in ('inputs', 'data_samples')}, False
+        )
+        inputs, samples = data['inputs'], data['data_samples']
+        with self._precision():
+            if self.task == 'detection':
+                return [
+                    sample.pred_instances.to('cpu')
+                    for sample in self.model.predict(inputs, samples, rescale=True)
+                ]
+            logits = self.model.inference(inputs, [sample.metainfo for sample in samples])
+        return [self._label_map(each.float(), sample) for each, sample in zip(logits, samples)]
+
+    def finish(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
+        """Make what :meth:`predict` returns for a picture a prediction.
+
+        Args:
+            raw: An entry of what :meth:`predict` returns.
+            size: Height and width of the picture.
+        """
+        if self.task == 'segmentation':
+            dtype = np.uint8 if raw.dtype == torch.uint8 else np.uint16
+            return Segmentation(raw.numpy().astype(dtype, copy=False))
+        boxes = raw.bboxes.numpy().astype(np.float32)
+        masks = None
+        if 'masks' in raw:
+            masks = raw.masks.numpy()
+            if masks.dtype == bool or tuple(masks.shape[1:]) == tuple(size):
+                masks = crop_masks(masks, boxes)
+            else:
+                masks = paste_masks(masks, boxes, size, self.mask_threshold)
+        return Detections(boxes, raw.scores.numpy().astype(np.float32), raw.labels.numpy(), masks)
+
+    @property
+    def mask_threshold(self) -> float:
+        """Probability from which on a pixel belongs to an instance."""
+        return self.model.test_cfg['rcnn']['mask_thr_binary']
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        if not self.amp:
+            context = nullcontext()
+        elif self.device.type == 'cpu':
+            context = features_in_bfloat16(self.model)
+        else:
+            context = torch.autocast(self.device.type, torch.float16)
+        with context:
+            yield
+
+    def _label_map(self, logits: Tensor, sample: Any) -> Tensor:
+        meta = sample.metainfo
+        left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
+        height, width = logits.shape[1:]
+        return label_map_of(
+            logits[:, top : height - bottom, left : width - right],
+            meta['ori_shape'],
+            self.model.align_corners,
+            self.model.decode_head.threshold if len(logits) == 1 else None,
+        ).cpu()
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name, after a check; by default the first GPU, else the CPU.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if name is None:
+        return torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f'device {name!r} cannot be used here: {reason}') from error
+    return device
+
+
+def classes_and_palette(config: Config, checkpoint: dict) -> tuple[tuple[str, ...], Any]:
+    """Class names and colours: the checkpoint's, else the config's, else those of its data.
+
+    Raises:
+        ConfigError: None of them says.
+        DataError: The data would, but cannot be read.
+    """
+    meta = checkpoint['meta'].get('dataset_meta') or {}
+    if meta.get('classes'):
+        return tuple(meta['classes']), meta.get('palette')
+    saved = config_of(checkpoint)
+    for source in (saved, config):
+        for dataset in datasets_of(source, ('test', 'val', 'train')) if source else ():
+            named = dataset.get('metainfo') or {}
+            if named.get('classes'):
+                return tuple(named['classes']), named.get('palette')
+    dataset = next(datasets_of(config, ('test', 'val', 'train')), None)
+    if dataset is not None:
+        known = dataset_class(dataset).METAINFO
+        try:
+            return set_classes(config, ('test',)), config.get('palette') or known.get('palette')
+        except DataError:
+            if known.get('classes'):
+                return tuple(known['classes']), known.get('palette')
+    raise ConfigError(
+        'neither the checkpoint nor the config says which classes the model has: add '
+        "classes = ['...'] to the config"
+    )
+
+
+def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Module:
+    """The model of a config with the weights of a checkpoint.
+
+    Raises:
+        CheckpointError: A tensor is missing or of another shape.
+    """
+    for part in (config.model, config.model.get('backbone', {})):
+        part.pop('init_cfg', None)
+        part.pop('pretrained', None)
+    model = MODELS.build(config.model)
+    missing = fit(model, checkpoint, source)
+    if missing:
+        raise CheckpointError(
+            f'checkpoint {source} lacks {len(missing)} tensors of the model '
+            f'({enumerate_keys(missing)}): it was made with another config, or holds a backbone '
+            'only'
+        )
+    return model
+
+
+def preparation(config: Config, path: str) -> list[dict]:
+    """The test pipeline without what reads files: pictures come as arrays.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    dataset = next(datasets_of(config, ('test', 'val')), {})
+    pipeline = dataset.get('pipeline') or config.get('test_pipeline')
+    if not pipeline:
+        raise ConfigError(f'{path} has no test_dataloader, so how to prepare a picture is unknown')
+    kept = [step for step in pipeline if not any(name in str(step.type) for name in READING_STEPS)]
+    for step in kept:
+        step.setdefault('_scope_', config.default_scope)
+    return kept

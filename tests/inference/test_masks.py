@@ -1,0 +1,69 @@
+"""Masks inside boxes are mmdet's pixels and COCO's run lengths."""
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from backbones.inference.masks import crop_masks, encode_mask, paste_masks
+from backbones.inference.prediction import CroppedMask
+
+
+def whole(mask: CroppedMask, size: tuple[int, int]) -> np.ndarray:
+    picture = np.zeros(size, np.uint8)
+    height, width = mask.pixels.shape
+    picture[mask.y : mask.y + height, mask.x : mask.x + width] = mask.pixels
+    return picture
+
+
+def random_boxes(generator: np.random.Generator, count: int, size: tuple[int, int]) -> np.ndarray:
+    """Boxes that may lie partly or wholly outside the picture."""
+    y = np.sort(generator.uniform(-0.3, 1.3, (count, 2)), axis=1) * size[0]
+    x = np.sort(generator.uniform(-0.3, 1.3, (count, 2)), axis=1) * size[1]
+    return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (37, 60), (200, 3), (120, 90)])
+def test_pasted_masks_are_mmdets(size):
+    from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+
+    generator = np.random.default_rng(0)
+    boxes = random_boxes(generator, 30, size)
+    probabilities = generator.random((30, 28, 28), dtype=np.float32)
+    theirs, _ = _do_paste_mask(
+        torch.from_numpy(probabilities)[:, None], torch.from_numpy(boxes), *size, skip_empty=False
+    )
+    for ours, expected in zip(
+        paste_masks(probabilities, boxes, size, 0.5), (theirs >= 0.5).numpy(), strict=True
+    ):
+        np.testing.assert_array_equal(whole(ours, size), expected)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (5, 7), (64, 3), (33, 58)])
+def test_run_lengths_are_pycocotools(size):
+    generator = np.random.default_rng(1)
+    boxes = random_boxes(generator, 20, size)
+    masks = paste_masks(generator.random((20, 4, 4), dtype=np.float32), boxes, size, 0.4)
+    masks.append(CroppedMask(0, 0, np.ones(size, bool)))
+    masks.append(CroppedMask(0, 0, np.zeros((0, 0), bool)))
+    for mask in masks:
+        expected = coco_mask.encode(np.asfortranarray(whole(mask, size)))
+        assert encode_mask(mask, size) == {
+            'size': list(size),
+            'counts': expected['counts'].decode(),
+        }
+
+
+def test_a_mask_in_a_huge_picture_is_encoded_without_that_picture():
+    mask = CroppedMask(19_000, 18_000, np.ones((2, 3), bool))
+    runs = encode_mask(mask, (20_000, 20_000))
+    assert coco_mask.area(runs) == 6
+    assert coco_mask.toBbox(runs).tolist() == [19_000, 18_000, 3, 2]
+
+
+def test_cropping_keeps_everything_inside_the_box():
+    picture = np.zeros((40, 50), bool)
+    picture[10:20, 30:45] = True
+    (mask,) = crop_masks(picture[None], np.array([[30, 10, 45, 20]], np.float32))
+    np.testing.assert_array_equal(whole(mask, picture.shape), picture)
+    assert mask.pixels.size < 400

@@ -1,0 +1,98 @@
+"""The background map keeps order, stays bounded, hands errors on and can be stopped."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from backbones.inference.overlap import MemoryBudget, Overlapped
+
+
+@pytest.fixture
+def executor():
+    with ThreadPoolExecutor(3) as pool:
+        yield pool
+
+
+def test_results_come_in_order_though_calls_end_out_of_order(executor):
+    def slow_for_even(number: int) -> int:
+        time.sleep(0.01 * (number % 2 == 0))
+        return number * 10
+
+    assert list(Overlapped(slow_for_even, range(20), executor, 5)) == [n * 10 for n in range(20)]
+
+
+def test_it_never_draws_far_ahead(executor):
+    drawn = []
+
+    def items():
+        for number in range(100):
+            drawn.append(number)
+            yield number
+
+    overlapped = Overlapped(lambda number: number, items(), executor, ahead=4)
+    for taken in range(1, 10):
+        next(overlapped)
+        time.sleep(0.01)
+        # One more may have been drawn that waits for room.
+        assert len(drawn) <= taken + 5
+    overlapped.close()
+    assert len(drawn) < 20
+
+
+@pytest.mark.parametrize('where', ['items', 'function'])
+def test_errors_come_where_the_result_would(executor, where):
+    def items():
+        yield from (1, 2)
+        if where == 'items':
+            raise KeyError('third')
+        yield 3
+
+    def function(number: int) -> int:
+        if number == 3:
+            raise KeyError('third')
+        return number
+
+    overlapped = Overlapped(function, items(), executor, 2)
+    assert next(overlapped) == 1
+    assert next(overlapped) == 2
+    with pytest.raises(KeyError, match='third'):
+        next(overlapped)
+
+
+def test_what_is_at_hand_does_not_wait(executor):
+    gate = threading.Event()
+
+    def items():
+        yield 1
+        gate.wait(10)
+        yield 2
+
+    overlapped = Overlapped(lambda number: number, items(), executor, 5)
+    assert next(overlapped) == 1
+    assert not overlapped.has_next_at_hand()
+    gate.set()
+    assert next(overlapped) == 2
+    with pytest.raises(StopIteration):
+        next(overlapped)
+    assert not overlapped.has_next_at_hand()
+
+
+def test_memory_budget_waits_for_room_and_lets_a_giant_pass_alone():
+    budget = MemoryBudget(100)
+    budget.take(60)
+    order = []
+
+    def giant():
+        budget.take(500)
+        order.append('giant in')
+        budget.give_back(500)
+
+    thread = threading.Thread(target=giant)
+    thread.start()
+    time.sleep(0.05)
+    order.append('first out')
+    budget.give_back(60)
+    thread.join(5)
+    assert order == ['first out', 'giant in']
