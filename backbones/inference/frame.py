@@ -9,6 +9,21 @@ import numpy as np
 from .prediction import Detections, Segmentation
 
 
+@dataclass(frozen=True)
+class Timing:
+    """When a frame of a video is shown, exactly.
+
+    Attributes:
+        time: Seconds from the beginning of the video.
+        pts: The same in units of the video's time base.
+        duration: For how long, in the same units; None where nobody knows yet.
+    """
+
+    time: float
+    pts: int
+    duration: int | None = None
+
+
 @dataclass
 class Frame:
     """A picture, or one of the pictures of a video.
@@ -18,14 +33,16 @@ class Frame:
         load: Returns the picture, (height, width, 3) uint8 in BGR order.
         num_bytes: What the picture takes in memory.
         index: Which picture of a video, from 0.
-        time: Where in a video it is, in seconds.
+        timing: When in a video it is shown.
+        started: When work on it began, by ``time.perf_counter``.
     """
 
     origin: Any
     load: Callable[[], np.ndarray]
     num_bytes: int
     index: int = 0
-    time: float | None = None
+    timing: Timing | None = None
+    started: float = 0.0
 
 
 @dataclass

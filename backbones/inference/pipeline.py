@@ -102,6 +102,7 @@ class Pipeline:
     def _prepare(self, item: Frame | Marker) -> _Prepared | Predicted | Marker:
         if not isinstance(item, Frame):
             return item
+        item.started = time.perf_counter()
         try:
             picture = item.load()
             return _Prepared(item, picture, self.model.prepare(picture))

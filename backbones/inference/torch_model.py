@@ -1,5 +1,6 @@
 """A config and a checkpoint as something that turns pictures into predictions."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -97,7 +98,10 @@ class TorchModel:
                     for sample in self.model.predict(inputs, samples, rescale=True)
                 ]
             logits = self.model.inference(inputs, [sample.metainfo for sample in samples])
-        return [self._label_map(each.float(), sample) for each, sample in zip(logits, samples)]
+        return [
+            self._label_map(each.float(), sample)
+            for each, sample in zip(logits, samples, strict=True)
+        ]
 
     def finish(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
         """Make what :meth:`predict` returns for a picture a prediction.
@@ -203,7 +207,10 @@ def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Modul
     for part in (config.model, config.model.get('backbone', {})):
         part.pop('init_cfg', None)
         part.pop('pretrained', None)
-    model = MODELS.build(config.model)
+    with warnings.catch_warnings():
+        # What mmseg says about a loss matters in training only.
+        warnings.filterwarnings('ignore', 'Default ``avg_non_ignore``', UserWarning)
+        model = MODELS.build(config.model)
     missing = fit(model, checkpoint, source)
     if missing:
         raise CheckpointError(

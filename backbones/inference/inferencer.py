@@ -1,0 +1,177 @@
+"""Predictions from Python, for whatever can be given as a picture."""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from sys import stdin
+from typing import Any
+
+import numpy as np
+
+from .drawing import Artist
+from .errors import InputError
+from .frame import Frame, Predicted
+from .listing import expand_inputs
+from .palette import choose_palette
+from .pipeline import Pipeline
+from .prediction import Detections, Segmentation
+from .reading import Clip, Closed, Job, Opened, read_jobs
+from .selection import SelectingModel, class_indices
+from .torch_model import TorchModel
+
+Input = str | os.PathLike | np.ndarray
+
+
+@dataclass(frozen=True)
+class Result:
+    """A picture and what the model says about it.
+
+    Attributes:
+        source: Where it comes from: a path, an address, or 'array 3' for the fourth array.
+        picture: (height, width, 3), uint8, BGR.
+        prediction: What the model says.
+        frame: Which frame of a video it is, from 0; 0 for a picture.
+        time: When that is shown, in seconds; None for a picture.
+    """
+
+    source: str
+    picture: np.ndarray
+    prediction: Detections | Segmentation
+    frame: int
+    time: float | None
+    _artist: Artist
+
+    def draw(self) -> np.ndarray:
+        """The picture with the prediction drawn over it, BGR.
+
+        A segmentation's legend is in a band below the picture, so the drawing is higher.
+        """
+        if isinstance(self.prediction, Segmentation):
+            return self._artist.draw_segmentation(self.picture, self.prediction)
+        return self._artist.draw_detections(self.picture, self.prediction)
+
+
+class Inferencer:
+    """A detector or segmentor that takes pictures, videos, folders, cameras and arrays.
+
+    ::
+
+        inferencer = Inferencer('seg_configs/fpn_effv2_s2.py', 'fpn_s2.pth')
+        for result in inferencer(['street.jpg', 'drive.mp4']):
+            print(result.source, result.frame, result.prediction)
+            cv2.imwrite('drawn.png', result.draw())
+
+    Args:
+        config: Path of a config.
+        checkpoint: Path or address of a checkpoint of the whole model.
+        device: For instance 'cuda:1'. Default: the first GPU, else the CPU.
+        batch_size: Pictures that go through the model at once. Changes no result.
+        amp: Mixed precision: float16 on a GPU, on a CPU backbone and neck in bfloat16.
+        score_thr: Detections below this score are left out.
+        classes: Names of the classes to keep. Default: all.
+        palette: What :func:`backbones.inference.palette.choose_palette` takes. Default: the
+            model's own.
+        cfg_options: Overrides for the config, by dotted key.
+
+    Attributes:
+        classes: The model's class names; labels are indices into it.
+        palette: (R, G, B) of each class.
+
+    Raises:
+        ConfigError: The config cannot be read or does not fit, or there is no such class.
+        CheckpointError: The checkpoint cannot be read or lacks part of the model.
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike,
+        checkpoint: str | os.PathLike,
+        *,
+        device: str | None = None,
+        batch_size: int = 1,
+        amp: bool = False,
+        score_thr: float = 0.3,
+        classes: Sequence[str] | None = None,
+        palette: str | None = None,
+        cfg_options: dict[str, Any] | None = None,
+    ) -> None:
+        model = TorchModel(str(config), str(checkpoint), device, amp, cfg_options)
+        self.classes = model.classes
+        self.palette = choose_palette(palette, model.classes, model.palette)
+        kept = class_indices(classes, model.classes)
+        self.model = SelectingModel(model, score_thr, kept)
+        self.batch_size = batch_size
+        self._artist = Artist(self.classes, self.palette)
+
+    def __call__(
+        self, inputs: Input | Iterable[Input], clip: Clip | None = None
+    ) -> Iterator[Result]:
+        """Predict, while what comes next is read and what came before is taken.
+
+        Args:
+            inputs: One or many of: the path of a picture, a video or a folder, a pattern, an
+                address, 'webcam:0', or an array (height, width, 3), uint8, BGR. May be endless.
+            clip: Which part of videos is taken. Default: all.
+
+        Yields:
+            A result for each picture and each frame of a video, in order.
+
+        Raises:
+            InputError: An input cannot be read. What came before it has been given.
+        """
+        if isinstance(inputs, str | os.PathLike | np.ndarray):
+            inputs = [inputs]
+        stop = threading.Event()
+        pipeline = Pipeline(self.model, self.batch_size)
+        frames = chain.from_iterable(
+            read_input(given, number, clip or Clip(), stop) for number, given in enumerate(inputs)
+        )
+        try:
+            for item in pipeline.run(frames, lambda predicted: predicted):
+                if isinstance(item, Closed) and item.problem:
+                    raise InputError(f'{item.job.shown} {item.problem}')
+                if isinstance(item, Predicted):
+                    yield self._result(item)
+        finally:
+            stop.set()
+
+    def _result(self, predicted: Predicted) -> Result:
+        frame = predicted.frame
+        job = frame.origin.job if isinstance(frame.origin, Opened) else frame.origin
+        if predicted.problem is not None:
+            raise InputError(f'{job.shown} {predicted.problem}') from predicted.problem
+        return Result(
+            source=job.path,
+            picture=predicted.picture,
+            prediction=predicted.prediction,
+            frame=frame.index,
+            time=frame.timing.time if frame.timing else None,
+            _artist=self._artist,
+        )
+
+
+def read_input(
+    given: Input, number: int, clip: Clip, stop: threading.Event
+) -> Iterator[Frame | Opened | Closed]:
+    """The frames of one thing that was given: a path or an array."""
+    if isinstance(given, np.ndarray):
+        job = Job(f'array {number}', f'array_{number}')
+        if given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8 or not given.size:
+            problem = (
+                f'is of shape {given.shape} and type {given.dtype}; pictures are (height, width, '
+                '3), uint8, in BGR order'
+            )
+            yield Closed(job, problem=problem)
+            return
+        yield Frame(job, partial(np.asarray, given), given.nbytes)
+        return
+    listed = expand_inputs([os.fspath(given)], recursive=False, stdin=stdin)
+    jobs = [Job(item.path, item.relative, item.problem, item.found) for item in listed]
+    yield from (
+        item
+        for item in read_jobs(jobs, clip, stop)
+        if not (isinstance(item, Closed) and item.was_left_out)
+    )

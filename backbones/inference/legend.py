@@ -1,0 +1,211 @@
+"""What the colours of a segmentation mean: a list of classes below a picture, or inside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from .text import fit_text, line_height, paint, render_text, rounded_box, text_width
+
+BGR = tuple[int, int, int]
+
+# Of the picture's height, what a legend takes at most.
+BAND_SHARE = 0.5
+PANEL_SHARE = 0.5
+# Wider names are shortened to this part of the picture's width.
+PANEL_WIDTH_SHARE = 0.4
+
+PAPER: BGR = (255, 255, 255)
+INK: BGR = (38, 34, 32)
+PALE_INK: BGR = (140, 134, 130)
+PANEL: BGR = (28, 24, 22)
+PANEL_OPACITY = 165
+PANEL_INK: BGR = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a legend.
+
+    Attributes:
+        name: The class.
+        color: Its colour, (B, G, R); None: text alone.
+        share: What part of the picture it covers, written behind the name; None: not written.
+    """
+
+    name: str
+    color: BGR | None
+    share: float | None = None
+
+    @property
+    def note(self) -> str:
+        if self.share is None:
+            return ''
+        return f'{self.share:.0%}' if self.share >= 0.01 else '<1%'
+
+
+class SteadyClasses:
+    """Keeps a video's legend from flickering: a class stays in it for a while.
+
+    Args:
+        hold: For how many frames a class is listed after it was last seen. Default: 60.
+        min_share: A class that is not listed yet comes in when it covers this part of the picture.
+            Default: 0.002.
+    """
+
+    def __init__(self, hold: int = 60, min_share: float = 0.002) -> None:
+        self.hold = hold
+        self.min_share = min_share
+        self.frames_left: dict[int, int] = {}
+
+    def update(self, shares: dict[int, float]) -> list[int]:
+        """Take the next frame's classes, with the part of the picture that each covers.
+
+        Returns:
+            The classes to list, in their own order.
+        """
+        left = {index: frames - 1 for index, frames in self.frames_left.items() if frames > 1}
+        left |= {
+            index: self.hold
+            for index, share in shares.items()
+            if share >= self.min_share or index in left
+        }
+        self.frames_left = left
+        return sorted(left)
+
+
+def legend_band(entries: Sequence[Entry], width: int, height: int, size: int) -> np.ndarray:
+    """A legend to stand below a picture, in as many columns as its width allows.
+
+    Args:
+        entries: The most important first. Where not all fit, the last line says how many more.
+        width: Of the picture, and so of the band.
+        height: Of the picture; the band takes at most a part of it.
+        size: Height of the font.
+
+    Returns:
+        (rows, width, 3), uint8, BGR; no rows where not one entry fits.
+    """
+    row_height, margin = line_height(size) + round(size * 0.4), round(size * 0.8)
+    rows = int(height * BAND_SHARE - 2 * margin) // row_height
+    columns = arrange(entries, rows, width - 2 * margin, size)
+    if sum(map(len, columns)) < len(entries):
+        # More names are worth more than how much each covers.
+        entries = [Entry(entry.name, entry.color) for entry in entries]
+        columns = arrange(entries, rows, width - 2 * margin, size)
+    if not columns:
+        return np.empty((0, width, 3), np.uint8)
+    used = max(map(len, columns))
+    band = np.empty((2 * margin + used * row_height, width, 3), np.uint8)
+    band[:] = PAPER
+    x = margin
+    for column in columns:
+        for row, entry in enumerate(column):
+            draw_entry(band, entry, x, margin + row * row_height, row_height, size, INK, PALE_INK)
+        x += column_width(column, size)
+    return band
+
+
+def draw_panel(picture: np.ndarray, entries: Sequence[Entry], size: int) -> None:
+    """Lay a half transparent legend over the lower left corner of a picture, in place.
+
+    Args:
+        picture: (height, width, 3), uint8, BGR.
+        entries: From top to bottom. Where not all fit, the last line says how many more.
+        size: Height of the font.
+    """
+    height, width = picture.shape[:2]
+    row_height, padding, margin = line_height(size) + round(size * 0.35), size // 2, size // 2
+    rows = int(height * PANEL_SHARE - 2 * padding) // row_height
+    columns = arrange(entries, rows, int(width * PANEL_WIDTH_SHARE), size, max_columns=1)
+    if not columns:
+        return
+    (column,) = columns
+    panel_width = column_width(column, size) - column_gap(size) + 2 * padding
+    panel_height = len(column) * row_height + 2 * padding
+    x, y = margin, height - margin - panel_height
+    panel = half_transparent(rounded_box(panel_width, panel_height, size // 2))
+    paint(picture, panel, x, y, PANEL)
+    for row, entry in enumerate(column):
+        top = y + padding + row * row_height
+        draw_entry(picture, entry, x + padding, top, row_height, size, PANEL_INK, PANEL_INK)
+
+
+def arrange(
+    entries: Sequence[Entry], rows: int, width: int, size: int, max_columns: int | None = None
+) -> list[list[Entry]]:
+    """Deal entries into columns, read from top to bottom, as many as the width has room for.
+
+    Returns:
+        Columns of entries; none where there is no room for one. Entries that are left out are
+        counted by the last one.
+    """
+    if rows < 1 or not entries:
+        return []
+    most_columns = max(min(max_columns or width // (3 * size), len(entries)), 1)
+    shown = [shorten(entry, width, size) for entry in entries[: rows * most_columns]]
+    if not all(entry.name for entry in shown):
+        return []
+    for count in range(most_columns, 0, -1):
+        columns = deal(shown, len(entries), count, rows)
+        if sum(column_width(column, size) for column in columns) - column_gap(size) <= width:
+            return columns
+    return []
+
+
+def deal(entries: list[Entry], total: int, count: int, rows: int) -> list[list[Entry]]:
+    """At most so many columns of so many rows, all but the last equally long."""
+    room = count * rows
+    if total > room:
+        entries = [*entries[: room - 1], Entry(f'+{total - room + 1} more', color=None)]
+    length = -(-len(entries) // count)
+    return [entries[start : start + length] for start in range(0, len(entries), length)]
+
+
+def shorten(entry: Entry, width: int, size: int) -> Entry:
+    room = width - entry_width(Entry('', entry.color, entry.share), size)
+    return Entry(fit_text(entry.name, size, room), entry.color, entry.share)
+
+
+def column_width(column: list[Entry], size: int) -> int:
+    return max(entry_width(entry, size) for entry in column) + column_gap(size)
+
+
+def column_gap(size: int) -> int:
+    return round(size * 1.6)
+
+
+@lru_cache(maxsize=4096)
+def entry_width(entry: Entry, size: int) -> int:
+    swatch = 0 if entry.color is None else size + swatch_gap(size)
+    note = text_width(entry.note, size) + swatch_gap(size) if entry.note else 0
+    return swatch + text_width(entry.name, size) + note
+
+
+def swatch_gap(size: int) -> int:
+    return round(size * 0.45)
+
+
+def draw_entry(
+    picture: np.ndarray, entry: Entry, x: int, y: int, height: int, size: int, ink: BGR, pale: BGR
+) -> None:
+    """A swatch of the colour, the name, and the note in a paler ink, centred in a row."""
+    name = render_text(entry.name, size)
+    top = y + (height - name.shape[0]) // 2
+    if entry.color is not None:
+        swatch = rounded_box(size, size, max(size // 4, 1))
+        # Keeps a swatch in the colour of what it stands on visible.
+        paint(picture, half_transparent(swatch), x, y + (height - size) // 2, pale)
+        inner = rounded_box(size - 2, size - 2, max(size // 4 - 1, 1))
+        paint(picture, inner, x + 1, y + (height - size) // 2 + 1, entry.color)
+        x += size + swatch_gap(size)
+    paint(picture, name, x, top, ink)
+    if entry.note:
+        x += name.shape[1] + swatch_gap(size)
+        paint(picture, render_text(entry.note, size), x, top, pale)
+
+
+def half_transparent(bitmap: np.ndarray) -> np.ndarray:
+    return cv2.convertScaleAbs(bitmap, alpha=PANEL_OPACITY / 255)

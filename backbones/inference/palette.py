@@ -1,0 +1,202 @@
+"""Which colour a class is drawn in."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from backbones.engine.errors import ConfigError
+
+Color = tuple[int, int, int]
+
+# Offered by mmdet.visualization.get_palette, by mmseg.utils.get_palette, or by both, which then
+# differ: Cityscapes has 8 classes for one and 19 for the other.
+MMDET_PALETTES = {'coco': 'coco', 'voc': 'voc', 'cityscapes': 'citys', 'citys': 'citys'}
+MMSEG_PALETTES = {
+    **dict.fromkeys(('cityscapes', 'citys'), 'cityscapes'),
+    **dict.fromkeys(('ade', 'ade20k'), 'ade'),
+    **{name: name for name in ('voc', 'pcontext', 'cocostuff', 'loveda', 'potsdam', 'vaihingen')},
+    **{name: name for name in ('isaid', 'stare', 'mapillary_v1', 'mapillary_v2', 'bdd100k')},
+}
+PALETTE_NAMES = sorted({*MMDET_PALETTES, *MMSEG_PALETTES, 'random'})
+
+# Whatever is not one of the things looked for; a strong colour would be most of the picture.
+BACKGROUND_NAMES = {'background', '_background_', '__background__'}
+BACKGROUND_COLOR = (118, 120, 124)
+# Chosen by eye, for most models have few classes; the others are computed.
+FIRST_COLORS = [
+    (235, 64, 72),
+    (36, 140, 255),
+    (40, 190, 100),
+    (255, 184, 0),
+    (164, 92, 245),
+    (0, 200, 215),
+    (255, 110, 185),
+    (255, 120, 30),
+]
+
+
+def choose_palette(spec: str | None, class_names: Sequence[str], saved_palette: Any) -> list[Color]:
+    """A colour for every class.
+
+    Args:
+        spec: What the user asked for: one of ``PALETTE_NAMES``, or a text file with one colour a
+            line, ``230 80 50`` or ``#e65032``. None: the palette saved with the model where it has
+            a colour for every class, else colours made to be told apart.
+        class_names: Names of the classes, in order.
+        saved_palette: ``dataset_meta['palette']`` of a checkpoint: colours as lists, tuples or
+            arrays, a name, or nothing.
+
+    Returns:
+        (R, G, B), 0 to 255, for every class.
+
+    Raises:
+        ConfigError: The palette asked for is unknown, unreadable, or has too few colours.
+    """
+    if spec is not None:
+        return asked_palette(spec, class_names)
+    return usable_palette(saved_palette, len(class_names)) or distinct_palette(class_names)
+
+
+def asked_palette(spec: str, class_names: Sequence[str]) -> list[Color]:
+    if spec == 'random':
+        return random_palette(len(class_names))
+    named = named_palettes(spec)
+    if not named:
+        return read_palette(spec, class_names)
+    palette = best_fit(named, len(class_names))
+    if palette is None:
+        raise ConfigError(
+            f"the palette '{spec}' has {max(map(len, named))} colours, the model "
+            f'{len(class_names)} classes; leave it out, or give a text file with one colour a line'
+        )
+    return palette
+
+
+def usable_palette(saved: Any, count: int) -> list[Color] | None:
+    """A checkpoint's palette, or None where it has no colour of its own for every class."""
+    if isinstance(saved, str):
+        # 'random' is what mmdet's tools save where a dataset has no palette.
+        return best_fit(named_palettes(saved), count)
+    try:
+        colors = np.asarray([] if saved is None else saved, dtype=float)
+    except (TypeError, ValueError):
+        return None
+    # One colour alone, (R, G, B), is mmdet's way to say it of all classes.
+    colors = colors[None] if colors.shape == (3,) else colors
+    if colors.ndim != 2 or colors.shape[1] != 3 or len(colors) < count:
+        return None
+    if not ((colors >= 0) & (colors <= 255)).all():
+        return None
+    return as_colors(colors[:count])
+
+
+def best_fit(palettes: list[list[Color]], count: int) -> list[Color] | None:
+    """The palette made for so many classes, else the first that has enough colours."""
+    long_enough = [palette for palette in palettes if len(palette) >= count]
+    exact = [palette for palette in long_enough if len(palette) == count]
+    return (exact + long_enough)[0][:count] if long_enough else None
+
+
+def named_palettes(name: str) -> list[list[Color]]:
+    """What OpenMMLab knows under a name; nothing where it does not know it."""
+    palettes = []
+    if name in MMDET_PALETTES:
+        from mmdet.visualization import get_palette
+
+        palettes.append(get_palette(MMDET_PALETTES[name], 0))
+    if name == 'coco':
+        from mmdet.datasets import CocoPanopticDataset
+
+        palettes.append(CocoPanopticDataset.METAINFO['palette'])
+    if name in MMSEG_PALETTES:
+        from mmseg.utils import get_palette
+
+        palettes.append(get_palette(MMSEG_PALETTES[name]))
+    return [as_colors(palette) for palette in palettes]
+
+
+def read_palette(path: str, class_names: Sequence[str]) -> list[Color]:
+    """The colours of a text file, one a line; empty lines are left out."""
+    try:
+        lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"the palette '{path}' is neither a file nor one of {', '.join(PALETTE_NAMES)}"
+        ) from None
+    except (OSError, UnicodeError, ValueError) as error:
+        raise ConfigError(f'{path}: cannot be read as text: {error}') from None
+    colors = [
+        parse_color(line, f'{path}, line {number}')
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if len(colors) < len(class_names):
+        raise ConfigError(
+            f'{path}: ends at line {len(lines)} with {len(colors)} colours, but the model has '
+            f"{len(class_names)} classes; the first without one is '{class_names[len(colors)]}'"
+        )
+    return colors[: len(class_names)]
+
+
+def parse_color(line: str, where: str) -> Color:
+    text = line.strip()
+    if re.fullmatch('#[0-9a-fA-F]{6}', text):
+        return tuple(bytes.fromhex(text[1:]))
+    parts = re.split(r'\s*,\s*|\s+', text)
+    values = [int(part) for part in parts if re.fullmatch('[0-9]{1,3}', part)]
+    if len(parts) != 3 or len(values) != 3 or max(values) > 255:
+        raise ConfigError(
+            f"{where}: '{text[:40]}' is no colour; write red, green and blue from 0 to 255 as "
+            "'230 80 50', or '#e65032'"
+        )
+    return tuple(values)
+
+
+def random_palette(count: int) -> list[Color]:
+    """Colours drawn by chance, the same ones every time."""
+    return as_colors(np.random.default_rng(42).integers(0, 256, (count, 3)))
+
+
+def distinct_palette(class_names: Sequence[str]) -> list[Color]:
+    """Colours that are told apart well, over photographs and on white paper too.
+
+    A class called background is grey.
+    """
+    colors = iter(farthest_colors(len(class_names)))
+    return [
+        BACKGROUND_COLOR if name.strip().lower() in BACKGROUND_NAMES else next(colors)
+        for name in class_names
+    ]
+
+
+@lru_cache
+def farthest_colors(count: int) -> tuple[Color, ...]:
+    """After a few chosen ones, each colour the one farthest in CIELAB from all before it.
+
+    So a class keeps its colour when others come after it.
+    """
+    steps = np.linspace(0, 255, 22)
+    grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
+    colors = np.concatenate([FIRST_COLORS, grid]).astype(np.uint8)
+    lab = cv2.cvtColor(colors[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+    lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
+    # Neither lost in shadows, nor on white paper, nor taken for the picture's own greys.
+    usable = (lightness > 42) & (lightness < 88) & (chroma > 38) & (chroma < 92)
+    # A photograph shines through the colour, so that lightness says less than hue does.
+    lab = lab * np.float32([0.7, 1, 1])
+    distance = np.where(usable, np.inf, -1)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        following = len(chosen) if len(chosen) < len(FIRST_COLORS) else int(distance.argmax())
+        chosen.append(following)
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[following], axis=1))
+    return tuple(as_colors(colors[chosen]))
+
+
+def as_colors(colors: Any) -> list[Color]:
+    return [tuple(int(value) for value in color) for color in colors]

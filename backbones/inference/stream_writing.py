@@ -1,0 +1,148 @@
+"""A video's drawings and data as files, frame by frame."""
+
+import os
+import time
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+import numpy as np
+
+from .errors import OutputError, lasting_errors
+from .legend import SteadyClasses
+from .reading import Clip, Closed, Job, Stream
+from .video_writer import VideoWriter
+from .writing import FinishedFrame, Writer, describe, frames_folder
+
+
+class StreamWriter:
+    """The files of one video: its frames come in order.
+
+    Args:
+        writer: What all inputs have in common.
+        job: The input.
+        stream: What is known of it.
+        clip: The part of it that is taken.
+    """
+
+    def __init__(self, writer: Writer, job: Job, stream: Stream, clip: Clip) -> None:
+        self.writer = writer
+        self.job = job
+        self.stream = stream
+        self.clip = clip
+        self.num_frames = 0
+        self.problems: list[str] = []
+        self._legend = SteadyClasses()
+        self._start = time.perf_counter()
+        self._video: VideoWriter | None = None
+        self._lines: IO[str] | None = None
+        self._is_given_up = False
+        self._lines_path = writer.folder / 'data' / f'{job.stem}.jsonl'
+
+    def write(self, frame: FinishedFrame) -> np.ndarray | None:
+        """Append a frame.
+
+        Returns:
+            Its drawing, complete, or None where nothing is drawn.
+
+        Raises:
+            OutputError: Nothing more can be written.
+        """
+        if self._is_given_up:
+            return None
+        if frame.problem:
+            self.problems.append(f'frame {frame.index}: {frame.problem}')
+        try:
+            with lasting_errors():
+                drawing = self._write(frame)
+        except OutputError:
+            raise
+        except OSError as error:
+            self.problems.append(f'its results cannot be written: {describe(error)}')
+            self._is_given_up = True
+            self.discard()
+            return None
+        self.num_frames += not frame.problem
+        return drawing
+
+    def _write(self, frame: FinishedFrame) -> np.ndarray | None:
+        if frame.data is not None:
+            self._open_lines().write(frame.data + '\n')
+        if frame.drawing is None:
+            return None
+        if frame.shares is not None:
+            self.writer.artist.draw_legend(frame.drawing, self._legend.update(frame.shares))
+        self._open_video().write(frame.drawing, frame.timing.pts, frame.timing.duration)
+        return frame.drawing
+
+    def close(self, closed: Closed) -> dict[str, Any]:
+        """Finish the files, and say what has become of the input."""
+        record = {
+            'input': self.job.shown,
+            'name': self.job.stem,
+            'kind': self.stream.kind,
+            'status': 'done',
+            'width': self.stream.width,
+            'height': self.stream.height,
+            'frames': self.num_frames,
+        }
+        if self.stream.live:
+            record['dropped'] = self.stream.live.dropped
+        problems = [closed.problem, *self.problems[:3]]
+        if len(self.problems) > 3:
+            problems.append(f'and {len(self.problems) - 3} more frames')
+        with lasting_errors():
+            if self._video is not None and not self._is_given_up:
+                is_whole = not closed.was_interrupted and self.clip.end is None
+                self._video.close(rest_of_sound=is_whole)
+                problems.append(self._video.problem)
+                record['drawn'] = self._video.path.relative_to(self.writer.folder).as_posix()
+            data = self._close_lines()
+        if data is not None:
+            record['data'] = data.relative_to(self.writer.folder).as_posix()
+        record['seconds'] = round(time.perf_counter() - self._start, 3)
+        if closed.was_interrupted:
+            record['status'] = 'interrupted'
+        if any(problems):
+            record['status'] = 'failed'
+            record['problem'] = '; '.join(problem for problem in problems if problem)
+        return record
+
+    def discard(self) -> None:
+        """Leave nothing of the files that are not finished."""
+        if self._video is not None:
+            self._video.discard()
+        if self._lines is not None:
+            self._lines.close()
+            Path(self._lines.name).unlink(missing_ok=True)
+
+    def _open_video(self) -> VideoWriter:
+        if self._video is None:
+            self._video = VideoWriter(
+                self.writer.folder / 'drawn' / f'{self.job.stem}.mp4',
+                self.stream.width,
+                self.stream.height,
+                time_base=self.stream.time_base,
+                frame_rate=self.stream.frame_rate,
+                source=self.stream.sound,
+                start=self.clip.start or None,
+                end=self.clip.end,
+            )
+        return self._video
+
+    def _open_lines(self) -> IO[str]:
+        if self._lines is None:
+            path = self._lines_path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines = path.with_name(f'.{path.name[:40]}.{uuid4().hex[:8]}.partial').open(
+                'w', encoding='utf-8'
+            )
+        return self._lines
+
+    def _close_lines(self) -> Path | None:
+        if self._lines is not None and not self._is_given_up:
+            self._lines.close()
+            os.replace(self._lines.name, self._lines_path)
+            return self._lines_path
+        folder = frames_folder(self.writer.folder / 'data', self.job)
+        return folder if self.writer.writes_data and folder.is_dir() else None

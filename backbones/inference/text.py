@@ -1,0 +1,156 @@
+"""Text as small bitmaps, rendered once and laid over pictures as often as they are needed.
+
+OpenCV's own text has ASCII letters only. Pillow's knows every letter that a font knows, and the
+font that comes with matplotlib knows those of Latin, Greek, Cyrillic, Arabic and more.
+"""
+
+import string
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+DEFAULT_FONT = Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')
+ELLIPSIS = '…'
+# Its every glyph is a box that says which script is missing.
+NO_FONTS = {'Last Resort High-Efficiency'}
+
+
+@lru_cache(maxsize=4096)
+def render_text(text: str, size: int) -> np.ndarray:
+    """The bitmap of one line of text.
+
+    Args:
+        text: Anything; line breaks and other white space become single spaces.
+        size: Height of the font in pixels.
+
+    Returns:
+        (height, width), uint8, read-only: 255 where a letter covers a pixel wholly. All texts of
+        one size have the same height and base line.
+    """
+    text = one_line(text)
+    font = load_font(font_for(text), size)
+    ascent, descent = load_font(str(DEFAULT_FONT), size).getmetrics()
+    left, _, right, _ = font.getbbox(text, anchor='ls')
+    canvas = Image.new('L', (max(right - min(left, 0), 1), ascent + descent))
+    ImageDraw.Draw(canvas).text((-min(left, 0), ascent), text, fill=255, font=font, anchor='ls')
+    bitmap = np.array(canvas)
+    bitmap.setflags(write=False)
+    return bitmap
+
+
+@lru_cache(maxsize=4096)
+def fit_text(text: str, size: int, max_width: int) -> str:
+    """The text, or as much of its beginning as fits in so many pixels and an ellipsis.
+
+    Returns:
+        The text; the empty one where not even a letter and the ellipsis fit.
+    """
+    text = one_line(text)
+    if text_width(text, size) <= max_width:
+        return text
+    fitting, too_long = 0, min(len(text), max(max_width, 1))
+    while too_long - fitting > 1:
+        middle = (fitting + too_long) // 2
+        if text_width(text[:middle].rstrip() + ELLIPSIS, size) <= max_width:
+            fitting = middle
+        else:
+            too_long = middle
+    return text[:fitting].rstrip() + ELLIPSIS if fitting else ''
+
+
+@lru_cache(maxsize=4096)
+def text_width(text: str, size: int) -> int:
+    left, _, right, _ = load_font(font_for(text), size).getbbox(text, anchor='ls')
+    return int(right - min(left, 0))
+
+
+@lru_cache
+def line_height(size: int) -> int:
+    """Pixels that every text of a font size is high."""
+    return render_text('', size).shape[0]
+
+
+def paint(
+    picture: np.ndarray, bitmap: np.ndarray, x: int, y: int, color: tuple[int, int, int]
+) -> None:
+    """Lay a bitmap over a picture in one colour; what would be outside is left out.
+
+    Args:
+        picture: (height, width, 3), uint8; changed in place.
+        bitmap: (height, width), uint8: how opaque the colour is, from 0 to 255.
+        x: Column of the bitmap's left side.
+        y: Row of its top.
+        color: In the picture's order of channels.
+    """
+    height, width = picture.shape[:2]
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + bitmap.shape[1], width), min(y + bitmap.shape[0], height)
+    if left >= right or top >= bottom:
+        return
+    region = picture[top:bottom, left:right]
+    opacity = bitmap[top - y : bottom - y, left - x : right - x, None].astype(np.uint16)
+    opaque = opacity * np.uint16(color)
+    region[:] = (region * (255 - opacity) + opaque + 127) // 255
+
+
+@lru_cache(maxsize=1024)
+def rounded_box(width: int, height: int, radius: int) -> np.ndarray:
+    """The bitmap of a filled box with round corners, smooth at the edges; read-only."""
+    radius = min(radius, width // 2, height // 2)
+    box = np.full((height, width), 255, np.uint8)
+    if radius:
+        scale = 8
+        quarter = np.zeros((radius * scale, radius * scale), np.uint8)
+        cv2.circle(quarter, (radius * scale,) * 2, radius * scale, 255, cv2.FILLED)
+        corner = cv2.resize(quarter, (radius, radius), interpolation=cv2.INTER_AREA)
+        box[:radius, :radius] = corner
+        box[:radius, -radius:] = corner[:, ::-1]
+        box[-radius:, :radius] = corner[::-1]
+        box[-radius:, -radius:] = corner[::-1, ::-1]
+    box.setflags(write=False)
+    return box
+
+
+def one_line(text: str) -> str:
+    # A name that was read in a wrong encoding can hold halves of characters, which no font draws.
+    return ' '.join(text.encode(errors='replace').decode().split())
+
+
+@lru_cache(maxsize=1024)
+def font_for(text: str) -> str:
+    """The default font, or for letters that it lacks the installed one that has most of them."""
+    letters = frozenset(text) - frozenset(string.printable + ELLIPSIS)
+    return best_font(letters) if missing_letters(str(DEFAULT_FONT), letters) else str(DEFAULT_FONT)
+
+
+@lru_cache
+def best_font(letters: frozenset[str]) -> str:
+    best, fewest = str(DEFAULT_FONT), missing_letters(str(DEFAULT_FONT), letters)
+    for entry in font_manager.fontManager.ttflist:
+        if entry.name in NO_FONTS or entry.style != 'normal' or entry.weight not in (400, 'normal'):
+            continue
+        try:
+            missing = missing_letters(entry.fname, letters | {'a'})
+            if missing < fewest:
+                load_font(entry.fname, 12)
+                best, fewest = entry.fname, missing
+        except (OSError, RuntimeError):  # one that was removed, or of a kind that cannot be scaled
+            continue
+        if not fewest:
+            break
+    return best
+
+
+def missing_letters(path: str, letters: frozenset[str]) -> int:
+    font = font_manager.get_font(path)
+    return sum(not font.get_char_index(ord(letter)) for letter in letters)
+
+
+@lru_cache(maxsize=64)
+def load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)

@@ -1,0 +1,184 @@
+"""Predictions of pictures as files: drawings and data; those of a video's frames, ready for it."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from backbones.checkpoint_file import written_whole
+
+from .data_files import categories_of, coco_results, image_id_of, write_json, write_label_map
+from .drawing import Artist
+from .errors import OutputError, lasting_errors
+from .frame import Predicted, Timing
+from .palette import Color
+from .prediction import Segmentation
+from .reading import Job
+
+JPEG_QUALITY = 95
+# What a JPEG can have along a side; larger drawings are PNGs.
+LARGEST_JPEG = 65_000
+
+
+@dataclass(frozen=True)
+class FinishedPicture:
+    """What has become of a picture.
+
+    Attributes:
+        record: Its line in ``predictions.jsonl``.
+        drawing: For a window, or None where nothing was drawn.
+    """
+
+    record: dict[str, Any]
+    drawing: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class FinishedFrame:
+    """A frame of a video with everything that can be made of it by itself.
+
+    Attributes:
+        index: Which frame of the video.
+        timing: When it is shown.
+        problem: What went wrong with it, or None.
+        drawing: The frame with the prediction drawn over it, or None.
+        shares: Of a segmentation: the part of the picture that each class present covers.
+        data: Of detections: the frame's line in the data file.
+    """
+
+    index: int
+    timing: Timing
+    problem: str | None = None
+    drawing: np.ndarray | None = None
+    shares: dict[int, float] | None = None
+    data: str | None = None
+
+
+class Writer:
+    """Where results go, and what is made of them.
+
+    Args:
+        folder: The output folder.
+        classes: The model's class names.
+        palette: (R, G, B) of each class.
+        draws: Whether to write drawings, into ``drawn/``.
+        writes_data: Whether to write data, into ``data/``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        palette: Sequence[Color],
+        draws: bool = True,
+        writes_data: bool = True,
+    ) -> None:
+        self.folder = folder
+        self.categories = categories_of(tuple(classes))
+        self.palette = palette
+        self.artist = Artist(classes, palette)
+        self.draws = draws
+        self.writes_data = writes_data
+
+    def write_categories(self) -> None:
+        """Write ``categories.json``: what the numbers in the data stand for."""
+        with lasting_errors():
+            write_json(self.folder / 'categories.json', self.categories)
+
+    def finish(self, predicted: Predicted) -> FinishedPicture | FinishedFrame:
+        """Draw and write a prediction; for several threads."""
+        if isinstance(predicted.frame.origin, Job):
+            return self._finish_picture(predicted)
+        return self._finish_frame(predicted)
+
+    def _finish_picture(self, predicted: Predicted) -> FinishedPicture:
+        job = predicted.frame.origin
+        record = {'input': job.shown, 'name': job.stem, 'kind': 'picture', 'status': 'failed'}
+        if predicted.problem:
+            return FinishedPicture({**record, 'problem': describe(predicted.problem)})
+        height, width = predicted.picture.shape[:2]
+        record |= {'width': width, 'height': height}
+        drawing = None
+        try:
+            with lasting_errors():
+                if self.draws:
+                    drawing = self._draw(predicted, 'below')
+                    record['drawn'] = self._relative(self._write_drawing(job, drawing))
+                if self.writes_data:
+                    record['data'] = self._relative(self._write_data(job, predicted))
+        except OutputError:
+            raise
+        except OSError as error:
+            problem = f'its results cannot be written: {error.strerror or error}'
+            return FinishedPicture({**record, 'problem': problem})
+        seconds = round(time.perf_counter() - predicted.frame.started, 3)
+        return FinishedPicture({**record, 'status': 'done', 'seconds': seconds}, drawing)
+
+    def _finish_frame(self, predicted: Predicted) -> FinishedFrame:
+        job = predicted.frame.origin.job
+        index, timing = predicted.frame.index, predicted.frame.timing
+        if predicted.problem:
+            drawing = predicted.picture if self.draws else None
+            return FinishedFrame(index, timing, describe(predicted.problem), drawing)
+        prediction = predicted.prediction
+        drawing = shares = data = None
+        segments = isinstance(prediction, Segmentation)
+        if self.draws:
+            drawing = self._draw(predicted, 'none')
+            shares = self.artist.class_shares(prediction.label_map) if segments else None
+        if self.writes_data and segments:
+            with lasting_errors():
+                folder = frames_folder(self.folder / 'data', job)
+                write_label_map(folder / f'{index:06d}.png', prediction, self.palette)
+        elif self.writes_data:
+            size = predicted.picture.shape[:2]
+            results = coco_results(prediction, size, index, self.categories)
+            data = json.dumps({'frame': index, 'time': timing.time, 'detections': results})
+        return FinishedFrame(index, timing, None, drawing, shares, data)
+
+    def _draw(self, predicted: Predicted, legend: str) -> np.ndarray:
+        if isinstance(predicted.prediction, Segmentation):
+            return self.artist.draw_segmentation(predicted.picture, predicted.prediction, legend)
+        return self.artist.draw_detections(predicted.picture, predicted.prediction)
+
+    def _write_drawing(self, job: Job, drawing: np.ndarray) -> Path:
+        ending, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        if max(drawing.shape) > LARGEST_JPEG:
+            ending, options = '.png', []
+        path = self.folder / 'drawn' / f'{job.stem}{ending}'
+        encoded = cv2.imencode(ending, drawing, options)[1]
+        with written_whole(path) as temporary:
+            encoded.tofile(temporary)
+        return path
+
+    def _write_data(self, job: Job, predicted: Predicted) -> Path:
+        path = self.folder / 'data' / job.stem
+        if isinstance(predicted.prediction, Segmentation):
+            path = path.with_name(f'{path.name}.png')
+            write_label_map(path, predicted.prediction, self.palette)
+        else:
+            path = path.with_name(f'{path.name}.json')
+            size = predicted.picture.shape[:2]
+            image_id = image_id_of(job.path)
+            write_json(path, coco_results(predicted.prediction, size, image_id, self.categories))
+        return path
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+
+def frames_folder(folder: Path, job: Job) -> Path:
+    """Where the label maps of a video's frames go."""
+    return folder / f'{job.stem}.frames'
+
+
+def describe(problem: Exception) -> str:
+    """A problem in one line."""
+    if isinstance(problem, MemoryError):
+        return 'there is not enough memory for it'
+    return str(problem).strip().split('\n')[0]
