@@ -1,4 +1,4 @@
-"""The demo: draw a picture set, train a model on it from nothing, test it and show what it does."""
+"""The demo: draw a picture set, train a model on it from nothing, test it, and let it look."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from _requirements import explain_missing
 with explain_missing():
     import cv2
     import numpy as np
+    from _demo_scenes import draw_scenes
     from mmengine.config import Config
 
 TOOLS = Path(__file__).resolve().parent
@@ -30,6 +31,8 @@ HEADLINES = {
         ('coco/segm_mAP', 'mask AP', 100),
     ),
 }
+# On photographs the model is less sure of itself than on the pictures it was trained for.
+SCORE_THR = 0.6
 SHEET_ROWS, SHEET_PAIRS = 4, 2
 TILE = 200
 EXAMPLES = """\
@@ -50,11 +53,11 @@ def main() -> None:
     task = parser.parse_args().task
     work_dir = Path('work_dirs') / f'demo_{task}'
 
-    step('1/3', 'drawing the pictures')
+    step('1/4', 'drawing the pictures')
     run('make_shapes.py')
-    step('2/3', f'training {CONFIGS[task]} from nothing')
+    step('2/4', f'training {CONFIGS[task]} from nothing')
     run('train.py', CONFIGS[task], '--work-dir', work_dir, '--seed', 0, '--resume')
-    step('3/3', 'testing on pictures that it has not seen')
+    step('3/4', 'testing on pictures that it has not seen')
     checkpoint = best_checkpoint(ROOT / work_dir)
     drawn = work_dir / 'drawn'
     run(
@@ -62,6 +65,12 @@ def main() -> None:
         *('--out', work_dir / 'metrics.json', '--show-dir', drawn),
     )
     sheet = draw_sheet(task, ROOT / drawn, ROOT / work_dir / 'sheet.png')
+    step('4/4', 'looking at two photographs with shapes on them, and at a clip')
+    scenes = draw_scenes(ROOT / work_dir / 'scenes')
+    run(
+        *('infer.py', CONFIGS[task], checkpoint, *(path.relative_to(ROOT) for path in scenes)),
+        *('--out-dir', work_dir / 'predictions', '--score-thr', SCORE_THR, '--overwrite'),
+    )
     report(task, ROOT / work_dir, checkpoint, sheet)
 
 
@@ -133,7 +142,8 @@ def report(task: str, work_dir: Path, checkpoint: Path, sheet: Path) -> None:
         f'\n{figures} on pictures that the model has not seen\n'
         f'checkpoint:    {checkpoint}\n'
         f'picture sheet: {sheet.relative_to(ROOT)}\n'
-        f'curves:        {(work_dir / "curves.png").relative_to(ROOT)}'
+        f'curves:        {(work_dir / "curves.png").relative_to(ROOT)}\n'
+        f'predictions:   {(work_dir / "predictions" / "drawn").relative_to(ROOT)}'
     )
 
 

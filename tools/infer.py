@@ -34,7 +34,7 @@ with explain_missing():
     from backbones.inference.listing import expand_inputs
     from backbones.inference.progress import Progress
     from backbones.inference.reading import Clip, Job
-    from backbones.inference.records import RecordFile, merge_records
+    from backbones.inference.records import PART_PATTERN, RecordFile, merge_records
     from backbones.inference.run import Run, Summary
     from backbones.inference.sharding import Processes, connect, device_of_process
     from backbones.inference.window import Window
@@ -49,6 +49,8 @@ examples:
       --recursive --out-dir results --classes person car --score-thr 0.5
   python tools/infer.py CONFIG CHECKPOINT drive.mp4 --start 60 --end 90 --every 2 --no-data
       half a minute of a video, every second frame
+  python tools/infer.py fpn_s2.onnx street.jpg
+      an exported model, run by onnxruntime
   python tools/infer.py CONFIG CHECKPOINT webcam:0 --show
       a camera in a window; q ends it
   find photos -name '*.jpg' | python tools/infer.py CONFIG CHECKPOINT - --skip-existing
@@ -63,9 +65,15 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage='%(prog)s CONFIG CHECKPOINT INPUT [INPUT ...] [options]\n'
+        '       %(prog)s MODEL.onnx INPUT [INPUT ...] [options]',
     )
-    parser.add_argument('config', help='the config that the model was trained with')
-    parser.add_argument('checkpoint', help='a checkpoint of the whole model')
+    parser.add_argument(
+        'model',
+        metavar='CONFIG CHECKPOINT',
+        help='the config that the model was trained with and a checkpoint of the whole model; or '
+        'a MODEL.onnx that tools/export.py wrote',
+    )
     parser.add_argument('inputs', nargs='+', metavar='INPUT', help='see above')
     parser.add_argument('--recursive', action='store_true', help='search folders in folders too')
 
@@ -155,6 +163,9 @@ def parse_args() -> argparse.Namespace:
         help='override entries of the config: model.test_cfg.score_thr=0.01',
     )
     args = parser.parse_intermixed_args()
+    args.checkpoint = None if args.model.endswith('.onnx') else args.inputs.pop(0)
+    if not args.inputs:
+        parser.error('there is no INPUT after the model: give CONFIG CHECKPOINT INPUT')
     if args.end is not None and args.end <= args.start:
         parser.error(f'--end {args.end:g} is not after --start {args.start:g}')
     if args.data_only and args.no_data:
@@ -188,18 +199,25 @@ def score(text: str) -> float:
 
 def main() -> int:
     args = parse_args()
+    try:
+        return infer(args)
+    except KeyboardInterrupt:
+        print('\nended; what is finished is whole', file=sys.stderr)
+        return INTERRUPTED
+
+
+def infer(args: argparse.Namespace) -> int:
+    """Do what was asked for; returns the exit code."""
     with clear_errors():
         if args.trust_checkpoint:
             trust_checkpoints()
         processes = connect()
         folder = Path(args.out_dir)
-        paths, jobs, num_skipped = processes.from_first(
-            plan(args, folder) if processes.rank == 0 else None
-        )
+        paths, jobs, num_skipped = processes.from_first(lambda: plan(args, folder))
         share = processes.share_of(jobs)
         window = Window('predictions') if args.show else None
         inferencer = Inferencer(
-            args.config,
+            args.model,
             args.checkpoint,
             device=device_of_process(args.device),
             batch_size=args.batch_size,
@@ -244,7 +262,13 @@ def plan(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[Job], 
             f'{without_password(live[0])} has no end of its own: give it as the only input'
         )
     jobs, num_skipped = plan_jobs(listed, folder, args.earlier)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A run that was killed has left its records in parts, which this one will write anew.
+        if any(folder.glob(PART_PATTERN)):
+            merge_records(folder, ())
+    except OSError as error:
+        raise ConfigError(f'--out-dir {folder} cannot be written: {error.strerror}') from error
     return [without_password(item.path) for item in listed], jobs, num_skipped
 
 
@@ -259,7 +283,7 @@ def work(
     """Do this process's share; returns what was done, and whether it was interrupted."""
     prefix = f'rank {processes.rank}: ' if processes.count > 1 else ''
     progress = Progress(len(jobs), prefix)
-    records = RecordFile(writer.folder, processes.rank)
+    records = RecordFile(writer.folder, jobs, processes.rank)
     clip = Clip(args.every, args.start, args.end, args.policy)
     run = Run(
         inferencer.model,
@@ -274,13 +298,15 @@ def work(
     try:
         if writer.writes_data and processes.rank == 0:
             writer.write_categories()
-        summary = run(jobs, any(is_live(job.path) for job in jobs))
+        live = any(is_live(job.path) for job in jobs)
+        summary = run(jobs, live)
     finally:
         progress.close()
         records.close()
         if window:
             window.close()
-    return summary, interruption.happened
+    # A camera has no other end.
+    return summary, interruption.happened and not live
 
 
 class Interruption:
@@ -296,7 +322,8 @@ class Interruption:
         if self.happened:
             raise KeyboardInterrupt
         self.happened = True
-        print('\nfinishing what is begun; once more ends at once', file=sys.stderr, flush=True)
+        # Not print, which may be what was interrupted.
+        os.write(sys.stderr.fileno(), b'\nfinishing what is begun; once more ends at once\n')
         self._run.stop()
 
 
@@ -311,9 +338,11 @@ def report(
     failed = [failure for summary in summaries for failure in summary.failed]
     done = sum(summary.done for summary in summaries)
     left_out = sum(summary.left_out for summary in summaries)
+    interrupted = sum(summary.interrupted for summary in summaries)
     frames = sum(summary.frames for summary in summaries)
     duration = max(summary.seconds for summary in summaries)
     parts = [f'{done} done', f'{len(failed)} failed']
+    parts += [f'{interrupted} interrupted'] if interrupted else []
     parts += [f'{num_skipped} skipped, done earlier'] if num_skipped else []
     parts += [f'{left_out} left out, neither picture nor video'] if left_out else []
     print(f'\ninputs:  {", ".join(parts)}')
@@ -330,6 +359,9 @@ def report(
             f'(model alone {busy.model_rate:.2f}, drawing and writing alone '
             f'{busy.finishing_rate:.1f})'
         )
+    for summary in summaries:
+        if summary.capture_rate:
+            print(f'capture: {summary.capture_rate:.1f} a second, {summary.dropped} dropped')
     print(f'results: {folder}{os.sep}, listed in {folder / "predictions.jsonl"}')
 
 

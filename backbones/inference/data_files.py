@@ -13,6 +13,8 @@ from backbones.checkpoint_file import written_whole
 from .masks import encode_mask
 from .prediction import Detections, Segmentation
 
+CATEGORIES_NAME = 'categories.json'
+
 COCO_CLASSES = 80
 # Numbers that COCO's categories, counted from 1 to 90, leave out.
 COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from backbones.engine.errors import ConfigError
+
 from .drawing import Artist
 from .errors import InputError
 from .frame import Frame, Predicted
 from .listing import expand_inputs
 from .palette import choose_palette
-from .pipeline import Pipeline
+from .pipeline import Model, Pipeline
 from .prediction import Detections, Segmentation
 from .reading import Clip, Closed, Job, Opened, read_jobs
 from .selection import SelectingModel, class_indices
@@ -65,8 +67,8 @@ class Inferencer:
             cv2.imwrite('drawn.png', result.draw())
 
     Args:
-        config: Path of a config.
-        checkpoint: Path or address of a checkpoint of the whole model.
+        config: Path of a config, or of an .onnx that ``tools/export.py`` wrote.
+        checkpoint: Path or address of a checkpoint of the whole model; none for an .onnx.
         device: For instance 'cuda:1'. Default: the first GPU, else the CPU.
         batch_size: Pictures that go through the model at once. Changes no result.
         amp: Mixed precision: float16 on a GPU, on a CPU backbone and neck in bfloat16.
@@ -82,13 +84,14 @@ class Inferencer:
 
     Raises:
         ConfigError: The config cannot be read or does not fit, or there is no such class.
+        ExportError: The .onnx cannot be read, or was not written by our tool.
         CheckpointError: The checkpoint cannot be read or lacks part of the model.
     """
 
     def __init__(
         self,
         config: str | os.PathLike,
-        checkpoint: str | os.PathLike,
+        checkpoint: str | os.PathLike | None = None,
         *,
         device: str | None = None,
         batch_size: int = 1,
@@ -98,7 +101,10 @@ class Inferencer:
         palette: str | None = None,
         cfg_options: dict[str, Any] | None = None,
     ) -> None:
-        model = TorchModel(str(config), str(checkpoint), device, amp, cfg_options)
+        if str(config).endswith('.onnx'):
+            model = load_exported(str(config), device, amp, cfg_options)
+        else:
+            model = TorchModel(str(config), str(checkpoint), device, amp, cfg_options)
         self.classes = model.classes
         self.palette = choose_palette(palette, model.classes, model.palette)
         kept = class_indices(classes, model.classes)
@@ -151,6 +157,25 @@ class Inferencer:
             time=frame.timing.time if frame.timing else None,
             _artist=self._artist,
         )
+
+
+def load_exported(
+    path: str, device: str | None, amp: bool, cfg_options: dict[str, Any] | None
+) -> Model:
+    """A model from an .onnx, which cannot be changed any more.
+
+    Raises:
+        ConfigError: Something is to be changed.
+        ExportError: It cannot be read, or was not written by our tool.
+    """
+    # Exporting builds on this package.
+    from backbones.export.onnx_model import OnnxModel
+
+    if amp or cfg_options:
+        raise ConfigError(f'{path} is exported: neither its precision nor its config can be set')
+    if not os.path.isfile(path):
+        raise ConfigError(f'there is no model {path}')
+    return OnnxModel(path, device)
 
 
 def read_input(

@@ -7,6 +7,7 @@ from typing import Literal
 from backbones.engine.errors import ConfigError
 
 from .addresses import without_password
+from .data_files import CATEGORIES_NAME
 from .listing import Listed
 from .names import output_stems
 from .reading import Job
@@ -32,9 +33,15 @@ def plan_jobs(listed: Sequence[Listed], folder: Path, earlier: Earlier) -> tuple
         The inputs that are to be worked on, and how many were skipped.
 
     Raises:
-        ConfigError: There are results in the folder, and ``earlier`` is 'refuse'.
+        ConfigError: There are results in the folder, and ``earlier`` is 'refuse'; or a file of
+            somebody else has the name of one of ours.
     """
     records = read_records(folder)
+    if not records and earlier != 'overwrite' and (folder / CATEGORIES_NAME).exists():
+        raise ConfigError(
+            f'{folder / CATEGORIES_NAME} is not from an earlier run: take another --out-dir, or '
+            '--overwrite it'
+        )
     if records and earlier == 'refuse':
         raise ConfigError(
             f'{folder / FILE_NAME} has the results of an earlier run: --skip-existing goes on '
@@ -67,5 +74,5 @@ def existing_stems(folder: Path) -> set[str]:
         path.relative_to(folder / part).with_suffix('').as_posix()
         for part in OUTPUT_FOLDERS
         for path in (folder / part).rglob('*')
-        if path.is_file()
+        if path.is_file() or path.suffix == '.frames'
     }

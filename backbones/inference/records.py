@@ -1,6 +1,7 @@
 """What a run has done with each input: one line of JSON for each in ``predictions.jsonl``.
 
-It is what a later run goes on from, so a line is there only when the files that it names are.
+It is what a later run goes on from: an input is 'pending' until its files are there, and so keeps
+its name even if the process is killed between the two.
 """
 
 import json
@@ -12,6 +13,9 @@ from typing import Any
 from backbones.checkpoint_file import written_whole
 from backbones.engine.errors import ConfigError
 
+from .errors import OutputError, lasting_errors
+from .reading import Job
+
 FILE_NAME = 'predictions.jsonl'
 # One for each process; they become one file when all have finished.
 PART_PATTERN = 'predictions.part*.jsonl'
@@ -22,20 +26,42 @@ class RecordFile:
 
     Args:
         folder: The output folder.
+        jobs: The inputs of this process, pending for now.
         rank: Number of this process.
+
+    Raises:
+        ConfigError: There can be no such file.
+        OutputError: Nothing can be written any more. From here on, and from all methods.
     """
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
-        self._file = (folder / PART_PATTERN.replace('*', str(rank))).open('w', encoding='utf-8')
+    def __init__(self, folder: Path, jobs: Iterable[Job], rank: int = 0) -> None:
+        path = folder / PART_PATTERN.replace('*', str(rank))
+        pending = [{'input': job.shown, 'name': job.stem, 'status': 'pending'} for job in jobs]
+        try:
+            with lasting_errors():
+                self._file = path.open('w', encoding='utf-8')
+                self._file.writelines(map(line_of, pending))
+                self._file.flush()
+        except OutputError:
+            raise
+        except OSError as error:
+            raise ConfigError(f'{path} cannot be written: {error.strerror}') from error
 
     def write(self, record: dict[str, Any]) -> None:
         """Add a line and see to it that it is in the file."""
-        self._file.write(json.dumps(record, ensure_ascii=False) + '\n')
-        self._file.flush()
+        with lasting_errors():
+            self._file.write(line_of(record))
+            self._file.flush()
 
     def close(self) -> None:
         """Write no more."""
-        self._file.close()
+        with lasting_errors():
+            self._file.close()
+
+
+def line_of(record: dict[str, Any]) -> str:
+    """A record as a line of the file."""
+    return json.dumps(record, ensure_ascii=False) + '\n'
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -71,17 +97,21 @@ def merge_records(folder: Path, inputs: Iterable[str]) -> dict[str, dict[str, An
         inputs: The inputs of this run. What earlier runs said of others comes before them.
 
     Returns:
-        The records.
+        The records, without those of files that were left out.
+
+    Raises:
+        OutputError: Nothing can be written. What there is stays as it is.
     """
     records = read_records(folder)
     this_run = dict.fromkeys(inputs)
     order = [*(name for name in records if name not in this_run), *this_run]
-    merged = {name: records[name] for name in order if name in records}
-    with written_whole(folder / FILE_NAME) as temporary:
-        temporary.write_text(
-            ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in merged.values()),
-            encoding='utf-8',
-        )
+    merged = {
+        name: records[name]
+        for name in order
+        if name in records and records[name]['status'] != 'left out'
+    }
+    with lasting_errors(), written_whole(folder / FILE_NAME) as temporary:
+        temporary.write_text(''.join(map(line_of, merged.values())), encoding='utf-8')
     for part in folder.glob(PART_PATTERN):
         os.remove(part)
     return merged

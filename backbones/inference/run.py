@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,8 @@ class Summary:
         seconds: From the first input to the last.
         model_rate: Pictures a second of the model alone, while it works.
         finishing_rate: The same of drawing and writing, for one thread.
+        capture_rate: Pictures a second that a live source gave; 0 without one.
+        dropped: Pictures of a live source that there was no time for.
     """
 
     done: int = 0
@@ -39,6 +42,8 @@ class Summary:
     seconds: float = 0.0
     model_rate: float = 0.0
     finishing_rate: float = 0.0
+    capture_rate: float = 0.0
+    dropped: int = 0
 
 
 class Run:
@@ -93,11 +98,15 @@ class Run:
         items = read_jobs(jobs, self.clip, self.stopping)
         start = time.perf_counter()
         try:
-            for item in pipeline.run(items, self.writer.finish):
-                self._take(item)
-        finally:
+            with closing(pipeline.run(items, self.writer.finish)) as finished:
+                for item in finished:
+                    self._take(item)
+        except BaseException:
             if self._open_stream is not None:
                 self._open_stream.discard()
+            self.writer.remove_partial()
+            raise
+        finally:
             self.summary.seconds = time.perf_counter() - start
             self.summary.frames = pipeline.model_clock.count
             self.summary.model_rate = pipeline.model_clock.rate
@@ -116,13 +125,18 @@ class Run:
                 self._show(self._open_stream.write(item))
                 self.progress.add_frame()
             case Closed() if item.was_left_out:
+                self.records.write({'input': item.job.shown, 'status': 'left out'})
                 self.summary.left_out += 1
                 self.progress.leave_out()
             case Closed(stream=None):
-                self._record({'input': item.job.shown, 'status': 'failed', 'problem': item.problem})
+                record = {'input': item.job.shown, 'name': item.job.stem}
+                self._record({**record, 'status': 'failed', 'problem': item.problem})
             case Closed():
                 stream_writer, self._open_stream = self._open_stream, None
                 self.progress.close_stream()
+                if item.stream.live:
+                    self.summary.capture_rate = item.stream.live.capture_rate
+                    self.summary.dropped = item.stream.live.dropped
                 self._record(stream_writer.close(item))
 
     def _record(self, record: dict[str, Any]) -> None:

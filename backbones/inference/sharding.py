@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -32,20 +34,39 @@ class Processes:
         """Every ``count``-th item, beginning with the ``rank``-th."""
         return items[self.rank :: self.count]
 
-    def from_first(self, value: Any) -> Any:
-        """The first process's value, in all of them."""
+    def from_first(self, function: Callable[[], Any]) -> Any:
+        """What a function returns in the first process, in all of them.
+
+        Where it raises, the first process says so, and the others end in silence.
+        """
         if self.count == 1:
-            return value
-        box = [value]
-        distributed.broadcast_object_list(box, src=0)
+            return function()
+        box = [None, None]
+        try:
+            if self.rank == 0:
+                box = [function(), 'done']
+        finally:
+            distributed.broadcast_object_list(box, src=0)
+        if box[1] is None:
+            sys.exit(1)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in all of them; waits until all have come here."""
+        """The values of all processes, in all of them; waits until all have come here.
+
+        Raises:
+            ConfigError: One of them never will.
+        """
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        distributed.all_gather_object(values, value)
+        try:
+            distributed.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise ConfigError(
+                'another process has ended before its share was done; when the cause is mended, '
+                'the same command with --skip-existing goes on'
+            ) from error
         return values
 
 

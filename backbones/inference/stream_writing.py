@@ -1,7 +1,9 @@
 """A video's drawings and data as files, frame by frame."""
 
 import os
+import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -12,7 +14,7 @@ from .errors import OutputError, lasting_errors
 from .legend import SteadyClasses
 from .reading import Clip, Closed, Job, Stream
 from .video_writer import VideoWriter
-from .writing import FinishedFrame, Writer, describe, frames_folder
+from .writing import FinishedFrame, Writer, describe
 
 
 class StreamWriter:
@@ -91,17 +93,17 @@ class StreamWriter:
         problems = [closed.problem, *self.problems[:3]]
         if len(self.problems) > 3:
             problems.append(f'and {len(self.problems) - 3} more frames')
-        with lasting_errors():
-            if self._video is not None and not self._is_given_up:
-                is_whole = not closed.was_interrupted and self.clip.end is None
-                self._video.close(rest_of_sound=is_whole)
-                problems.append(self._video.problem)
-                record['drawn'] = self._video.path.relative_to(self.writer.folder).as_posix()
-            data = self._close_lines()
-        if data is not None:
-            record['data'] = data.relative_to(self.writer.folder).as_posix()
+        try:
+            with lasting_errors():
+                problems.append(self._finish(closed, record))
+        except OutputError:
+            raise
+        except OSError as error:
+            problems.append(f'its results cannot be written: {describe(error)}')
+            self.discard()
         record['seconds'] = round(time.perf_counter() - self._start, 3)
-        if closed.was_interrupted:
+        # A live source has no other end than this.
+        if closed.was_interrupted and not self.stream.live:
             record['status'] = 'interrupted'
         if any(problems):
             record['status'] = 'failed'
@@ -113,8 +115,39 @@ class StreamWriter:
         if self._video is not None:
             self._video.discard()
         if self._lines is not None:
-            self._lines.close()
+            with suppress(OSError):  # of lines that had no room
+                self._lines.close()
             Path(self._lines.name).unlink(missing_ok=True)
+        shutil.rmtree(self.writer.partial_frames_folder(self.job), ignore_errors=True)
+
+    def _finish(self, closed: Closed, record: dict[str, Any]) -> str | None:
+        """Give the files their names, and say in the record what they are.
+
+        Returns:
+            What of the sound was lost.
+        """
+        if self._is_given_up:
+            self.discard()
+            return None
+        folder, problem = self.writer.folder, None
+        if self._video is not None:
+            is_whole = not closed.was_interrupted and self.clip.end is None
+            self._video.close(rest_of_sound=is_whole)
+            record['drawn'] = self._video.path.relative_to(folder).as_posix()
+            problem = self._video.problem
+        frames = self.writer.partial_frames_folder(self.job)
+        if self._lines is not None:
+            self._lines.close()
+            os.replace(self._lines.name, self._lines_path)
+            record['data'] = self._lines_path.relative_to(folder).as_posix()
+        elif frames.is_dir():
+            path = folder / 'data' / f'{self.job.stem}.frames'
+            # Of an earlier run, which may have taken other frames.
+            if path.is_dir():
+                shutil.rmtree(path)
+            frames.rename(path)
+            record['data'] = path.relative_to(folder).as_posix()
+        return problem
 
     def _open_video(self) -> VideoWriter:
         if self._video is None:
@@ -138,11 +171,3 @@ class StreamWriter:
                 'w', encoding='utf-8'
             )
         return self._lines
-
-    def _close_lines(self) -> Path | None:
-        if self._lines is not None and not self._is_given_up:
-            self._lines.close()
-            os.replace(self._lines.name, self._lines_path)
-            return self._lines_path
-        folder = frames_folder(self.writer.folder / 'data', self.job)
-        return folder if self.writer.writes_data and folder.is_dir() else None

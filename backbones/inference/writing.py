@@ -1,18 +1,27 @@
 """Predictions of pictures as files: drawings and data; those of a video's frames, ready for it."""
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import cv2
 import numpy as np
 
 from backbones.checkpoint_file import written_whole
 
-from .data_files import categories_of, coco_results, image_id_of, write_json, write_label_map
+from .data_files import (
+    CATEGORIES_NAME,
+    categories_of,
+    coco_results,
+    image_id_of,
+    write_json,
+    write_label_map,
+)
 from .drawing import Artist
 from .errors import OutputError, lasting_errors
 from .frame import Predicted, Timing
@@ -84,11 +93,21 @@ class Writer:
         self.artist = Artist(classes, palette)
         self.draws = draws
         self.writes_data = writes_data
+        self._partial = f'.{uuid4().hex[:8]}.partial'
 
     def write_categories(self) -> None:
         """Write ``categories.json``: what the numbers in the data stand for."""
         with lasting_errors():
-            write_json(self.folder / 'categories.json', self.categories)
+            write_json(self.folder / CATEGORIES_NAME, self.categories)
+
+    def partial_frames_folder(self, job: Job) -> Path:
+        """Where the label maps of a video's frames are until the video is finished."""
+        return self.folder / 'data' / f'{job.stem}.frames{self._partial}'
+
+    def remove_partial(self) -> None:
+        """Leave no label maps of videos that will not be finished."""
+        for folder in list((self.folder / 'data').rglob(f'*{self._partial}')):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self, predicted: Predicted) -> FinishedPicture | FinishedFrame:
         """Draw and write a prediction; for several threads."""
@@ -133,7 +152,7 @@ class Writer:
             shares = self.artist.class_shares(prediction.label_map) if segments else None
         if self.writes_data and segments:
             with lasting_errors():
-                folder = frames_folder(self.folder / 'data', job)
+                folder = self.partial_frames_folder(job)
                 write_label_map(folder / f'{index:06d}.png', prediction, self.palette)
         elif self.writes_data:
             size = predicted.picture.shape[:2]
@@ -153,7 +172,8 @@ class Writer:
         path = self.folder / 'drawn' / f'{job.stem}{ending}'
         encoded = cv2.imencode(ending, drawing, options)[1]
         with written_whole(path) as temporary:
-            encoded.tofile(temporary)
+            # Not encoded.tofile: it does not say that the disk is full.
+            temporary.write_bytes(encoded)
         return path
 
     def _write_data(self, job: Job, predicted: Predicted) -> Path:
@@ -170,11 +190,6 @@ class Writer:
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
-
-
-def frames_folder(folder: Path, job: Job) -> Path:
-    """Where the label maps of a video's frames go."""
-    return folder / f'{job.stem}.frames'
 
 
 def describe(problem: Exception) -> str:

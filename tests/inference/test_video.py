@@ -300,6 +300,19 @@ def test_damage_in_the_middle_does_not_end_a_video(tmp_path):
     )
 
 
+def test_pictures_that_are_half_damaged_are_left_out(tmp_path):
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (96, 128, 3), np.uint8) for _ in range(20)]
+    path = write_video(tmp_path / 'a.mp4', noise, keyframe_every=1)
+    whole = read(path)
+    damage(path, 0.52, 0.521)
+    with VideoReader(path) as reader:
+        frames = list(reader)
+        assert reader.problem.endswith('s: 19 of about 20 frames read')
+    by_pts = {frame.pts: frame.picture for frame in whole}
+    assert all((frame.picture == by_pts[frame.pts]).all() for frame in frames)
+
+
 @pytest.mark.parametrize(
     ('name', 'options'), [('a.mp4', INDEX_IN_FRONT), ('a.mkv', {}), ('b.mp4', INDEX_IN_FRONT)]
 )
@@ -358,9 +371,11 @@ def test_a_video_of_which_nothing_can_be_decoded(tmp_path):
         VideoReader(path)
 
 
-def test_a_name_with_a_colon_is_no_address(tmp_path):
-    path = write_video(tmp_path / 'a.mp4', 3).rename(tmp_path / 'http:a%03d.mp4')
-    assert len(read(path)) == 3
+def test_a_name_with_a_colon_is_no_address(tmp_path, monkeypatch):
+    write_video(tmp_path / 'a.mp4', 3, sound=True).rename(tmp_path / 'http:a%03d.mp4')
+    monkeypatch.chdir(tmp_path)
+    copy(Path('http:a%03d.mp4'), Path('http:b%03d.mp4'))
+    assert numbers(read(Path('http:b%03d.mp4'))) == [0, 1, 2]
 
 
 # ------------------------------------------------------------------------------------- writing

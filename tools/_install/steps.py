@@ -247,7 +247,7 @@ class Installation:
         )
 
     def _packages_key(self) -> str:
-        files = ('requirements/runtime.txt', 'requirements/tests.txt')
+        files = (f'requirements/{name}.txt' for name in ('runtime', 'export', 'tests'))
         return digest(*map(self._read, files), self.constraints, str(self._torch_version()))
 
     def _project_key(self) -> str:
