@@ -31,7 +31,10 @@ from .checkpoint import WRAPPERS, CheckpointError, enumerate_keys
 TORCH_FORMATS = (b'PK', b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P')
 
 # What torch.load may raise on a file that is damaged, besides UnpicklingError.
-DAMAGED = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, ImportError)
+DAMAGED = (
+    *(RuntimeError, EOFError, OSError, LookupError),
+    *(ValueError, TypeError, AttributeError, ImportError),
+)
 
 MapLocation = str | torch.device | Callable | None
 

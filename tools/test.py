@@ -10,12 +10,12 @@ with explain_missing():
     from _run_arguments import add_run_arguments, parse_run_args
     from mmengine.config import Config
     from mmengine.dist import is_main_process
-    from mmengine.runner import Runner
 
     from backbones import trust_checkpoints
     from backbones.engine.classes import set_classes
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.data import check_data
+    from backbones.engine.dataset_guard import GuardedRunner
     from backbones.engine.distributed import connect_without_gpus, is_first_process
     from backbones.engine.drawing import draw_comparisons
     from backbones.engine.errors import ConfigError, clear_errors
@@ -97,7 +97,7 @@ def main() -> None:
             check_whole(config, checkpoint, classes)
             check_data(config, ('test',), classes)
         connect_without_gpus(config)
-        metrics = Runner.from_cfg(config).test()
+        metrics = GuardedRunner.from_cfg(config).test()
     if is_main_process():
         path = Path(args.out or Path(config.work_dir) / 'metrics.json')
         write_metrics(metrics, path)

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from _requirements import explain_missing
 
@@ -11,18 +10,22 @@ with explain_missing():
     from _run_arguments import add_run_arguments, parse_run_args
     from mmengine.config import Config, ConfigDict
     from mmengine.dist import is_main_process
-    from mmengine.runner import Runner
 
     from backbones import trust_checkpoints
+    from backbones.engine.checkpointing import explain_full_disk, remove_partial_checkpoints
     from backbones.engine.classes import set_classes
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.curves import draw_curves
     from backbones.engine.data import check_data
     from backbones.engine.distributed import connect_without_gpus, is_first_process
     from backbones.engine.errors import ConfigError, clear_errors
+    from backbones.engine.preemption import PREEMPTED, Preempted
     from backbones.engine.preflight import check_start, leave_out_init_cfg
     from backbones.engine.report import report_every_class
+    from backbones.engine.resume import resume
     from backbones.engine.run_defaults import keep_best_checkpoint, log_to_tensorboard
+    from backbones.engine.runner import TrainRunner
+    from backbones.engine.skip_bad import leave_out_bad
 
 EXAMPLES = """\
 examples:
@@ -30,12 +33,20 @@ examples:
       train on ADE20K; logs and checkpoints go to work_dirs/fpn_effv2_s2
   python tools/train.py det_configs/mask_rcnn_effv2_s0.py --resume
       go on from the newest checkpoint in the work folder
+  timeout --preserve-status 1h python tools/train.py my_config.py --resume
+      train for an hour at a time: repeat it while it ends with exit code 75
   python tools/train.py seg_configs/fpn_effv2_s2.py --cfg-options load_from=published.safetensors
       start from a whole model, of other classes too
   python tools/train.py my_config.py --cfg-options model.backbone.init_cfg=None
       start from nothing instead of from ImageNet weights
   tools/dist_train.sh det_configs/retinanet_effv2_s1.py 8 --auto-scale-lr
       on 8 GPUs, the learning rate scaled to the batch
+
+exit codes:
+   0  the training is complete
+   1  something is wrong; the message says what, and what to do
+   2  the command line is wrong
+  75  SIGTERM asked it to stop: all is saved, go on with --resume
 """
 
 
@@ -56,7 +67,7 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         metavar='PATH',
         help='go on from this checkpoint; without PATH, or with "auto", from the newest in the '
-        'work folder',
+        'work folder that can be read. The result is that of a run which was never stopped',
     )
     parser.add_argument(
         '--amp',
@@ -72,6 +83,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--val-loss', action='store_true', help='compute the loss on the validation set as well'
     )
+    parser.add_argument(
+        '--skip-bad',
+        action='store_true',
+        help='leave out what is wrong in the data instead of stopping; it is counted and named '
+        '(tools/check_dataset.py lists it beforehand)',
+    )
     add_run_arguments(parser, 'optim_wrapper.optimizer.lr=1e-4 train_dataloader.batch_size=8')
     return parse_run_args(parser)
 
@@ -83,8 +100,9 @@ def configure(args: argparse.Namespace) -> Config:
     config.work_dir = args.work_dir or config.get('work_dir') or default_work_dir(args.config)
     if args.seed is not None:
         config.randomness = ConfigDict({**config.get('randomness', {}), 'seed': args.seed})
-    if args.resume:
-        resume(config, args.resume)
+    config.skip_bad = args.skip_bad or config.get('skip_bad', False)
+    if args.resume or config.get('resume'):
+        resume(config, args.resume or config.get('load_from') or 'auto')
     leave_out_init_cfg(config)
     if args.amp:
         use_amp(config)
@@ -100,16 +118,6 @@ def configure(args: argparse.Namespace) -> Config:
         enable_val_loss(config)
     fit_to_device(config)
     return config
-
-
-def resume(config: Config, checkpoint: str) -> None:
-    """Go on from a checkpoint, or from the newest there is."""
-    config.resume = True
-    config.load_from = None if checkpoint == 'auto' else checkpoint
-    if config.load_from and not Path(checkpoint).is_file():
-        raise ConfigError(f'--resume: there is no checkpoint {checkpoint}')
-    if not config.load_from and not (Path(config.work_dir) / 'last_checkpoint').is_file():
-        print(f'--resume: no checkpoint in {config.work_dir} yet, starting from the beginning')
 
 
 def use_amp(config: Config) -> None:
@@ -138,27 +146,40 @@ def scale_learning_rate(config: Config) -> None:
     config.custom_hooks = [*config.get('custom_hooks', []), hook]
 
 
+def train(config: Config) -> None:
+    """Check what a training needs, and train."""
+    first = is_first_process()
+    if first:
+        check_start(config)
+    splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
+    classes = set_classes(config, splits)
+    print(f'{len(classes)} classes: {", ".join(classes)}')
+    if config.get('skip_bad'):
+        leave_out_bad(config, splits, first)
+    elif first:
+        check_data(config, splits, classes)
+    if first:
+        remove_partial_checkpoints(config.work_dir)
+    connect_without_gpus(config)
+    TrainRunner.from_cfg(config).train()
+    if is_main_process():
+        best = config.default_hooks.checkpoint.get('save_best')
+        curves = draw_curves(config.work_dir, best if isinstance(best, str) else None)
+        print(f'logs and checkpoints: {config.work_dir}\ncurves: {curves}')
+
+
 def main() -> None:
     args = parse_args()
     with clear_errors():
         if args.trust_checkpoint:
             trust_checkpoints()
         config = configure(args)
-        first = is_first_process()
-        if first:
-            check_start(config)
-        splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
-        classes = set_classes(config, splits)
-        print(f'{len(classes)} classes: {", ".join(classes)}')
-        if first:
-            check_data(config, splits, classes)
-        connect_without_gpus(config)
-        runner = Runner.from_cfg(config)
-        runner.train()
-    if is_main_process():
-        best = config.default_hooks.checkpoint.get('save_best')
-        curves = draw_curves(config.work_dir, best if isinstance(best, str) else None)
-        print(f'logs and checkpoints: {config.work_dir}\ncurves: {curves}')
+        try:
+            with explain_full_disk(config.work_dir):
+                train(config)
+        except Preempted as preempted:
+            print(f'\n{preempted}', file=sys.stderr, flush=True)
+            sys.exit(PREEMPTED)
 
 
 if __name__ == '__main__':

@@ -13,6 +13,12 @@ from mmengine.registry import init_default_scope
 
 from .errors import ConfigError
 
+# What reading a config raises when there is something wrong in it.
+CONFIG_ERRORS = (
+    *(SyntaxError, NameError, KeyError, TypeError),
+    *(AttributeError, ImportError, OSError),
+)
+
 SCOPES = ('mmdet', 'mmseg')
 SPLITS = ('train', 'val', 'test')
 
@@ -33,7 +39,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
     try:
         config = Config.fromfile(path)
         config.merge_from_dict(options or {})
-    except (SyntaxError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
+    except CONFIG_ERRORS as error:
         raise ConfigError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
     if config.get('default_scope') not in SCOPES:
         raise ConfigError(

@@ -68,7 +68,10 @@ def read_log(work_dir: str) -> tuple[dict[str, Curve], dict[str, Curve]]:
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         iteration = 0
         for line in path.read_text().splitlines():
-            entry = json.loads(line)
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # What a run that was killed had begun to write.
             # The step of a validation may be its epoch, which is less than any iteration before it.
             iteration = max(iteration, entry['step'])
             curves = training if 'lr' in entry else validation

@@ -4,19 +4,11 @@ from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
-from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from backbones.checkpoint import CheckpointError, enumerate_keys
 from backbones.efficientformer_v2 import EfficientFormerV2
 from backbones.weights import load_checkpoint
-
-
-def starting_checkpoint(config: Config) -> str | None:
-    """The checkpoint of the whole model that a run loads or resumes, if there is one."""
-    if config.get('resume') and not config.get('load_from'):
-        return find_latest_checkpoint(config.work_dir)
-    return config.get('load_from')
 
 
 def leave_out_init_cfg(config: Config) -> None:
@@ -25,7 +17,7 @@ def leave_out_init_cfg(config: Config) -> None:
     Args:
         config: Changed in place.
     """
-    if starting_checkpoint(config) and 'backbone' in config.model:
+    if config.get('load_from') and 'backbone' in config.model:
         config.model.backbone.init_cfg = None
 
 
@@ -39,11 +31,11 @@ def check_start(config: Config) -> dict | None:
         The checkpoint of the whole model, or None where only the backbone is loaded, or nothing.
 
     Raises:
-        CheckpointError: The file cannot be read, holds another backbone or only a part of it, or
-            is to be resumed and holds no training. The message names the file.
+        CheckpointError: The file cannot be read, or holds another backbone or only a part of it.
+            The message names the file.
     """
     backbone = whole_model(config).get('backbone', {})
-    source = starting_checkpoint(config)
+    source = config.get('load_from')
     init_cfg = backbone.get('init_cfg') or {}
     pretrained = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
     if source is None and pretrained is None:
@@ -54,14 +46,6 @@ def check_start(config: Config) -> dict | None:
         fitted = MODELS.build({**backbone, 'init_cfg': None})
         model = fitted if source is None else nn.ModuleDict({'backbone': fitted})
         fit(model, checkpoint, source or pretrained)
-    if config.get('resume') and source:
-        missing = [key for key in ('optimizer', 'message_hub') if key not in checkpoint]
-        if missing:
-            raise CheckpointError(
-                f'checkpoint {source} cannot be resumed: it has no {" and no ".join(missing)}, as '
-                'the best and the published ones have not. Resume one of those that are saved at '
-                'intervals (iter_*.pth, epoch_*.pth), or start from it: --cfg-options load_from=...'
-            )
     return checkpoint if source else None
 
 

@@ -1,0 +1,93 @@
+"""What was found in a data set, and how it is told."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+ERROR = 'error'
+WARNING = 'warning'
+LINES_PER_KIND = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault, or one thing that is treated in a special way.
+
+    Attributes:
+        severity: 'error': a run would fail, or learn or measure wrong things. 'warning': it is
+            handled, as the reason says.
+        kind: What findings are grouped by.
+        file: The picture, label map or annotation file.
+        reason: What is wrong, and what comes of it.
+        annotation: Id of the annotation, where there is one.
+        picture: The picture as the data set names it, where the fault concerns only that one.
+        split: 'train', 'val' or 'test'.
+    """
+
+    severity: str
+    kind: str
+    file: str
+    reason: str
+    annotation: int | str | None = None
+    picture: str | None = None
+    split: str = ''
+
+    def __str__(self) -> str:
+        where = self.file if self.annotation is None else f'{self.file}, id {self.annotation}'
+        return f'{where}: {self.reason}'
+
+
+@dataclass
+class Report:
+    """All that was found.
+
+    Attributes:
+        pictures: How many pictures every data set has.
+        findings: In the order of splits and files.
+    """
+
+    pictures: dict[str, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def of(self, severity: str) -> list[Finding]:
+        """The findings of a severity."""
+        return [found for found in self.findings if found.severity == severity]
+
+    def by_kind(self) -> dict[tuple[str, str, str], list[Finding]]:
+        """The findings by (severity, split, kind): errors before warnings."""
+        groups: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
+        for found in self.of(ERROR) + self.of(WARNING):
+            groups[found.severity, found.split, found.kind].append(found)
+        return dict(groups)
+
+    def lines(self) -> Iterator[str]:
+        """What a person reads: at most twenty findings of a kind, then how many there are."""
+        for (severity, split, kind), group in self.by_kind().items():
+            yield f'\n{severity}, {split}: {kind} ({len(group)})'
+            yield from (f'  {found}' for found in group[:LINES_PER_KIND])
+            if len(group) > LINES_PER_KIND:
+                yield f'  ... and {len(group) - LINES_PER_KIND} more'
+        errors, warnings = len(self.of(ERROR)), len(self.of(WARNING))
+        pictures = sum(self.pictures.values())
+        yield (
+            f'\n{pictures} pictures: {count(errors, "error")}, {count(warnings, "warning")}'
+            if self.findings
+            else f'\n{pictures} pictures: nothing found'
+        )
+
+    def as_dict(self) -> dict:
+        """What a program reads."""
+        return {
+            'pictures': self.pictures,
+            'errors': len(self.of(ERROR)),
+            'warnings': len(self.of(WARNING)),
+            'counts': [
+                {'severity': severity, 'split': split, 'kind': kind, 'count': len(group)}
+                for (severity, split, kind), group in self.by_kind().items()
+            ],
+            'findings': [asdict(found) for found in self.findings],
+        }
+
+
+def count(number: int, noun: str) -> str:
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'

@@ -1,0 +1,111 @@
+"""Boxes and masks of objects that no library can be given.
+
+pycocotools trusts what it gets: on a polygon with NaN it ends the process, on one with infinity it
+takes all memory, and from a malformed run-length encoding it reads beyond its buffer. So they are
+looked at in Python before.
+"""
+
+import math
+from collections.abc import Iterator
+from numbers import Real
+
+
+def box_fault(box: object) -> str | None:
+    """What is wrong with four numbers of a box; None if nothing is."""
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
+        return f'the box is {box!r:.80} instead of four numbers'
+    if not all(map(math.isfinite, box)):
+        return f'the box {list(box)} has no finite size'
+    return None
+
+
+def mask_fault(mask: object, height: int, width: int) -> str | None:
+    """What keeps a COCO segmentation from being read; None if nothing does.
+
+    Args:
+        mask: A list of polygons [x1, y1, x2, y2, ...], or a dict with 'size' and 'counts'.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
+    """
+    if not mask:
+        return 'there is no mask, and the config reads masks'
+    if isinstance(mask, list):
+        return polygons_fault(mask, 10 * (height + width) + 1000)
+    if isinstance(mask, dict):
+        return run_length_fault(mask, height, width)
+    return f'the mask is a {type(mask).__name__} instead of polygons or a run-length encoding'
+
+
+def polygons_fault(polygons: list, farthest: float) -> str | None:
+    for polygon in polygons:
+        if not isinstance(polygon, (list, tuple)) or not all(map(is_number, polygon)):
+            return f'a polygon is {polygon!r:.60} instead of a list of numbers [x1, y1, x2, ...]'
+        # False for NaN too.
+        if all(-farthest <= coordinate <= farthest for coordinate in polygon):
+            continue
+        if not all(map(math.isfinite, polygon)):
+            return 'a polygon has a coordinate that is not finite'
+        # Its outline would be drawn pixel by pixel.
+        return f'a polygon has the coordinate {max(polygon, key=abs)}, far outside the picture'
+    return None
+
+
+def is_degenerate(polygon: list) -> bool:
+    """Whether mmdet leaves a polygon out: fewer than three points, or half a point."""
+    return len(polygon) < 6 or len(polygon) % 2 == 1
+
+
+def run_length_fault(mask: dict, height: int, width: int) -> str | None:
+    if 'size' not in mask or 'counts' not in mask:
+        return f'the mask has {sorted(mask)} instead of "size" and "counts"'
+    if mask['size'] not in ([height, width], (height, width)):
+        return f'the mask has size {mask["size"]}, the picture {[height, width]} (height, width)'
+    counts = mask['counts']
+    try:
+        runs = list(decode_runs(counts)) if isinstance(counts, (str, bytes)) else list(counts)
+        valid = all(isinstance(run, int) and run >= 0 for run in runs)
+    except (ValueError, IndexError, TypeError):
+        valid = False
+    if not valid:
+        return 'the mask\'s "counts" are no run-length encoding'
+    if sum(runs) != height * width:
+        return f'the mask\'s "counts" make up {sum(runs)} pixels, the picture {height * width}'
+    return None
+
+
+def decode_runs(text: str | bytes) -> Iterator[int]:
+    """The lengths of the runs in COCO's compressed encoding.
+
+    Each is a signed number in groups of five bits, lowest first, a group plus 48 to a character;
+    from the fourth on it is the difference to the length two before (cocoapi's maskApi.c).
+
+    Raises:
+        IndexError: The text ends within a number.
+        ValueError: It has a character that is none of the 64.
+    """
+    codes = text.encode() if isinstance(text, str) else text
+    before = [0, 0, 0]
+    position = index = 0
+    while position < len(codes):
+        value = shift = 0
+        more = True
+        while more:
+            group = codes[position] - 48
+            if not 0 <= group < 64:
+                raise ValueError(f'no such character: {codes[position]}')
+            value |= (group & 31) << shift
+            shift += 5
+            position += 1
+            more = bool(group & 32)
+        if group & 16:
+            value -= 1 << shift
+        if index > 2:
+            value += before[-2]
+        before = [*before[-2:], value]
+        index += 1
+        yield value
+
+
+def is_number(value: object) -> bool:
+    # What JSON has comes first: there are tens of millions of coordinates in COCO.
+    return type(value) in (float, int) or (isinstance(value, Real) and not isinstance(value, bool))

@@ -1,0 +1,97 @@
+"""SIGTERM, by which a scheduler announces that a job has to leave: save, and say so."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mmengine import dist
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+# sysexits.h: "temporary failure; the user is invited to retry".
+PREEMPTED = 75
+
+# In several processes SIGTERM does not reach all of them at the same step, so they have to agree on
+# one. Asking every so many steps costs nothing and still leaves most of the notice for saving.
+STEPS_BETWEEN_AGREEMENTS = 10
+
+# torchrun and srun end with exit codes of their own. Their scripts name a file in this variable,
+# and find it there if the training was saved.
+NOTE_VARIABLE = 'PREEMPTION_NOTE'
+
+
+class Preempted(Exception):
+    """The training was asked to leave, and is saved.
+
+    Attributes:
+        path: The checkpoint to resume.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f'SIGTERM: the training is saved in {path}; go on with --resume')
+        self.path = path
+
+
+class StopRequested(Exception):
+    """All processes have agreed to stop here; nothing is saved yet."""
+
+
+class PreemptionHook(Hook):
+    """Watches for SIGTERM while a training runs, and stops a validation for it."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Take note of SIGTERM instead of ending by it."""
+
+        def take_note(*_: object) -> None:
+            self.requested = True
+
+        previous = signal.signal(signal.SIGTERM, take_note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def agreed(self) -> bool:
+        """Whether any process has been asked to stop; all have to call this at the same step."""
+        if dist.get_world_size() == 1:
+            return self.requested
+        requested = torch.tensor(int(self.requested))
+        dist.all_reduce(requested, 'max')
+        return bool(requested)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: object = None
+    ) -> None:
+        # Where processes have different numbers of batches, only these are reached by all.
+        loader = runner.val_dataloader
+        shared = len(loader.dataset) // (dist.get_world_size() * (loader.batch_size or 1))
+        if (
+            may_save(runner)
+            and is_agreement_due(batch_idx)
+            and batch_idx < shared
+            and self.agreed()
+        ):
+            raise StopRequested
+
+
+def may_save(runner: Runner) -> bool:
+    """Whether a checkpoint holds all there is: gradients that are being accumulated are in none."""
+    return runner.optim_wrapper.should_update()
+
+
+def is_agreement_due(step: int) -> bool:
+    """Whether the processes ask each other for SIGTERM after a step, counted from 0."""
+    return dist.get_world_size() == 1 or step % STEPS_BETWEEN_AGREEMENTS == 0
+
+
+def leave_note() -> None:
+    """Tell the script that started this process that the training is saved, if it asked."""
+    if NOTE_VARIABLE in os.environ:
+        Path(os.environ[NOTE_VARIABLE]).touch()

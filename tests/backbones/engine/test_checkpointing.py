@@ -1,0 +1,141 @@
+"""Checkpoints are written whole or not at all, and the newest good one is found."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.fileio import get_file_backend
+
+from backbones import CheckpointError
+from backbones.engine import checkpointing
+from backbones.engine.checkpointing import (
+    explain_full_disk,
+    newest_checkpoint,
+    remove_partial_checkpoints,
+)
+
+
+def save(path: Path, age: int, **more: object) -> Path:
+    """A checkpoint that can be resumed, as old as ``age`` seconds."""
+    content = {'state_dict': {'x': torch.rand(20_000)}, 'optimizer': {}, 'message_hub': {}, **more}
+    torch.save(content, path)
+    os.utime(path, (10**9 - age, 10**9 - age))
+    return path
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def cut_a_little(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-700])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b'')
+
+
+def flip_bits(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
+    path.write_bytes(content)
+
+
+def zero_a_block(path: Path) -> None:
+    """What a machine leaves that failed before a file reached its disk."""
+    content = bytearray(path.read_bytes())
+    content[-4096:] = bytes(4096)
+    path.write_bytes(content)
+
+
+DAMAGES = [truncate, cut_a_little, empty, flip_bits, zero_a_block, Path.unlink]
+
+
+@pytest.mark.parametrize('damage', DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_newest_is_passed_over(damage: Callable[[Path], None], tmp_path):
+    good = save(tmp_path / 'iter_8.pth', age=20)
+    save(tmp_path / 'iter_4.pth', age=30)
+    newest = save(tmp_path / 'iter_12.pth', age=10)
+    (tmp_path / 'last_checkpoint').write_text(str(newest))
+    damage(newest)
+    path, checkpoint, reasons = newest_checkpoint(tmp_path)
+    assert path == good and 'optimizer' in checkpoint
+    assert len(reasons) == (1 if newest.exists() else 0)
+    assert all('iter_12.pth' in reason for reason in reasons)
+
+
+def test_the_note_counts_more_than_age(tmp_path):
+    """The folder still has a longer training, of which a copy is younger."""
+    noted = save(tmp_path / 'iter_8.pth', age=20)
+    save(tmp_path / 'iter_40000.pth', age=10)
+    (tmp_path / 'last_checkpoint').write_text(f'{noted}\n')
+    assert newest_checkpoint(tmp_path)[0] == noted
+
+
+@pytest.mark.parametrize('note', ['', 'elsewhere/iter_12.pth'])
+def test_an_empty_note_or_that_of_a_moved_folder_will_do(note, tmp_path):
+    save(tmp_path / 'iter_8.pth', age=20)
+    newest = save(tmp_path / 'iter_12.pth', age=10)
+    (tmp_path / 'last_checkpoint').write_text(note)
+    assert newest_checkpoint(tmp_path)[0] == newest
+
+
+def test_the_best_checkpoint_is_none_to_resume(tmp_path):
+    save(tmp_path / 'best_mIoU_iter_8.pth', age=10)
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / 'nowhere') is None
+
+
+def test_only_damaged_ones_are_no_reason_to_start_anew(tmp_path):
+    truncate(save(tmp_path / 'iter_8.pth', age=10))
+    torch.save({'state_dict': {'x': torch.ones(1)}}, tmp_path / 'epoch_1.pth')
+    with pytest.raises(CheckpointError) as refused:
+        newest_checkpoint(tmp_path)
+    assert 'none of the 2 checkpoints' in str(refused.value)
+    assert 'iter_8.pth' in str(refused.value) and 'no optimizer' in str(refused.value)
+
+
+def fail_with(code: int) -> Callable:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize('function', ['fsync', 'replace'])
+def test_what_cannot_be_written_leaves_everything_as_it_was(function, tmp_path, monkeypatch):
+    backend = get_file_backend(str(tmp_path), backend_args=checkpointing.DURABLE)
+    old, oldest = tmp_path / 'iter_8.pth', tmp_path / 'iter_4.pth'
+    for path in (old, oldest):
+        backend.put(b'whole', str(path))
+    backend.remove(str(oldest))
+    monkeypatch.setattr(os, function, fail_with(errno.ENOSPC))
+    with pytest.raises(CheckpointError, match=r'iter_8\.pth could not be written: No space left'):
+        backend.put(b'new', str(old))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_4.pth', 'iter_8.pth']
+    assert old.read_bytes() == b'whole'
+    monkeypatch.undo()
+    backend.put(b'new', str(old))
+    assert old.read_bytes() == b'new'
+    assert not oldest.exists(), 'removed once the next one is there'
+
+
+def test_what_was_being_written_is_removed(tmp_path):
+    (tmp_path / 'iter_8.pth.0123.partial').write_bytes(b'half')
+    save(tmp_path / 'iter_4.pth', age=1)
+    remove_partial_checkpoints(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['iter_4.pth']
+
+
+def test_a_disk_that_logs_have_filled_is_named():
+    with (
+        pytest.raises(CheckpointError, match=r'scalars\.json could not be written: No space'),
+        explain_full_disk('run'),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'run/vis_data/scalars.json')
+    with pytest.raises(PermissionError), explain_full_disk('run'):
+        raise PermissionError(errno.EACCES, 'no')

@@ -1,0 +1,130 @@
+"""A training that is stopped at any step and resumed ends as one that was left alone."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from torch.utils.data import BatchSampler
+from toy_training import PowerCut, ToyNumbers, disturb, end_of, same, toy_config, train
+
+from backbones.engine.draws import DrawSampler
+from backbones.engine.preemption import Preempted
+from backbones.engine.resume import resume
+
+
+def finish(folder: Path, **settings: Any) -> dict:
+    """Resume a training by the tools' own way and let it come to its end."""
+    config = toy_config(folder, **settings)
+    resume(config, 'auto')
+    train(config)
+    return end_of(folder)
+
+
+@pytest.fixture(scope='module', params=['iterations', 'epochs', 'workers', 'accumulating'])
+def settings(request) -> dict:
+    return {
+        'iterations': {},
+        'epochs': {'by_epoch': True},
+        'workers': {
+            'train_dataloader__num_workers': 2,
+            'train_dataloader__persistent_workers': True,
+        },
+        'accumulating': {'optim_wrapper__accumulative_counts': 4},
+    }[request.param]
+
+
+@pytest.fixture(scope='module')
+def alone(settings, tmp_path_factory) -> dict:
+    """The end of a training that was left alone."""
+    folder = tmp_path_factory.mktemp('alone')
+    train(toy_config(folder, **settings))
+    return end_of(folder)
+
+
+@pytest.mark.parametrize('step', [0, 5, 13])
+def test_sigterm_saves_the_step_and_nothing_is_lost(step, settings, alone, tmp_path):
+    with pytest.raises(Preempted) as stopped:
+        train(toy_config(tmp_path, **settings, **disturb(step, 'send_sigterm')))
+    saved = torch.load(stopped.value.path, weights_only=False)['meta']['iter']
+    accumulated = settings.get('optim_wrapper__accumulative_counts', 1)
+    assert step < saved <= step + accumulated, 'stopped with the next update'
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert same(finish(tmp_path, **settings), alone)
+
+
+def test_sigterm_while_validating_is_not_kept_waiting(settings, alone, tmp_path):
+    step = 20 if settings.get('by_epoch') else 12
+    with pytest.raises(Preempted):
+        train(toy_config(tmp_path, **settings, **disturb(step, 'send_sigterm', validation=True)))
+    saved = torch.load(tmp_path / 'preempted.pth', weights_only=False)
+    assert saved['meta']['iter'] == step
+    assert same(finish(tmp_path, **settings), alone)
+
+
+@pytest.mark.parametrize('validation', [False, True], ids=['training', 'validating'])
+def test_what_was_due_when_the_power_went_is_caught_up(validation, settings, alone, tmp_path):
+    """Step 12 is saved before its validation, as epoch 2, which ends with step 20."""
+    step = 20 if settings.get('by_epoch') else 12
+    step += 0 if validation else 3
+    with pytest.raises(PowerCut):
+        train(toy_config(tmp_path, **settings, **disturb(step, 'cut_power', validation)))
+    assert same(finish(tmp_path, **settings), alone)
+
+
+def test_a_damaged_newest_checkpoint_costs_its_interval_only(settings, alone, tmp_path, capsys):
+    with pytest.raises(PowerCut):
+        train(toy_config(tmp_path, **settings, **disturb(22, 'cut_power')))
+    newest = Path((tmp_path / 'last_checkpoint').read_text())
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert same(finish(tmp_path, **settings), alone)
+    assert f'passed over: checkpoint {newest}' in capsys.readouterr().out
+
+
+def test_a_drawn_seed_is_kept(tmp_path):
+    """Without --seed the resumed training draws another one, unless the checkpoint's is used."""
+    with pytest.raises(PowerCut):
+        train(toy_config(tmp_path, randomness__seed=None, **disturb(15, 'cut_power')))
+    (last,) = {torch.load(p, weights_only=False)['meta']['seed'] for p in tmp_path.glob('iter_*')}
+    finish(tmp_path, randomness__seed=None)
+    assert torch.load(tmp_path / 'iter_24.pth', weights_only=False)['meta']['seed'] == last
+
+
+def test_a_finished_training_stays_as_it_is(alone, settings, tmp_path):
+    train(toy_config(tmp_path, **settings))
+    assert same(finish(tmp_path, **settings), alone)
+
+
+def draws_of(rank: int, world_size: int, batch_size: int, sampler_type: type) -> list:
+    """The first 24 pictures, and the numbers that their random ones come from."""
+    sampler = sampler_type(ToyNumbers(21), seed=0)
+    draws = DrawSampler(BatchSampler(sampler, batch_size, drop_last=False), endless=True)
+    sampler.rank, sampler.world_size = rank, world_size
+    draws.rank, draws.world_size = rank, world_size
+    return [
+        draw for _, batch in zip(range(24 // batch_size), draws, strict=False) for draw in batch
+    ]
+
+
+def test_two_processes_share_what_one_would_read():
+    """The same pictures, with the same random numbers, over the ends of epochs too."""
+    one = draws_of(0, 1, 4, InfiniteSampler)
+    two = [draws_of(rank, 2, 2, InfiniteSampler)[:12] for rank in (0, 1)]
+    assert [draw for pair in zip(*two, strict=True) for draw in pair] == one
+    assert len({draw.index for draw in one[:21]}) == 21
+
+
+def test_a_finite_sampler_begins_anew_in_another_order():
+    draws = draws_of(0, 1, 3, DefaultSampler)
+    assert [draw.epoch for draw in draws] == [0] * 21 + [1] * 3
+    assert sorted(draw.index for draw in draws[:21]) == list(range(21))
+
+
+def test_skipping_reads_no_picture():
+    sampler = DrawSampler(BatchSampler(InfiniteSampler(ToyNumbers(7), seed=0), 2, False), True)
+    whole = [batch for _, batch in zip(range(10), sampler, strict=False)]
+    again = DrawSampler(BatchSampler(InfiniteSampler(ToyNumbers(7), seed=0), 2, False), True)
+    again.start_at(0, 6)
+    assert next(iter(again)) == whole[6]

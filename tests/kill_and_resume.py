@@ -1,0 +1,240 @@
+"""Kill a training with SIGKILL at random moments, resume it, and compare it with one left alone.
+
+    python tests/kill_and_resume.py --kills 20 --seed 1 --out kills.json
+
+Half of the kills come at a random moment, the others while a checkpoint is being written. Three
+kinds of training take turns, each killed a few times before it may end. What is compared, bit for
+bit: weights, moving average, optimizer, schedule, every loss that was logged, best metric, and the
+weights of the best checkpoint.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import torch
+from tiny import ROOT, write_tiny_config
+
+KILLS_A_TRAINING = 4
+# How long a checkpoint may be awaited, and a training may take; only a hanging one reaches it.
+PATIENCE = 300
+
+SMALL_STEPS = """\
+        default_hooks['checkpoint'] = dict(interval=3, max_keep_ckpts=2)
+        custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+        """
+KINDS = {
+    'Semantic FPN, by iterations': ('fpn', """\
+        train_cfg = dict(max_iters=24, val_interval=6)
+        param_scheduler = [dict(type='PolyLR', power=0.9, begin=0, end=24, by_epoch=False)]
+        train_dataloader['num_workers'] = 2
+        """),
+    'RetinaNet, by epochs': ('retinanet', """\
+        train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=5, val_interval=2)
+        param_scheduler = [dict(type='MultiStepLR', milestones=[2, 4], by_epoch=True)]
+        train_dataloader['sampler'] = dict(type='DefaultSampler', shuffle=True)
+        train_dataloader['batch_sampler'] = dict(type='AspectRatioBatchSampler')
+        train_dataloader['num_workers'] = 1
+        """),
+    'Mask R-CNN, by iterations': ('mask_rcnn', """\
+        train_cfg = dict(max_iters=12, val_interval=6)
+        param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=12)]
+        """),
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--kills', type=int, default=20)
+    parser.add_argument('--seed', type=int, default=0, help='of the moments')
+    parser.add_argument('--kinds', nargs='+', choices=TASKS, default=TASKS, help='default: all')
+    parser.add_argument('--shapes', type=Path, help='pictures of make_shapes.py; default: drawn')
+    parser.add_argument('--out', type=Path, help='where to write the figures as JSON')
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        shapes = args.shapes or draw_shapes(Path(folder))
+        figures = run(Path(folder), shapes, args.kinds, args.kills, random.Random(args.seed))
+    text = json.dumps(figures, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + '\n')
+    return 0 if not any(figure['differences'] for figure in figures) else 1
+
+
+TASKS = [task for task, _ in KINDS.values()]
+
+
+def draw_shapes(folder: Path) -> Path:
+    shapes = folder / 'shapes'
+    command = [sys.executable, ROOT / 'tools' / 'make_shapes.py', shapes]
+    options = ['--train', '8', '--val', '5', '--size', '128']
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    return shapes
+
+
+def run(
+    folder: Path, shapes: Path, tasks: list[str], kills: int, moments: random.Random
+) -> list[dict]:
+    """The figures of all trainings, killed ``kills`` times together."""
+    kinds = [(name, *kind) for name, kind in KINDS.items() if kind[0] in tasks]
+    alone: dict[str, Path] = {}
+    seconds: dict[str, float] = {}
+    figures = []
+    while kills > 0:
+        name, task, extra = kinds[len(figures) % len(kinds)]
+        config = write_tiny_config(folder, task, shapes, dedent(extra) + dedent(SMALL_STEPS))
+        if task not in alone:
+            alone[task] = folder / f'{task}_alone'
+            seconds[task] = train_alone(config, alone[task])
+        killed = folder / f'{task}_killed'
+        figure = {'training': name, 'kills': 0, 'during a write': 0, 'steps done again': 0}
+        for number in range(min(kills, KILLS_A_TRAINING)):
+            done = kill(config, killed, number, seconds[task], moments)
+            for key, value in zip(
+                ('kills', 'during a write', 'steps done again'), done, strict=True
+            ):
+                figure[key] += value
+        train_alone(config, killed, '--resume')
+        figure['differences'] = list(differences(alone[task], killed))
+        figures.append(figure)
+        shutil.rmtree(killed)
+        kills -= figure['kills']
+    return figures
+
+
+def command(config: Path, work_dir: Path, *options: str) -> list[str]:
+    tool = [sys.executable, str(ROOT / 'tools' / 'train.py')]
+    return [*tool, str(config), '--seed', '5', '--work-dir', str(work_dir), *options]
+
+
+def train_alone(config: Path, work_dir: Path, *options: str) -> float:
+    """Train to the end; returns how long that takes after the first step."""
+    log = work_dir.with_suffix('.log').open('wb')
+    with (
+        log,
+        subprocess.Popen(command(config, work_dir, *options), stdout=log, stderr=log) as process,
+    ):
+        steps_before = len(steps(work_dir))
+        await_step(process, work_dir, steps_before)
+        begin = time.monotonic()
+        if process.wait(PATIENCE):
+            raise RuntimeError(work_dir.with_suffix('.log').read_text()[-3000:])
+    return time.monotonic() - begin
+
+
+def kill(
+    config: Path, work_dir: Path, number: int, seconds: float, moments: random.Random
+) -> tuple[int, int, int]:
+    """Train, resuming where there is something, and kill it.
+
+    Returns:
+        How often it was killed (not at all where it came to its end first), and that while a
+        checkpoint was being written, and how many steps are lost.
+    """
+    log = work_dir.with_suffix('.log').open('wb')
+    with (
+        log,
+        subprocess.Popen(
+            command(config, work_dir, '--resume'), stdout=log, stderr=log, start_new_session=True
+        ) as process,
+    ):
+        await_step(process, work_dir, len(steps(work_dir)))
+        if number % 2:
+            await_write(process, work_dir, moments.randrange(2))
+        else:
+            time.sleep(moments.uniform(0, seconds / KILLS_A_TRAINING))
+        if process.poll() is not None:
+            return 0, 0, 0
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    saved = [int(path.stem.split('_')[-1]) for path in work_dir.glob('iter_*.pth')]
+    lost = max(0, steps(work_dir)[-1] - max(saved, default=0))
+    return 1, int(any(work_dir.glob('*.partial'))), lost
+
+
+def await_step(process: subprocess.Popen, work_dir: Path, before: int) -> None:
+    """Wait until a training has done its first step, or has nothing to do."""
+    end = time.monotonic() + PATIENCE
+    while len(steps(work_dir)) <= before and process.poll() is None:
+        if time.monotonic() > end:
+            process.kill()
+            raise RuntimeError(work_dir.with_suffix('.log').read_text()[-3000:])
+        time.sleep(0.02)
+
+
+def await_write(process: subprocess.Popen, work_dir: Path, writes: int) -> None:
+    """Wait until a checkpoint is being written, after having seen some whole."""
+    seen = set()
+    while process.poll() is None:
+        with os.scandir(work_dir) as entries:
+            seen.update(entry.name for entry in entries if entry.name.endswith('.partial'))
+        if len(seen) > writes:
+            return
+
+
+def steps(work_dir: Path) -> list[int]:
+    """The training steps that were logged, in the order of the log."""
+    lines = []
+    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        # The last line of a killed training may be cut short.
+        lines += [line for line in log.read_text().splitlines() if line.endswith('}')]
+    return [entry['step'] for entry in map(json.loads, lines) if 'lr' in entry]
+
+
+def differences(alone: Path, killed: Path) -> Iterator[str]:
+    """What the ends of two trainings differ in."""
+    first, second = (read(work_dir) for work_dir in (alone, killed))
+    for name in sorted(first.keys() | second.keys()):
+        if name not in first or name not in second:
+            yield f'{name}: in one of them only'
+        elif isinstance(first[name], torch.Tensor):
+            if not torch.equal(first[name], second[name]):
+                yield name
+        elif first[name] != second[name]:
+            yield f'{name}: {first[name]} and {second[name]}'
+
+
+def read(work_dir: Path) -> dict:
+    """All of a training's last and best checkpoints by name, except for times and paths."""
+    last = Path((work_dir / 'last_checkpoint').read_text())
+    checkpoint = torch.load(last, weights_only=False)
+    log = checkpoint['message_hub']
+    content = {
+        'last': last.name,
+        'best': [path.name for path in work_dir.glob('best_*.pth')],
+        'best score': log['runtime_info']['best_score'],
+        'steps': (checkpoint['meta']['iter'], checkpoint['meta']['epoch']),
+    }
+    for name, buffer in log['log_scalars'].items():
+        if 'time' not in name and name != 'train/memory':
+            content[name] = buffer.data[0].tolist()
+    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+        content |= flatten(part, checkpoint[part])
+    for path in work_dir.glob('best_*.pth'):
+        content |= flatten('best', torch.load(path, weights_only=False)['state_dict'])
+    return content
+
+
+def flatten(name: str, node: object) -> dict:
+    """The values inside dicts and lists, by their path."""
+    if isinstance(node, dict):
+        items = node.items()
+    elif isinstance(node, (list, tuple)):
+        items = enumerate(node)
+    else:
+        return {name: node}
+    return {key: value for k, v in items for key, value in flatten(f'{name}.{k}', v).items()}
+
+
+if __name__ == '__main__':
+    sys.exit(main())

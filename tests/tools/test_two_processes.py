@@ -1,0 +1,109 @@
+"""Two processes train, validate and fail as one would."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TINY_ARCH, write_tiny_config
+
+from backbones import EfficientFormerV2
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def train_in_two(config: Path, *arguments: object, **environment: str) -> tuple:
+    command = [ROOT / 'tools' / 'dist_train.sh', config, 2, '--seed', 0, *arguments]
+    return subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, 'PYTHON': sys.executable, **environment},
+        cwd=config.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The address of a backbone's weights on this machine, and a list of who asked for them."""
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    torch.save(EfficientFormerV2(TINY_ARCH).state_dict(), folder / 'weights.pth')
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            asked.append(str(arguments))
+
+    server = http.server.ThreadingHTTPServer(
+        ('127.0.0.1', 0), partial(Handler, directory=str(folder))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/weights.pth', asked
+    server.shutdown()
+
+
+def test_metrics_are_those_of_the_saved_model_and_one_process_downloads(
+    served, shapes, tmp_path, run_tool
+):
+    """BatchNorm's means differ from process to process; what is validated is what is saved."""
+    url, asked = served
+    extra = (
+        "model['backbone']['init_cfg'] = "
+        f"dict(_delete_=True, type='Pretrained', checkpoint='{url}')\n"
+    )
+    config = write_tiny_config(tmp_path, 'fpn', shapes, extra)
+    run_folder = tmp_path / 'run'
+    done = train_in_two(
+        config, '--work-dir', run_folder, TORCH_HOME=str(tmp_path / 'torch'), NO_PROXY='127.0.0.1'
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(asked) == 1
+
+    log = next(run_folder.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    validated = json.loads(log[-1])
+    tested = run_tool('test.py', config, run_folder / 'iter_2.pth', '--out', 'metrics.json')
+    assert tested.returncode == 0, tested.stderr[-3000:]
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    figures = {name: value for name, value in validated.items() if name in metrics}
+    figures = {name: value for name, value in figures.items() if 'time' not in name}
+    assert figures['aAcc'] > 0
+    assert figures == pytest.approx({name: metrics[name] for name in figures}, nan_ok=True)
+
+
+def test_one_that_fails_takes_the_other_down_and_its_error_is_shown(shapes, tmp_path):
+    """After steps in which the pictures of the two had different sizes."""
+    config = write_tiny_config(
+        tmp_path,
+        'retinanet',
+        shapes,
+        """\
+        custom_imports = dict(imports=['backbones', 'toy_training'], allow_failed_imports=False)
+        train_pipeline = [
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', with_bbox=True),
+            dict(type='RandomResize', scale=(128, 128), ratio_range=(0.5, 2.0), keep_ratio=True),
+            dict(type='PackDetInputs'),
+        ]
+        train_dataloader['dataset']['pipeline'] = train_pipeline
+        train_cfg = dict(max_iters=100, val_interval=100)
+        custom_hooks = [dict(type='Disturb', step=4, what='fail_in_second_process')]
+        """,
+    )
+    begin = time.time()
+    done = train_in_two(config, PYTHONPATH=f'{ROOT}:{ROOT / "tests"}')
+    assert done.returncode not in (0, 75)
+    assert 'the second process has had enough' in done.stderr
+    log = next((tmp_path / 'work_dirs').glob('*/*/vis_data/scalars.json'))
+    steps = [json.loads(line)['step'] for line in log.read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    assert begin < log.stat().st_mtime > time.time() - 60, 'within a minute of its last step'

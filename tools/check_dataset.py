@@ -1,0 +1,91 @@
+"""Look at all pictures and annotations that a config reads, and list what is wrong with them."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from _requirements import explain_missing
+
+with explain_missing():
+    from _run_arguments import parse_run_args
+    from mmengine.config import DictAction
+
+    from backbones.engine.check_dataset import Report, check_dataset
+    from backbones.engine.config import SPLITS, load_config
+    from backbones.engine.errors import ConfigError
+
+EXAMPLES = """\
+examples:
+  python tools/check_dataset.py det_configs/mask_rcnn_effv2_s0.py
+      everything that training and testing on COCO would read
+  python tools/check_dataset.py my_streets.py --split train --json found.json
+      the training set alone; all findings go to found.json, not only the first of each kind
+
+An error would end a run, or let it learn or measure wrong things. A warning is handled as the rules
+of COCO and ADE20K say, and says how: crowd regions and pictures without objects, for instance.
+exit code: 0 no errors, 1 errors, 2 the command line or the config is wrong
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='a config for mmdet or mmseg, as train.py takes it')
+    parser.add_argument(
+        '--split', nargs='+', choices=SPLITS, help='what to check (default: all that there are)'
+    )
+    parser.add_argument('--json', type=Path, metavar='FILE', help='where all findings go')
+    parser.add_argument(
+        '--workers', type=positive, metavar='N', help='processes (default: one a core)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override entries of the config: train_dataloader.dataset.data_root=data/mine/',
+    )
+    parser.set_defaults(local_rank=0)
+    return parse_run_args(parser)
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError('at least 1')
+    return number
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        config = load_config(args.config, args.cfg_options)
+        splits = args.split or [split for split in SPLITS if config.get(f'{split}_dataloader')]
+        lacking = [split for split in splits if not config.get(f'{split}_dataloader')]
+        if lacking:
+            raise ConfigError(f'{args.config} has no {lacking[0]}_dataloader')
+        report = check_dataset(config, splits, args.workers)
+        if args.json:
+            write_json(report, args.json, args.config)
+    except (ConfigError, OSError) as error:
+        print(f'\nerror: {error}', file=sys.stderr)
+        return 2
+    print('\n'.join(report.lines()))
+    if args.json:
+        print(f'all findings: {args.json}')
+    return 1 if report.of('error') else 0
+
+
+def write_json(report: Report, path: Path, config: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({'config': config, **report.as_dict()}, indent=1, ensure_ascii=False)
+    path.write_text(text + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
