@@ -8,8 +8,8 @@ In the output folder, drawn/ gets the drawings (videos as MP4 that browsers play
 predictions (COCO results in JSON; of a segmentation indexed PNGs), categories.json their classes,
 and predictions.jsonl a line for each input: what was written, or why not.
 
-Exit code: 0 all is well; 1 nothing could be done, the message says why; 3 some inputs failed;
-130 interrupted, what was begun is finished.
+Exit code: 0 all is well; 1 nothing could be done, the message says why; 2 the command line is
+wrong; 3 some inputs failed; 130 interrupted, what was begun is finished.
 """
 
 import argparse
@@ -147,6 +147,12 @@ def parse_args() -> argparse.Namespace:
     )
     speed.add_argument('--device', help='cpu, cuda:1, ... (default: a GPU if there is one)')
     speed.add_argument('--amp', action='store_true', help='mixed precision')
+    speed.add_argument(
+        '--no-deploy',
+        dest='deploy',
+        action='store_false',
+        help='leave the network as it is in training instead of folding its norms',
+    )
 
     parser.add_argument(
         '--trust-checkpoint',
@@ -199,6 +205,9 @@ def score(text: str) -> float:
 
 def main() -> int:
     args = parse_args()
+    # Names of files need not be text.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors='backslashreplace')
     try:
         return infer(args)
     except KeyboardInterrupt:
@@ -222,6 +231,7 @@ def infer(args: argparse.Namespace) -> int:
             device=device_of_process(args.device),
             batch_size=args.batch_size,
             amp=args.amp,
+            deploy=args.deploy,
             score_thr=args.score_thr,
             classes=args.classes,
             palette=args.palette,
@@ -261,7 +271,8 @@ def plan(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[Job], 
         raise ConfigError(
             f'{without_password(live[0])} has no end of its own: give it as the only input'
         )
-    jobs, num_skipped = plan_jobs(listed, folder, args.earlier)
+    wanted = ['drawn'] * (not args.data_only) + ['data'] * (not args.no_data)
+    jobs, num_skipped = plan_jobs(listed, folder, args.earlier, wanted)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A run that was killed has left its records in parts, which this one will write anew.

@@ -65,7 +65,9 @@ def image_id_of(name: str) -> int | str:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False) + '\n', encoding='utf-8')
+        text = json.dumps(content, ensure_ascii=False) + '\n'
+        # What is no text in a name becomes one of JSON's escapes.
+        temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def write_label_map(

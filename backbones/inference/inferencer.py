@@ -72,6 +72,8 @@ class Inferencer:
         device: For instance 'cuda:1'. Default: the first GPU, else the CPU.
         batch_size: Pictures that go through the model at once. Changes no result.
         amp: Mixed precision: float16 on a GPU, on a CPU backbone and neck in bfloat16.
+        deploy: Fold what only training needs, which is faster and changes results by rounding
+            only.
         score_thr: Detections below this score are left out.
         classes: Names of the classes to keep. Default: all.
         palette: What :func:`backbones.inference.palette.choose_palette` takes. Default: the
@@ -96,6 +98,7 @@ class Inferencer:
         device: str | None = None,
         batch_size: int = 1,
         amp: bool = False,
+        deploy: bool = True,
         score_thr: float = 0.3,
         classes: Sequence[str] | None = None,
         palette: str | None = None,
@@ -104,7 +107,7 @@ class Inferencer:
         if str(config).endswith('.onnx'):
             model = load_exported(str(config), device, amp, cfg_options)
         else:
-            model = TorchModel(str(config), str(checkpoint), device, amp, cfg_options)
+            model = TorchModel(str(config), str(checkpoint), device, amp, deploy, cfg_options)
         self.classes = model.classes
         self.palette = choose_palette(palette, model.classes, model.palette)
         kept = class_indices(classes, model.classes)

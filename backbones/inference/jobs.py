@@ -17,7 +17,12 @@ OUTPUT_FOLDERS = ('drawn', 'data')
 Earlier = Literal['refuse', 'overwrite', 'skip']
 
 
-def plan_jobs(listed: Sequence[Listed], folder: Path, earlier: Earlier) -> tuple[list[Job], int]:
+def plan_jobs(
+    listed: Sequence[Listed],
+    folder: Path,
+    earlier: Earlier,
+    wanted: Sequence[str] = OUTPUT_FOLDERS,
+) -> tuple[list[Job], int]:
     """Name the results of all inputs, and leave out what an earlier run has finished.
 
     An input keeps its name from run to run, and nothing that belongs to another input, or to
@@ -28,6 +33,7 @@ def plan_jobs(listed: Sequence[Listed], folder: Path, earlier: Earlier) -> tuple
         folder: The output folder; need not be there.
         earlier: What to do where an earlier run has results in the folder: 'refuse' to work,
             'overwrite' them, or 'skip' inputs that are done.
+        wanted: Which of 'drawn' and 'data' an input needs to be done. Default: both.
 
     Returns:
         The inputs that are to be worked on, and how many were skipped.
@@ -56,16 +62,16 @@ def plan_jobs(listed: Sequence[Listed], folder: Path, earlier: Earlier) -> tuple
     for item in listed:
         shown = without_password(item.path)
         stem = known[shown] if shown in known else next(stems)
-        if earlier == 'overwrite' or not is_done(records.get(shown), folder):
+        if earlier == 'overwrite' or not is_done(records.get(shown), folder, wanted):
             jobs.append(Job(item.path, stem, item.problem, item.found))
     return jobs, len(listed) - len(jobs)
 
 
-def is_done(record: dict | None, folder: Path) -> bool:
-    """Whether an input was finished and its files are still there."""
+def is_done(record: dict | None, folder: Path, wanted: Sequence[str]) -> bool:
+    """Whether an input was finished, and the files that are wanted are there."""
     if record is None or record.get('status') != 'done':
         return False
-    return all((folder / record[key]).exists() for key in OUTPUT_FOLDERS if key in record)
+    return all(key in record and (folder / record[key]).exists() for key in wanted)
 
 
 def existing_stems(folder: Path) -> set[str]:

@@ -6,6 +6,10 @@ from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+# Bytes of a name without ending, out of the 255 that file systems take: endings need some, and
+# so does what distinguishes a file that is not finished.
+LONGEST_NAME = 200
+
 
 def output_stems(inputs: Sequence[str], taken: Collection[str] = ()) -> list[str]:
     """A name without ending for each input.
@@ -26,6 +30,7 @@ def output_stems(inputs: Sequence[str], taken: Collection[str] = ()) -> list[str
         stem = str(path.with_suffix(''))
         if shared[stem.casefold()] > 1 and path.suffix:
             stem = f'{stem}_{path.suffix[1:]}'
+        stem = shortened(stem)
         number, unique = 1, stem
         while unique.casefold() in used:
             number += 1
@@ -33,6 +38,15 @@ def output_stems(inputs: Sequence[str], taken: Collection[str] = ()) -> list[str
         used.add(unique.casefold())
         stems.append(unique)
     return stems
+
+
+def shortened(stem: str) -> str:
+    """The name as it is, or its beginning where it is too long."""
+    folders, separator, name = stem.rpartition('/')
+    encoded = name.encode('utf-8', 'surrogateescape')
+    if len(encoded) > LONGEST_NAME:
+        name = encoded[:LONGEST_NAME].decode('utf-8', 'ignore')
+    return f'{folders}{separator}{name}'
 
 
 def readable(path: str) -> str:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import cv2
 import numpy as np
 
-from .errors import InputError
 from .frame import Frame, Predicted
 from .overlap import MemoryBudget, Overlapped
 
@@ -20,6 +20,10 @@ Result = TypeVar('Result')
 
 # Pictures under way, decoded and drawn, may take so many bytes in all.
 PICTURE_BUDGET = 2**30
+
+# What a transform, the network or its answer may raise on a picture that they do not suit, one so
+# thin that nothing is left of it in the network's size, for instance. InputError is a ValueError.
+PICTURE_ERRORS = (ValueError, RuntimeError, MemoryError, cv2.error)
 
 
 class Model(Protocol):
@@ -103,11 +107,12 @@ class Pipeline:
         if not isinstance(item, Frame):
             return item
         item.started = time.perf_counter()
+        picture = None
         try:
             picture = item.load()
             return _Prepared(item, picture, self.model.prepare(picture))
-        except (InputError, MemoryError) as error:
-            return Predicted(item, problem=error)
+        except PICTURE_ERRORS as error:
+            return Predicted(item, picture, problem=error)
 
     def _predict(self, prepared: Overlapped) -> Iterator[_Raw | Predicted | Marker]:
         """Form batches of what is ready, so that nothing waits for a batch to fill."""
@@ -129,7 +134,7 @@ class Pipeline:
         try:
             with self.model_clock.running(len(batch)):
                 raws = self.model.predict([item.inputs for item in batch])
-        except (RuntimeError, MemoryError) as error:
+        except PICTURE_ERRORS as error:
             if len(batch) == 1:
                 yield Predicted(batch[0].frame, batch[0].picture, problem=error)
             else:
@@ -147,9 +152,15 @@ class Pipeline:
             return None, item
         with self.finishing_clock.running():
             if isinstance(item, _Raw):
-                prediction = self.model.finish(item.raw, item.picture.shape[:2])
-                item = Predicted(item.frame, item.picture, prediction)
+                item = self._predicted(item)
             return item.frame.num_bytes, finish(item)
+
+    def _predicted(self, item: _Raw) -> Predicted:
+        try:
+            prediction = self.model.finish(item.raw, item.picture.shape[:2])
+        except PICTURE_ERRORS as error:
+            return Predicted(item.frame, item.picture, problem=error)
+        return Predicted(item.frame, item.picture, prediction)
 
 
 class Clock:

@@ -19,6 +19,8 @@ from .reading import Job
 FILE_NAME = 'predictions.jsonl'
 # One for each process; they become one file when all have finished.
 PART_PATTERN = 'predictions.part*.jsonl'
+# Names that are no text have bytes in them which only JSON's escapes can say.
+ENCODING = {'encoding': 'utf-8', 'errors': 'backslashreplace'}
 
 
 class RecordFile:
@@ -39,7 +41,7 @@ class RecordFile:
         pending = [{'input': job.shown, 'name': job.stem, 'status': 'pending'} for job in jobs]
         try:
             with lasting_errors():
-                self._file = path.open('w', encoding='utf-8')
+                self._file = path.open('w', **ENCODING)
                 self._file.writelines(map(line_of, pending))
                 self._file.flush()
         except OutputError:
@@ -111,7 +113,7 @@ def merge_records(folder: Path, inputs: Iterable[str]) -> dict[str, dict[str, An
         if name in records and records[name]['status'] != 'left out'
     }
     with lasting_errors(), written_whole(folder / FILE_NAME) as temporary:
-        temporary.write_text(''.join(map(line_of, merged.values())), encoding='utf-8')
+        temporary.write_text(''.join(map(line_of, merged.values())), **ENCODING)
     for part in folder.glob(PART_PATTERN):
         os.remove(part)
     return merged

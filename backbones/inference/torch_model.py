@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from backbones.checkpoint import CheckpointError, enumerate_keys
+from backbones.deploy import switch_to_deploy
 from backbones.engine.amp import features_in_bfloat16
 from backbones.engine.classes import dataset_class, set_classes, set_num_classes
 from backbones.engine.config import datasets_of, fit_to_device, load_config
@@ -40,6 +41,7 @@ class TorchModel:
         checkpoint: Path or address of the checkpoint of a whole model.
         device: For instance 'cuda:1'. Default: the first GPU, else the CPU.
         amp: Mixed precision: float16 on a GPU, on a CPU backbone and neck in bfloat16.
+        deploy: Fold what only training needs, see :func:`backbones.deploy.switch_to_deploy`.
         cfg_options: Overrides for the config, by dotted key.
 
     Attributes:
@@ -58,6 +60,7 @@ class TorchModel:
         checkpoint: str,
         device: str | None = None,
         amp: bool = False,
+        deploy: bool = True,
         cfg_options: dict | None = None,
     ) -> None:
         self.device = choose_device(device)
@@ -68,7 +71,10 @@ class TorchModel:
         set_num_classes(cfg.model, len(self.classes))
         fit_to_device(cfg)
         self.task = 'segmentation' if cfg.default_scope == 'mmseg' else 'detection'
-        self.model = build_model(cfg, loaded, checkpoint).to(self.device).eval()
+        self.model = build_model(cfg, loaded, checkpoint).eval()
+        if deploy:
+            switch_to_deploy(self.model)
+        self.model.to(self.device)
         keep_masks_small(self.model)
         self.transform = Compose(preparation(cfg, config))
 
@@ -203,6 +209,7 @@ def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Modul
 
     Raises:
         CheckpointError: A tensor is missing or of another shape.
+        ConfigError: The model cannot be built.
     """
     for part in (config.model, config.model.get('backbone', {})):
         part.pop('init_cfg', None)
@@ -210,7 +217,10 @@ def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Modul
     with warnings.catch_warnings():
         # What mmseg says about a loss matters in training only.
         warnings.filterwarnings('ignore', 'Default ``avg_non_ignore``', UserWarning)
-        model = MODELS.build(config.model)
+        try:
+            model = MODELS.build(config.model)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ConfigError(f'the model of the config cannot be built: {error}') from error
     missing = fit(model, checkpoint, source)
     if missing:
         raise CheckpointError(

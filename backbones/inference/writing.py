@@ -132,6 +132,8 @@ class Writer:
                     record['data'] = self._relative(self._write_data(job, predicted))
         except OutputError:
             raise
+        except MemoryError as error:
+            return FinishedPicture({**record, 'problem': describe(error)})
         except OSError as error:
             problem = f'its results cannot be written: {error.strerror or error}'
             return FinishedPicture({**record, 'problem': problem})

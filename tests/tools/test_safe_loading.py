@@ -24,6 +24,7 @@ COMMANDS = {
     'train, resume': ['train.py', CONFIG, '--resume', 'in.pth'],
     'train, resume the newest': ['train.py', CONFIG, '--resume', '--work-dir', '.'],
     'test': ['test.py', CONFIG, 'in.pth'],
+    'infer': ['infer.py', CONFIG, 'in.pth', 'picture.jpg'],
     'convert': ['convert_checkpoint.py', 'in.pth', 'out.pth'],
     'publish': ['publish_model.py', 'in.pth', 'out.pth'],
 }

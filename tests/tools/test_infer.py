@@ -1,0 +1,604 @@
+"""tools/infer.py as a user runs it: what is written, what is said, and what comes after a stop."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import cv2
+import infer
+import numpy as np
+import publish_model
+import pytest
+import skimage
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from rtsp_server import RtspServer
+from trained_tiny import write_trained
+from videos import cut_short, damage, write_video
+
+from backbones.inference import Inferencer
+from backbones.inference.records import read_records
+
+ROOT = Path(__file__).resolve().parents[2]
+PHOTOGRAPHS = Path(skimage.data_dir)
+
+# Not a multiple of anything, and none as long as the one before.
+UNEVEN_TIMES = (0, 0.1, 0.15, 0.3, 0.41, 0.5, 0.65, 0.7, 0.82, 0.9)
+NUM_DAMAGED = 60
+
+Command = list[str]
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory, shapes) -> dict[str, tuple[Path, Path]]:
+    """A config and a checkpoint for each task."""
+    folder = tmp_path_factory.mktemp('models')
+    return {task: write_trained(folder, task, shapes) for task in ('fpn', 'retinanet', 'mask_rcnn')}
+
+
+@pytest.fixture(scope='module')
+def media(tmp_path_factory) -> Path:
+    """A folder with everything that people have in folders."""
+    folder = tmp_path_factory.mktemp('media') / 'photos'
+    below = folder / 'straße 1'
+    below.mkdir(parents=True)
+    shutil.copy(PHOTOGRAPHS / 'coffee.png', folder / 'coffee.png')
+    shutil.copy(PHOTOGRAPHS / 'rocket.jpg', folder / 'coffee.jpg')
+    shutil.copy(PHOTOGRAPHS / 'rocket.jpg', below / '000000000139.jpg')
+    shutil.copy(PHOTOGRAPHS / 'rocket.jpg', folder / 'cut.jpg')
+    cut_short(folder / 'cut.jpg', 0.5)
+    (folder / 'text.jpg').write_text('no picture')
+    (folder / 'empty.png').touch()
+    (folder / 'notes.txt').write_text('left out')
+    write_video(folder / 'uneven.mp4', 10, times=UNEVEN_TIMES, sound=True, rotation=90)
+    damage(write_video(folder / 'damaged.mp4', NUM_DAMAGED), 0.67)
+    cut_short(write_video(folder / 'no_index.mp4', 10), 0.9)
+    return folder
+
+
+class Finished:
+    """One run of the tool over everything.
+
+    Attributes:
+        task: What was run.
+        media: The folder of inputs.
+        out: The output folder.
+        process: The finished process.
+        records: ``predictions.jsonl`` by the inputs' names below the folder.
+    """
+
+    def __init__(self, task: str, model: tuple[Path, Path], media: Path, out: Path) -> None:
+        self.task, self.media, self.out = task, media, out
+        inputs = [media, media.parent / 'missing.jpg', '-']
+        command = [*model, *inputs, '--recursive', '--out-dir', out, '--score-thr', 0]
+        listed = f'{PHOTOGRAPHS / "astronaut.png"}\n\n{media / "coffee.png"}\n'
+        self.process = run_infer(command, input=listed)
+        self.lines = [json.loads(line) for line in (out / 'predictions.jsonl').open()]
+        self.records = {Path(record['input']).name: record for record in self.lines}
+
+
+def run_infer(command: list, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / 'tools' / 'infer.py', *command]
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=300, **options
+    )
+
+
+@pytest.fixture(scope='module', params=['fpn', 'retinanet', 'mask_rcnn'])
+def finished(request, models, media, tmp_path_factory) -> Finished:
+    task = request.param
+    return Finished(task, models[task], media, tmp_path_factory.mktemp(task) / 'results é')
+
+
+@pytest.fixture
+def call(monkeypatch, capsys) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Runs the tool in this process; returns the exit code and what was said."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: object, stdin: str = '') -> tuple[int, str]:
+        monkeypatch.setattr(sys, 'argv', ['infer.py', *map(str, arguments)])
+        monkeypatch.setattr(sys, 'stdin', io.StringIO(stdin))
+        try:
+            code = infer.main()
+        except SystemExit as error:
+            code = error.code
+        return code, ''.join(capsys.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()}
+
+
+def shown_times(path: Path) -> list[float]:
+    """Seconds at which each frame of a video begins."""
+    with av.open(str(path)) as container:
+        return [frame.time for frame in container.decode(video=0)]
+
+
+class TestEverythingInOneRun:
+    def test_bad_inputs_stop_no_others_and_are_explained(self, finished):
+        assert finished.process.returncode == 3
+        assert 'Traceback' not in finished.process.stderr
+        problems = {
+            name: record['problem']
+            for name, record in finished.records.items()
+            if record['status'] == 'failed'
+        }
+        said = {
+            'cut.jpg': 'cut short',
+            'damaged.mp4': 'damaged',
+            'empty.png': 'is empty (0 bytes)',
+            'no_index.mp4': 'cut short',
+            'text.jpg': 'is a text file',
+            'missing.jpg': 'does not exist',
+        }
+        assert set(problems) == set(said)
+        for name, part in said.items():
+            assert part in problems[name]
+            assert f'{finished.records[name]["input"]}: {problems[name]}' in finished.process.stderr
+
+    def test_every_input_has_a_line_in_order(self, finished):
+        names = [Path(record['input']).name for record in finished.lines]
+        assert names == [
+            'coffee.jpg', 'coffee.png', 'cut.jpg', 'damaged.mp4', 'empty.png', 'no_index.mp4',
+            'text.jpg', 'uneven.mp4', '000000000139.jpg', 'missing.jpg', 'astronaut.png',
+        ]  # fmt: skip
+        for record in finished.lines:
+            if record['status'] == 'done':
+                assert record['seconds'] > 0 and record['drawn'] and record['data']
+
+    def test_the_summary_counts(self, finished):
+        counts = '5 done, 6 failed, 1 left out, neither picture nor video'
+        assert f'inputs:  {counts}\n' in finished.process.stdout
+        assert f'results: {finished.out}/' in finished.process.stdout
+        frames = 4 + len(UNEVEN_TIMES) + finished.records['damaged.mp4']['frames']
+        assert f'speed:   {frames} frames in ' in finished.process.stdout
+
+    def test_each_result_has_a_name_of_its_own(self, finished):
+        stems = [record['name'] for record in finished.lines]
+        assert len({stem.casefold() for stem in stems}) == len(stems)
+        assert {'coffee_png', 'coffee_jpg', 'straße 1/000000000139'} <= set(stems)
+        named = {
+            record[key] for record in finished.lines for key in ('drawn', 'data') if key in record
+        }
+        there = {name for name in files_in(finished.out) if '.frames/' not in name}
+        videos = {name for name in named if name.endswith('.frames')}
+        assert there == (named - videos) | {'categories.json', 'predictions.jsonl'}
+        assert all((finished.out / name).is_dir() for name in videos)
+
+    def test_pictures_are_drawn_over(self, finished):
+        for name in ('coffee.png', 'coffee.jpg', '000000000139.jpg'):
+            record = finished.records[name]
+            source = cv2.imread(record['input'])
+            drawn = cv2.imread(str(finished.out / record['drawn']))
+            height, width = source.shape[:2]
+            assert (record['width'], record['height']) == (width, height)
+            assert drawn.shape[1] == width
+            # A segmentation's legend stands below.
+            assert (drawn.shape[0] > height) == (finished.task == 'fpn')
+            difference = np.abs(drawn[:height].astype(int) - source)
+            assert (difference > 30).any(axis=2).mean() > 0.01
+
+    def test_the_data_of_pictures(self, finished, models):
+        categories = json.loads((finished.out / 'categories.json').read_text())
+        inferencer = Inferencer(*models[finished.task], score_thr=0)
+        assert [category['name'] for category in categories] == list(inferencer.classes)
+        for name in ('coffee.png', '000000000139.jpg'):
+            record = finished.records[name]
+            path = finished.out / record['data']
+            expected = next(inferencer(record['input'])).prediction
+            if finished.task == 'fpn':
+                with Image.open(path) as picture:
+                    assert picture.mode == 'P'
+                    np.testing.assert_array_equal(np.array(picture), expected.label_map)
+                    colours = np.reshape(picture.getpalette(), (-1, 3))
+                np.testing.assert_array_equal(colours[: len(categories)], inferencer.palette)
+            else:
+                self.check_coco(finished.task, record, path, categories, expected)
+
+    def check_coco(self, task, record, path, categories, expected):
+        image_id = 139 if '139' in record['input'] else record['input']
+        size = {'width': record['width'], 'height': record['height']}
+        coco = COCO()
+        coco.dataset = {'images': [{'id': image_id, **size}], 'categories': categories}
+        coco.createIndex()
+        results = coco.loadRes(str(path)).dataset['annotations']
+        np.testing.assert_allclose(
+            [result['score'] for result in results], expected.scores, atol=1e-5
+        )
+        assert len(results) == 10
+        for result in results:
+            left, top, width, height = result['bbox']
+            assert left >= 0 and top >= 0 and width > 0 and height > 0
+            assert left + width <= size['width'] + 0.01
+            assert top + height <= size['height'] + 0.01
+            if task == 'mask_rcnn':
+                pixels = coco_mask.decode(result['segmentation'])
+                assert pixels.shape == (size['height'], size['width'])
+        assert ('counts' in results[0]['segmentation']) == (task == 'mask_rcnn')
+
+    def test_a_video_stays_what_it_was(self, finished):
+        """Size, rotation, uneven times, duration and sound."""
+        record = finished.records['uneven.mp4']
+        assert (record['width'], record['height'], record['frames']) == (96, 128, 10)
+        source, drawn = record['input'], finished.out / record['drawn']
+        assert shown_times(drawn) == pytest.approx(UNEVEN_TIMES, abs=1e-4)
+        with av.open(source) as before, av.open(str(drawn)) as after:
+            video = after.streams.video[0]
+            assert video.codec_context.name == 'h264' and video.format.name == 'yuv420p'
+            assert (video.width, video.height) == (96, 128)
+            assert next(after.decode(video)).rotation == 0
+            assert after.duration == pytest.approx(before.duration, abs=50_000)
+            assert after.streams.audio[0].codec_context.name == 'aac'
+
+    def test_the_data_of_a_video(self, finished):
+        record = finished.records['uneven.mp4']
+        path = finished.out / record['data']
+        if finished.task == 'fpn':
+            assert sorted(os.listdir(path)) == [f'{index:06d}.png' for index in range(10)]
+            with Image.open(path / '000003.png') as picture:
+                assert (picture.mode, picture.size) == ('P', (96, 128))
+            return
+        frames = [json.loads(line) for line in path.open()]
+        assert [frame['frame'] for frame in frames] == list(range(10))
+        assert [frame['time'] for frame in frames] == pytest.approx(UNEVEN_TIMES)
+        assert all(len(frame['detections']) == 10 for frame in frames)
+
+    def test_the_good_part_of_a_damaged_video_is_kept(self, finished):
+        record = finished.records['damaged.mp4']
+        assert NUM_DAMAGED / 2 < record['frames'] < NUM_DAMAGED
+        assert len(shown_times(finished.out / record['drawn'])) == record['frames']
+
+
+@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='root may read every folder')
+def test_a_folder_that_may_not_be_read(models, call, tmp_path):
+    locked = tmp_path / 'locked'
+    locked.mkdir(mode=0)
+    code, said = call(*models['fpn'], locked, PHOTOGRAPHS / 'rocket.jpg', '--out-dir', tmp_path)
+    assert code == 3
+    assert 'locked: is a folder that cannot be searched: Permission denied' in said
+    assert '1 done, 1 failed' in said
+
+
+def test_a_published_checkpoint(models, call, tmp_path, monkeypatch):
+    config, checkpoint = models['fpn']
+    arguments = ['publish_model.py', str(checkpoint), str(tmp_path / 'fpn.safetensors')]
+    monkeypatch.setattr(sys, 'argv', arguments)
+    publish_model.main()
+    (published,) = tmp_path.glob('fpn-*.safetensors')
+    for name, weights in (('a', checkpoint), ('b', published)):
+        code, _ = call(config, weights, PHOTOGRAPHS / 'rocket.jpg', '--out-dir', tmp_path / name)
+        assert code == 0
+    for name in ('data/rocket.png', 'drawn/rocket.jpg', 'categories.json'):
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='names are text elsewhere')
+def test_names_that_are_no_text(models, call, tmp_path):
+    """Old archives leave such; where they are good or bad, the others go on."""
+    folder = os.fsencode(tmp_path / 'in')
+    os.mkdir(folder)
+    shutil.copy(PHOTOGRAPHS / 'rocket.jpg', folder + b'/b\xe4d.jpg')
+    shutil.copy(write_video(tmp_path / 'clip.mp4', 3), folder + b'/b\xe4d.mp4')
+    with open(folder + b'/b\xe4d.png', 'w') as file:
+        file.write('no picture')
+    out = tmp_path / 'out'
+    command = [*models['retinanet'], os.fsdecode(folder), '--out-dir', out, '--score-thr', 0]
+    code, said = call(*command)
+    assert code == 3 and '2 done, 1 failed' in said
+    assert 'd.png: is a text file' in said
+    records = list(read_records(out).values())
+    assert records[0]['input'] == os.fsdecode(folder + b'/b\xe4d.jpg')
+    (out / 'predictions.jsonl').read_text(encoding='utf-8')
+    assert all((out / record['drawn']).is_file() for record in records[:2])
+    code, said = call(*command, '--skip-existing')
+    assert code == 3 and '2 skipped' in said
+
+
+class TestEarlierResults:
+    @pytest.fixture
+    def command(self, models, tmp_path) -> Command:
+        """Two pictures; beside what will be written lies a file of the user's own."""
+        folder = tmp_path / 'in'
+        folder.mkdir()
+        for name in ('a.png', 'b.png'):
+            cv2.imwrite(str(folder / name), np.full((40, 60, 3), 80, np.uint8))
+        (tmp_path / 'out' / 'drawn').mkdir(parents=True)
+        (tmp_path / 'out' / 'drawn' / 'a.jpg').write_text('mine')
+        return [*models['fpn'], folder, '--out-dir', tmp_path / 'out']
+
+    def test_they_are_kept_gone_on_with_or_replaced(self, command, call, tmp_path):
+        out = tmp_path / 'out'
+        code, _ = call(*command)
+        assert code == 0
+        assert (out / 'drawn' / 'a.jpg').read_text() == 'mine'
+        first = files_in(out)
+        assert {'drawn/a_2.jpg', 'drawn/b.jpg', 'data/a_2.png', 'data/b.png'} <= first
+        times = {name: (out / name).stat().st_mtime_ns for name in first}
+
+        code, said = call(*command)
+        assert code == 1
+        assert 'earlier run: --skip-existing goes on' in said and '--overwrite' in said
+
+        # What was lost and what is new is done, the rest stays as it is.
+        (out / 'data' / 'b.png').unlink()
+        cv2.imwrite(str(tmp_path / 'in' / 'c.png'), np.zeros((20, 20, 3), np.uint8))
+        code, said = call(*command, '--skip-existing')
+        assert code == 0
+        assert '2 done, 0 failed, 1 skipped, done earlier' in said
+        assert files_in(out) == first | {'drawn/c.jpg', 'data/c.png'}
+        assert (out / 'drawn' / 'a_2.jpg').stat().st_mtime_ns == times['drawn/a_2.jpg']
+        assert [record['name'] for record in read_records(out).values()] == ['a_2', 'b', 'c']
+
+        code, said = call(*command, '--overwrite')
+        assert code == 0 and '3 done' in said
+        assert files_in(out) == first | {'drawn/c.jpg', 'data/c.png'}
+        assert (out / 'drawn' / 'a_2.jpg').stat().st_mtime_ns > times['drawn/a_2.jpg']
+        assert (out / 'drawn' / 'a.jpg').read_text() == 'mine'
+
+    def test_a_run_that_was_killed_is_gone_on_with(self, command, call, tmp_path):
+        """Killed when a's files were there, but its record was not, in two processes."""
+        out = tmp_path / 'out'
+        call(*command)
+        a, b = read_records(out).values()
+        (out / 'predictions.jsonl').unlink()
+        pending = {'input': a['input'], 'name': a['name'], 'status': 'pending'}
+        (out / 'predictions.part0.jsonl').write_text(json.dumps(pending) + '\n{"inp')
+        (out / 'predictions.part1.jsonl').write_text(json.dumps(b) + '\n')
+        before = files_in(out)
+        code, said = call(*command, '--skip-existing')
+        assert code == 0 and '1 done, 0 failed, 1 skipped' in said
+        assert files_in(out) == before - {'predictions.part0.jsonl', 'predictions.part1.jsonl'} | {
+            'predictions.jsonl'
+        }
+        assert {record['status'] for record in read_records(out).values()} == {'done'}
+
+    def test_a_strangers_categories_are_not_written_over(self, command, call, tmp_path):
+        path = tmp_path / 'out' / 'categories.json'
+        path.write_text('mine')
+        code, said = call(*command)
+        assert code == 1 and 'categories.json is not from an earlier run' in said
+        assert path.read_text() == 'mine'
+
+
+class TestParts:
+    @pytest.fixture
+    def video(self, tmp_path) -> Path:
+        return write_video(tmp_path / 'clip.mp4', 20, sound=True)
+
+    def test_some_frames_and_only_drawings(self, models, video, call, tmp_path):
+        options = ['--every', 2, '--start', 0.5, '--end', 1.5, '--no-data']
+        code, _ = call(*models['fpn'], video, '--out-dir', tmp_path / 'out', *options)
+        assert code == 0
+        assert files_in(tmp_path / 'out') == {'drawn/clip.mp4', 'predictions.jsonl'}
+        times = shown_times(tmp_path / 'out' / 'drawn' / 'clip.mp4')
+        assert times == pytest.approx([0, 0.2, 0.4, 0.6, 0.8], abs=1e-4)
+        with av.open(str(tmp_path / 'out' / 'drawn' / 'clip.mp4')) as container:
+            assert container.duration == pytest.approx(1_000_000, abs=60_000)
+            assert container.streams.audio
+
+    def test_only_data(self, models, video, call, tmp_path):
+        out = tmp_path / 'out'
+        command = [*models['retinanet'], video, '--out-dir', out, '--data-only', '--score-thr', 0]
+        code, _ = call(*command, '--classes', 'disc', 'ring')
+        assert code == 0
+        assert files_in(out) == {'data/clip.jsonl', 'categories.json', 'predictions.jsonl'}
+        lines = [json.loads(line) for line in (out / 'data' / 'clip.jsonl').open()]
+        assert len(lines) == 20
+        names = {
+            each['id']: each['name'] for each in json.loads((out / 'categories.json').read_text())
+        }
+        found = {names[each['category_id']] for line in lines for each in line['detections']}
+        assert found and found <= {'disc', 'ring'}
+
+    def test_label_maps_of_an_earlier_run_do_not_stay_among_new_ones(
+        self, models, video, call, tmp_path
+    ):
+        command = [*models['fpn'], video, '--out-dir', tmp_path / 'out', '--data-only']
+        call(*command, '--end', 0.6)
+        call(*command, '--every', 5, '--overwrite')
+        there = sorted(os.listdir(tmp_path / 'out' / 'data' / 'clip.frames'))
+        assert there == ['000000.png', '000005.png', '000010.png', '000015.png']
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='other signals')
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_in_the_middle_of_a_video(number, models, media, call, tmp_path):
+    out = tmp_path / 'out'
+    video = write_video(tmp_path / 'long.mp4', 150, sound=True)
+    command = [*models['fpn'], video, media / 'coffee.png', '--out-dir', out]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / 'tools' / 'infer.py', *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list(out.glob('drawn/.long.*.partial')):
+        time.sleep(0.02)
+    process.send_signal(number)
+    said = ''.join(process.communicate(timeout=120))
+    assert process.returncode == 130, said
+    assert 'the same command with --skip-existing goes on' in said and 'Traceback' not in said
+    record, pending = read_records(out).values()
+    assert record['status'] == 'interrupted' and 0 < record['frames'] < 150
+    assert pending['status'] == 'pending'
+    assert len(shown_times(out / record['drawn'])) == record['frames']
+    assert len(list((out / record['data']).iterdir())) == record['frames']
+    assert not [name for name in files_in(out) if 'part' in name]
+
+    if number == signal.SIGINT:
+        code, said = call(*command, '--skip-existing')
+        assert code == 0 and '2 done, 0 failed' in said
+        assert len(shown_times(out / record['drawn'])) == 150
+        assert [record['status'] for record in read_records(out).values()] == ['done', 'done']
+
+
+class TestTwoProcesses:
+    def run(self, models, out: Path, listed: list[Path], *options: str):
+        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+        command += ['--nproc_per_node', '2', ROOT / 'tools' / 'infer.py', *models['fpn'], '-']
+        return subprocess.run(
+            [str(part) for part in [*command, '--out-dir', out, *options]],
+            input=''.join(f'{path}\n' for path in listed),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def test_each_does_its_share(self, models, media, tmp_path):
+        listed = [
+            *(media / 'coffee.png', media / 'empty.png', media / 'coffee.jpg'),
+            *(PHOTOGRAPHS / 'rocket.jpg', media / 'text.jpg', media / 'uneven.mp4'),
+        ]
+        out = tmp_path / 'out'
+        process = self.run(models, out, listed)
+        # torchrun makes 1 of every failure.
+        assert process.returncode == 1
+        assert f'rank 1: {listed[1]}: is empty' in process.stderr
+        assert f'rank 0: {listed[4]}: is a text file' in process.stderr
+        assert process.stdout.count('inputs:  4 done, 2 failed') == 1
+        lines = [json.loads(line) for line in (out / 'predictions.jsonl').open()]
+        assert [record['input'] for record in lines] == [str(path) for path in listed]
+        assert [record['status'] for record in lines] == [
+            *('done', 'failed', 'done', 'done', 'failed', 'done')
+        ]
+        assert all((out / record['drawn']).exists() for record in lines if 'drawn' in record)
+        assert not [name for name in files_in(out) if 'part' in name]
+
+        again = self.run(models, out, listed)
+        assert again.returncode == 1
+        assert again.stderr.count('has the results of an earlier run') == 1
+        assert 'RuntimeError' not in again.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """A disk of so many kilobytes; called again, of another size."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    mounted = []
+
+    def mount(kilobytes: int) -> Path:
+        size = f'size={kilobytes}k,remount' if mounted else f'size={kilobytes}k'
+        process = subprocess.run(['mount', '-t', 'tmpfs', '-o', size, 'none', folder])
+        if process.returncode != 0:
+            pytest.skip('mounting a disk is not permitted here')
+        mounted.append(folder)
+        return folder
+
+    if shutil.which('mount') is None:
+        pytest.skip('no mount')
+    yield mount
+    if mounted:
+        subprocess.run(['umount', folder], check=True)
+
+
+@pytest.mark.parametrize('last', ['picture', 'video'])
+def test_a_full_disk(last, models, media, call, small_disk, tmp_path):
+    pictures = [tmp_path / f'{number}.png' for number in range(8)]
+    for number, path in enumerate(pictures):
+        noise = np.random.default_rng(number).integers(0, 256, (100, 150, 3), np.uint8)
+        cv2.imwrite(str(path), noise)
+    noise = np.random.default_rng(0).integers(0, 256, (100, 90, 120, 3), np.uint8)
+    video = write_video(tmp_path / 'noise.mp4', list(noise))
+    inputs = pictures if last == 'picture' else [*pictures[:2], video]
+    out = small_disk(120) / 'out'
+    command = [*models['fpn'], *inputs, '--out-dir', out]
+    code, said = call(*command)
+    assert code == 1
+    assert 'No space left on device' in said
+    assert 'make room, then go on with the same command and --skip-existing' in said
+    records = read_records(out)
+    done = [record for record in records.values() if record['status'] == 'done']
+    assert 0 < len(done) < len(inputs)
+    for record in done:
+        assert cv2.imread(str(out / record['drawn'])) is not None
+        with Image.open(out / record['data']) as picture:
+            picture.load()
+    assert not [name for name in files_in(out) if 'partial' in name]
+
+    small_disk(20_000)
+    code, said = call(*command, '--skip-existing')
+    assert code == 0, said
+    assert f'{len(inputs) - len(done)} done, 0 failed, {len(done)} skipped' in said
+    stems = [path.stem for path in inputs]
+    assert [record['name'] for record in read_records(out).values()] == stems
+    assert {Path(name).stem for name in files_in(out / 'drawn')} == set(stems)
+
+
+class TestLive:
+    def test_rtsp(self, models, call, tmp_path):
+        out = tmp_path / 'out'
+        with RtspServer('tcp', num_frames=40) as server:
+            code, said = call(*models['fpn'], server.url, '--out-dir', out, '--end', 1)
+        assert code == 0, said
+        (record,) = read_records(out).values()
+        assert (record['kind'], record['status'], record['input']) == ('live', 'done', server.url)
+        assert record['dropped'] >= 0 and record['frames'] > 0
+        times = shown_times(out / record['drawn'])
+        assert len(times) == record['frames'] and times[-1] < 1.1
+        assert 'capture: ' in said and f'{record["dropped"]} dropped' in said
+        assert 'model alone' in said and 'drawing and writing alone' in said
+
+    def test_a_camera_that_is_not_there(self, models, call, tmp_path):
+        code, said = call(*models['fpn'], 'webcam:63', '--out-dir', tmp_path)
+        assert code == 3
+        assert 'failed: webcam:63: ' in said
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ('arguments', 'code', 'said'),
+        [
+            (['--classes', 'unicorn'], 1, "no class 'unicorn'"),
+            (['--palette', 'sunset'], 1, 'sunset'),
+            (['--device', 'cuda:77'], 1, "device 'cuda:77' cannot be used here"),
+            (['webcam:0'], 1, 'webcam:0 has no end of its own: give it as the only input'),
+            (['--start', '5', '--end', '4'], 2, '--end 4 is not after --start 5'),
+            (['--data-only', '--no-data'], 2, 'leave nothing to write'),
+            (['--every', '0'], 2, '0 is not 1 or more'),
+            (['--score-thr', '50'], 2, '50 is not from 0 to 1'),
+            (['--start', '-1'], 2, '-1 is not 0 or more'),
+        ],
+    )
+    def test_of_the_command(self, arguments, code, said, models, call, tmp_path):
+        photograph = PHOTOGRAPHS / 'rocket.jpg'
+        command = [*models['retinanet'], photograph, '--out-dir', tmp_path / 'out', *arguments]
+        assert call(*command)[0] == code
+        assert said in call(*command)[1]
+        assert not list(tmp_path.glob('out/*/*'))
+
+    def test_of_files(self, models, call, tmp_path):
+        config, checkpoint = models['fpn']
+        photograph = PHOTOGRAPHS / 'rocket.jpg'
+        code, said = call(config, 'nowhere.pth', photograph, '--out-dir', tmp_path / 'a')
+        assert code == 1 and 'nowhere.pth does not exist' in said
+        code, said = call('nowhere.py', checkpoint, photograph, '--out-dir', tmp_path / 'a')
+        assert code == 1 and 'nowhere.py' in said
+        code, said = call(config, checkpoint, photograph, '--out-dir', checkpoint)
+        assert code == 1 and f'--out-dir {checkpoint} cannot be written: ' in said
+        code, said = call(
+            models['mask_rcnn'][0], models['retinanet'][1], photograph, '--out-dir', tmp_path
+        )
+        assert code == 1 and 'does not fit' in said
+
+    def test_a_window_without_a_screen(self, models, call, tmp_path, monkeypatch):
+        monkeypatch.delenv('DISPLAY', raising=False)
+        monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
+        command = [*models['fpn'], PHOTOGRAPHS / 'rocket.jpg', '--out-dir', tmp_path / 'out']
+        code, said = call(*command, '--show')
+        assert code == 1
+        assert 'leave out --show' in said
