@@ -16,6 +16,7 @@ with explain_missing():
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.data import check_data
     from backbones.engine.dataset_guard import GuardedRunner
+    from backbones.engine.deployment import deploy_before_test
     from backbones.engine.distributed import connect_without_gpus, is_first_process
     from backbones.engine.drawing import draw_comparisons
     from backbones.engine.errors import ConfigError, clear_errors
@@ -61,6 +62,13 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="average over flips, and over the sizes of the config's tta_pipeline",
     )
+    parser.add_argument(
+        '--no-deploy',
+        dest='deploy',
+        action='store_false',
+        help='leave the network as it is in training instead of folding its norms, which is '
+        'slower and changes results by rounding only',
+    )
     add_run_arguments(parser, 'test_dataloader.batch_size=4')
     return parse_run_args(parser)
 
@@ -79,6 +87,8 @@ def configure(args: argparse.Namespace) -> Config:
         draw_comparisons(config, args.show_dir)
     if args.tta:
         use_test_time_augmentation(config)
+    if args.deploy:
+        deploy_before_test(config)
     report_every_class(config, 'test')
     fit_to_device(config)
     return config

@@ -64,6 +64,35 @@ def test_two_processes_test_as_one(trained, tmp_path, run_tool):
     assert drawn == [f'val_{number:06d}.png' for number in range(1, 6)]
 
 
+def test_folding_changes_no_metric(trained, tmp_path, run_tool):
+    """Also where a moving average of the weights was trained."""
+    task, config, work_dir = trained
+    averaged = tmp_path / 'averaged.py'
+    averaged.write_text(f"_base_ = '{config}'\ncustom_hooks = [dict(type='EMAHook')]\n")
+    metrics = {}
+    for switch in ('--no-deploy', None):
+        done = run_tool(
+            *(
+                'test.py',
+                averaged,
+                work_dir / 'iter_2.pth',
+                '--work-dir',
+                'run',
+                '--out',
+                'out.json',
+            ),
+            *([switch] if switch else []),
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        metrics[switch] = metrics_of(tmp_path / 'out.json')
+    figures = [key for key in metrics[None] if 'time' not in key]
+    assert BEST[task] in figures
+    for key in figures:
+        assert metrics[None][key] == pytest.approx(
+            metrics['--no-deploy'][key], abs=2e-3, nan_ok=True
+        )
+
+
 def test_training_leaves_what_a_user_looks_for(trained):
     task, config, work_dir = trained
     assert list(work_dir.glob(f'best_{BEST[task].replace("/", "_")}_iter_2.pth'))
