@@ -14,9 +14,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .attention import BIAS_RESIZE_MODES, DownsamplingAttention, TalkingHeadAttention
-from .checkpoint import adapt_state_dict
-from .layers import ConvNorm, FeedForward, LayerScale, Stem
+from .attention import (
+    BIAS_RESIZE_MODES,
+    DownsamplingAttention,
+    TalkingHeadAttention,
+    is_compiling,
+)
+from .checkpoint import CheckpointError, adapt_state_dict, enumerate_keys
+from .deploy import can_fold, fold_norm, scale_channels
+from .layers import ConvNorm, FeedForward, LayerScale, Stem, add
 
 # One row for each network of the family; every sequence has an entry for each of the four stages.
 # `mlp_ratios` has one number for each block, `num_attention_blocks` says how many of the last
@@ -126,6 +132,7 @@ class EfficientFormerV2(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
+        self.deployed = False
         norm_cfg = norm_cfg or dict(type='BN')
         channels = arch['channels']
         grids = token_grids(pretrain_img_size)
@@ -162,16 +169,50 @@ class EfficientFormerV2(BaseModule):
             For stage i a map (batch, channels[i], ceil(height / s), ceil(width / s)) with
             s = 4, 8, 16, 32 for i = 0, 1, 2, 3.
         """
+        # Channels last is how a CPU convolves fastest; others choose by themselves.
+        reorder = self.deployed and x.device.type == 'cpu' and not is_compiling()
+        if reorder:
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         features = []
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index in self.out_indices:
-                features.append(x)
+                # Channels first is what mmcv's RoIAlign takes a CPU's feature maps for, unasked.
+                features.append(x.contiguous() if reorder else x)
         return tuple(features)
 
+    def switch_to_deploy(self) -> None:
+        """Fold what inference does not need into the convolutions; there is no way back.
+
+        BatchNorms and layer scales become part of the convolutions before them, the projections
+        to queries, keys and values one convolution, and stochastic depth goes. Other norms than
+        BatchNorm stay. The features remain the same up to rounding. For a whole detector or
+        segmentor see :func:`backbones.deploy.switch_to_deploy`.
+        """
+        if self.deployed:
+            return
+        self.eval()
+        for parent in list(self.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, ConvNorm) and can_fold(child.conv, child.norm):
+                    setattr(parent, name, fold_norm(child.conv, child.norm))
+        for module in list(self.modules()):
+            if isinstance(module, Block | TalkingHeadAttention | DownsamplingAttention):
+                module.switch_to_deploy()
+        self.deployed = True
+
     def train(self, mode: bool = True) -> 'EfficientFormerV2':
-        """Switch between training and evaluation; frozen stages and norms stay in evaluation."""
+        """Switch between training and evaluation; frozen stages and norms stay in evaluation.
+
+        Raises:
+            RuntimeError: Training is asked for after :meth:`switch_to_deploy`.
+        """
+        if mode and self.deployed:
+            raise RuntimeError(
+                'the backbone was switched to inference for good: its norms are folded into the '
+                'convolutions. Train one for which switch_to_deploy() was not called'
+            )
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
@@ -181,8 +222,26 @@ class EfficientFormerV2(BaseModule):
         return self
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        adapt_state_dict(state_dict, prefix, self.state_dict())
+        keys = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
+        if self.deployed:
+            self._check_deployed(keys)
+        elif 'stem.conv1.weight' in keys:
+            raise CheckpointError(
+                'the checkpoint was saved after switch_to_deploy(): call it on the model before '
+                'loading, or load the checkpoint that was trained'
+            )
+        else:
+            adapt_state_dict(state_dict, prefix, self.state_dict())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _check_deployed(self, keys: set[str]) -> None:
+        differing = sorted(keys ^ set(self.state_dict()))
+        if differing:
+            raise CheckpointError(
+                'the backbone was switched by switch_to_deploy() already, and the checkpoint is '
+                'of one that was not, or of another architecture: load the checkpoint first. '
+                f'Keys that only one of the two has: {enumerate_keys(differing)}'
+            )
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
@@ -293,7 +352,7 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.attn is None:
             return self.conv(x)
-        return self.conv(x) + self.attn(x)
+        return add(self.conv(x), self.attn(x))
 
 
 class Block(nn.Module):
@@ -327,8 +386,25 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.token_mixer is not None:
-            x = x + self.drop_path(self.layer_scale_1(self.token_mixer(x)))
-        return x + self.drop_path(self.layer_scale_2(self.mlp(x)))
+            x = add(self.drop_path(self.layer_scale_1(self.token_mixer(x))), x)
+        return add(self.drop_path(self.layer_scale_2(self.mlp(x))), x)
+
+    def switch_to_deploy(self) -> None:
+        """Fold the layer scales into what they scale, drop what only training needs."""
+        self.drop_path = nn.Identity()
+        if self.token_mixer is not None and fold_scale(self.token_mixer.proj, self.layer_scale_1):
+            self.layer_scale_1 = nn.Identity()
+        if fold_scale(self.mlp.fc2, self.layer_scale_2):
+            self.layer_scale_2 = nn.Identity()
+
+
+def fold_scale(layer: ConvNorm | nn.Conv2d, scale: LayerScale | nn.Identity) -> bool:
+    """Let a layer's own weights do what the layer scale behind it does, if it has any."""
+    affine = layer.norm if isinstance(layer, ConvNorm) else layer
+    if isinstance(scale, nn.Identity) or getattr(affine, 'weight', None) is None:
+        return False
+    scale_channels(affine, scale.gamma)
+    return True
 
 
 def resolve_architecture(arch: str | dict) -> dict:

@@ -9,7 +9,7 @@ from backbones.attention import (
     DownsamplingAttention,
     RelativePositionBias,
     TalkingHeadAttention,
-    look_up_offsets,
+    look_up,
     resize_table,
 )
 
@@ -22,27 +22,41 @@ def bias_with_random_table(table_size, query_stride=1, resize='offset') -> Relat
     return bias.eval()
 
 
+def by_key(bias: torch.Tensor) -> torch.Tensor:
+    """(num_heads, queries, keys) in row-major order, of what has the keys from last to first."""
+    return bias.flatten(3).flatten(1, 2).flip(2)
+
+
+@pytest.mark.parametrize('compiled', [False, True])
 @pytest.mark.parametrize('query_stride', [1, 2])
 @pytest.mark.parametrize('grid', [(1, 1), (3, 3), (2, 5), (7, 4)])
-def test_look_up_is_by_distance(grid, query_stride):
+def test_look_up_is_by_distance(grid, query_stride, compiled, monkeypatch):
+    monkeypatch.setattr(attention, 'is_compiling', lambda: compiled)
     table = torch.randn(8, *grid)
-    bias = look_up_offsets(table, query_stride)
+    bias = look_up(table, query_stride)
     height, width = grid
     queries = [
         (y, x) for y in range(0, height, query_stride) for x in range(0, width, query_stride)
     ]
     keys = [(y, x) for y in range(height) for x in range(width)]
+    assert bias.shape[3:] == grid
+    bias = by_key(bias)
     assert bias.shape == (8, len(queries), len(keys))
     for i, (qy, qx) in enumerate(queries):
         for j, (ky, kx) in enumerate(keys):
             assert torch.equal(bias[:, i, j], table[:, abs(qy - ky), abs(qx - kx)])
 
 
+def test_looking_up_takes_no_memory():
+    table = torch.randn(8, 20, 30)
+    assert look_up(table, 1).untyped_storage().nbytes() < 5 * table.untyped_storage().nbytes()
+
+
 def test_offset_is_exact_on_the_grid_of_the_table():
     bias = bias_with_random_table((4, 6))
     with torch.no_grad():
         torch.testing.assert_close(
-            bias((4, 6), torch.float32), look_up_offsets(bias.table, 1), rtol=0, atol=0
+            bias((4, 6), torch.float32), look_up(bias.table, 1), rtol=0, atol=0
         )
 
 
@@ -58,46 +72,80 @@ def test_offset_keeps_the_smallest_and_the_largest_offset(grid):
 
 def test_matrix_resizes_the_expanded_matrix():
     bias = bias_with_random_table((4, 4), resize='matrix')
-    expanded = look_up_offsets(bias.table, 1)[None]
+    expanded = by_key(look_up(bias.table, 1))[None]
     expected = F.interpolate(expanded, (15, 15), mode='bicubic', align_corners=False)[0]
     with torch.no_grad():
-        torch.testing.assert_close(bias((3, 5), torch.float32), expected)
+        torch.testing.assert_close(by_key(bias((3, 5), torch.float32)), expected)
 
 
 @pytest.mark.parametrize('resize', ['offset', 'matrix'])
-@pytest.mark.parametrize('query_stride', [1, 2])
-def test_rows_are_rows_of_the_whole(resize, query_stride):
-    bias = bias_with_random_table((4, 4), query_stride, resize)
+def test_mixing_the_table_mixes_the_bias(resize):
+    bias = bias_with_random_table((4, 4), resize=resize)
+    talking_head = torch.nn.Conv2d(8, 8, 1)
     with torch.no_grad():
-        whole = bias((5, 7), torch.float32)
-        for rows in (slice(0, 3), slice(3, 9), slice(9, None)):
-            torch.testing.assert_close(bias.rows((5, 7), torch.float32, rows), whole[:, rows])
+        expected = talking_head(by_key(bias((5, 7), torch.float32)))
+        mixed = bias((5, 7), torch.float32, talking_head)
+        torch.testing.assert_close(by_key(mixed), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('resize', ['offset', 'matrix'])
+def test_talking_heads_are_those_of_the_paper(resize):
+    """softmax(W1 (q k + bias) + b1), then W2 and b2, on the grid of the table."""
+    torch.manual_seed(0)
+    module = TalkingHeadAttention(16, 1, (3, 4), resize, NORM).eval()
+    torch.nn.init.normal_(module.relative_position_bias.table)
+    for head in (module.talking_head1, module.talking_head2):
+        torch.nn.init.normal_(head.bias)
+    x = torch.randn(2, 16, 3, 4)
+    with torch.no_grad():
+        q, k, v = (
+            conv(x).flatten(2).unflatten(1, (8, -1)).transpose(2, 3)
+            for conv in (module.q, module.k, module.v)
+        )
+        bias = by_key(module.relative_position_bias((3, 4), torch.float32))
+        scores = module.talking_head1(q @ k.transpose(2, 3) / 32**0.5 + bias)
+        attended = module.talking_head2(scores.softmax(-1)) @ v
+        attended = attended.transpose(2, 3).reshape(2, -1, 3, 4)
+        expected = module.proj(F.gelu(attended + module.v_local(module.v(x))))
+        torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('bias_resize', ['offset', 'matrix'])
 @pytest.mark.parametrize('layer', ['talking_head', 'strided', 'downsampling'])
 @pytest.mark.parametrize('budget', [1, 3000, 20_000])
-def test_splitting_the_queries_changes_nothing(layer, budget, monkeypatch):
+def test_splitting_the_queries_changes_nothing(layer, budget, bias_resize, monkeypatch):
     torch.manual_seed(0)
     if layer == 'downsampling':
-        module = DownsamplingAttention(16, 24, (4, 4), 'offset', NORM)
+        module = DownsamplingAttention(16, 24, (4, 4), bias_resize, NORM)
     else:
         stride = 2 if layer == 'strided' else 1
-        module = TalkingHeadAttention(16, stride, (4, 4), 'offset', NORM)
+        module = TalkingHeadAttention(16, stride, (4, 4), bias_resize, NORM)
     torch.nn.init.normal_(module.relative_position_bias.table)
     module.eval()
     x = torch.randn(2, 16, 9, 11)
+    whole = module(x)
+    assert whole.requires_grad
+    parts = []
+    attend = module.attend
+    module.attend = lambda q, *others: parts.append(q.shape[2]) or attend(q, *others)
+    monkeypatch.setattr(attention, 'FEWEST_QUERIES', 1)
+    monkeypatch.setattr(attention, 'SCORE_BUDGET_CPU', budget)
     with torch.no_grad():
-        expected = module(x)
-        monkeypatch.setattr(attention, 'SCORE_BUDGET', budget)
-        torch.testing.assert_close(module(x), expected)
+        torch.testing.assert_close(module(x), whole)
+    assert len(parts) > 1 or budget == 20_000
 
 
 def test_bias_is_kept_at_inference_and_made_anew_when_the_table_changes():
     bias = bias_with_random_table((4, 4))
+    talking_head = torch.nn.Conv2d(8, 8, 1)
     with torch.no_grad():
         first = bias((5, 5), torch.float32)
         assert bias((5, 5), torch.float32) is first
         assert bias((5, 6), torch.float32).shape != first.shape
+
+        mixed = bias((5, 5), torch.float32, talking_head)
+        talking_head.bias.add_(1)
+        torch.testing.assert_close(bias((5, 5), torch.float32, talking_head), mixed + 1)
 
         bias.table.add_(1)
         torch.testing.assert_close(bias((5, 5), torch.float32), first + 1)
@@ -128,18 +176,14 @@ def test_constant_part_does_not_grow_with_the_grid(resize):
     torch.manual_seed(0)
     module = TalkingHeadAttention(16, 1, (4, 4), resize, NORM).eval()
     torch.nn.init.ones_(module.talking_head2.bias)
-    torch.nn.init.zeros_(module.talking_head2.weight)
-    pixel = torch.randn(1, 8, 1, 5).expand(1, 8, 400, 5)
-    scores = torch.zeros(8, 400, 400)
+    pixel = torch.randn(1, 1024, 1, 1)
 
-    def constant_part(tokens: int) -> torch.Tensor:
-        v = pixel[:, :, :tokens]
-        q = k = torch.zeros(1, 8, tokens, 32)
-        return module.attend(q, k, v, scores[:, :tokens, :tokens])[0, :, 0]
+    def constant_part(side: int) -> torch.Tensor:
+        return module.constant_part(pixel.expand(-1, -1, side, side))
 
-    growth = (constant_part(400) / constant_part(16)).mean().item()
+    growth = (constant_part(20) / constant_part(4)).mean().item()
     assert growth == pytest.approx(1 if resize == 'offset' else 25)
-    torch.testing.assert_close(constant_part(16), 16 * pixel[0, :, 0])
+    torch.testing.assert_close(constant_part(4), 16 * pixel)
 
 
 def test_constant_part_survives_a_resized_table():

@@ -1,0 +1,156 @@
+"""One thing to measure, and how to make a function of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backbones.deploy import switch_to_deploy
+from backbones.export.example_picture import example_picture
+
+PARTS = ('backbone', 'model')
+BACKENDS = ('torch', 'compile', 'onnxruntime', 'openvino')
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all models that are compared with each other have in common.
+
+    Attributes:
+        part: 'backbone', or 'model' for all of it, post-processing included.
+        step: 'predict', or 'train' for forward and backward pass and the optimizer's step.
+        backend: One of ``BACKENDS``.
+        size: Height and width of the pictures.
+        batch: Pictures at once.
+        deploy: Fold the networks for inference.
+        device: For instance 'cuda:0'.
+        threads: Of the processor.
+    """
+
+    part: str
+    step: str
+    backend: str
+    size: tuple[int, int]
+    batch: int
+    deploy: bool
+    device: str
+    threads: int
+
+    def described(self) -> dict[str, Any]:
+        """The entries that differ within a run."""
+        names = ('part', 'step', 'backend', 'size', 'batch')
+        return {name: value for name, value in asdict(self).items() if name in names}
+
+
+@dataclass
+class Ready:
+    """A function that does the work once.
+
+    Attributes:
+        run: Does it; what it returns is on the device.
+        setup_seconds: What compiling or exporting took; None where there was none.
+    """
+
+    run: Callable[[], Any]
+    setup_seconds: float | None = None
+
+
+def prepare(model: nn.Module, setting: Setting) -> Ready:
+    """Make a model ready to be run in torch.
+
+    Args:
+        model: What :meth:`.candidates.Candidate.build` returns; changed in place.
+        setting: What is to be done with it.
+    """
+    if setting.deploy and setting.step == 'predict':
+        model = switch_to_deploy(model)
+    model = model.to(setting.device)
+    inputs, samples = make_batch(model, setting)
+    if setting.step == 'train':
+        return Ready(train_step(model, setting.part, inputs, samples))
+    if setting.backend == 'compile':
+        return compiled(model, setting.part, inputs, samples)
+    return Ready(predict_step(model, setting.part, inputs, samples))
+
+
+def make_batch(model: nn.Module, setting: Setting) -> tuple[Tensor, list]:
+    """Preprocessed copies of a photograph, and the samples of mmdet or mmseg that go with them."""
+    if hasattr(model, 'decode_head'):
+        from mmseg.structures import SegDataSample as Sample
+    else:
+        from mmdet.structures import DetDataSample as Sample
+    meta = dict(img_shape=setting.size, ori_shape=setting.size, scale_factor=(1.0, 1.0))
+    picture = torch.from_numpy(photograph(setting.size).transpose(2, 0, 1).copy())
+    data = model.data_preprocessor(
+        dict(
+            inputs=[picture] * setting.batch,
+            data_samples=[Sample(metainfo=meta) for _ in range(setting.batch)],
+        ),
+        False,
+    )
+    return data['inputs'], data['data_samples']
+
+
+def photograph(size: tuple[int, int]) -> np.ndarray:
+    """A picture of that height and width, (height, width, 3), uint8, BGR."""
+    return cv2.resize(example_picture(), size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def predict_step(model: nn.Module, part: str, inputs: Tensor, samples: list) -> Callable[[], Any]:
+    """A function that makes feature maps, or predictions."""
+
+    if part == 'backbone':
+        # The rest of the model is not kept, so that memory is the backbone's.
+        return torch.inference_mode()(partial(model.backbone, inputs))
+    return torch.inference_mode()(partial(model.predict, inputs, samples))
+
+
+def compiled(model: nn.Module, part: str, inputs: Tensor, samples: list) -> Ready:
+    """The same, after torch.compile of backbone and neck, weights frozen into the code."""
+    options = {'freezing': True}
+    model.requires_grad_(False)
+    model.backbone = torch.compile(model.backbone, dynamic=False, options=options)
+    if part == 'model' and getattr(model, 'neck', None) is not None:
+        model.neck = torch.compile(model.neck, dynamic=False, options=options)
+    run = predict_step(model, part, inputs, samples)
+    start = time.perf_counter()
+    run()
+    return Ready(run, time.perf_counter() - start)
+
+
+def train_step(model: nn.Module, part: str, inputs: Tensor, samples: list) -> Callable[[], Any]:
+    """A function that trains for a step, with a learning rate of 0 so that it can be repeated."""
+    from .targets import add_targets
+
+    model.train()
+    if part == 'backbone':
+        trained, loss_of = model.backbone, mean_loss
+    else:
+        add_targets(model, samples, tuple(inputs.shape[2:]), inputs.device)
+        trained, loss_of = model, partial(task_loss, samples=samples)
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=0.0)
+
+    def run() -> Tensor:
+        loss = loss_of(trained, inputs)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return run
+
+
+def mean_loss(backbone: nn.Module, inputs: Tensor) -> Tensor:
+    """A loss that reaches all of a backbone."""
+    return sum(features.float().mean() for features in backbone(inputs))
+
+
+def task_loss(model: nn.Module, inputs: Tensor, samples: list) -> Tensor:
+    """What mmdet or mmseg minimises."""
+    return model.parse_losses(model.loss(inputs, samples))[0]

@@ -1,0 +1,6 @@
+"""Whole models as files that run without this project.
+
+Semantic FPN, RetinaNet, Faster and Mask R-CNN go from pixels to results inside the file:
+normalisation, padding, box decoding and non-maximum suppression included. :func:`.export.export`
+writes one, :class:`.onnx_model.OnnxModel` runs one. Packages: ``requirements/export.txt``.
+"""

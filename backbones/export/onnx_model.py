@@ -1,0 +1,184 @@
+"""An exported .onnx as something that turns pictures into predictions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from backbones.engine.errors import ConfigError
+from backbones.inference.label_map import label_map_of
+from backbones.inference.masks import paste_masks
+from backbones.inference.prediction import Detections, Segmentation
+
+from .description import METADATA_KEY, Description
+from .errors import ExportError, need
+
+
+@dataclass(frozen=True)
+class RawResult:
+    """A file's results for one picture.
+
+    Attributes:
+        outputs: By name, as the file gives them.
+        fitted: Height and width of the picture inside the input.
+    """
+
+    outputs: dict[str, np.ndarray]
+    fitted: tuple[int, int]
+
+
+class OnnxModel:
+    """A file that tools/export.py wrote, with the methods of
+    :class:`backbones.inference.torch_model.TorchModel`.
+
+    Args:
+        path: The .onnx file.
+        device: 'cpu', 'cuda' or 'cuda:1'. Default: the first GPU that onnxruntime can use, else
+            the CPU.
+
+    Attributes:
+        description: What the file says about itself.
+        task: 'detection' or 'segmentation'.
+        classes: The class names.
+        palette: (R, G, B) of each class, or None.
+
+    Raises:
+        ConfigError: There is no such device.
+        ExportError: onnxruntime is missing, or the file is not one of ours.
+        FileNotFoundError: There is no such file.
+    """
+
+    def __init__(self, path: str, device: str | None = None) -> None:
+        self.session = open_session(str(path), device)
+        self.description = read_description(self.session, str(path))
+        if self.description.task == 'backbone':
+            raise ExportError(f'{path} holds a backbone only, which makes no predictions')
+        self.task = self.description.task
+        self.classes = self.description.classes
+        self.palette = self.description.palette
+
+    def prepare(self, picture: np.ndarray) -> dict[str, Any]:
+        """Resize a picture as the config's test pipeline does.
+
+        Args:
+            picture: (height, width, 3), uint8, BGR.
+
+        Returns:
+            ``inputs``, (3, height, width), float32, and ``fitted``, height and width of the
+            picture inside.
+        """
+        fitted = self.description.fit(picture)
+        return dict(inputs=fitted.inputs, fitted=fitted.size)
+
+    def predict(self, prepared: Sequence[dict[str, Any]]) -> list[RawResult]:
+        """Run the network on pictures that were prepared, all of one size.
+
+        Raises:
+            RuntimeError: onnxruntime cannot, for want of memory perhaps.
+        """
+        step = self.description.batch or max(len(prepared), 1)
+        raws = []
+        for first in range(0, len(prepared), step):
+            chunk = prepared[first : first + step]
+            inputs = np.stack([item['inputs'] for item in chunk])
+            if self.description.batch:
+                # A file for so many pictures takes no fewer.
+                rest = [(0, self.description.batch - len(chunk))] + [(0, 0)] * 3
+                inputs = np.pad(inputs, rest)
+            outputs = self._run(inputs)
+            raws += [
+                RawResult({name: values[i] for name, values in outputs.items()}, item['fitted'])
+                for i, item in enumerate(chunk)
+            ]
+        return raws
+
+    def finish(self, raw: RawResult, size: tuple[int, int]) -> Detections | Segmentation:
+        """Make a result a prediction in pixels of the picture.
+
+        Args:
+            raw: An entry of what :meth:`predict` returns.
+            size: Height and width of the picture.
+        """
+        if self.task == 'segmentation':
+            return Segmentation(self._label_map(raw, size))
+        (height, width), (fitted_height, fitted_width) = size, raw.fitted
+        limits = np.array([fitted_width, fitted_height] * 2, np.float32)
+        inside = (raw.outputs['boxes'][:, :2] < limits[:2]).all(axis=1)
+        kept = inside & (raw.outputs['labels'] >= 0)
+        outputs = {name: values[kept] for name, values in raw.outputs.items()}
+        scale = np.array([width / fitted_width, height / fitted_height] * 2, np.float32)
+        boxes = np.minimum(outputs['boxes'], limits) * scale
+        masks = None
+        if 'masks' in outputs:
+            # Where a box was cut at the picture's edge, its mask was not.
+            whole = outputs['boxes'] * scale
+            threshold = self.description.mask_threshold
+            masks = paste_masks(outputs['masks'], whole, size, threshold)
+        return Detections(boxes, outputs['scores'], outputs['labels'].astype(np.int64), masks)
+
+    def _label_map(self, raw: RawResult, size: tuple[int, int]) -> np.ndarray:
+        height, width = raw.fitted
+        dtype = np.uint8 if len(self.classes) <= 255 else np.uint16
+        if self.description.logits:
+            logits = torch.from_numpy(raw.outputs['logits'][:, :height, :width])
+            threshold = self.description.binary_threshold
+            labels = label_map_of(logits, size, self.description.align_corners, threshold)
+            return labels.numpy().astype(dtype)
+        labels = raw.outputs['label_map'][:height, :width].astype(dtype)
+        return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+    def _run(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        names = list(self.description.outputs)
+        try:
+            return dict(zip(names, self.session.run(names, {'pictures': inputs}), strict=True))
+        # Its exceptions are neither public nor derived from RuntimeError.
+        except Exception as error:
+            raise RuntimeError(' '.join(str(error).split())) from error
+
+
+def open_session(path: str, device: str | None) -> Any:
+    """An onnxruntime session.
+
+    Raises:
+        ConfigError: There is no such device.
+        ExportError: onnxruntime is missing or cannot read the file.
+        FileNotFoundError: There is no such file.
+    """
+    runtime = need('onnxruntime', f'{path}')
+    with open(path, 'rb'):
+        pass
+    providers = ['CPUExecutionProvider']
+    has_gpu = 'CUDAExecutionProvider' in runtime.get_available_providers()
+    kind, _, number = (device or ('cuda' if has_gpu else 'cpu')).partition(':')
+    if kind not in ('cpu', 'cuda') or (kind == 'cuda' and not has_gpu):
+        raise ConfigError(
+            f'device {device!r} cannot be used here: this onnxruntime runs on '
+            f'{"cuda and cpu" if has_gpu else "cpu (onnxruntime-gpu runs on cuda)"}'
+        )
+    if kind == 'cuda':
+        providers.insert(0, ('CUDAExecutionProvider', {'device_id': int(number or 0)}))
+    try:
+        return runtime.InferenceSession(path, providers=providers)
+    # Its exceptions are not public.
+    except Exception as error:
+        reason = ' '.join(str(error).split())
+        raise ExportError(f'{path} cannot be read as an ONNX model: {reason}') from error
+
+
+def read_description(session: Any, path: str) -> Description:
+    """What a file says about itself.
+
+    Raises:
+        ExportError: It says nothing, so it was not written by tools/export.py.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    try:
+        return Description.from_json(text or '')
+    except ValueError as error:
+        raise ExportError(
+            f'{path} was not written by tools/export.py: it does not say what its inputs and '
+            'outputs mean'
+        ) from error

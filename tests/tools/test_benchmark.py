@@ -1,0 +1,161 @@
+"""tools/benchmark.py: what it counts is exact, and what it writes is complete."""
+
+import json
+import runpy
+import sys
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from tiny import ROOT
+
+from backbones.benchmark import benchmark as benchmarking
+from backbones.benchmark.candidates import PEERS, Candidate, group_configs
+from backbones.benchmark.counting import check_against_paper, count_macs
+from backbones.benchmark.report import format_table
+from backbones.benchmark.timing import Timed
+from backbones.benchmark.work import Setting
+from backbones.deploy import switch_to_deploy
+from backbones.engine.errors import ConfigError
+
+FPN = str(ROOT / 'seg_configs' / 'fpn_effv2_s0.py')
+
+
+@pytest.fixture
+def run_benchmark(run_tool, tmp_path):
+    """Runs the tool on small pictures; returns the finished process and what it measured."""
+
+    def run(*arguments: object) -> tuple:
+        quick = ('--sizes', '64x96', '--rounds', 2, '--seconds', 0, '--out', tmp_path / 'out')
+        done = run_tool('benchmark.py', *arguments, *quick)
+        written = tmp_path / 'out' / 'benchmark.json'
+        return done, json.loads(written.read_text()) if written.is_file() else None
+
+    return run
+
+
+def test_one_command_compares_backbones_with_peers(run_benchmark, tiny_config, tmp_path):
+    done, outcome = run_benchmark(tiny_config('fpn'), '--peers', '--part', 'backbone')
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = {each['model']: each for each in outcome['results']}
+    assert list(results) == ['EfficientFormerV2', *PEERS]
+    assert [each['ours'] for each in results.values()] == [True, False, False, False]
+    for name, each in results.items():
+        latency = each['latency_ms']
+        assert 0 < latency['p10'] <= latency['median'] <= latency['p90']
+        assert len(latency['round_medians']) == 2
+        assert each['pictures_per_second'] == pytest.approx(1000 / latency['median'])
+        assert each['problem'] is None
+        # At least the weights have to be there.
+        assert each['peak_memory_mib'] * 2**20 > 0.9 * 4 * each['parameters']
+        assert name in done.stdout
+    assert results['EfficientFormerV2']['ratio'] == 1
+    assert outcome['deploy'] and outcome['machine']['versions']['torch'] == torch.__version__
+    assert (tmp_path / 'out' / 'benchmark.md').read_text().strip() in done.stdout
+    assert (tmp_path / 'out' / 'benchmark.png').read_bytes().startswith(b'\x89PNG\r\n')
+
+
+@pytest.mark.parametrize('task', ['fpn', 'retinanet', 'mask_rcnn'])
+def test_whole_models_predict_and_train(tiny_config, task, monkeypatch):
+    monkeypatch.setattr(benchmarking.memory, 'peak_memory', lambda *_: None)
+    [group] = group_configs([str(tiny_config(task))], False, {})
+    for step in ('predict', 'train'):
+        setting = Setting('model', step, 'torch', (70, 100), 2, True, 'cpu', 1)
+        effort = benchmarking.timing.Effort(1, 0)
+        [result] = benchmarking.compare(group, setting, effort, lambda _: None)
+        assert result['problem'] is None
+        assert result['pictures_per_second'] == pytest.approx(2000 / result['latency_ms']['median'])
+        assert result['input_size'] == ((70, 100) if task == 'fpn' else (96, 128))
+        assert (result['detections'] is None) == (task == 'fpn' or step == 'train')
+
+
+def test_what_fails_for_one_model_leaves_the_others(tiny_config, monkeypatch):
+    monkeypatch.setattr(benchmarking.memory, 'peak_memory', lambda *_: None)
+    [group] = group_configs([str(tiny_config('fpn'))], True, {})
+    prepare = benchmarking.prepare
+
+    def fail_on_resnet_50(model, setting):
+        if sum(p.numel() for p in model.backbone.parameters()) > 20e6:
+            raise RuntimeError('not enough memory')
+        return prepare(model, setting)
+
+    monkeypatch.setattr(benchmarking, 'prepare', fail_on_resnet_50)
+    setting = Setting('backbone', 'predict', 'torch', (64, 64), 1, True, 'cpu', 1)
+    results = benchmarking.compare(group, setting, benchmarking.timing.Effort(1, 0), lambda _: None)
+    assert [each['problem'] for each in results] == [None, None, None, 'not enough memory']
+    assert ['latency_ms' in each for each in results] == [True, True, True, False]
+    assert 'ResNet-50: not enough memory' in format_table(results)
+
+
+def test_counts_s2_as_the_paper_does():
+    check = check_against_paper()
+    assert check['with_classifier'] == pytest.approx(1.25e9, rel=0.01)
+    assert check['counted'] == pytest.approx(1.246e9, rel=0.001)
+
+
+def test_counts_resnet_18_as_is_known():
+    """1.814 G with its classifier of 512 x 1000, at 224x224 (He et al.: 1.8 G)."""
+    macs = count_macs(Candidate(FPN, 'ResNet-18').build(), 'backbone', (224, 224))
+    assert macs + 512 * 1000 == pytest.approx(1.814e9, rel=0.001)
+
+
+def test_counts_parameters_of_the_network_as_trained(tiny_config, monkeypatch):
+    monkeypatch.setattr(benchmarking.memory, 'peak_memory', lambda *_: None)
+    [group] = group_configs([str(tiny_config('fpn'))], False, {})
+    [candidate] = group.candidates.values()
+    model = MODELS.build(candidate.load().model)
+    for part, module in (('backbone', model.backbone), ('model', model)):
+        setting = Setting(part, 'predict', 'torch', (64, 64), 1, True, 'cpu', 1)
+        effort = benchmarking.timing.Effort(1, 0)
+        [result] = benchmarking.compare(group, setting, effort, lambda _: None)
+        assert result['parameters'] == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize('peer', PEERS)
+def test_peers_are_folded_too(peer):
+    model = Candidate(FPN, peer).build().backbone
+    pictures = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(pictures)
+        after = switch_to_deploy(model)(pictures)
+    assert not any(isinstance(each, torch.nn.BatchNorm2d) for each in model.modules())
+    for one, other, stride in zip(before, after, (4, 8, 16, 32), strict=True):
+        assert one.shape[2:] == (64 // stride, 64 // stride)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(one.std()))
+
+
+def test_models_that_differ_in_more_than_the_backbone_are_not_compared():
+    detector = str(ROOT / 'det_configs' / 'retinanet_effv2_s0.py')
+    groups = group_configs([FPN, detector, FPN.replace('s0', 's1')], True, {})
+    assert [list(group.candidates) for group in groups] == [
+        ['EfficientFormerV2-S0', 'EfficientFormerV2-S1', *PEERS],
+        ['EfficientFormerV2-S0', *PEERS],
+    ]
+    with pytest.raises(ConfigError, match='given twice'):
+        group_configs([FPN, FPN, FPN], False, {})
+
+
+def test_ratio_is_that_of_rounds():
+    """Where the machine becomes slower for all, the ratio stays."""
+    first, second = Timed([[1.0], [10.0], [100.0]]), Timed([[2.0], [20.0], [200.0]])
+    assert second.ratio_to(first) == 2
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ((FPN, '--sizes', '512'), "'512' is not HEIGHTxWIDTH"),
+        ((FPN, '--batch', '0'), "'0' is not a number from 1 on"),
+        ((FPN, '--backend', 'tensorflow'), 'invalid choice'),
+        (('none.py',), 'there is no config none.py'),
+    ],
+)
+def test_bad_arguments_are_said(arguments, message, monkeypatch, capsys, tmp_path):
+    tool = ROOT / 'tools' / 'benchmark.py'
+    monkeypatch.setattr(sys, 'argv', [str(tool), *arguments, '--out', str(tmp_path / 'out')])
+    monkeypatch.setattr(benchmarking.machine, 'pin', lambda *_: None)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(tool), run_name='__main__')
+    assert left.value.code in (1, 2)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()

@@ -1,0 +1,79 @@
+"""tools/export.py says what cannot be done, before anything is written."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from tiny import write_tiny_config
+
+from backbones.engine.classes import set_classes
+from backbones.engine.config import fit_to_device, load_config
+
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'export.py'
+
+
+@pytest.fixture(scope='module')
+def retinanet(tmp_path_factory, shapes):
+    """Config and checkpoint of a tiny RetinaNet."""
+    folder = tmp_path_factory.mktemp('retinanet')
+    path = write_tiny_config(folder, 'retinanet', shapes)
+    config = load_config(str(path))
+    fit_to_device(config)
+    classes = set_classes(config, ('test',))
+    meta = {'dataset_meta': {'classes': classes}}
+    model = MODELS.build(config.model)
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, folder / 'tiny.pth')
+    return path, folder / 'tiny.pth'
+
+
+@pytest.fixture
+def run_export(monkeypatch, capsys, retinanet, tmp_path):
+    """Runs the tool with OUT and options; returns exit code and what was said."""
+
+    def run(out: str, *options: str) -> tuple[int, str]:
+        spec = importlib.util.spec_from_file_location('export_tool', TOOL)
+        tool = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tool)
+        arguments = ['export.py', *retinanet, tmp_path / out, *options]
+        monkeypatch.setattr(sys, 'argv', [str(argument) for argument in arguments])
+        with pytest.raises(SystemExit) as left:
+            tool.main()
+        assert not list(tmp_path.iterdir())
+        return left.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('out', 'options', 'message'),
+    [
+        ('model.tflite', (), 'OUT ends in .onnx, .pt2, .xml, .mlpackage'),
+        ('model.onnx', ('--size', '640'), "'640' is not HEIGHTxWIDTH"),
+        ('model.onnx', ('--size', '0x640'), 'is not HEIGHTxWIDTH'),
+        ('model.onnx', ('--batch', 'many'), "nor 'dynamic'"),
+        ('model.onnx', ('--dynamic', '--size', '64x64'), 'not both'),
+        ('model.mlpackage', ('--dynamic',), 'fixed size'),
+        ('model.mlpackage', (), '--backbone-only'),
+        ('model.onnx', ('--logits',), 'this is a detector'),
+        ('model.onnx', ('--picture', 'none.jpg'), 'there is no picture none.jpg'),
+        (
+            'model.onnx',
+            ('--cfg-options', 'model.test_cfg.nms.type=soft_nms'),
+            "'nms' is what can be exported",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said(run_export, out, options, message):
+    code, said = run_export(out, *options)
+    assert code != 0
+    assert message in said
+
+
+def test_a_missing_package_is_said_with_the_command_that_installs_it(run_export, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    code, said = run_export('model.onnx')
+    assert code == 1
+    assert 'needs the package onnxscript: pip install -r requirements/export.txt' in said

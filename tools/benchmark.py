@@ -1,0 +1,166 @@
+"""Measure models side by side: latency, memory, parameters, multiply-adds; table, JSON and plot.
+
+Backbone and whole model, in torch, compiled, in onnxruntime or OpenVINO, training steps too. Models
+take turns within one run. In the output folder: benchmark.json (everything), benchmark.md (what
+the console shows) and benchmark.png (latency against parameters and multiply-adds).
+
+Exit code: 0 all is well; 1 nothing could be done, the message says why; 3 some models failed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from _requirements import explain_missing
+
+with explain_missing():
+    from mmengine.config import DictAction
+
+    from backbones.benchmark.benchmark import Request, benchmark
+    from backbones.benchmark.plot import draw_plot
+    from backbones.benchmark.report import format_outcome, write_json
+    from backbones.benchmark.timing import Effort
+    from backbones.benchmark.work import BACKENDS, PARTS
+    from backbones.engine.errors import clear_errors
+
+SOME_FAILED = 3
+EXAMPLES = """\
+examples:
+  python tools/benchmark.py seg_configs/fpn_effv2_s?.py seg_configs/fpn_effv2_l.py --peers \\
+      --part backbone
+      the family against MobileNetV2 and ResNet on this machine
+  python tools/benchmark.py det_configs/mask_rcnn_effv2_s0.py --sizes 800x1333 --batch 1 8 --train
+      backbone and whole model, prediction and training step
+  python tools/benchmark.py seg_configs/fpn_effv2_s2.py --peers --threads 1 \\
+      --backend torch compile onnxruntime openvino
+      what the runtimes make of it, on one core
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='configs to compare')
+    parser.add_argument(
+        '--peers',
+        action='store_true',
+        help='add MobileNetV2, ResNet-18 and ResNet-50 under the same neck and head',
+    )
+    parser.add_argument(
+        '--part',
+        nargs='+',
+        choices=PARTS,
+        default=list(PARTS),
+        help='the backbone alone, the whole model (default: both)',
+    )
+    parser.add_argument(
+        '--sizes',
+        nargs='+',
+        type=picture_size,
+        metavar='HEIGHTxWIDTH',
+        help='of the pictures (default: 512x512 for segmentors, 800x1333 for detectors)',
+    )
+    parser.add_argument(
+        '--batch', nargs='+', type=positive, default=[1], metavar='N', help='pictures at once'
+    )
+    parser.add_argument(
+        '--backend',
+        nargs='+',
+        choices=BACKENDS,
+        default=['torch'],
+        help='what runs the models (default: torch)',
+    )
+    parser.add_argument('--train', action='store_true', help='measure training steps too')
+    parser.add_argument(
+        '--no-deploy',
+        dest='deploy',
+        action='store_false',
+        help='do not fold normalisation and scales into the convolutions first',
+    )
+    parser.add_argument('--device', help='for instance cuda:1 (default: the first GPU, else cpu)')
+    parser.add_argument(
+        '--threads',
+        type=positive,
+        metavar='N',
+        help='of the processor (default: OMP_NUM_THREADS, else one for each physical core)',
+    )
+    parser.add_argument(
+        '--rounds',
+        type=positive,
+        default=Effort.rounds,
+        metavar='N',
+        help=f'turns of every model, at most (default: {Effort.rounds})',
+    )
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=Effort.seconds,
+        metavar='S',
+        help='for each model and setting; three rounds are measured in any case '
+        f'(default: {Effort.seconds:g})',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/benchmark'),
+        metavar='DIR',
+        help='output folder (default: work_dirs/benchmark)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override entries of all configs: model.test_cfg.rpn.max_per_img=300',
+    )
+    return parser.parse_args()
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """'800x1333' as (800, 1333)."""
+    height, separator, width = text.lower().partition('x')
+    if not (separator and height.isdecimal() and width.isdecimal() and int(height) * int(width)):
+        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 800x1333')
+    return int(height), int(width)
+
+
+def positive(text: str) -> int:
+    """A number from 1 on."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1 on')
+    return int(text)
+
+
+def main() -> int:
+    args = parse_args()
+    with clear_errors():
+        request = Request(
+            configs=args.configs,
+            peers=args.peers,
+            parts=args.part,
+            sizes=args.sizes,
+            batches=args.batch,
+            backends=args.backend,
+            train=args.train,
+            deploy=args.deploy,
+            device=args.device,
+            threads=args.threads,
+            effort=Effort(args.rounds, args.seconds),
+            options=args.cfg_options,
+        )
+        outcome = benchmark(request, lambda line: print(line, file=sys.stderr, flush=True))
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(outcome, args.out / 'benchmark.json')
+    text = format_outcome(outcome)
+    (args.out / 'benchmark.md').write_text(f'{text}\n', encoding='utf-8')
+    print(f'\n{text}\n\nwritten: {args.out}/benchmark.json, benchmark.md', end='')
+    print(', benchmark.png' if draw_plot(outcome, args.out / 'benchmark.png') else '')
+    return SOME_FAILED if any(each['problem'] for each in outcome['results']) else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Write a model as one file that goes from pixels to results without this project.
+
+Box decoding, non-maximum suppression and normalisation are inside the file; how to feed it, class
+names and colours are in its metadata. The file is run and compared with PyTorch, and is there only
+if the results are the same. What it needs: pip install -r requirements/export.txt.
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from _requirements import explain_missing
+
+with explain_missing():
+    from mmengine.config import DictAction
+
+    from backbones import trust_checkpoints
+    from backbones.engine.errors import clear_errors
+    from backbones.export.export import Options, export
+
+EXAMPLES = """\
+examples:
+  python tools/export.py seg_configs/fpn_effv2_s0.py CHECKPOINT fpn_s0.onnx
+      label maps of pictures of 512x512
+  python tools/export.py det_configs/mask_rcnn_effv2_s0.py CHECKPOINT mask_rcnn_s0.onnx --dynamic
+      boxes, scores, labels and masks of pictures of any size
+  python tools/export.py det_configs/retinanet_effv2_s0.py CHECKPOINT retinanet_s0.xml \\
+      --size 640x640 --batch 4 --cfg-options model.test_cfg.score_thr=0.3
+      for OpenVINO (with a .bin beside it), four pictures at once, sure detections only
+  python tools/export.py seg_configs/fpn_effv2_s0.py CHECKPOINT fpn_s0.mlpackage
+      for Core ML: converted here, it runs on Apple's machines only and is not compared
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='the config that the model was trained with')
+    parser.add_argument('checkpoint', help='a checkpoint of the whole model')
+    parser.add_argument(
+        'out',
+        metavar='OUT',
+        type=Path,
+        help='the file to write: .onnx, .pt2 (torch.export), .xml (OpenVINO), or .mlpackage '
+        '(Core ML: segmentors and backbones)',
+    )
+    parser.add_argument(
+        '--size',
+        type=picture_size,
+        metavar='HEIGHTxWIDTH',
+        help="of the input (default: what the config's test pipeline makes of a picture, "
+        '512x512 or 800x1344)',
+    )
+    parser.add_argument('--dynamic', action='store_true', help='leave height and width open')
+    parser.add_argument(
+        '--batch',
+        type=batch_size,
+        default=1,
+        metavar='N|dynamic',
+        help='pictures at once, or leave that open (default: 1)',
+    )
+    parser.add_argument(
+        '--logits', action='store_true', help="a segmentor's logits instead of a label map"
+    )
+    parser.add_argument(
+        '--backbone-only', action='store_true', help="the backbone's feature maps, of any model"
+    )
+    parser.add_argument(
+        '--no-deploy',
+        dest='deploy',
+        action='store_false',
+        help='do not fold normalisation and scales into the convolutions first',
+    )
+    parser.add_argument(
+        '--picture',
+        metavar='FILE',
+        help='what file and model are compared on; one with objects of the classes says most '
+        '(default: an astronaut)',
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read the checkpoint even if that may run code in it: only for files that you made '
+        'yourself',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override entries of the config: model.test_cfg.rcnn.score_thr=0.3',
+    )
+    return parser.parse_args()
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """'800x1344' as (800, 1344)."""
+    height, separator, width = text.lower().partition('x')
+    if not (separator and height.isdecimal() and width.isdecimal() and int(height) * int(width)):
+        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 800x1344')
+    return int(height), int(width)
+
+
+def batch_size(text: str) -> int | None:
+    """A number, or None for 'dynamic'."""
+    if text == 'dynamic':
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 on nor 'dynamic'")
+    return int(text)
+
+
+def main() -> None:
+    args = parse_args()
+    options = Options(
+        size=args.size,
+        dynamic=args.dynamic,
+        batch=args.batch,
+        logits=args.logits,
+        backbone_only=args.backbone_only,
+        deploy=args.deploy,
+        picture=args.picture,
+    )
+    with clear_errors():
+        if args.trust_checkpoint:
+            trust_checkpoints()
+        say = partial(print, flush=True)
+        export(args.config, args.checkpoint, args.out, options, args.cfg_options, say)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
