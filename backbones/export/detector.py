@@ -149,12 +149,13 @@ def by_anchor(values: Tensor, head: nn.Module) -> Tensor:
 
 
 def ranks(logits: Tensor) -> Tensor:
-    """Numbers from 1 on in the order of the logits, for where nothing but the order counts.
+    """Numbers above 0 in the order of the logits, for where nothing but the order counts.
 
     Sigmoids would do in PyTorch, but where they are small onnxruntime's are all the same: it
     computes them to 1e-8, and a region proposal network is certain of most of what it sees.
     """
-    return logits.clamp(-60, 60) + 61
+    inverse = 1 / (1 + logits.abs())
+    return torch.where(logits < 0, inverse, 2 - inverse)
 
 
 def drop_small(boxes: Tensor, scores: Tensor, settings: dict) -> Tensor:
