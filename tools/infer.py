@@ -22,7 +22,12 @@ from types import FrameType
 
 from _requirements import explain_missing
 
+# Read when torch is loaded: threads that wait actively for the model's next step would take the
+# cores from reading, drawing and encoding.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 with explain_missing():
+    import cv2
     from mmengine.config import DictAction
 
     from backbones import trust_checkpoints
@@ -205,6 +210,8 @@ def score(text: str) -> float:
 
 def main() -> int:
     args = parse_args()
+    # Frames are worked on in parallel already.
+    cv2.setNumThreads(1)
     # Names of files need not be text.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors='backslashreplace')
