@@ -101,6 +101,12 @@ def datasets_of(config: Config, splits: tuple[str, ...] = SPLITS) -> Iterator[Co
             yield from unwrap_dataset(loader.dataset)
 
 
+def test_pipeline(config: Config) -> list[ConfigDict]:
+    """What a config does to the pictures of a test; nothing where it does not say."""
+    dataset = next(datasets_of(config, ('test', 'val')), {})
+    return dataset.get('pipeline') or config.get('test_pipeline') or []
+
+
 def unwrap_dataset(dataset: ConfigDict) -> Iterator[ConfigDict]:
     """What a dataset is made of: itself, or what it wraps or joins."""
     if 'dataset' in dataset:

@@ -68,18 +68,27 @@ def check_whole(config: Config, checkpoint: dict, classes: Sequence[str]) -> Non
             f'({enumerate_keys(list(trained))}), the data of the config have {len(classes)} '
             f'({enumerate_keys(list(classes))})'
         )
-    missing = fit(MODELS.build(whole_model(config)), checkpoint, source)
+    fit_whole(MODELS.build(whole_model(config)), checkpoint, source)
+
+
+def whole_model(config: Config) -> ConfigDict:
+    """The model of a config, out of the wrapper for test-time augmentation."""
+    return config.model.get('module', config.model)
+
+
+def fit_whole(model: nn.Module, checkpoint: dict, source: str) -> None:
+    """Load a checkpoint that has all of a model.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape, or the backbone is another one.
+    """
+    missing = fit(model, checkpoint, source)
     if missing:
         raise CheckpointError(
             f'checkpoint {source} lacks {len(missing)} tensors of the model '
             f'({enumerate_keys(missing)}): it was made with another config, or holds a backbone '
             'only'
         )
-
-
-def whole_model(config: Config) -> ConfigDict:
-    """The model of a config, out of the wrapper for test-time augmentation."""
-    return config.model.get('module', config.model)
 
 
 def fit(model: nn.Module, checkpoint: dict, source: str) -> list[str]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from backbones.deploy import switch_to_deploy
 from backbones.engine.classes import set_num_classes
-from backbones.engine.config import datasets_of, load_config
+from backbones.engine.config import load_config, test_pipeline
 from backbones.inference.torch_model import build_model, classes_and_palette
 from backbones.weights import load_checkpoint
 
@@ -238,11 +238,6 @@ def unknown_steps(cfg: Config) -> list[str]:
     """Steps of the test pipeline that may change the picture and that a file does not have."""
     names = [str(step.type).rpartition('.')[2] for step in test_pipeline(cfg)]
     return [name for name in names if not name.startswith(HARMLESS_STEPS)]
-
-
-def test_pipeline(cfg: Config) -> list[dict]:
-    dataset = next(datasets_of(cfg, ('test', 'val')), {})
-    return dataset.get('pipeline') or cfg.get('test_pipeline') or []
 
 
 def convert(traceable: nn.Module, path: Path, description: Description) -> None:

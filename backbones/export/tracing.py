@@ -1,11 +1,10 @@
 """Recording what a model computes, for pictures of one size or of any."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -46,7 +45,7 @@ def trace(
     # Sizes of the example that are small or alike look to torch as if they always were.
     height, width = size or (2 * min_size + 61, 2 * min_size + 93)
     example = torch.zeros(batch or 3, 3, height, width)
-    biases = biases_kept(model, example) if keep_biases else biases_looked_up()
+    biases = biases_kept(model, example) if keep_biases else nullcontext()
     with torch.no_grad(), biases:
         return torch.export.export(
             model,
@@ -55,13 +54,6 @@ def trace(
             # What is true of every size but beyond its algebra becomes an assertion.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-
-
-@contextmanager
-def biases_looked_up() -> Iterator[None]:
-    """Relative position biases of any grid, from tables that are resized while a file runs."""
-    with attention_of_any_size(), patch.object(attention, 'look_up', look_up):
-        yield
 
 
 @contextmanager
@@ -78,34 +70,5 @@ def biases_kept(model: nn.Module, example: Tensor) -> Iterator[None]:
         return kept[module]
 
     bias = attention.RelativePositionBias
-    with attention_of_any_size(), patch.object(bias, 'forward', kept_bias):
+    with patch.object(bias, 'forward', kept_bias):
         yield
-
-
-@contextmanager
-def attention_of_any_size() -> Iterator[None]:
-    """Attention with what can be traced and converted in the place of what is fast in PyTorch."""
-    with (
-        patch.object(attention, 'add_bias', add_bias),
-        patch.object(attention, 'mix_heads', mix_heads),
-    ):
-        yield
-
-
-def look_up(table: Tensor, query_stride: int) -> Tensor:
-    """:func:`backbones.attention.look_up` without sizes that only a division tells."""
-    _, height, width = table.shape
-    mirrored = F.pad(table, (width - 1, 0, height - 1, 0), mode='reflect')
-    rows = torch.arange(0, height, query_stride)[:, None] + torch.arange(height)
-    columns = torch.arange(0, width, query_stride)[:, None] + torch.arange(width)
-    return mirrored[:, rows][:, :, :, columns].transpose(2, 3)
-
-
-def add_bias(scores: Tensor, bias: Tensor) -> Tensor:
-    """:func:`backbones.attention.add_bias` in four dimensions: Core ML has five at most."""
-    return scores + bias.flatten(3).flatten(1, 2)
-
-
-def mix_heads(scores: Tensor, talking_head: nn.Conv2d) -> Tensor:
-    """:func:`backbones.attention.mix_heads` as the convolution that it is."""
-    return F.conv2d(scores, talking_head.weight)

@@ -129,24 +129,25 @@ class StreamWriter:
         if self._is_given_up:
             self.discard()
             return None
-        folder, problem = self.writer.folder, None
+        problem = None
         if self._video is not None:
-            is_whole = not closed.was_interrupted and self.clip.end is None
+            # Where the pictures end early, the sound ends with them.
+            is_whole = not (closed.was_interrupted or closed.problem or self.clip.end)
             self._video.close(rest_of_sound=is_whole)
-            record['drawn'] = self._video.path.relative_to(folder).as_posix()
+            record['drawn'] = self.writer.relative(self._video.path)
             problem = self._video.problem
         frames = self.writer.partial_frames_folder(self.job)
         if self._lines is not None:
             self._lines.close()
             os.replace(self._lines.name, self._lines_path)
-            record['data'] = self._lines_path.relative_to(folder).as_posix()
+            record['data'] = self.writer.relative(self._lines_path)
         elif frames.is_dir():
-            path = folder / 'data' / f'{self.job.stem}.frames'
+            path = self.writer.folder / 'data' / f'{self.job.stem}.frames'
             # Of an earlier run, which may have taken other frames.
             if path.is_dir():
                 shutil.rmtree(path)
             frames.rename(path)
-            record['data'] = path.relative_to(folder).as_posix()
+            record['data'] = self.writer.relative(path)
         return problem
 
     def _open_video(self) -> VideoWriter:

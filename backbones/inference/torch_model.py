@@ -12,13 +12,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from backbones.checkpoint import CheckpointError, enumerate_keys
 from backbones.deploy import switch_to_deploy
 from backbones.engine.amp import features_in_bfloat16
 from backbones.engine.classes import dataset_class, set_classes, set_num_classes
-from backbones.engine.config import datasets_of, fit_to_device, load_config
+from backbones.engine.config import datasets_of, fit_to_device, load_config, test_pipeline
 from backbones.engine.errors import ConfigError, DataError
-from backbones.engine.preflight import fit
+from backbones.engine.preflight import fit_whole
 from backbones.engine.saved_config import config_of
 from backbones.weights import load_checkpoint
 
@@ -221,13 +220,7 @@ def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Modul
             model = MODELS.build(config.model)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ConfigError(f'the model of the config cannot be built: {error}') from error
-    missing = fit(model, checkpoint, source)
-    if missing:
-        raise CheckpointError(
-            f'checkpoint {source} lacks {len(missing)} tensors of the model '
-            f'({enumerate_keys(missing)}): it was made with another config, or holds a backbone '
-            'only'
-        )
+    fit_whole(model, checkpoint, source)
     return model
 
 
@@ -237,8 +230,7 @@ def preparation(config: Config, path: str) -> list[dict]:
     Raises:
         ConfigError: There is none.
     """
-    dataset = next(datasets_of(config, ('test', 'val')), {})
-    pipeline = dataset.get('pipeline') or config.get('test_pipeline')
+    pipeline = test_pipeline(config)
     if not pipeline:
         raise ConfigError(f'{path} has no test_dataloader, so how to prepare a picture is unknown')
     kept = [step for step in pipeline if not any(name in str(step.type) for name in READING_STEPS)]

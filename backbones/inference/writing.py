@@ -127,9 +127,9 @@ class Writer:
             with lasting_errors():
                 if self.draws:
                     drawing = self._draw(predicted, 'below')
-                    record['drawn'] = self._relative(self._write_drawing(job, drawing))
+                    record['drawn'] = self.relative(self._write_drawing(job, drawing))
                 if self.writes_data:
-                    record['data'] = self._relative(self._write_data(job, predicted))
+                    record['data'] = self.relative(self._write_data(job, predicted))
         except OutputError:
             raise
         except MemoryError as error:
@@ -190,7 +190,8 @@ class Writer:
             write_json(path, coco_results(predicted.prediction, size, image_id, self.categories))
         return path
 
-    def _relative(self, path: Path) -> str:
+    def relative(self, path: Path) -> str:
+        """A path as ``predictions.jsonl`` has it."""
         return path.relative_to(self.folder).as_posix()
 
 
