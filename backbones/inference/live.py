@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from types import TracebackType
 
 import av
 import av.error
@@ -140,12 +139,7 @@ class LiveReader:
     def __enter__(self) -> 'LiveReader':
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _wait_for_first(self) -> None:
@@ -159,7 +153,10 @@ class LiveReader:
             raise error
         if ended:
             raise InputError(f'{self._giver} ended the stream before the first picture')
-        raise InputError(f'{self._giver} did not answer with a picture within {self.timeout:g} s')
+        raise InputError(self._no_answer())
+
+    def _no_answer(self) -> str:
+        return f'{self._giver} did not answer with a picture within {self.timeout:g} s'
 
     def _capture(self, pictures: Iterator[tuple[float | None, np.ndarray]]) -> None:
         """What the thread does."""
@@ -198,10 +195,14 @@ class LiveReader:
 
     def _read_stream(self, url: str) -> Iterator[tuple[float | None, np.ndarray]]:
         """Pictures with their time stamps, in seconds, or None where the stream has none."""
+        start = time.monotonic()
         try:
             container = av.open(url, options=STREAM_OPTIONS, timeout=self.timeout)
         except av.FFmpegError as error:
-            raise InputError(explain_open(error, self._giver, url, self.timeout)) from error
+            # What FFmpeg calls a wait that it gave up depends on where it was waiting.
+            if time.monotonic() - start >= self.timeout:
+                raise InputError(self._no_answer()) from error
+            raise InputError(explain_open(error, self._giver, url)) from error
         with container:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
@@ -318,13 +319,11 @@ def find_host(url: str) -> str:
     return re.match(r'\w+://(?:[^/?]*@)?([^/?]*)', url)[1]
 
 
-def explain_open(error: av.FFmpegError, giver: str, url: str, timeout: float) -> str:
+def explain_open(error: av.FFmpegError, giver: str, url: str) -> str:
     """Why a stream cannot be opened, and what to do."""
     match error:
         case ConnectionRefusedError():
             return f'{giver} refuses the connection: is it running, and is the port right?'
-        case av.error.ExitError() | TimeoutError():
-            return f'{giver} did not answer with a picture within {timeout:g} s'
         case av.error.HTTPUnauthorizedError():
             scheme = url.partition(':')[0]
             return (

@@ -360,6 +360,19 @@ class TestNoServer:
             with pytest.raises(InputError, match=r'did not answer with a picture within 0\.3 s'):
                 LiveReader(f'{scheme}://127.0.0.1:{port}/live/1', timeout=0.3)
 
+    @pytest.mark.parametrize('scheme', ['rtsp', 'rtsps', 'rtmp', 'http'])
+    def test_ffmpegs_thread_is_the_first_to_give_up(
+        self, scheme: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wait = LiveReader._wait_for_first
+
+        def wait_for_thread_first(reader: LiveReader) -> None:
+            reader._thread.join()
+            wait(reader)
+
+        monkeypatch.setattr(LiveReader, '_wait_for_first', wait_for_thread_first)
+        self.test_accepts_and_never_answers(scheme)
+
     def test_nobody_sends(self) -> None:
         with pytest.raises(InputError, match=r'the sender to 127\.0\.0\.1:\d+ did not answer'):
             LiveReader(find_udp_address(), timeout=0.3)
