@@ -14,7 +14,14 @@ from pathlib import Path
 from _requirements import explain_missing
 
 with explain_missing():
-    from mmengine.config import DictAction
+    from _arguments import (
+        add_cfg_options,
+        add_no_deploy,
+        make_parser,
+        parse,
+        picture_size,
+        positive,
+    )
 
     from backbones.benchmark.benchmark import Request, benchmark
     from backbones.benchmark.plot import draw_plot
@@ -38,11 +45,7 @@ examples:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='configs to compare')
     parser.add_argument(
         '--peers',
@@ -74,12 +77,7 @@ def parse_args() -> argparse.Namespace:
         help='what runs the models (default: torch)',
     )
     parser.add_argument('--train', action='store_true', help='measure training steps too')
-    parser.add_argument(
-        '--no-deploy',
-        dest='deploy',
-        action='store_false',
-        help='do not fold normalisation and scales into the convolutions first',
-    )
+    add_no_deploy(parser)
     parser.add_argument('--device', help='for instance cuda:1 (default: the first GPU, else cpu)')
     parser.add_argument(
         '--threads',
@@ -109,30 +107,8 @@ def parse_args() -> argparse.Namespace:
         metavar='DIR',
         help='output folder (default: work_dirs/benchmark)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override entries of all configs: model.test_cfg.rpn.max_per_img=300',
-    )
-    return parser.parse_args()
-
-
-def picture_size(text: str) -> tuple[int, int]:
-    """'800x1333' as (800, 1333)."""
-    height, separator, width = text.lower().partition('x')
-    if not (separator and height.isdecimal() and width.isdecimal() and int(height) * int(width)):
-        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 800x1333')
-    return int(height), int(width)
-
-
-def positive(text: str) -> int:
-    """A number from 1 on."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1 on')
-    return int(text)
+    add_cfg_options(parser, 'model.test_cfg.rpn.max_per_img=300')
+    return parse(parser)
 
 
 def main() -> int:

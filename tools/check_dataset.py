@@ -8,8 +8,7 @@ from pathlib import Path
 from _requirements import explain_missing
 
 with explain_missing():
-    from _run_arguments import parse_run_args
-    from mmengine.config import DictAction
+    from _arguments import add_cfg_options, make_parser, parse, positive
 
     from backbones.engine.check_dataset import Report, check_dataset
     from backbones.engine.config import SPLITS, load_config
@@ -29,11 +28,7 @@ exit code: 0 no errors, 1 errors, 2 the command line or the config is wrong
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='a config for mmdet or mmseg, as train.py takes it')
     parser.add_argument(
         '--split', nargs='+', choices=SPLITS, help='what to check (default: all that there are)'
@@ -42,23 +37,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--workers', type=positive, metavar='N', help='processes (default: one a core)'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override entries of the config: train_dataloader.dataset.data_root=data/mine/',
-    )
-    parser.set_defaults(local_rank=0)
-    return parse_run_args(parser)
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError('at least 1')
-    return number
+    add_cfg_options(parser, 'train_dataloader.dataset.data_root=data/mine/')
+    return parse(parser)
 
 
 def main() -> int:

@@ -13,7 +13,14 @@ from pathlib import Path
 from _requirements import explain_missing
 
 with explain_missing():
-    from mmengine.config import DictAction
+    from _arguments import (
+        add_cfg_options,
+        add_no_deploy,
+        add_trust_checkpoint,
+        make_parser,
+        parse,
+        picture_size,
+    )
 
     from backbones import trust_checkpoints
     from backbones.engine.errors import clear_errors
@@ -34,11 +41,7 @@ examples:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='the config that the model was trained with')
     parser.add_argument('checkpoint', help='a checkpoint of the whole model')
     parser.add_argument(
@@ -69,41 +72,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--backbone-only', action='store_true', help="the backbone's feature maps, of any model"
     )
-    parser.add_argument(
-        '--no-deploy',
-        dest='deploy',
-        action='store_false',
-        help='do not fold normalisation and scales into the convolutions first',
-    )
+    add_no_deploy(parser)
     parser.add_argument(
         '--picture',
         metavar='FILE',
         help='what file and model are compared on; one with objects of the classes says most '
         '(default: an astronaut)',
     )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read the checkpoint even if that may run code in it: only for files that you made '
-        'yourself',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override entries of the config: model.test_cfg.rcnn.score_thr=0.3',
-    )
-    return parser.parse_args()
-
-
-def picture_size(text: str) -> tuple[int, int]:
-    """'800x1344' as (800, 1344)."""
-    height, separator, width = text.lower().partition('x')
-    if not (separator and height.isdecimal() and width.isdecimal() and int(height) * int(width)):
-        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 800x1344')
-    return int(height), int(width)
+    add_trust_checkpoint(parser)
+    add_cfg_options(parser, 'model.test_cfg.rcnn.score_thr=0.3')
+    return parse(parser)
 
 
 def batch_size(text: str) -> int | None:

@@ -28,7 +28,14 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 with explain_missing():
     import cv2
-    from mmengine.config import DictAction
+    from _arguments import (
+        add_cfg_options,
+        add_no_deploy,
+        add_trust_checkpoint,
+        make_parser,
+        parse,
+        positive,
+    )
 
     from backbones import trust_checkpoints
     from backbones.engine.errors import ConfigError, clear_errors
@@ -39,7 +46,7 @@ with explain_missing():
     from backbones.inference.listing import expand_inputs
     from backbones.inference.progress import Progress
     from backbones.inference.reading import Clip, Job
-    from backbones.inference.records import PART_PATTERN, RecordFile, merge_records
+    from backbones.inference.records import FILE_NAME, PART_PATTERN, RecordFile, merge_records
     from backbones.inference.run import Run, Summary
     from backbones.inference.sharding import Processes, connect, device_of_process
     from backbones.inference.window import Window
@@ -66,10 +73,9 @@ examples:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        __doc__,
+        EXAMPLES,
         usage='%(prog)s CONFIG CHECKPOINT INPUT [INPUT ...] [options]\n'
         '       %(prog)s MODEL.onnx INPUT [INPUT ...] [options]',
     )
@@ -127,7 +133,7 @@ def parse_args() -> argparse.Namespace:
 
     video = parser.add_argument_group('videos and cameras')
     video.add_argument(
-        '--every', type=count, default=1, metavar='N', help='take every Nth frame (default: 1)'
+        '--every', type=positive, default=1, metavar='N', help='take every Nth frame (default: 1)'
     )
     video.add_argument(
         '--start', type=seconds, default=0.0, metavar='SECONDS', help='default: the beginning'
@@ -144,7 +150,7 @@ def parse_args() -> argparse.Namespace:
     speed = parser.add_argument_group('speed')
     speed.add_argument(
         '--batch-size',
-        type=count,
+        type=positive,
         default=1,
         metavar='N',
         help='pictures that go through the model at once, if so many of one size are ready; '
@@ -152,28 +158,11 @@ def parse_args() -> argparse.Namespace:
     )
     speed.add_argument('--device', help='cpu, cuda:1, ... (default: a GPU if there is one)')
     speed.add_argument('--amp', action='store_true', help='mixed precision')
-    speed.add_argument(
-        '--no-deploy',
-        dest='deploy',
-        action='store_false',
-        help='leave the network as it is in training instead of folding its norms',
-    )
+    add_no_deploy(speed)
 
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read the checkpoint even if that may run code in it: only for files that you made '
-        'yourself',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override entries of the config: model.test_cfg.score_thr=0.01',
-    )
-    args = parser.parse_intermixed_args()
+    add_trust_checkpoint(parser)
+    add_cfg_options(parser, 'model.test_cfg.score_thr=0.01')
+    args = parse(parser, parser.parse_intermixed_args)
     args.checkpoint = None if args.model.endswith('.onnx') else args.inputs.pop(0)
     if not args.inputs:
         parser.error('there is no INPUT after the model: give CONFIG CHECKPOINT INPUT')
@@ -182,14 +171,6 @@ def parse_args() -> argparse.Namespace:
     if args.data_only and args.no_data:
         parser.error('--data-only and --no-data leave nothing to write')
     return args
-
-
-def count(text: str) -> int:
-    """A number from 1 on."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not 1 or more')
-    return number
 
 
 def seconds(text: str) -> float:
@@ -380,7 +361,7 @@ def report(
     for summary in summaries:
         if summary.capture_rate:
             print(f'capture: {summary.capture_rate:.1f} a second, {summary.dropped} dropped')
-    print(f'results: {folder}{os.sep}, listed in {folder / "predictions.jsonl"}')
+    print(f'results: {folder}{os.sep}, listed in {folder / FILE_NAME}')
 
 
 if __name__ == '__main__':

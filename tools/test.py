@@ -7,7 +7,7 @@ from pathlib import Path
 from _requirements import explain_missing
 
 with explain_missing():
-    from _run_arguments import add_run_arguments, parse_run_args
+    from _arguments import add_no_deploy, add_run_arguments, make_parser, parse_run_args
     from mmengine.config import Config
     from mmengine.dist import is_main_process
 
@@ -36,11 +36,7 @@ examples:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='the config that the model was trained with')
     parser.add_argument(
         'checkpoint',
@@ -62,13 +58,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="average over flips, and over the sizes of the config's tta_pipeline",
     )
-    parser.add_argument(
-        '--no-deploy',
-        dest='deploy',
-        action='store_false',
-        help='leave the network as it is in training instead of folding its norms, which is '
-        'slower and changes results by rounding only',
-    )
+    add_no_deploy(parser)
     add_run_arguments(parser, 'test_dataloader.batch_size=4')
     return parse_run_args(parser)
 

@@ -7,7 +7,7 @@ from _requirements import explain_missing
 
 with explain_missing():
     import torch
-    from _run_arguments import add_run_arguments, parse_run_args
+    from _arguments import add_run_arguments, make_parser, parse_run_args
     from mmengine.config import Config, ConfigDict
     from mmengine.dist import is_main_process
 
@@ -51,11 +51,7 @@ exit codes:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='a config for mmdet or mmseg (its default_scope tells)')
     parser.add_argument(
         '--work-dir',

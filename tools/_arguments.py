@@ -1,0 +1,112 @@
+"""What the tools' command lines have in common."""
+
+import argparse
+import os
+from collections.abc import Callable
+
+from mmengine.config import DictAction
+
+
+def make_parser(
+    description: str, examples: str, usage: str | None = None
+) -> argparse.ArgumentParser:
+    """A parser whose help keeps the line breaks of its texts."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        usage=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, option_example: str) -> None:
+    """Add what every run of mmengine's takes.
+
+    Args:
+        parser: Changed in place.
+        option_example: An example of ``--cfg-options``.
+    """
+    add_trust_checkpoint(parser)
+    add_cfg_options(parser, option_example)
+    parser.add_argument(
+        '--launcher',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+        default='none',
+        help='what started the processes (default: none, a single one)',
+    )
+    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_trust_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint``."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints even if that may run code in them: only for files that you made '
+        'yourself',
+    )
+
+
+def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add ``--cfg-options``; the parser's arguments are then read by :func:`parse`."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help=f'override entries of the config: {example}',
+    )
+
+
+def add_no_deploy(parser: argparse._ActionsContainer) -> None:
+    """Add ``--no-deploy``, which makes ``deploy`` False."""
+    parser.add_argument(
+        '--no-deploy',
+        dest='deploy',
+        action='store_false',
+        help='leave the network as it is in training instead of folding its norms and scales, '
+        'which is slower and changes results by rounding only',
+    )
+
+
+def parse(
+    parser: argparse.ArgumentParser, parse_args: Callable[[], argparse.Namespace] | None = None
+) -> argparse.Namespace:
+    """Parse the command line, with a message for what ``--cfg-options`` cannot take.
+
+    Args:
+        parser: The parser.
+        parse_args: Which of its methods to use. Default: ``parser.parse_args``.
+    """
+    try:
+        return (parse_args or parser.parse_args)()
+    # What mmengine's DictAction makes of brackets that it does not know or that do not match.
+    except (RecursionError, AssertionError):
+        parser.error(
+            '--cfg-options: a value is a number, a word, None, or a list as "[1,2]" or "(1,2)". '
+            'The entries of a dict are given one by one: model.backbone.init_cfg.checkpoint=PATH'
+        )
+
+
+def parse_run_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, and tell mmengine which process of its machine this is."""
+    args = parse(parser)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def positive(text: str) -> int:
+    """A number from 1 on."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'{text} is not 1 or more')
+    return int(text)
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """'800x1344' as (800, 1344)."""
+    height, separator, width = text.lower().partition('x')
+    if not (separator and height.isdecimal() and width.isdecimal() and int(height) * int(width)):
+        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 800x1344')
+    return int(height), int(width)
