@@ -100,7 +100,7 @@ def parse_run_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def positive(text: str) -> int:
     """A number from 1 on."""
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f'{text} is not 1 or more')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1 on')
     return int(text)
 
 

@@ -569,7 +569,7 @@ class TestMistakes:
             (['webcam:0'], 1, 'webcam:0 has no end of its own: give it as the only input'),
             (['--start', '5', '--end', '4'], 2, '--end 4 is not after --start 5'),
             (['--data-only', '--no-data'], 2, 'leave nothing to write'),
-            (['--every', '0'], 2, '0 is not 1 or more'),
+            (['--every', '0'], 2, "'0' is not a number from 1 on"),
             (['--score-thr', '50'], 2, '50 is not from 0 to 1'),
             (['--start', '-1'], 2, '-1 is not 0 or more'),
         ],
