@@ -1,7 +1,7 @@
 """Attention of EfficientFormerV2 on token grids of any size.
 
-The two kinds of attention come first, then the relative position bias that both add to their
-scores, then how the queries are split so that the scores of a large picture fit in memory.
+The two kinds of attention come first, then how the queries are split so that the scores of a
+large picture fit in memory. :mod:`.relative_position_bias` has what both add to their scores.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deploy import join_convs, scale_channels
-from .layers import GELU, ConvNorm, add
-
-# Where it has been since torch 2.3, and where it was before.
-is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
-
-BIAS_RESIZE_MODES = ('offset', 'matrix')
+from .inplace import add
+from .layers import GELU, ConvNorm
+from .onednn import FusedConv, can_use_onednn
+from .onednn_attention import add_attention
+from .relative_position_bias import RelativePositionBias
+from .torch_state import is_compiling
 
 # At inference the queries are split when the scores of all of them would take more bytes than
 # this. Elsewhere they only have to fit in memory; on a CPU they are to stay in its cache.
@@ -86,10 +86,14 @@ class TalkingHeadAttention(nn.Module):
         if self.stride_conv is not None:
             x = self.stride_conv(x)
         q, k, v = self.project(x)
-        # The first talking head mixes the scores in `attend`, the bias here: it is linear.
-        bias = self.relative_position_bias(x.shape[-2:], q.dtype, self.talking_head1)
-        x = add(self.v_local(v), attend_in_parts(self.attend, q, k, v, bias))
-        x = add(x, self.constant_part(v))
+        bias = self.relative_position_bias(x.shape[-2:], q.dtype)
+        x = self.v_local(v)
+        if can_use_onednn(x):
+            heads = (self.talking_head1.weight[:, :, 0, 0], self.talking_head2.weight[:, :, 0, 0])
+            x = add_attention(x, q, k, v, bias, heads, self.constant_part(v).flatten(1))
+        else:
+            x = add(x, attend_in_parts(self.attend, q, k, v, bias))
+            x = add(x, self.constant_part(v))
         if self.stride_conv is not None:
             x = F.interpolate(x, size, mode='bilinear', align_corners=False)
         return self.proj(self.act(x))
@@ -101,9 +105,12 @@ class TalkingHeadAttention(nn.Module):
         return self.q(x) * self.scale, self.k(x), self.v(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        scores = mix_heads(q @ k.transpose(-2, -1), self.talking_head1)
-        weights = mix_heads(add_bias(scores, bias).softmax(dim=-1), self.talking_head2)
-        return weights @ v
+        scores = add_bias(q @ k.transpose(-2, -1), bias)
+        scores = mix_heads(scores, self.talking_head1)
+        if scores.requires_grad:
+            # The softmax takes it away again, but whoever waits for all gradients gets this one.
+            scores = scores + self.talking_head1.bias[:, None, None]
+        return mix_heads(scores.softmax(dim=-1), self.talking_head2) @ v
 
     def constant_part(self, v: Tensor) -> Tensor:
         """What the second talking head's bias, which `attend` leaves out, makes of all values.
@@ -184,7 +191,11 @@ class DownsamplingAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.project(x)
         bias = self.relative_position_bias(x.shape[-2:], q.dtype)
-        x = add(self.v_local(v), attend_in_parts(self.attend, q, k, v, bias))
+        x = self.v_local(v)
+        if can_use_onednn(x):
+            x = add_attention(x, q, k, v, bias)
+        else:
+            x = add(x, attend_in_parts(self.attend, q, k, v, bias))
         return self.proj(self.act(x))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,147 +219,9 @@ class DownsamplingAttention(nn.Module):
             scale_channels(self.q, self.scale)
             # Every second pixel is what the middle of the kernel sees.
             self.q_local.weight[:, :, 1, 1] += 1
+            self.q_local = FusedConv(self.q_local)
             self.kv = join_convs((self.k, self.v))
             del self.k, self.v
-
-
-class RelativePositionBias(nn.Module):
-    """What the distance between a query and a key adds to their score, learned for each head.
-
-    The table has an entry for every offset (|dy|, |dx|) on the token grid of pre-training
-    (LeViT's attention bias, which the paper takes over). For another grid it is carried over by
-
-    - 'offset': the table is resized (bicubic, offset 0 and the largest offset stay what they
-      are) and then looked up. Exact where the grids agree, and cheap.
-    - 'matrix': the table is looked up for the grid of pre-training and the matrix of queries
-      and keys is resized as if it were a picture. The authors' published COCO and ADE20K
-      models were trained with it; it serves them alone.
-
-    At inference the bias of the last grid is kept until the table changes.
-
-    Args:
-        num_heads: Attention heads.
-        table_size: Token grid (height, width) of the keys that the table is laid out for.
-        query_stride: Queries are at every ``query_stride``-th key of both axes.
-        resize: 'offset' or 'matrix'.
-    """
-
-    def __init__(
-        self, num_heads: int, table_size: tuple[int, int], query_stride: int, resize: str
-    ) -> None:
-        super().__init__()
-        self.query_stride = query_stride
-        self.resize = resize
-        self.table = nn.Parameter(torch.zeros(num_heads, *table_size))
-        self._kept: tuple[tuple, Tensor] | None = None
-
-    def forward(
-        self, grid: tuple[int, int], dtype: torch.dtype, talking_head: nn.Conv2d | None = None
-    ) -> Tensor:
-        """Bias of all queries.
-
-        With 'offset' it is a view of a table twice as wide and high, see :func:`look_up`: it
-        takes no memory.
-
-        Args:
-            grid: Height and width of the keys, in tokens.
-            dtype: What the scores are in, which autocast may have made another than the table's.
-            talking_head: Mixes the bias of the heads. Default: they stay as they are.
-
-        Returns:
-            (num_heads, query rows, query columns, *grid), with the keys from last to first.
-        """
-        if self.training or torch.is_grad_enabled() or is_compiling():
-            return self._look_up(grid, dtype, talking_head)
-        used = [self.table] if talking_head is None else [self.table, *talking_head.parameters()]
-        described = (tuple(grid), dtype, self.table.device, [version_of(p) for p in used])
-        if self._kept is None or self._kept[0] != described:
-            self._kept = described, self._look_up(grid, dtype, talking_head)
-        return self._kept[1]
-
-    def train(self, mode: bool = True) -> 'RelativePositionBias':
-        # Writing to a parameter's `data`, as moving averages do, leaves no trace in its version.
-        self._kept = None
-        return super().train(mode)
-
-    def _look_up(
-        self, grid: tuple[int, int], dtype: torch.dtype, talking_head: nn.Conv2d | None
-    ) -> Tensor:
-        # To mix the table is to mix what is made of it: a talking head is linear, and where a
-        # table is resized its values are averaged with weights of sum 1.
-        table = self.table if talking_head is None else talking_head(self.table)
-        if self.resize == 'offset':
-            return look_up(resize_table(table, grid).to(dtype), self.query_stride)
-        matrix = look_up(table, self.query_stride)
-        queries = [-(-side // self.query_stride) for side in grid]
-        matrix = matrix.flatten(3).flatten(1, 2)[None].float()
-        size = (queries[0] * queries[1], grid[0] * grid[1])
-        resized = F.interpolate(matrix, size, mode='bicubic', align_corners=False)[0].to(dtype)
-        return resized.unflatten(2, tuple(grid)).unflatten(1, tuple(queries))
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        key = f'{prefix}table'
-        loaded = state_dict.get(key)
-        if loaded is not None and loaded.dim() == 3 and len(loaded) == len(self.table):
-            state_dict[key] = resize_table(loaded, self.table.shape[1:])
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._kept = None
-
-
-def version_of(parameter: Tensor) -> tuple[int, int]:
-    """Something that changes when a parameter does."""
-    version = 0 if parameter.is_inference() else parameter._version
-    return version, parameter.data_ptr()
-
-
-def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Lay a table of offsets out for another grid.
-
-    Args:
-        table: (num_heads, height, width).
-        grid: The new height and width.
-
-    Returns:
-        (num_heads, *grid); the table itself where the grids agree.
-    """
-    # An exported network is not to depend on the grid of the picture that it was exported with.
-    if not is_compiling() and tuple(table.shape[1:]) == tuple(grid):
-        return table
-    # In float32, since half precision has no bicubic kernel on every device.
-    resized = F.interpolate(table[None].float(), tuple(grid), mode='bicubic', align_corners=True)
-    return resized[0].to(table.dtype)
-
-
-def look_up(table: Tensor, query_stride: int) -> Tensor:
-    """Spread a table of offsets over the pairs of queries and keys of its grid.
-
-    Beside its mirror images, so that entry (dy, dx) of all signs has a place of its own, the
-    table holds what a query adds to all keys as a window of the grid's size, which moves with
-    the query. It moves the other way than the keys run, so that they are taken backwards.
-
-    Args:
-        table: (num_heads, height, width), entry (|dy|, |dx|).
-        query_stride: Queries are at every ``query_stride``-th key of both axes.
-
-    Returns:
-        (num_heads, query rows, query columns, height, width): entry (qy, qx, y, x) is of the key
-        at (height - 1 - y, width - 1 - x). A view of the mirrored table.
-    """
-    num_heads, height, width = table.shape
-    if is_compiling():
-        # Exporters know gathering with sizes that vary better than mirroring and windows.
-        dy, dx = (
-            (
-                torch.arange(0, side, query_stride, device=table.device)[:, None]
-                + torch.arange(1 - side, 1, device=table.device)
-            ).abs()
-            for side in (height, width)
-        )
-        index = dy[:, None, :, None] * width + dx[:, None, :]
-        gathered = table.flatten(1).index_select(1, index.flatten())
-        return gathered.view(num_heads, *index.shape)
-    mirrored = F.pad(table, (width - 1, 0, height - 1, 0), mode='reflect')
-    return mirrored.unfold(1, height, query_stride).unfold(2, width, query_stride)
 
 
 def attend_in_parts(

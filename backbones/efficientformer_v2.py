@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .attention import (
-    BIAS_RESIZE_MODES,
-    DownsamplingAttention,
-    TalkingHeadAttention,
-    is_compiling,
-)
+from .attention import DownsamplingAttention, TalkingHeadAttention
 from .checkpoint import CheckpointError, adapt_state_dict, enumerate_keys
 from .deploy import can_fold, fold_norm, scale_channels
-from .layers import ConvNorm, FeedForward, LayerScale, Stem, add
+from .inplace import add
+from .layers import ConvNorm, FeedForward, LayerScale, Stem
+from .onednn import FusedConv, can_use_onednn
+from .relative_position_bias import BIAS_RESIZE_MODES
+from .strips import in_strips
+from .torch_state import is_compiling
 
 # One row for each network of the family; every sequence has an entry for each of the four stages.
 # `mlp_ratios` has one number for each block, `num_attention_blocks` says how many of the last
@@ -196,9 +196,9 @@ class EfficientFormerV2(BaseModule):
         for parent in list(self.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, ConvNorm) and can_fold(child.conv, child.norm):
-                    setattr(parent, name, fold_norm(child.conv, child.norm))
+                    setattr(parent, name, FusedConv(fold_norm(child.conv, child.norm)))
         for module in list(self.modules()):
-            if isinstance(module, Block | TalkingHeadAttention | DownsamplingAttention):
+            if module is not self and hasattr(module, 'switch_to_deploy'):
                 module.switch_to_deploy()
         self.deployed = True
 
@@ -383,10 +383,16 @@ class Block(nn.Module):
         self.mlp = FeedForward(channels, mlp_ratio, norm_cfg)
         self.layer_scale_2 = LayerScale(channels, layer_scale_init_value)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.feed_forward_is_local = False
 
     def forward(self, x: Tensor) -> Tensor:
         if self.token_mixer is not None:
             x = add(self.drop_path(self.layer_scale_1(self.token_mixer(x))), x)
+        if self.feed_forward_is_local and can_use_onednn(x):
+            return in_strips(self.feed_forward, x, self.mlp.mid.out_channels)
+        return self.feed_forward(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
         return add(self.drop_path(self.layer_scale_2(self.mlp(x))), x)
 
     def switch_to_deploy(self) -> None:
@@ -396,6 +402,8 @@ class Block(nn.Module):
             self.layer_scale_1 = nn.Identity()
         if fold_scale(self.mlp.fc2, self.layer_scale_2):
             self.layer_scale_2 = nn.Identity()
+        # Norms that are left may look at all pixels.
+        self.feed_forward_is_local = not any(isinstance(m, ConvNorm) for m in self.mlp.modules())
 
 
 def fold_scale(layer: ConvNorm | nn.Conv2d, scale: LayerScale | nn.Identity) -> bool:

@@ -4,9 +4,11 @@ All feature maps are (batch, channels, height, width).
 """
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
+
+from .inplace import gelu
+from .onednn import FusedConv
 
 
 class ConvNorm(nn.Sequential):
@@ -48,7 +50,7 @@ class GELU(nn.Module):
     """GELU that overwrites its input wherever no gradient needs it, to save memory traffic."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
+        return gelu(x)
 
 
 class LayerScale(nn.Module):
@@ -67,13 +69,6 @@ class LayerScale(nn.Module):
         return x * self.gamma[:, None, None]
 
 
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y for a new x, which is overwritten wherever no gradient needs it."""
-    if x.requires_grad or y.requires_grad or x.dtype != y.dtype:
-        return x + y
-    return x.add_(y)
-
-
 class Stem(nn.Module):
     """Two 3x3 convolutions of stride 2: from the picture to (batch, channels, H/4, W/4).
 
@@ -90,6 +85,11 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.conv2(self.act(self.conv1(x))))
+
+    def switch_to_deploy(self) -> None:
+        """Make the activations part of the convolutions, where no norm is in between."""
+        if fuse_gelu(self.conv1, self.conv2):
+            self.act = nn.Identity()
 
 
 class FeedForward(nn.Module):
@@ -113,3 +113,17 @@ class FeedForward(nn.Module):
         x = self.act(self.fc1(x))
         x = self.act(self.mid(x))
         return self.fc2(x)
+
+    def switch_to_deploy(self) -> None:
+        """Make the activations part of the convolutions, where no norm is in between."""
+        if fuse_gelu(self.fc1, self.mid):
+            self.act = nn.Identity()
+
+
+def fuse_gelu(*layers: nn.Module) -> bool:
+    """Let layers do the GELU behind them, if all are convolutions and nothing else."""
+    if not all(isinstance(layer, FusedConv) for layer in layers):
+        return False
+    for layer in layers:
+        layer.gelu = True
+    return True

@@ -4,14 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones import attention
-from backbones.attention import (
-    DownsamplingAttention,
-    RelativePositionBias,
-    TalkingHeadAttention,
-    look_up,
-    resize_table,
-)
+from backbones import attention, onednn, onednn_attention, relative_position_bias
+from backbones.attention import DownsamplingAttention, TalkingHeadAttention
+from backbones.relative_position_bias import RelativePositionBias, look_up, resize_table
 
 NORM = dict(type='BN')
 
@@ -31,7 +26,7 @@ def by_key(bias: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize('query_stride', [1, 2])
 @pytest.mark.parametrize('grid', [(1, 1), (3, 3), (2, 5), (7, 4)])
 def test_look_up_is_by_distance(grid, query_stride, compiled, monkeypatch):
-    monkeypatch.setattr(attention, 'is_compiling', lambda: compiled)
+    monkeypatch.setattr(relative_position_bias, 'is_compiling', lambda: compiled)
     table = torch.randn(8, *grid)
     bias = look_up(table, query_stride)
     height, width = grid
@@ -78,18 +73,17 @@ def test_matrix_resizes_the_expanded_matrix():
         torch.testing.assert_close(by_key(bias((3, 5), torch.float32)), expected)
 
 
-@pytest.mark.parametrize('resize', ['offset', 'matrix'])
-def test_mixing_the_table_mixes_the_bias(resize):
-    bias = bias_with_random_table((4, 4), resize=resize)
-    talking_head = torch.nn.Conv2d(8, 8, 1)
-    with torch.no_grad():
-        expected = talking_head(by_key(bias((5, 7), torch.float32)))
-        mixed = bias((5, 7), torch.float32, talking_head)
-        torch.testing.assert_close(by_key(mixed), expected, rtol=1e-4, atol=1e-5)
+@pytest.fixture(params=[True, False], ids=['onednn', 'plain'])
+def with_onednn(request, monkeypatch) -> bool:
+    """Tests once each way of a CPU."""
+    if request.param and not onednn.HAS_OPERATORS:
+        pytest.skip('this torch or processor is without')
+    monkeypatch.setattr(onednn, 'HAS_OPERATORS', request.param)
+    return request.param
 
 
 @pytest.mark.parametrize('resize', ['offset', 'matrix'])
-def test_talking_heads_are_those_of_the_paper(resize):
+def test_talking_heads_are_those_of_the_paper(resize, with_onednn):
     """softmax(W1 (q k + bias) + b1), then W2 and b2, on the grid of the table."""
     torch.manual_seed(0)
     module = TalkingHeadAttention(16, 1, (3, 4), resize, NORM).eval()
@@ -110,42 +104,77 @@ def test_talking_heads_are_those_of_the_paper(resize):
         torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('bias_resize', ['offset', 'matrix'])
-@pytest.mark.parametrize('layer', ['talking_head', 'strided', 'downsampling'])
-@pytest.mark.parametrize('budget', [1, 3000, 20_000])
-def test_splitting_the_queries_changes_nothing(layer, budget, bias_resize, monkeypatch):
+def attention_of(layer: str, bias_resize: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if layer == 'downsampling':
         module = DownsamplingAttention(16, 24, (4, 4), bias_resize, NORM)
     else:
         stride = 2 if layer == 'strided' else 1
         module = TalkingHeadAttention(16, stride, (4, 4), bias_resize, NORM)
+        torch.nn.init.normal_(module.talking_head2.bias)
     torch.nn.init.normal_(module.relative_position_bias.table)
-    module.eval()
+    return module.eval()
+
+
+@pytest.mark.parametrize('bias_resize', ['offset', 'matrix'])
+@pytest.mark.parametrize('layer', ['talking_head', 'strided', 'downsampling'])
+@pytest.mark.parametrize('budget', [1, 3000, 20_000])
+def test_splitting_the_queries_changes_nothing(
+    layer, budget, bias_resize, with_onednn, monkeypatch
+):
+    module = attention_of(layer, bias_resize)
     x = torch.randn(2, 16, 9, 11)
     whole = module(x)
     assert whole.requires_grad
     parts = []
-    attend = module.attend
-    module.attend = lambda q, *others: parts.append(q.shape[2]) or attend(q, *others)
-    monkeypatch.setattr(attention, 'FEWEST_QUERIES', 1)
-    monkeypatch.setattr(attention, 'SCORE_BUDGET_CPU', budget)
+    if with_onednn:
+        split = onednn_attention.split_queries
+        monkeypatch.setattr(
+            onednn_attention, 'split_queries', lambda *grid: parts.extend(split(*grid)) or parts
+        )
+        monkeypatch.setattr(onednn_attention, 'FEWEST_QUERIES', 1)
+        monkeypatch.setattr(onednn_attention, 'SCORE_BUDGET', budget)
+    else:
+        attend = module.attend
+        module.attend = lambda q, *others: parts.append(q.shape[2]) or attend(q, *others)
+        monkeypatch.setattr(attention, 'FEWEST_QUERIES', 1)
+        monkeypatch.setattr(attention, 'SCORE_BUDGET_CPU', budget)
     with torch.no_grad():
         torch.testing.assert_close(module(x), whole)
     assert len(parts) > 1 or budget == 20_000
 
 
+@pytest.mark.parametrize('size', [(1, 1), (1, 7), (7, 1), (2, 2)])
+@pytest.mark.parametrize('layer', ['talking_head', 'strided', 'downsampling'])
+def test_small_grids(layer, size, with_onednn):
+    module = attention_of(layer, 'offset')
+    x = torch.randn(3, 16, *size)
+    expected = module.double()(x.double()).float()
+    with torch.no_grad():
+        torch.testing.assert_close(module.float()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('grid', [(1, 1), (3, 5), (25, 42), (50, 3), (7, 400)])
+@pytest.mark.parametrize('most', [1, 32, 100, 10**6])
+def test_every_query_is_in_one_part(grid, most, monkeypatch):
+    monkeypatch.setattr(onednn_attention, 'FEWEST_QUERIES', most)
+    rows, columns = grid
+    place = torch.arange(rows * columns).view(grid)
+    seen = []
+    for part in onednn_attention.split_queries(rows, columns, 10**9):
+        queries = place[part.rows, part.columns].flatten().tolist()
+        assert queries == list(range(rows * columns))[part.all]
+        assert part.size == len(queries) <= most
+        seen += queries
+    assert seen == list(range(rows * columns))
+
+
 def test_bias_is_kept_at_inference_and_made_anew_when_the_table_changes():
     bias = bias_with_random_table((4, 4))
-    talking_head = torch.nn.Conv2d(8, 8, 1)
     with torch.no_grad():
         first = bias((5, 5), torch.float32)
         assert bias((5, 5), torch.float32) is first
         assert bias((5, 6), torch.float32).shape != first.shape
-
-        mixed = bias((5, 5), torch.float32, talking_head)
-        talking_head.bias.add_(1)
-        torch.testing.assert_close(bias((5, 5), torch.float32, talking_head), mixed + 1)
 
         bias.table.add_(1)
         torch.testing.assert_close(bias((5, 5), torch.float32), first + 1)
