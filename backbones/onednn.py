@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .inplace import gelu
-from .torch_state import is_autocasting_on_cpu, is_compiling, version_of
+from .torch_state import is_autocasting_on_cpu, is_recording, version_of
 
 HAS_OPERATORS = (
     platform.machine().lower() in ('x86_64', 'amd64')
@@ -31,7 +31,8 @@ def can_use_onednn(x: Tensor) -> bool:
         and x.device.type == 'cpu'
         and x.dtype == torch.float32
         and x.numel() > 0
-        and not is_compiling()
+        # What records operators knows torch's public ones.
+        and not is_recording()
         and not torch.is_grad_enabled()
         and not is_autocasting_on_cpu()
         # torch.backends.mkldnn.flags(enabled=False) turns it off, as it does for conv2d.

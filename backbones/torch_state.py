@@ -7,6 +7,11 @@ from torch import Tensor
 is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
 
 
+def is_recording() -> bool:
+    """Whether a compiler, an exporter, a tracer or a counter of FLOPs looks at every operator."""
+    return is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def version_of(parameter: Tensor) -> tuple[int, int]:
     """Something that changes when a parameter does, but for what is written to its ``data``."""
     version = 0 if parameter.is_inference() else parameter._version

@@ -13,6 +13,7 @@ from tiny import TINY_ARCH, write_tiny_config
 from torch import nn
 from torch.export import Dim
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import CheckpointError, EfficientFormerV2
 from backbones.attention import DownsamplingAttention, TalkingHeadAttention
@@ -226,6 +227,20 @@ def test_exports_with_sizes_that_vary(deployed):
         for size in ((3, 3, 63, 95), (1, 3, 224, 224), (2, 3, 33, 200)):
             picture = torch.rand(size)
             assert_same(exported(picture), backbone(picture))
+
+
+def test_what_records_operators_sees_public_ones():
+    backbone = switch_to_deploy(tiny_backbone())
+    picture = torch.rand(1, 3, 64, 80)
+    with torch.no_grad():
+        expected = backbone(picture)
+        traced = torch.jit.trace(backbone, picture)
+        assert_same(traced(picture), expected)
+        with FlopCounterMode(display=False) as counter:
+            backbone(picture)
+        with FlopCounterMode(display=False) as plain_counter, torch.enable_grad():
+            backbone(picture)
+    assert counter.get_total_flops() == plain_counter.get_total_flops() > 0
 
 
 def build(task: str, folder: Path, shapes: Path) -> nn.Module:
