@@ -26,12 +26,12 @@ OLDER = {'requirement': 'torch==2.12.0', 'default': True, 'version': '2.12.0'}
 THEIRS = {'requirement': 'torch==2.6.0 -i X', 'default': False, 'version': '2.6.0+cu124'}
 
 # Goes on until it has been seen at work.
-COMPILER = '''
+COMPILER = """
 import pathlib, sys, time
 print('  [3/7] c++ a.cpp', flush=True)
 while not pathlib.Path(sys.argv[1]).exists():
     time.sleep(0.01)
-'''
+"""
 
 EVERYTHING = [
     'Making .venv',
