@@ -208,7 +208,7 @@ def test_rtsp_that_falls_silent(first: str) -> None:
     """Whichever of the two threads is the first to give up."""
     with (
         RtspServer('tcp', num_frames=10, hang_up=False) as server,
-        LiveReader(server.url, policy='all', timeout=8, queue_size=20) as reader,
+        LiveReader(server.url, policy='all', timeout=5, queue_size=20) as reader,
     ):
         assert next(reader).index == 0
         if first == 'ffmpeg':

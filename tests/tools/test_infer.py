@@ -647,6 +647,8 @@ class TestMistakes:
         photograph = PHOTOGRAPHS / 'rocket.jpg'
         code, said = call(config, 'nowhere.pth', photograph, '--out-dir', tmp_path / 'a')
         assert code == 1 and 'nowhere.pth does not exist' in said
+        code, said = call(checkpoint, config, photograph, '--out-dir', tmp_path / 'a')
+        assert code == 1 and f'{checkpoint} is no config: those end in .py' in said
         code, said = call('nowhere.py', checkpoint, photograph, '--out-dir', tmp_path / 'a')
         assert code == 1 and 'nowhere.py' in said
         code, said = call(config, checkpoint, photograph, '--out-dir', checkpoint)
