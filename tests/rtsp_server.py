@@ -92,10 +92,12 @@ class RtspServer:
             player.start()
             try:
                 while True:
+                    # Asked before: what it has sent until now is received first.
+                    has_ended = not player.is_alive()
                     try:
                         packet = relay.recv(2048)
                     except TimeoutError:
-                        if not player.is_alive():
+                        if has_ended:
                             return
                         continue
                     connection.sendall(b'$\0' + len(packet).to_bytes(2, 'big') + packet)

@@ -244,6 +244,7 @@ def infer(args: argparse.Namespace) -> int:
             ) from error
     if processes.rank == 0:
         report([summary for summary, _ in summaries], records, paths, num_skipped, folder)
+    processes.await_end_of_first()
     if any(stopped for _, stopped in summaries):
         if processes.rank == 0:
             print('interrupted; the same command with --skip-existing goes on', file=sys.stderr)

@@ -21,6 +21,7 @@ CONFIG_ERRORS = (
 
 SCOPES = ('mmdet', 'mmseg')
 SPLITS = ('train', 'val', 'test')
+CONFIG_ENDINGS = ('.py', '.json', '.yaml', '.yml')
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
@@ -35,6 +36,11 @@ def load_config(path: str, options: dict | None = None) -> Config:
     """
     if not Path(path).is_file():
         raise ConfigError(f'there is no config {path}; ours are in det_configs/ and seg_configs/')
+    if not path.endswith(CONFIG_ENDINGS):
+        raise ConfigError(
+            f'{path} is no config: those end in {", ".join(CONFIG_ENDINGS)}, and come before the '
+            'checkpoint'
+        )
     find_mmseg_configs()
     try:
         config = Config.fromfile(path)

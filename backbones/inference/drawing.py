@@ -28,8 +28,9 @@ HAIRLINE_OPACITY = 0.4
 class Artist:
     """Draws what a model says about pictures of any size.
 
-    Lines and letters grow with the square root of a picture's side: a small picture is not
-    covered by them, and in a large one they are still seen.
+    Lines and letters grow with the square root of a picture's side, so that a small picture is not
+    covered by them; in one larger than screens with the side, so that they are seen in it as a
+    whole.
 
     Args:
         class_names: The model's classes, in order.
@@ -312,11 +313,11 @@ def label_size(text_shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def font_size(picture: np.ndarray) -> int:
-    return max(round(0.46 * side(picture) ** 0.5), SMALLEST_FONT)
+    return max(round(max(0.46 * side(picture) ** 0.5, side(picture) / 100)), SMALLEST_FONT)
 
 
 def line_width(picture: np.ndarray) -> int:
-    return max(round(side(picture) ** 0.5 / 13), 1)
+    return max(round(max(side(picture) ** 0.5 / 13, side(picture) / 800)), 1)
 
 
 def thin_width(picture: np.ndarray) -> int:

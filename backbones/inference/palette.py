@@ -46,7 +46,7 @@ def choose_palette(spec: str | None, class_names: Sequence[str], saved_palette: 
     Args:
         spec: What the user asked for: one of ``PALETTE_NAMES``, or a text file with one colour a
             line, ``230 80 50`` or ``#e65032``. None: the palette saved with the model where it has
-            a colour for every class, else colours made to be told apart.
+            a colour for every class, but no colour twice; else colours made to be told apart.
         class_names: Names of the classes, in order.
         saved_palette: ``dataset_meta['palette']`` of a checkpoint: colours as lists, tuples or
             arrays, a name, or nothing.
@@ -59,7 +59,8 @@ def choose_palette(spec: str | None, class_names: Sequence[str], saved_palette: 
     """
     if spec is not None:
         return asked_palette(spec, class_names)
-    return usable_palette(saved_palette, len(class_names)) or distinct_palette(class_names)
+    usable = usable_palette(saved_palette, len(class_names))
+    return without_repeats(usable) if usable else distinct_palette(class_names)
 
 
 def asked_palette(spec: str, class_names: Sequence[str]) -> list[Color]:
@@ -93,6 +94,13 @@ def usable_palette(saved: Any, count: int) -> list[Color] | None:
     if not ((colors >= 0) & (colors <= 255)).all():
         return None
     return as_colors(colors[:count])
+
+
+def without_repeats(palette: list[Color]) -> list[Color]:
+    """A made colour for each class whose own is that of an earlier one too."""
+    spare = (color for color in farthest_colors(2 * len(palette)) if color not in palette)
+    repeated = [color in palette[:index] for index, color in enumerate(palette)]
+    return [next(spare) if each else color for each, color in zip(repeated, palette, strict=True)]
 
 
 def best_fit(palettes: list[list[Color]], count: int) -> list[Color] | None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -37,7 +38,7 @@ class Processes:
     def from_first(self, function: Callable[[], Any]) -> Any:
         """What a function returns in the first process, in all of them.
 
-        Where it raises, the first process says so, and the others end in silence.
+        Where it raises, the first process says so, and the others end in silence after it.
         """
         if self.count == 1:
             return function()
@@ -48,8 +49,19 @@ class Processes:
         finally:
             distributed.broadcast_object_list(box, src=0)
         if box[1] is None:
+            self.await_end_of_first()
             sys.exit(1)
         return box[0]
+
+    def await_end_of_first(self) -> None:
+        """Wait, in all processes but the first, until that has ended.
+
+        torchrun ends all of them as soon as one has failed, whatever the first is about to say.
+        """
+        if self.rank > 0:
+            # The first one never comes here; its end is what breaks this off.
+            with suppress(RuntimeError):
+                distributed.barrier()
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in all of them; waits until all have come here.

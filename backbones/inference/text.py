@@ -20,7 +20,7 @@ ELLIPSIS = '…'
 NO_FONTS = {'Last Resort High-Efficiency'}
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def render_text(text: str, size: int) -> np.ndarray:
     """The bitmap of one line of text.
 

@@ -326,7 +326,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv('no_proxy', '*')
     with Server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -412,7 +413,7 @@ def load_from_hub(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
             env={**os.environ, **own, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
 
     return load
@@ -481,7 +482,7 @@ def test_one_process_of_a_machine_downloads(server, web_cache, tmp_path):
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert process.returncode == 0, process.stderr
     assert server.fetched == ['/a.pth']

@@ -161,6 +161,14 @@ def test_long_names_are_cut_and_small_pictures_have_no_text():
     assert not changed(tiny, result)[:20].any()
 
 
+@pytest.mark.parametrize('shape', [(720, 1280), (3000, 4000), (6000, 8000), (20_000, 20_000)])
+def test_text_can_be_read_where_the_whole_picture_is_shown_on_a_screen(shape):
+    picture = np.broadcast_to(np.uint8(0), (*shape, 3))
+    shown = min(1280 / shape[1], 960 / shape[0], 1)
+    assert drawing.font_size(picture) * shown >= 9
+    assert drawing.line_width(picture) * shown >= 1
+
+
 def test_text_is_readable_on_light_and_on_dark_colours():
     assert readable_on((0, 0, 70)) == (255, 255, 255)
     assert readable_on((20, 20, 230)) == (255, 255, 255)

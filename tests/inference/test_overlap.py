@@ -66,7 +66,7 @@ def test_what_is_at_hand_does_not_wait(executor):
 
     def items():
         yield 1
-        gate.wait(10)
+        gate.wait()
         yield 2
 
     overlapped = Overlapped(lambda number: number, items(), executor, 5)
@@ -94,5 +94,5 @@ def test_memory_budget_waits_for_room_and_lets_a_giant_pass_alone():
     time.sleep(0.05)
     order.append('first out')
     budget.give_back(60)
-    thread.join(5)
+    thread.join()
     assert order == ['first out', 'giant in']

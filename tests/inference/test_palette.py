@@ -38,6 +38,14 @@ def test_makes_colours_where_the_saved_ones_do_not_do(saved):
     assert choose_palette(None, THREE, saved) == choose_palette(None, THREE, None)
 
 
+def test_a_saved_colour_of_two_classes_stays_with_the_first():
+    """As of road and skyscraper in ADE20K's palette."""
+    saved = [(1, 2, 3), (140, 140, 140), (4, 5, 6), (140, 140, 140), (140, 140, 140)]
+    palette = choose_palette(None, ['x'] * 5, saved)
+    assert palette[:3] == saved[:3]
+    assert len(set(palette)) == 5
+
+
 def test_a_saved_name_is_looked_up():
     assert choose_palette(None, THREE, 'coco') == choose_palette('coco', THREE, None)
 

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from pathlib import Path
 
 import cv2
@@ -32,19 +31,16 @@ class FakeModel:
 
     Args:
         bad_number: The number of the picture that it fails on.
-        delay: Seconds for each picture.
     """
 
-    def __init__(self, bad_number: int | None = None, delay: float = 0.0) -> None:
+    def __init__(self, bad_number: int | None = None) -> None:
         self.bad_number = bad_number
-        self.delay = delay
 
     def prepare(self, picture):
         is_bad = picture.min() > BRIGHT or read_number(picture) == self.bad_number
         return {'inputs': torch.zeros(3, *picture.shape[:2]), 'is_bad': is_bad}
 
     def predict(self, prepared):
-        time.sleep(self.delay * len(prepared))
         if any(item['is_bad'] for item in prepared):
             raise RuntimeError('out of memory\nTried to allocate')
         return [None] * len(prepared)
@@ -120,18 +116,21 @@ def test_names_as_long_as_file_systems_take(folder, tmp_path):
 
 
 def test_pictures_under_way_stay_within_the_budget(folder, tmp_path, monkeypatch):
-    """However slow the model is, and however fast pictures can be read."""
+    """The model waits for its first picture until no more are read."""
     for number in range(40):
         write_grey(folder / f'{number}.png', 80)
     most = 4
     monkeypatch.setattr(pipeline, 'PICTURE_BUDGET', most * 2 * 40 * 60 * 3)
     lock, counts = threading.Lock(), {'now': 0, 'most': 0}
+    budget_is_used = threading.Event()
     read, finish = reading.Picture.read, Writer.finish
 
     def counted_read(picture):
         with lock:
             counts['now'] += 1
             counts['most'] = max(counts['most'], counts['now'])
+            if counts['most'] == most:
+                budget_is_used.set()
         return read(picture)
 
     def counted_finish(writer, predicted):
@@ -142,9 +141,12 @@ def test_pictures_under_way_stay_within_the_budget(folder, tmp_path, monkeypatch
 
     monkeypatch.setattr(reading.Picture, 'read', counted_read)
     monkeypatch.setattr(Writer, 'finish', counted_finish)
-    summary = run_over(folder, tmp_path / 'out', FakeModel(delay=0.005))
+    model = FakeModel()
+    predict = model.predict
+    model.predict = lambda prepared: budget_is_used.wait(60) and predict(prepared)
+    summary = run_over(folder, tmp_path / 'out', model)
     assert summary.done == 40
-    assert 1 < counts['most'] <= most
+    assert counts['most'] == most
 
 
 def test_a_picture_of_144_megapixels(folder, tmp_path, shapes):

@@ -358,7 +358,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send('image/png', (PHOTOGRAPHS / 'chelsea.png').read_bytes()[:1000], length=5000)
 
     def answer_silent(self, _: str) -> None:
-        time.sleep(1)
+        self.server.has_closed.wait()
 
     def answer_dripping(self, _: str) -> None:
         self.send('image/png', b'', length=100)
@@ -383,9 +383,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     httpd = ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, tmp_path))
     httpd.daemon_threads = True
     httpd.block_on_close = False
+    httpd.has_closed = threading.Event()
     thread = threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield f'http://127.0.0.1:{httpd.server_port}'
+    httpd.has_closed.set()
     httpd.shutdown()
     httpd.server_close()
 

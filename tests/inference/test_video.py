@@ -109,7 +109,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     if mount is None or subprocess.run(arguments, capture_output=True).returncode:
         pytest.skip('mounting a small disk is not permitted here')
     yield folder
-    subprocess.run(['umount', str(folder)], check=True)
+    # Lazily: who has failed may have left a file open.
+    subprocess.run(['umount', '--lazy', str(folder)], check=True)
 
 
 # ------------------------------------------------------------------------------------- reading

@@ -89,7 +89,7 @@ class Finished:
 def run_infer(command: list, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / 'tools' / 'infer.py', *command]
     return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=300, **options
+        [str(part) for part in command], capture_output=True, text=True, timeout=600, **options
     )
 
 
@@ -414,26 +414,53 @@ class TestParts:
         assert there == ['000000.png', '000005.png', '000010.png', '000015.png']
 
 
+# infer.py, which goes on after frame 40 of a video when it has been told to stop.
+HELD = """
+import os, sys, threading
+from pathlib import Path
+import infer
+from backbones.inference import reading
+
+told = threading.Event()
+stop = infer.Run.stop
+
+
+class HeldReader(reading.VideoReader):
+    def __iter__(self):
+        for frame in super().__iter__():
+            if frame.index == 40:
+                Path(os.environ['HELD']).touch()
+                told.wait()
+            yield frame
+
+
+reading.VideoReader = HeldReader
+infer.Run.stop = lambda run: (stop(run), told.set())
+sys.exit(infer.main())
+"""
+
+
 @pytest.mark.skipif(os.name == 'nt', reason='other signals')
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_in_the_middle_of_a_video(number, models, media, call, tmp_path):
-    out = tmp_path / 'out'
-    video = write_video(tmp_path / 'long.mp4', 150, sound=True)
+    out, held = tmp_path / 'out', tmp_path / 'held'
+    video = write_video(tmp_path / 'long.mp4', 60, sound=True)
     command = [*models['fpn'], video, media / 'coffee.png', '--out-dir', out]
     process = subprocess.Popen(
-        [sys.executable, ROOT / 'tools' / 'infer.py', *map(str, command)],
+        [sys.executable, '-c', HELD, *map(str, command)],
+        env={**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT / "tools"}', 'HELD': str(held)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not list(out.glob('drawn/.long.*.partial')):
+    while process.poll() is None and not held.exists():
         time.sleep(0.02)
     process.send_signal(number)
-    said = ''.join(process.communicate(timeout=120))
+    said = ''.join(process.communicate(timeout=300))
     assert process.returncode == 130, said
     assert 'the same command with --skip-existing goes on' in said and 'Traceback' not in said
     record, pending = read_records(out).values()
-    assert record['status'] == 'interrupted' and 0 < record['frames'] < 150
+    assert (record['status'], record['frames']) == ('interrupted', 40)
     assert pending['status'] == 'pending'
     assert len(shown_times(out / record['drawn'])) == record['frames']
     assert len(list((out / record['data']).iterdir())) == record['frames']
@@ -442,21 +469,52 @@ def test_a_stop_in_the_middle_of_a_video(number, models, media, call, tmp_path):
     if number == signal.SIGINT:
         code, said = call(*command, '--skip-existing')
         assert code == 0 and '2 done, 0 failed' in said
-        assert len(shown_times(out / record['drawn'])) == 150
+        assert len(shown_times(out / record['drawn'])) == 60
         assert [record['status'] for record in read_records(out).values()] == ['done', 'done']
+
+
+def run_two_processes(*command: object, **options) -> subprocess.CompletedProcess:
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    command = [*torchrun, '--nproc_per_node', '2', *command]
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=600, **options
+    )
+
+
+# The second process has nothing left to do, while the first takes its time to say something.
+SLOW_TO_SPEAK = """
+import sys, time
+from backbones.inference.sharding import connect
+
+def fail():
+    raise ValueError
+
+processes = connect()
+if sys.argv[1] == 'fails':
+    try:
+        processes.from_first(fail)
+    except ValueError:
+        pass
+if processes.rank == 0:
+    time.sleep(3)
+    print('the first has spoken')
+processes.await_end_of_first()
+sys.exit(3)
+"""
 
 
 class TestTwoProcesses:
     def run(self, models, out: Path, listed: list[Path], *options: str):
-        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-        command += ['--nproc_per_node', '2', ROOT / 'tools' / 'infer.py', *models['fpn'], '-']
-        return subprocess.run(
-            [str(part) for part in [*command, '--out-dir', out, *options]],
-            input=''.join(f'{path}\n' for path in listed),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = [ROOT / 'tools' / 'infer.py', *models['fpn'], '-', '--out-dir', out, *options]
+        return run_two_processes(*command, input=''.join(f'{path}\n' for path in listed))
+
+    @pytest.mark.parametrize('how', ['fails', 'ends'])
+    def test_the_first_is_not_ended_before_it_has_spoken(self, how, tmp_path):
+        script = tmp_path / 'script.py'
+        script.write_text(SLOW_TO_SPEAK)
+        process = run_two_processes(script, how, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        assert process.returncode == 1
+        assert 'the first has spoken' in process.stdout, process.stderr
 
     def test_each_does_its_share(self, models, media, tmp_path):
         listed = [
@@ -503,11 +561,14 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
         pytest.skip('no mount')
     yield mount
     if mounted:
-        subprocess.run(['umount', folder], check=True)
+        # Lazily: who has failed may have left a file open.
+        subprocess.run(['umount', '--lazy', folder], check=True)
 
 
 @pytest.mark.parametrize('last', ['picture', 'video'])
-def test_a_full_disk(last, models, media, call, small_disk, tmp_path):
+def test_a_full_disk(last, models, media, call, small_disk, tmp_path, monkeypatch):
+    # With many threads, all pictures might be half written when the disk is full.
+    monkeypatch.setattr(os, 'cpu_count', lambda: 1)
     pictures = [tmp_path / f'{number}.png' for number in range(8)]
     for number, path in enumerate(pictures):
         noise = np.random.default_rng(number).integers(0, 256, (100, 150, 3), np.uint8)
@@ -586,6 +647,8 @@ class TestMistakes:
         photograph = PHOTOGRAPHS / 'rocket.jpg'
         code, said = call(config, 'nowhere.pth', photograph, '--out-dir', tmp_path / 'a')
         assert code == 1 and 'nowhere.pth does not exist' in said
+        code, said = call(checkpoint, config, photograph, '--out-dir', tmp_path / 'a')
+        assert code == 1 and f'{checkpoint} is no config: those end in .py' in said
         code, said = call('nowhere.py', checkpoint, photograph, '--out-dir', tmp_path / 'a')
         assert code == 1 and 'nowhere.py' in said
         code, said = call(config, checkpoint, photograph, '--out-dir', checkpoint)

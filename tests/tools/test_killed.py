@@ -25,9 +25,10 @@ def test_killed_at_random_moments(shapes, tmp_path):
     options = ['--kills', '3', '--shapes', shapes, '--out', tmp_path / 'kills.json']
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (figures,) = json.loads((tmp_path / 'kills.json').read_text())
-    assert figures['kills'] == 3
-    assert figures['differences'] == []
+    # One more where a training was too quick for a kill.
+    trainings = json.loads((tmp_path / 'kills.json').read_text())
+    assert sum(training['kills'] for training in trainings) == 3
+    assert not any(training['differences'] for training in trainings)
 
 
 def start(config: Path, work_dir: Path, *command: object) -> subprocess.Popen:
@@ -55,7 +56,7 @@ def test_sigterm_saves_and_has_an_exit_code_of_its_own(shapes, tmp_path, run_too
     )
     process = start(config, tmp_path / 'run')
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 75, errors[-3000:]
     assert 'Traceback' not in errors
     assert 'preempted.pth; go on with --resume' in errors
@@ -71,7 +72,7 @@ def test_sigterm_in_two_processes(shapes, tmp_path):
     launcher = ROOT / 'tools' / 'dist_train.sh'
     process = start(config, tmp_path / 'run', launcher, config, 2, '--work-dir', tmp_path / 'run')
     os.kill(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 75, errors[-3000:]
     assert (tmp_path / 'run' / 'preempted.pth').is_file()
 

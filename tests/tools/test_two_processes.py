@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -99,11 +98,9 @@ def test_one_that_fails_takes_the_other_down_and_its_error_is_shown(shapes, tmp_
         custom_hooks = [dict(type='Disturb', step=4, what='fail_in_second_process')]
         """,
     )
-    begin = time.time()
     done = train_in_two(config, PYTHONPATH=f'{ROOT}:{ROOT / "tests"}')
     assert done.returncode not in (0, 75)
     assert 'the second process has had enough' in done.stderr
     log = next((tmp_path / 'work_dirs').glob('*/*/vis_data/scalars.json'))
     steps = [json.loads(line)['step'] for line in log.read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
-    assert begin < log.stat().st_mtime > time.time() - 60, 'within a minute of its last step'
