@@ -39,6 +39,7 @@ with explain_missing():
 
     from backbones import trust_checkpoints
     from backbones.engine.errors import ConfigError, clear_errors
+    from backbones.export.runner import is_exported
     from backbones.inference.addresses import is_live, without_password
     from backbones.inference.errors import OutputError
     from backbones.inference.inferencer import Inferencer
@@ -61,8 +62,8 @@ examples:
       --recursive --out-dir results --classes person car --score-thr 0.5
   python tools/infer.py CONFIG CHECKPOINT drive.mp4 --start 60 --end 90 --every 2 --no-data
       half a minute of a video, every second frame
-  python tools/infer.py fpn_s2.onnx street.jpg
-      an exported model, run by onnxruntime
+  python tools/infer.py fpn_s2.xml street.jpg
+      an exported model: .xml (OpenVINO), .onnx (onnxruntime) or .pt2 (torch)
   python tools/infer.py CONFIG CHECKPOINT webcam:0 --show
       a camera in a window; q ends it
   find photos -name '*.jpg' | python tools/infer.py CONFIG CHECKPOINT - --skip-existing
@@ -77,13 +78,13 @@ def parse_args() -> argparse.Namespace:
         __doc__,
         EXAMPLES,
         usage='%(prog)s CONFIG CHECKPOINT INPUT [INPUT ...] [options]\n'
-        '       %(prog)s MODEL.onnx INPUT [INPUT ...] [options]',
+        '       %(prog)s MODEL.{onnx,xml,pt2} INPUT [INPUT ...] [options]',
     )
     parser.add_argument(
         'model',
         metavar='CONFIG CHECKPOINT',
         help='the config that the model was trained with and a checkpoint of the whole model; or '
-        'a MODEL.onnx that tools/export.py wrote',
+        'a file that tools/export.py wrote, an .onnx, .xml or .pt2',
     )
     parser.add_argument('inputs', nargs='+', metavar='INPUT', help='see above')
     parser.add_argument('--recursive', action='store_true', help='search folders in folders too')
@@ -163,7 +164,7 @@ def parse_args() -> argparse.Namespace:
     add_trust_checkpoint(parser)
     add_cfg_options(parser, 'model.test_cfg.score_thr=0.01')
     args = parse(parser, parser.parse_intermixed_args)
-    args.checkpoint = None if args.model.endswith('.onnx') else args.inputs.pop(0)
+    args.checkpoint = None if is_exported(args.model) else args.inputs.pop(0)
     if not args.inputs:
         parser.error('there is no INPUT after the model: give CONFIG CHECKPOINT INPUT')
     if args.end is not None and args.end <= args.start:
@@ -216,7 +217,7 @@ def infer(args: argparse.Namespace) -> int:
         inferencer = Inferencer(
             args.model,
             args.checkpoint,
-            device=device_of_process(args.device),
+            device=args.device if args.checkpoint is None else device_of_process(args.device),
             batch_size=args.batch_size,
             amp=args.amp,
             deploy=args.deploy,

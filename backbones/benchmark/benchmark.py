@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from mmengine.structures import InstanceData
 from torch import nn
 
 from backbones.engine.errors import ConfigError
@@ -27,10 +28,14 @@ NOTES = (
     counting.HOW,
     timing.HOW,
     memory.HOW,
-    "'backbone' is the backbone alone; 'model' is all of it, with mmdet's or mmseg's own predict "
-    'and its post-processing on a photograph. Reading, resizing and preprocessing are left out '
-    '(an exported file normalises inside). Weights are random, so detectors find other things than '
-    'trained ones: how many is in the JSON; where it is none, mask heads did not run.',
+    "'backbone' is the backbone alone, on a preprocessed photograph; 'model' is all of it as "
+    'infer.py runs it, from the pixels of a photograph of that size to label maps, or to boxes, '
+    'scores, labels and mask probabilities inside the boxes: normalisation and post-processing are '
+    'included in all backends, reading, resizing and pasting masks into pictures in none. Weights '
+    'are random, so detectors find other things than trained ones: how many is in the JSON; where '
+    'it is none, mask heads did not run.',
+    "'compile' is torch.compile, with weights frozen, of backbone, neck and dense heads; heads of "
+    'regions are not compiled.',
 )
 
 
@@ -209,10 +214,13 @@ def make_ready(
 
 
 def count_detections(outcome: Any) -> int | None:
-    """How many objects a detector of mmdet found on all pictures; None of everything else."""
-    if not isinstance(outcome, list) or not hasattr(outcome[0], 'pred_instances'):
-        return None
-    return sum(len(sample.pred_instances) for sample in outcome)
+    """How many objects a detector found on all pictures; None of everything else."""
+    if isinstance(outcome, dict) and 'labels' in outcome:
+        # Where an exported file fills up a batch, labels are -1.
+        return int((outcome['labels'] >= 0).sum())
+    if isinstance(outcome, list) and isinstance(outcome[0], InstanceData):
+        return sum(map(len, outcome))
+    return None
 
 
 def synchroniser(device: str) -> Callable[[], None]:

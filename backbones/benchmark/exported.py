@@ -1,6 +1,7 @@
 """Models as files, run by onnxruntime and OpenVINO."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,13 @@ import numpy as np
 from torch import nn
 
 from backbones.deploy import switch_to_deploy
-from backbones.export.errors import need
 from backbones.export.export import Options, convert, describe
 from backbones.export.exportable import exportable
 from backbones.export.formats import packages_for
+from backbones.export.runner import open_exported
 
 from .candidates import Candidate
-from .work import Setting, photograph
+from .work import Setting, make_batch, photograph
 
 ENDINGS = {'onnxruntime': '.onnx', 'openvino': '.xml'}
 
@@ -33,40 +34,26 @@ def export_file(candidate: Candidate, model: nn.Module, setting: Setting, folder
     """
     path = folder / f'{candidate.name}{ENDINGS[setting.backend]}'
     packages_for(path.suffix)
+    is_backbone = setting.part == 'backbone'
     options = Options(
-        size=setting.size,
+        # Alone, the backbone gets in every backend what the rest of the model would give it.
+        size=tuple(make_batch(model, setting)[0].shape[2:]) if is_backbone else setting.size,
         batch=setting.batch,
-        backbone_only=setting.part == 'backbone',
+        backbone_only=is_backbone,
         deploy=setting.deploy,
     )
     description = describe(candidate.load(), model, options, candidate.name, (), None)
-    traceable = exportable(model, backbone_only=options.backbone_only)
+    traceable = model.backbone if is_backbone else exportable(model)
     convert(switch_to_deploy(traceable) if setting.deploy else traceable, path, description)
     return path
 
 
 def open_file(path: Path, setting: Setting) -> Callable[[], Any]:
     """A function that runs a file on a photograph."""
-    picture = photograph(setting.size).transpose(2, 0, 1).astype(np.float32)
-    inputs = np.stack([picture] * setting.batch)
-    if setting.backend == 'openvino':
-        openvino = need('openvino', 'running .xml')
-        model = openvino.Core().compile_model(
-            str(path),
-            'CPU',
-            {
-                'INFERENCE_PRECISION_HINT': 'f32',
-                'INFERENCE_NUM_THREADS': setting.threads,
-                'PERFORMANCE_HINT': 'LATENCY',
-            },
-        )
-        return lambda: model(inputs)
-    runtime = need('onnxruntime', 'running .onnx')
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = setting.threads
-    wanted = ['CPUExecutionProvider']
-    if setting.device.startswith('cuda'):
-        number = int(setting.device.partition(':')[2] or 0)
-        wanted.insert(0, ('CUDAExecutionProvider', {'device_id': number}))
-    session = runtime.InferenceSession(str(path), options, providers=wanted)
-    return lambda: session.run(None, {'pictures': inputs})
+    runner = open_exported(path, setting.device, setting.threads)
+    description = runner.description
+    picture = photograph(description.size).astype(np.float32)
+    if setting.part == 'backbone':
+        picture = (picture[:, :, ::-1] - description.mean) / description.std
+    inputs = np.stack([picture.transpose(2, 0, 1)] * setting.batch).astype(np.float32)
+    return partial(runner, np.ascontiguousarray(inputs))

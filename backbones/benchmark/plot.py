@@ -80,13 +80,16 @@ def draw_panel(axes: Any, results: list[Result], key: str, unit: float, label: s
 
 def label_axes(axes: Any, x: list[float], label: str) -> None:
     """Logarithmic axes with plain numbers, and room for the names."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     axes.set(xscale='log', yscale='log', xlabel=label, xlim=(min(x) / 1.3, max(x) * 1.3))
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.15, high * 1.1)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axis.get_view_interval()
+        # Of 1, 2, 5, 10, ... a narrow range has one or none.
+        wide = high / low > 5
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(5))
         axis.set_major_formatter(StrMethodFormatter('{x:g}'))
         axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, which='major')
@@ -102,5 +105,10 @@ def machine_line(outcome: dict[str, Any]) -> str:
     """Machine and versions, for below the picture."""
     machine = outcome['machine']
     name = machine.get('gpu', f'{machine["cpu"]}, threads: {machine["threads"]}')
-    folded = 'folded for inference' if outcome['deploy'] else 'not folded'
-    return f'{name}; torch {machine["versions"]["torch"]}; {folded}; {machine["date"][:10]}'
+    versions = [
+        f'{library} {number.partition("-")[0]}'
+        for library, number in machine['versions'].items()
+        if library in ('torch', 'onnxruntime', 'openvino')
+    ]
+    folded = 'folded, but for training' if outcome['deploy'] else 'not folded'
+    return f'{name}; {", ".join(versions)}; {folded}; {machine["date"][:10]}'

@@ -13,9 +13,14 @@ from torch import Tensor, nn
 
 from backbones.deploy import switch_to_deploy
 from backbones.export.example_picture import example_picture
+from backbones.export.exportable import is_segmentor
+from backbones.inference.label_map import label_map_of
+from backbones.inference.masks import keep_masks_small
 
 PARTS = ('backbone', 'model')
 BACKENDS = ('torch', 'compile', 'onnxruntime', 'openvino')
+# Not heads of regions, whose number differs from picture to picture.
+COMPILED = ('backbone', 'neck', 'decode_head', 'rpn_head', 'bbox_head')
 
 
 @dataclass(frozen=True)
@@ -71,29 +76,31 @@ def prepare(model: nn.Module, setting: Setting) -> Ready:
     if setting.deploy and setting.step == 'predict':
         model = switch_to_deploy(model)
     model = model.to(setting.device)
-    inputs, samples = make_batch(model, setting)
     if setting.step == 'train':
-        return Ready(train_step(model, setting.part, inputs, samples))
+        return Ready(train_step(model, setting))
     if setting.backend == 'compile':
-        return compiled(model, setting.part, inputs, samples)
-    return Ready(predict_step(model, setting.part, inputs, samples))
+        return compiled(model, setting)
+    return Ready(predict_step(model, setting))
 
 
-def make_batch(model: nn.Module, setting: Setting) -> tuple[Tensor, list]:
-    """Preprocessed copies of a photograph, and the samples of mmdet or mmseg that go with them."""
-    if hasattr(model, 'decode_head'):
+def make_pictures(model: nn.Module, setting: Setting) -> dict[str, list]:
+    """Copies of a photograph on the model's device, and the samples of mmdet or mmseg that go with
+    them: what a model's data preprocessor takes."""
+    if is_segmentor(model):
         from mmseg.structures import SegDataSample as Sample
     else:
         from mmdet.structures import DetDataSample as Sample
     meta = dict(img_shape=setting.size, ori_shape=setting.size, scale_factor=(1.0, 1.0))
     picture = torch.from_numpy(photograph(setting.size).transpose(2, 0, 1).copy())
-    data = model.data_preprocessor(
-        dict(
-            inputs=[picture] * setting.batch,
-            data_samples=[Sample(metainfo=meta) for _ in range(setting.batch)],
-        ),
-        False,
+    return dict(
+        inputs=[picture.to(model.data_preprocessor.device)] * setting.batch,
+        data_samples=[Sample(metainfo=meta) for _ in range(setting.batch)],
     )
+
+
+def make_batch(model: nn.Module, setting: Setting) -> tuple[Tensor, list]:
+    """The same pictures, preprocessed."""
+    data = model.data_preprocessor(make_pictures(model, setting), False)
     return data['inputs'], data['data_samples']
 
 
@@ -102,34 +109,56 @@ def photograph(size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(example_picture(), size[::-1], interpolation=cv2.INTER_AREA)
 
 
-def predict_step(model: nn.Module, part: str, inputs: Tensor, samples: list) -> Callable[[], Any]:
+def predict_step(model: nn.Module, setting: Setting) -> Callable[[], Any]:
     """A function that makes feature maps, or predictions."""
-
-    if part == 'backbone':
+    if setting.part == 'backbone':
+        inputs, _ = make_batch(model, setting)
         # The rest of the model is not kept, so that memory is the backbone's.
         return torch.inference_mode()(partial(model.backbone, inputs))
-    return torch.inference_mode()(partial(model.predict, inputs, samples))
+    keep_masks_small(model)
+    return partial(predict, model, make_pictures(model, setting))
 
 
-def compiled(model: nn.Module, part: str, inputs: Tensor, samples: list) -> Ready:
-    """The same, after torch.compile of backbone and neck, weights frozen into the code."""
-    options = {'freezing': True}
+@torch.inference_mode()
+def predict(model: nn.Module, pictures: dict[str, list]) -> list:
+    """What infer.py has a model do, and what an exported file does: from pixels to label maps, or
+    to instances with mask probabilities inside their boxes."""
+    data = model.data_preprocessor(pictures, False)
+    inputs, samples = data['inputs'], data['data_samples']
+    if not is_segmentor(model):
+        return [sample.pred_instances for sample in model.predict(inputs, samples)]
+    logits = model.inference(inputs, [sample.metainfo for sample in samples])
+    head = model.decode_head
+    threshold = head.threshold if head.out_channels == 1 else None
+    return [
+        label_map_of(each, sample.ori_shape, head.align_corners, threshold)
+        for each, sample in zip(logits, samples, strict=True)
+    ]
+
+
+def compiled(model: nn.Module, setting: Setting) -> Ready:
+    """The same, after torch.compile of backbone, neck and dense heads, weights frozen into the
+    code."""
     model.requires_grad_(False)
-    model.backbone = torch.compile(model.backbone, dynamic=False, options=options)
-    if part == 'model' and getattr(model, 'neck', None) is not None:
-        model.neck = torch.compile(model.neck, dynamic=False, options=options)
-    run = predict_step(model, part, inputs, samples)
+    for name in COMPILED if setting.part == 'model' else COMPILED[:1]:
+        module = getattr(model, name, None)
+        if module is not None:
+            module.forward = torch.compile(
+                module.forward, dynamic=False, options={'freezing': True}
+            )
+    run = predict_step(model, setting)
     start = time.perf_counter()
     run()
     return Ready(run, time.perf_counter() - start)
 
 
-def train_step(model: nn.Module, part: str, inputs: Tensor, samples: list) -> Callable[[], Any]:
+def train_step(model: nn.Module, setting: Setting) -> Callable[[], Any]:
     """A function that trains for a step, with a learning rate of 0 so that it can be repeated."""
     from .targets import add_targets
 
+    inputs, samples = make_batch(model, setting)
     model.train()
-    if part == 'backbone':
+    if setting.part == 'backbone':
         trained, loss_of = model.backbone, mean_loss
     else:
         add_targets(model, samples, tuple(inputs.shape[2:]), inputs.device)

@@ -149,12 +149,23 @@ def count_unpaired(results: Results, paired: set[int], least: float) -> int:
 
 
 def overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """IoU of a box with each of others; 1 for equal boxes without area."""
+    """IoU of a box with each of others, all made as wide and as high as a pixel at least.
+
+    Clipping at the picture's edge leaves boxes so thin, without area even, that rounding errors
+    of their corners are all that an IoU would be made of.
+    """
+    box, boxes = at_least_a_pixel(box), at_least_a_pixel(boxes)
     low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
     shared = np.prod(np.clip(high - low, 0, None), axis=1)
     union = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - shared
-    equal = np.abs(boxes - box).max(axis=1, initial=0) < 1e-3
-    return np.where(equal & (union < 1e-3), 1.0, shared / np.maximum(union, 1e-9))
+    return shared / union
+
+
+def at_least_a_pixel(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (..., 4) with every side that is shorter than 1 made 1, about the same centre."""
+    low, high = boxes[..., :2].astype(np.float64), boxes[..., 2:].astype(np.float64)
+    centre, half = (low + high) / 2, np.maximum(high - low, 1) / 2
+    return np.concatenate([centre - half, centre + half], axis=-1)
 
 
 def check_shape(name: str, expected: np.ndarray, found: np.ndarray) -> None:

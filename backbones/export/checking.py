@@ -9,8 +9,8 @@ from mmcv.image import imresize
 from .agreement import Results, compare
 from .description import Description
 from .errors import ExportError
-from .formats import Runner
 from .reference import Reference
+from .runner import Runner
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,12 @@ class Case:
     inputs: np.ndarray
 
 
-def check_file(
-    run: Runner, reference: Reference, description: Description, picture: np.ndarray
-) -> Iterator[str]:
+def check_file(run: Runner, reference: Reference, picture: np.ndarray) -> Iterator[str]:
     """Compare a file with its model on a picture, at two sizes if it takes any, and on none.
 
     Args:
         run: Runs the file.
         reference: The model.
-        description: Of the file.
         picture: (height, width, 3), uint8, BGR.
 
     Yields:
@@ -43,13 +40,12 @@ def check_file(
     Raises:
         ExportError: They differ.
     """
+    description = run.description
     for case in cases(picture, description):
         try:
             found = split(run(case.inputs), description)
-        # What a runtime raises depends on the runtime.
-        except Exception as error:
-            reason = ' '.join(str(error).split())
-            raise ExportError(f'{case.name}: the file does not run: {reason}') from error
+        except RuntimeError as error:
+            raise ExportError(f'{case.name}: the file does not run: {error}') from error
         for number, expected in enumerate(reference(case.inputs)):
             name = case.name if len(case.inputs) == 1 else f'{case.name}, {number + 1} of a batch'
             try:

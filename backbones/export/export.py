@@ -26,8 +26,9 @@ from .description import Description
 from .errors import ExportError
 from .example_picture import example_picture
 from .exportable import exportable, is_segmentor, least_size, pad_divisor
-from .formats import ENDINGS, packages_for, run_file, write
+from .formats import ENDINGS, packages_for, write
 from .reference import Reference
+from .runner import RUNNABLE, open_exported
 
 # The first that exports programs to ONNX with operators of one's own.
 LEAST_TORCH = '2.6'
@@ -105,16 +106,13 @@ def export(
     with written_whole(out) as path:
         report(f'exporting: {summary(description)} ...')
         convert(traceable, path, description)
-        run = run_file(path, description)
-        if run is None:
-            report('not compared: Core ML runs on macOS and iOS only')
-        else:
+        if path.suffix in RUNNABLE:
             report('comparing the file with PyTorch ...')
-            for line in check_file(run, Reference(model, description), description, picture):
+            for line in check_file(open_exported(path), Reference(model, description), picture):
                 report(f'  {line}')
+        else:
+            report('not compared: Core ML runs on macOS and iOS only')
         size = sum(file.stat().st_size for file in path.parent.rglob('*') if file.is_file())
-        # Windows does not move a file that is open.
-        del run
     report(f'written: {out} ({size / 2**20:.1f} MiB)')
     return description
 

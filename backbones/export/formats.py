@@ -1,24 +1,20 @@
-"""Writing a traced model in one of four formats, and running the files."""
+"""Writing a traced model in one of four formats."""
 
-import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 
-import numpy as np
 from torch.export import ExportedProgram
 
 from .description import METADATA_KEY, Description
 from .errors import ExportError, need
+from .quiet import quiet
 
 ENDINGS = ('.onnx', '.pt2', '.xml', '.mlpackage')
 OPSET = 18
 # A protobuf message, which an .onnx file is, can be no larger.
 LARGEST_ONNX = 2**31 - 1
-
-Runner = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def write(program: ExportedProgram, path: Path, description: Description) -> None:
@@ -36,16 +32,6 @@ def write(program: ExportedProgram, path: Path, description: Description) -> Non
         zip(ENDINGS, (write_onnx, write_pt2, write_openvino, write_core_ml), strict=True)
     )
     writers[path.suffix](program, path, description)
-
-
-def run_file(path: Path, description: Description) -> Runner | None:
-    """A function from inputs (batch, 3, height, width) to the outputs of a file, by name.
-
-    Returns:
-        None where this machine cannot run the format (Core ML).
-    """
-    runners = {'.onnx': run_onnx, '.pt2': run_pt2, '.xml': run_openvino}
-    return runners[path.suffix](path, description) if path.suffix in runners else None
 
 
 def packages_for(ending: str) -> None:
@@ -118,18 +104,6 @@ def name_sizes(graph: object) -> None:
                 )
 
 
-def run_onnx(path: Path, description: Description) -> Runner:
-    session = need('onnxruntime', 'running .onnx').InferenceSession(
-        str(path), providers=['CPUExecutionProvider']
-    )
-    names = [output.name for output in session.get_outputs()]
-
-    def run(inputs: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, {'pictures': inputs}), strict=True))
-
-    return run
-
-
 # ------------------------------------------------------------------------------------------------
 # torch.export
 # ------------------------------------------------------------------------------------------------
@@ -141,22 +115,6 @@ def write_pt2(program: ExportedProgram, path: Path, description: Description) ->
 
     extra = {f'{METADATA_KEY}.json': description.to_json()}
     torch.export.save(program, str(path), extra_files=extra)
-
-
-def run_pt2(path: Path, description: Description) -> Runner:
-    import torch
-
-    from . import ops  # noqa: F401 registers what the file calls
-
-    module = torch.export.load(str(path)).module()
-
-    def run(inputs: np.ndarray) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            results = module(torch.from_numpy(inputs))
-        results = results if isinstance(results, Sequence) else (results,)
-        return named(description, [result.numpy() for result in results])
-
-    return run
 
 
 # ------------------------------------------------------------------------------------------------
@@ -177,19 +135,6 @@ def write_openvino(program: ExportedProgram, path: Path, description: Descriptio
         del model
     finally:
         onnx_path.unlink(missing_ok=True)
-
-
-def run_openvino(path: Path, description: Description) -> Runner:
-    openvino = need('openvino', 'running .xml')
-    # Its own choice is bfloat16 where the processor has it.
-    settings = {'INFERENCE_PRECISION_HINT': 'f32'}
-    model = openvino.Core().compile_model(str(path), 'CPU', settings)
-
-    def run(inputs: np.ndarray) -> dict[str, np.ndarray]:
-        results = model(inputs)
-        return named(description, [np.array(results[output]) for output in model.outputs])
-
-    return run
 
 
 # ------------------------------------------------------------------------------------------------
@@ -219,22 +164,3 @@ def write_core_ml(program: ExportedProgram, path: Path, description: Description
     for name, meaning in description.outputs.items():
         model.output_description[name] = meaning
     model.save(str(path))
-
-
-def named(description: Description, results: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Results by the names of the outputs."""
-    return dict(zip(description.outputs, results, strict=True))
-
-
-@contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Without the notes of loggers that concern their makers alone."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from backbones.checkpoint import CheckpointError
+from backbones.checkpoint_file import are_checkpoints_trusted
 from backbones.engine.errors import ConfigError
+from backbones.export.runner import is_exported
 
 from .drawing import Artist
 from .errors import InputError
@@ -67,9 +70,11 @@ class Inferencer:
             cv2.imwrite('drawn.png', result.draw())
 
     Args:
-        config: Path of a config, or of an .onnx that ``tools/export.py`` wrote.
-        checkpoint: Path or address of a checkpoint of the whole model; none for an .onnx.
-        device: For instance 'cuda:1'. Default: the first GPU, else the CPU.
+        config: Path of a config, or of a file that ``tools/export.py`` wrote: an .onnx, .xml or
+            .pt2.
+        checkpoint: Path or address of a checkpoint of the whole model; none for an exported file.
+        device: For instance 'cuda:1'. Default: the first GPU, else the CPU; for an exported file
+            see :func:`backbones.export.runner.open_exported`.
         batch_size: Pictures that go through the model at once. Changes no result.
         amp: Mixed precision: float16 on a GPU, on a CPU backbone and neck in bfloat16.
         deploy: Fold what only training needs, which is faster and changes results by rounding
@@ -86,8 +91,9 @@ class Inferencer:
 
     Raises:
         ConfigError: The config cannot be read or does not fit, or there is no such class.
-        ExportError: The .onnx cannot be read, or was not written by our tool.
-        CheckpointError: The checkpoint cannot be read or lacks part of the model.
+        ExportError: The exported file cannot be run, or was not written by our tool.
+        CheckpointError: The checkpoint cannot be read or lacks part of the model, or an exported
+            file may run code and :func:`backbones.trust_checkpoints` was not called.
     """
 
     def __init__(
@@ -104,8 +110,8 @@ class Inferencer:
         palette: str | None = None,
         cfg_options: dict[str, Any] | None = None,
     ) -> None:
-        if str(config).endswith('.onnx'):
-            model = load_exported(str(config), device, amp, cfg_options)
+        if is_exported(config):
+            model = load_exported(str(config), device, amp or not deploy or bool(cfg_options))
         else:
             model = TorchModel(str(config), str(checkpoint), device, amp, deploy, cfg_options)
         self.classes = model.classes
@@ -162,23 +168,34 @@ class Inferencer:
         )
 
 
-def load_exported(
-    path: str, device: str | None, amp: bool, cfg_options: dict[str, Any] | None
-) -> Model:
-    """A model from an .onnx, which cannot be changed any more.
+def load_exported(path: str, device: str | None, is_to_change: bool) -> Model:
+    """A model from an exported file.
+
+    Args:
+        path: The file.
+        device: Where it runs.
+        is_to_change: Whether it is to be another than what was exported.
 
     Raises:
-        ConfigError: Something is to be changed.
-        ExportError: It cannot be read, or was not written by our tool.
+        ConfigError: It is, or there is no such device.
+        CheckpointError: Reading it may run code.
+        ExportError: It cannot be run, or was not written by our tool.
     """
     # Exporting builds on this package.
-    from backbones.export.onnx_model import OnnxModel
+    from backbones.export.exported_model import ExportedModel
 
-    if amp or cfg_options:
-        raise ConfigError(f'{path} is exported: neither its precision nor its config can be set')
-    if not os.path.isfile(path):
-        raise ConfigError(f'there is no model {path}')
-    return OnnxModel(path, device)
+    if is_to_change:
+        raise ConfigError(
+            f'{path} is exported: its precision, folding and config were settled then, with the '
+            'options of export.py'
+        )
+    if path.endswith('.pt2') and os.path.isfile(path) and not are_checkpoints_trusted():
+        raise CheckpointError(
+            f'{path}: torch.export.load runs code that is in the file. If you made it yourself, or '
+            'trust its maker as you would trust a program, add --trust-checkpoint (in Python: '
+            'backbones.trust_checkpoints()); an .onnx or .xml needs no trust'
+        )
+    return ExportedModel(path, device)
 
 
 def read_input(

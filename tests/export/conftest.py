@@ -14,12 +14,24 @@ from torch import nn
 
 from backbones.engine.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
+from backbones.export.export import Options, export
 from backbones.inference.torch_model import TorchModel
 
 # What takes time is the number of operators.
 FEWER_BLOCKS = """\
     model['backbone']['arch'].update(depths=(1, 1, 1, 1), mlp_ratios=((2,), (2,), (2,), (2,)))
     """
+
+
+# One of each kind; every export is shared by the tests of this folder.
+EXPORTS = {
+    'fpn': ('fpn', 'fpn.onnx', dict(dynamic=True, batch=None)),
+    'retinanet': ('retinanet', 'retinanet.onnx', dict(batch=2)),
+    'mask_rcnn': ('mask_rcnn', 'mask_rcnn.onnx', dict(dynamic=True)),
+    'openvino': ('fpn', 'fpn.xml', dict(size=(160, 160), logits=True)),
+    'pt2': ('retinanet', 'retinanet.pt2', dict(size=(160, 160))),
+    'core_ml': ('fpn', 'fpn.mlpackage', dict(size=(64, 64))),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,15 @@ class TinyModel:
     config: str
     checkpoint: str
     cfg_options: dict
+
+
+@dataclass
+class Exported:
+    """A file, the lines that were printed, and the model that it was made from."""
+
+    path: Path
+    lines: list[str]
+    model: TorchModel
 
 
 @pytest.fixture(scope='session')
@@ -94,12 +115,44 @@ def learn_statistics(model: nn.Module, pictures: list[np.ndarray]) -> None:
 
 
 @pytest.fixture(scope='session')
+def exported(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Callable,
+    pictures: list[np.ndarray],
+) -> Callable[[str], Exported]:
+    """Makes an entry of EXPORTS, once."""
+    made = {}
+    folder = tmp_path_factory.mktemp('exported')
+    picture = folder / 'picture.png'
+    cv2.imwrite(str(picture), pictures[1])
+
+    def make(kind: str) -> Exported:
+        if kind not in made:
+            task, name, options = EXPORTS[kind]
+            tiny = tiny_model(task)
+            lines = []
+            export(
+                tiny.config,
+                tiny.checkpoint,
+                folder / name,
+                Options(**options, picture=str(picture)),
+                tiny.cfg_options,
+                report=lines.append,
+            )
+            model = TorchModel(tiny.config, tiny.checkpoint, cfg_options=tiny.cfg_options)
+            made[kind] = Exported(folder / name, lines, model)
+        return made[kind]
+
+    return make
+
+
+@pytest.fixture(scope='session')
 def predict() -> Callable[..., list]:
-    """What a TorchModel or an OnnxModel says: ``predict(model, pictures of one size)``."""
+    """What a TorchModel or an ExportedModel says: ``predict(model, pictures of one size)``."""
     return predictions
 
 
 def predictions(model: object, pictures: list[np.ndarray]) -> list:
-    """What a TorchModel or an OnnxModel says about pictures of one size."""
+    """What a TorchModel or an ExportedModel says about pictures of one size."""
     raws = model.predict([model.prepare(picture) for picture in pictures])
     return [model.finish(raw, p.shape[:2]) for raw, p in zip(raws, pictures, strict=True)]

@@ -56,6 +56,17 @@ def test_what_is_as_sure_as_the_threshold_may_be_missing():
     assert '1 of 2' in compare(detections(ONE, at_threshold), detections(ONE), LIMITS)
 
 
+def test_boxes_that_rounding_leaves_without_area_agree():
+    """As mmdet gives them where a box was clipped at the picture's edge."""
+    at_edge = (199, 101.097, 199, 123, 0.95, 1)
+    rounded = (198.995, 101.092, 199, 123, 0.95, 1)
+    figures = compare(detections(ONE, at_edge), detections(ONE, rounded), LIMITS)
+    assert figures.startswith('2 of 2')
+    moved = (199, 90, 199, 112, 0.95, 1)
+    with pytest.raises(ExportError):
+        compare(detections(ONE, at_edge), detections(ONE, moved), LIMITS)
+
+
 def test_masks_agree_by_their_pixels():
     masks = np.zeros((1, 28, 28), np.float32)
     masks[0, :14] = 0.9

@@ -1,8 +1,6 @@
 """Exported files say what the models say, in every format, and carry what it takes to use them."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -17,67 +15,15 @@ from backbones.export import export as export_module
 from backbones.export.description import METADATA_KEY
 from backbones.export.errors import ExportError
 from backbones.export.export import Options, export
-from backbones.export.onnx_model import OnnxModel
+from backbones.export.exported_model import ExportedModel
+from backbones.export.runner import Runner
 from backbones.inference.masks import encode_mask
-from backbones.inference.torch_model import TorchModel
-
-SIZE = (160, 160)
-# One of each kind; every export is shared by the tests of this file.
-EXPORTS = {
-    'fpn': ('fpn', 'fpn.onnx', dict(dynamic=True, batch=None)),
-    'retinanet': ('retinanet', 'retinanet.onnx', dict(batch=2)),
-    'mask_rcnn': ('mask_rcnn', 'mask_rcnn.onnx', dict(dynamic=True)),
-    'openvino': ('fpn', 'fpn.xml', dict(size=SIZE, logits=True)),
-    'pt2': ('retinanet', 'retinanet.pt2', dict(size=SIZE)),
-    'core_ml': ('fpn', 'fpn.mlpackage', dict(size=(64, 64))),
-}
-
-
-@dataclass
-class Exported:
-    """A file, the lines that were printed, and the model that it was made from."""
-
-    path: Path
-    lines: list[str]
-    model: TorchModel
-
-
-@pytest.fixture(scope='module')
-def exported(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_model: Callable,
-    pictures: list[np.ndarray],
-) -> Callable[[str], Exported]:
-    """Makes an entry of EXPORTS, once."""
-    made = {}
-    folder = tmp_path_factory.mktemp('exported')
-    picture = folder / 'picture.png'
-    cv2.imwrite(str(picture), pictures[1])
-
-    def make(kind: str) -> Exported:
-        if kind not in made:
-            task, name, options = EXPORTS[kind]
-            tiny = tiny_model(task)
-            lines = []
-            export(
-                tiny.config,
-                tiny.checkpoint,
-                folder / name,
-                Options(**options, picture=str(picture)),
-                tiny.cfg_options,
-                report=lines.append,
-            )
-            model = TorchModel(tiny.config, tiny.checkpoint, cfg_options=tiny.cfg_options)
-            made[kind] = Exported(folder / name, lines, model)
-        return made[kind]
-
-    return make
 
 
 @pytest.mark.parametrize('task', ['retinanet', 'mask_rcnn'])
 def test_detections_of_an_onnx_file_are_those_of_the_model(exported, predict, pictures, task):
     made = exported(task)
-    in_file = OnnxModel(str(made.path), 'cpu')
+    in_file = ExportedModel(str(made.path), 'cpu')
     assert in_file.task == 'detection'
     shapes = {(128, 128): pictures}
     if task == 'mask_rcnn':
@@ -104,7 +50,7 @@ def test_detections_of_an_onnx_file_are_those_of_the_model(exported, predict, pi
 def test_a_picture_without_objects_has_no_detection(exported, predict, task):
     made = exported(task)
     blank = np.random.default_rng(0).normal(114, 8, (128, 128, 3)).astype(np.uint8)
-    (found,) = predict(OnnxModel(str(made.path), 'cpu'), [blank])
+    (found,) = predict(ExportedModel(str(made.path), 'cpu'), [blank])
     assert len(found.boxes) == len(found.scores) == len(found.labels) == 0
     assert any('no detection, as in PyTorch' in line for line in made.lines)
 
@@ -112,7 +58,7 @@ def test_a_picture_without_objects_has_no_detection(exported, predict, task):
 @pytest.mark.parametrize('size', [(128, 128), (97, 203)])
 def test_label_maps_of_an_onnx_file_are_those_of_the_model(exported, predict, pictures, size):
     made = exported('fpn')
-    in_file = OnnxModel(str(made.path), 'cpu')
+    in_file = ExportedModel(str(made.path), 'cpu')
     batch = [cv2.resize(picture, size[::-1]) for picture in pictures]
     expected, found = predict(made.model, batch), predict(in_file, batch)
     for one, other in zip(expected, found, strict=True):
@@ -123,7 +69,7 @@ def test_label_maps_of_an_onnx_file_are_those_of_the_model(exported, predict, pi
 
 def test_an_onnx_file_says_how_it_is_used(exported):
     path = exported('mask_rcnn').path
-    model = OnnxModel(str(path), 'cpu')
+    model = ExportedModel(str(path), 'cpu')
     described = model.description
     assert model.classes == tuple(exported('mask_rcnn').model.classes)
     assert model.palette[0] == [230, 80, 50]
@@ -149,7 +95,7 @@ def test_an_openvino_file_was_compared_and_carries_its_description(exported):
     assert any('logits within' in line for line in made.lines)
     model = openvino.Core().read_model(str(made.path))
     described = json.loads(model.get_rt_info([METADATA_KEY]).astype(str))
-    assert described['task'] == 'segmentation' and described['size'] == list(SIZE)
+    assert described['task'] == 'segmentation' and described['size'] == [160, 160]
 
 
 def test_a_pt2_file_was_compared_and_carries_its_description(exported):
@@ -171,13 +117,13 @@ def test_a_core_ml_package_is_written_and_says_that_it_was_not_compared(exported
 
 def test_where_results_differ_no_file_is_left(tmp_path, tiny_model, monkeypatch):
     tiny = tiny_model('fpn')
-    run_file = export_module.run_file
+    open_exported = export_module.open_exported
 
-    def run_wrongly(path, description):
-        run = run_file(path, description)
-        return lambda inputs: {name: values + 1 for name, values in run(inputs).items()}
+    def open_wrongly(path):
+        runner = open_exported(path)
+        return Runner(runner.description, lambda x: [values + 1 for values in runner(x).values()])
 
-    monkeypatch.setattr(export_module, 'run_file', run_wrongly)
+    monkeypatch.setattr(export_module, 'open_exported', open_wrongly)
     earlier = tmp_path / 'model.pt2'
     earlier.write_text('an earlier export')
     options = Options(size=(64, 64))

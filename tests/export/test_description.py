@@ -1,16 +1,11 @@
-"""Feeding an exported file, and files that are none."""
+"""Feeding an exported file."""
 
 import dataclasses
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
-from backbones.engine.errors import ConfigError
 from backbones.export.description import Description
-from backbones.export.errors import ExportError
-from backbones.export.onnx_model import OnnxModel
 
 DESCRIPTION = Description(
     task='detection',
@@ -61,23 +56,3 @@ def test_a_picture_is_padded_only_to_the_least_size_where_any_is_taken():
     any_size = dataclasses.replace(DESCRIPTION, size=None, min_size=65, resize=None)
     assert any_size.fit(picture(90, 101)).inputs.shape == (3, 90, 101)
     assert any_size.fit(picture(90, 20)).inputs.shape == (3, 90, 65)
-
-
-def test_a_file_that_is_missing_or_none_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        OnnxModel(tmp_path / 'none.onnx')
-    (tmp_path / 'text.onnx').write_text('no model')
-    with pytest.raises(ExportError, match='cannot be read as an ONNX model'):
-        OnnxModel(tmp_path / 'text.onnx')
-
-
-def test_a_model_from_elsewhere_is_an_error(tmp_path):
-    value = helper.make_tensor_value_info('x', TensorProto.FLOAT, [1])
-    out = helper.make_tensor_value_info('y', TensorProto.FLOAT, [1])
-    graph = helper.make_graph([helper.make_node('Relu', ['x'], ['y'])], 'g', [value], [out])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=9)
-    onnx.save(model, tmp_path / 'other.onnx')
-    with pytest.raises(ExportError, match=r'was not written by tools/export\.py'):
-        OnnxModel(tmp_path / 'other.onnx')
-    with pytest.raises(ConfigError, match="device 'tpu'"):
-        OnnxModel(tmp_path / 'other.onnx', 'tpu')

@@ -1,5 +1,6 @@
-"""An exported .onnx as something that turns pictures into predictions."""
+"""An exported file as something that turns pictures into predictions."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +9,12 @@ import cv2
 import numpy as np
 import torch
 
-from backbones.engine.errors import ConfigError
 from backbones.inference.label_map import label_map_of
 from backbones.inference.masks import paste_masks
 from backbones.inference.prediction import Detections, Segmentation
 
-from .description import METADATA_KEY, Description
-from .errors import ExportError, need
+from .errors import ExportError
+from .runner import open_exported
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class RawResult:
     fitted: tuple[int, int]
 
 
-class OnnxModel:
+class ExportedModel:
     """A file that tools/export.py wrote, with the methods of
     :class:`backbones.inference.torch_model.TorchModel`.
 
     Args:
-        path: The .onnx file.
-        device: 'cpu', 'cuda' or 'cuda:1'. Default: the first GPU that onnxruntime can use, else
-            the CPU.
+        path: The file; it and the rest as in :func:`.runner.open_exported`, errors too.
+        device: Where it runs.
+        threads: Of the processor.
 
     Attributes:
         description: What the file says about itself.
@@ -46,14 +46,14 @@ class OnnxModel:
         palette: (R, G, B) of each class, or None.
 
     Raises:
-        ConfigError: There is no such device.
-        ExportError: onnxruntime is missing, or the file is not one of ours.
-        FileNotFoundError: There is no such file.
+        ExportError: The file holds a backbone only.
     """
 
-    def __init__(self, path: str, device: str | None = None) -> None:
-        self.session = open_session(str(path), device)
-        self.description = read_description(self.session, str(path))
+    def __init__(
+        self, path: str | os.PathLike, device: str | None = None, threads: int | None = None
+    ) -> None:
+        self.runner = open_exported(path, device, threads)
+        self.description = self.runner.description
         if self.description.task == 'backbone':
             raise ExportError(f'{path} holds a backbone only, which makes no predictions')
         self.task = self.description.task
@@ -77,7 +77,7 @@ class OnnxModel:
         """Run the network on pictures that were prepared, all of one size.
 
         Raises:
-            RuntimeError: onnxruntime cannot, for want of memory perhaps.
+            RuntimeError: It cannot be run, for want of memory perhaps.
         """
         step = self.description.batch or max(len(prepared), 1)
         raws = []
@@ -88,7 +88,7 @@ class OnnxModel:
                 # A file for so many pictures takes no fewer.
                 rest = [(0, self.description.batch - len(chunk))] + [(0, 0)] * 3
                 inputs = np.pad(inputs, rest)
-            outputs = self._run(inputs)
+            outputs = self.runner(inputs)
             raws += [
                 RawResult({name: values[i] for name, values in outputs.items()}, item['fitted'])
                 for i, item in enumerate(chunk)
@@ -129,56 +129,3 @@ class OnnxModel:
             return labels.numpy().astype(dtype)
         labels = raw.outputs['label_map'][:height, :width].astype(dtype)
         return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-
-    def _run(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
-        names = list(self.description.outputs)
-        try:
-            return dict(zip(names, self.session.run(names, {'pictures': inputs}), strict=True))
-        # Its exceptions are neither public nor derived from RuntimeError.
-        except Exception as error:
-            raise RuntimeError(' '.join(str(error).split())) from error
-
-
-def open_session(path: str, device: str | None) -> Any:
-    """An onnxruntime session.
-
-    Raises:
-        ConfigError: There is no such device.
-        ExportError: onnxruntime is missing or cannot read the file.
-        FileNotFoundError: There is no such file.
-    """
-    runtime = need('onnxruntime', f'{path}')
-    with open(path, 'rb'):
-        pass
-    providers = ['CPUExecutionProvider']
-    has_gpu = 'CUDAExecutionProvider' in runtime.get_available_providers()
-    kind, _, number = (device or ('cuda' if has_gpu else 'cpu')).partition(':')
-    if kind not in ('cpu', 'cuda') or (kind == 'cuda' and not has_gpu):
-        raise ConfigError(
-            f'device {device!r} cannot be used here: this onnxruntime runs on '
-            f'{"cuda and cpu" if has_gpu else "cpu (onnxruntime-gpu runs on cuda)"}'
-        )
-    if kind == 'cuda':
-        providers.insert(0, ('CUDAExecutionProvider', {'device_id': int(number or 0)}))
-    try:
-        return runtime.InferenceSession(path, providers=providers)
-    # Its exceptions are not public.
-    except Exception as error:
-        reason = ' '.join(str(error).split())
-        raise ExportError(f'{path} cannot be read as an ONNX model: {reason}') from error
-
-
-def read_description(session: Any, path: str) -> Description:
-    """What a file says about itself.
-
-    Raises:
-        ExportError: It says nothing, so it was not written by tools/export.py.
-    """
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    try:
-        return Description.from_json(text or '')
-    except ValueError as error:
-        raise ExportError(
-            f'{path} was not written by tools/export.py: it does not say what its inputs and '
-            'outputs mean'
-        ) from error
