@@ -87,7 +87,7 @@ class EfficientFormerV2(BaseModule):
             tables of the relative position bias are laid out for. Default: 224 (ImageNet).
         bias_resize: How these tables are carried over to other grids: 'offset' (default), or
             'matrix' for the authors' own COCO and ADE20K models, see
-            :class:`backbones.attention.RelativePositionBias`.
+            :class:`backbones.relative_position_bias.RelativePositionBias`.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
             Default: the architecture's own.
         layer_scale_init_value: What the layer scales start from. Default: 1e-5.

@@ -33,10 +33,12 @@ def format_outcome(outcome: dict[str, Any]) -> str:
     ]
     check = outcome['paper_check']
     folded = (
-        "All networks were folded for inference by backbones.deploy, the peers' too; for training "
-        'steps they are not.'
+        "All networks were folded for inference by backbones.deploy, the peers' too, and in torch "
+        "on a CPU backbones alone get their pictures in channels last, the peers' too; training "
+        'steps are left as they are.'
         if outcome['deploy']
-        else 'No network was folded for inference (--no-deploy).'
+        else "No network was folded for inference (--no-deploy): the peers are as mmdet's and "
+        "mmseg's users have them."
     )
     notes = [
         *(f'**Warning:** {warning}.' for warning in outcome['warnings']),

@@ -113,6 +113,9 @@ def predict_step(model: nn.Module, setting: Setting) -> Callable[[], Any]:
     """A function that makes feature maps, or predictions."""
     if setting.part == 'backbone':
         inputs, _ = make_batch(model, setting)
+        if setting.deploy and setting.device == 'cpu':
+            # It makes a CPU's ResNets and MobileNets faster by half; our backbone does so itself.
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         # The rest of the model is not kept, so that memory is the backbone's.
         return torch.inference_mode()(partial(model.backbone, inputs))
     keep_masks_small(model)

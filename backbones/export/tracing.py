@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from backbones import attention
+from backbones.relative_position_bias import RelativePositionBias
 
 # Nothing is computed from these: they only tell a size that is left open from one that is not.
 LARGEST_SIZE = 16384
@@ -63,12 +63,11 @@ def biases_kept(model: nn.Module, example: Tensor) -> Iterator[None]:
     kept = {
         module: module._kept[1].contiguous()
         for module in model.modules()
-        if isinstance(module, attention.RelativePositionBias)
+        if isinstance(module, RelativePositionBias)
     }
 
-    def kept_bias(module: attention.RelativePositionBias, *args: object) -> Tensor:
+    def kept_bias(module: RelativePositionBias, *args: object) -> Tensor:
         return kept[module]
 
-    bias = attention.RelativePositionBias
-    with patch.object(bias, 'forward', kept_bias):
+    with patch.object(RelativePositionBias, 'forward', kept_bias):
         yield
