@@ -142,16 +142,18 @@ def predict(model: nn.Module, pictures: dict[str, list]) -> list:
 def compiled(model: nn.Module, setting: Setting) -> Ready:
     """The same, after torch.compile of backbone, neck and dense heads, weights frozen into the
     code."""
+    from torch._inductor import config
+
     model.requires_grad_(False)
     for name in COMPILED if setting.part == 'model' else COMPILED[:1]:
         module = getattr(model, name, None)
         if module is not None:
-            module.forward = torch.compile(
-                module.forward, dynamic=False, options={'freezing': True}
-            )
+            module.forward = torch.compile(module.forward, dynamic=False)
     run = predict_step(model, setting)
     start = time.perf_counter()
-    run()
+    # As an option of torch.compile it has no effect: tracing, which comes first, does not see it.
+    with config.patch(freezing=True):
+        run()
     return Ready(run, time.perf_counter() - start)
 
 

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from shutil import which
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mmengine.registry import MODELS
 from tiny import ROOT
 
 from backbones.benchmark import benchmark as benchmarking
+from backbones.benchmark import work
 from backbones.benchmark.candidates import PEERS, Candidate, group_configs
 from backbones.benchmark.counting import check_against_paper, count_macs
 from backbones.benchmark.report import format_table
@@ -85,6 +87,20 @@ def test_what_fails_for_one_model_leaves_the_others(tiny_config, monkeypatch):
     assert [each['problem'] for each in results] == [None, None, None, 'not enough memory']
     assert ['latency_ms' in each for each in results] == [True, True, True, False]
     assert 'ResNet-50: not enough memory' in format_table(results)
+
+
+@pytest.mark.skipif(not (which('g++') or which('clang++')), reason='no C++ compiler')
+def test_compiling_freezes_the_weights(monkeypatch):
+    """Without it, convolutions are those of eager mode, and compiled models hardly faster."""
+    from torch._dynamo.utils import counters
+
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Conv2d(3, 8, 3).eval()
+    monkeypatch.setattr(work, 'make_batch', lambda *_: (torch.randn(1, 3, 32, 32), []))
+    counters.clear()
+    setting = Setting('backbone', 'predict', 'compile', (32, 32), 1, True, 'cpu', 1)
+    work.compiled(model, setting).run()
+    assert counters['inductor']['mkldnn_conv_weight_pack_matcher_count'] == 1
 
 
 def test_counts_s2_as_the_paper_does():
