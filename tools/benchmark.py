@@ -101,7 +101,7 @@ def parse_args() -> argparse.Namespace:
         f'(default: {Effort.seconds:g})',
     )
     parser.add_argument(
-        '--out',
+        '--out-dir',
         type=Path,
         default=Path('work_dirs/benchmark'),
         metavar='DIR',
@@ -129,12 +129,12 @@ def main() -> int:
             options=args.cfg_options,
         )
         outcome = benchmark(request, lambda line: print(line, file=sys.stderr, flush=True))
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(outcome, args.out / 'benchmark.json')
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    write_json(outcome, args.out_dir / 'benchmark.json')
     text = format_outcome(outcome)
-    (args.out / 'benchmark.md').write_text(f'{text}\n', encoding='utf-8')
-    print(f'\n{text}\n\nwritten: {args.out}/benchmark.json, benchmark.md', end='')
-    print(', benchmark.png' if draw_plot(outcome, args.out / 'benchmark.png') else '')
+    (args.out_dir / 'benchmark.md').write_text(f'{text}\n', encoding='utf-8')
+    print(f'\n{text}\n\nwritten: {args.out_dir}/benchmark.json, benchmark.md', end='')
+    print(', benchmark.png' if draw_plot(outcome, args.out_dir / 'benchmark.png') else '')
     return SOME_FAILED if any(each['problem'] for each in outcome['results']) else 0
 
 

@@ -66,13 +66,12 @@ def draw_panel(axes: Any, results: list[Result], key: str, unit: float, label: s
             markersize=8, elinewidth=1, capsize=3, markeredgecolor='white', zorder=3,
         )  # fmt: skip
         for each, left, height in zip(group, x, y, strict=True):
-            # Ours above their line, others below their points, and inside on the right.
-            to_left = group is ours or left > 0.6 * max(each[key] / unit for each in results)
+            # Ours above their line, others below their points.
+            is_ours = group is ours
             axes.annotate(
-                short_name(each), (left, height),
-                (-9 if to_left else 9, 5 if group is ours else -5),
+                short_name(each), (left, height), (-9, 5) if is_ours else (0, -9),
                 textcoords='offset points', color=colour, fontsize=10, fontweight='bold',
-                ha='right' if to_left else 'left', va='bottom' if group is ours else 'top',
+                ha='right' if is_ours else 'center', va='bottom' if is_ours else 'top',
                 path_effects=[withStroke(linewidth=3, foreground='white')], zorder=4,
             )  # fmt: skip
     label_axes(axes, [each[key] / unit for each in results], label)
@@ -82,7 +81,7 @@ def label_axes(axes: Any, x: list[float], label: str) -> None:
     """Logarithmic axes with plain numbers, and room for the names."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-    axes.set(xscale='log', yscale='log', xlabel=label, xlim=(min(x) / 1.3, max(x) * 1.3))
+    axes.set(xscale='log', yscale='log', xlabel=label, xlim=(min(x) / 1.6, max(x) * 1.6))
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.15, high * 1.1)
     for axis in (axes.xaxis, axes.yaxis):

@@ -28,7 +28,7 @@ def run_benchmark(run_tool, tmp_path):
     """Runs the tool on small pictures; returns the finished process and what it measured."""
 
     def run(*arguments: object) -> tuple:
-        quick = ('--sizes', '64x96', '--rounds', 2, '--seconds', 0, '--out', tmp_path / 'out')
+        quick = ('--sizes', '64x96', '--rounds', 2, '--seconds', 0, '--out-dir', tmp_path / 'out')
         done = run_tool('benchmark.py', *arguments, *quick)
         written = tmp_path / 'out' / 'benchmark.json'
         return done, json.loads(written.read_text()) if written.is_file() else None
@@ -168,7 +168,7 @@ def test_ratio_is_that_of_rounds():
 )
 def test_bad_arguments_are_said(arguments, message, monkeypatch, capsys, tmp_path):
     tool = ROOT / 'tools' / 'benchmark.py'
-    monkeypatch.setattr(sys, 'argv', [str(tool), *arguments, '--out', str(tmp_path / 'out')])
+    monkeypatch.setattr(sys, 'argv', [str(tool), *arguments, '--out-dir', str(tmp_path / 'out')])
     monkeypatch.setattr(benchmarking.machine, 'pin', lambda *_: None)
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(tool), run_name='__main__')
