@@ -61,9 +61,12 @@ CASES = {
     'pictures missing': (
         'retinanet',
         lambda d: [p.unlink() for p in sorted((d / 'coco/train2017').glob('*'))[:3]], '',
-        '3 of 8 files'),
+        'missing picture (3)'),
     'picture folder missing': (
         'retinanet', lambda d: shutil.rmtree(d / 'coco/val2017'), '', 'no picture folder'),
+    'category without name': (
+        'retinanet', lambda d: edit(d / TRAIN, lambda c: c['categories'][0].pop('name')), '',
+        'a category has no name'),
     'category id out of range': (
         'retinanet',
         lambda d: edit(d / TRAIN, lambda c: c['annotations'][0].update(category_id=99)), '',
@@ -72,6 +75,24 @@ CASES = {
         'retinanet',
         lambda d: edit(d / TRAIN, lambda c: c['annotations'][0].update(image_id=99)), '',
         'image_id 99'),
+    'duplicate image id': (
+        'retinanet', lambda d: edit(d / TRAIN, lambda c: c['images'][1].update(id=1)), '',
+        'train_000001.jpg has the image id 1 too'),
+    'duplicate annotation id': (
+        'mask_rcnn', lambda d: edit(d / TRAIN, lambda c: c['annotations'][1].update(id=1)), '',
+        'train_000001.jpg, id 1: more than one annotation'),
+    'duplicate annotation id in validation': (
+        'retinanet', lambda d: edit(d / VAL, lambda c: c['annotations'][1].update(id=1)), '',
+        'val_000001.jpg, id 1: more than one annotation'),
+    'duplicate category id': (
+        'retinanet', lambda d: edit(d / TRAIN, lambda c: c['categories'][1].update(id=1)), '',
+        "'disc' and 'square' both have this id"),
+    'annotation without box': (
+        'retinanet', lambda d: edit(d / TRAIN, lambda c: c['annotations'][0].pop('bbox')), '',
+        'lacks bbox'),
+    'image without id': (
+        'retinanet', lambda d: edit(d / TRAIN, lambda c: c['images'][0].pop('id')), '',
+        'lacks id'),
     'categories in another order': (
         'retinanet', lambda d: edit(d / VAL, reverse_categories), '', 'another order'),
     'category missing in validation': (

@@ -135,13 +135,10 @@ def fill_from_coco(part: Part, config: Config) -> None:
     try:
         content = read_coco(path)
         classes, named_by = coco_classes(config, part)
-        if isinstance(content['categories'][0], dict):
-            try:
-                check_categories(path, classes, named_by)
-            except DataError as error:
-                part.findings.append(Finding(ERROR, 'categories', str(path), str(error)))
-            except (KeyError, TypeError):
-                pass  # an incomplete category, which is listed below
+        try:
+            check_categories(path, classes, named_by)
+        except DataError as error:
+            part.findings.append(Finding(ERROR, 'categories', str(path), str(error)))
         evaluated = part.split != 'train'
         loads_masks = any(node.get('with_mask') for node in walk(dataset.get('pipeline', [])))
         metrics = [node.get('metric', []) for node in walk(config.get(f'{part.split}_evaluator'))]
@@ -176,7 +173,7 @@ def coco_classes(config: Config, part: Part) -> tuple[Sequence[str], object]:
         if is_coco(dataset) and annotation_file(dataset).is_file():
             try:
                 return category_names(annotation_file(dataset)), annotation_file(dataset)
-            except (DataError, KeyError, TypeError):
+            except DataError:
                 continue
     return known_classes(part.dataset), 'the dataset type'
 
