@@ -43,7 +43,7 @@ def check_data(config: Config, splits: tuple[str, ...], classes: Sequence[str]) 
     """
     for part in parts_of(config, splits):
         if part.layout == 'coco':
-            count = check_detection(part, config)
+            count = check_detection(part, config, classes)
         elif part.layout == 'label maps':
             count = check_segmentation(part.dataset, classes)
         else:
@@ -51,9 +51,9 @@ def check_data(config: Config, splits: tuple[str, ...], classes: Sequence[str]) 
         print(f'{part.split}: {count} pictures, as {part.source} has them', flush=True)
 
 
-def check_detection(part: Part, config: Config) -> int:
+def check_detection(part: Part, config: Config, classes: Sequence[str]) -> int:
     """Check a COCO file against its pictures and itself; returns the number of pictures."""
-    fill_from_coco(part, config)
+    fill_from_coco(part, config, classes)
     count = len(part.jobs)
     errors = [
         replace(found, split=part.split) for found in part.findings if found.severity == ERROR
@@ -148,7 +148,7 @@ def labels_in(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as picture:
             label_map = np.asarray(picture)
-    except DAMAGED_PICTURE as error:
+    except (*DAMAGED_PICTURE, Image.DecompressionBombError) as error:
         raise DataError(f'{file} cannot be read as a label map: {error}') from error
     if label_map.ndim != 2:
         raise DataError(

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +35,19 @@ def set_label(data: Path, label: int) -> None:
     labels = np.array(Image.open(label_map(data)))
     labels[:9, :9] = label
     Image.fromarray(labels).save(label_map(data))
+
+
+def break_chunk(path: Path) -> None:
+    """Make the name of a PNG's chunk of pixels one that no chunk can have."""
+    path.write_bytes(path.read_bytes().replace(b'IDAT', b'\0\0\0\0'))
+
+
+def claim_size(path: Path, side: int) -> None:
+    """Let a PNG's header promise a picture of another size, with the right checksum."""
+    content = path.read_bytes()
+    header = b'IHDR' + struct.pack('>II', side, side) + content[24:29]
+    checksum = struct.pack('>I', zlib.crc32(header))
+    path.write_bytes(content[:12] + header + checksum + content[33:])
 
 
 def empty(path: Path) -> None:
@@ -113,6 +128,10 @@ CASES = {
         'fpn', lambda d: Image.new('RGB', (128, 128)).save(label_map(d)), '', 'colour picture'),
     'label map unreadable': (
         'fpn', lambda d: label_map(d).write_bytes(b'no picture'), '', 'cannot be read'),
+    'label map with a broken chunk': (
+        'fpn', lambda d: break_chunk(label_map(d)), '', 'cannot be read'),
+    'label map of a billion pixels': (
+        'fpn', lambda d: claim_size(label_map(d), 2**15), '', 'cannot be read'),
     'label map missing': ('fpn', lambda d: label_map(d).unlink(), '', '1 of 8 files'),
     'label folder missing': (
         'fpn', lambda d: shutil.rmtree(d / 'ade/annotations/training'), '', 'no folder'),
@@ -120,6 +139,9 @@ CASES = {
         'fpn', lambda d: None,
         "for loader in (train_dataloader, val_dataloader): loader['dataset']['img_suffix'] = '.tif'"
         '\ndel loader', "ends in '.tif'"),
+    'class list not text': (
+        'fpn', lambda d: (d / 'classes.txt').write_bytes(b'dis\xff'), '', 'not text in UTF-8'),
+    'class list empty': ('fpn', lambda d: empty(d / 'classes.txt'), '', 'no names in it'),
     'class list missing': ('fpn', lambda d: None, "classes = 'nowhere.txt'", 'no such file'),
     'unknown scope': ('fpn', lambda d: None, "default_scope = 'mmpose'", "'mmdet', 'mmseg'"),
     'unknown dataset type': (
