@@ -87,6 +87,11 @@ def rotate_by_exif(path: Path) -> None:
     Image.new('RGB', (128, 96)).save(path, exif=exif)
 
 
+def overwrite(path: Path, position: int, new: bytes) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:position] + new + content[position + len(new) :])
+
+
 def detach(content: dict) -> None:
     """Take all annotations from the first picture."""
     content['annotations'] = [a for a in content['annotations'] if a['image_id'] != 1]
@@ -170,6 +175,12 @@ FAULTS = {
         lambda d: (
             rotate_by_exif(d / PICTURE), edit(d / TRAIN, lambda c: c['images'][0].update(height=96))
         ), 'error', 'picture of another size', PICTURE, 'EXIF'),
+    'turned, and of a kind that only OpenCV reads': (
+        'retinanet',
+        lambda d: (
+            rotate_by_exif(d / PICTURE), overwrite(d / PICTURE, 3, b'\1'),
+            edit(d / TRAIN, lambda c: c['images'][0].update(height=96)),
+        ), 'error', 'picture of another size', PICTURE, 'exchanged'),
     'one-pixel picture': (
         'retinanet',
         lambda d: (
