@@ -1,4 +1,4 @@
-# Every target that needs the environment first makes sure of it: `make demo` and `make test` are all
+# Every target that needs an environment first makes sure of it: `make demo` and `make test` are all
 # that a fresh clone needs.
 
 PYTHON ?= python3
@@ -18,11 +18,11 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test fuzz test-oldest lint format clean
 
 help: ## Show this text
 	@echo 'Targets:'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables:'
 	@echo '  PYTHON      interpreter that .venv is made with, 3.10 or later  (make install PYTHON=python3.12)'
@@ -38,6 +38,13 @@ demo: install ## Draw a small data set, train on it from nothing, test
 
 test: install ## Run all tests
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile
+
+fuzz: install ## Read more than ten thousand damaged or odd inputs, others every time
+	@FUZZ=1 $(VENV_PYTHON) -m pytest -n 2 tests/fuzz
+
+test-oldest: ## Test on the oldest versions that requirements/ allow, in .venv-oldest
+	@$(PYTHON) tools/install.py --oldest
+	@.venv-oldest/bin/python -m pytest -n 2 tests/backbones tests/configs
 
 lint: install ## Check style
 	@$(VENV_PYTHON) -m ruff check .

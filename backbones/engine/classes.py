@@ -12,7 +12,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
 
-from .coco import read_coco
+from .coco import is_text, read_coco
 from .config import datasets_of, walk
 from .errors import ConfigError, DataError
 from .paths import annotation_file
@@ -83,7 +83,11 @@ def check_categories(path: Path, names: Sequence[str], first: Path) -> None:
 
 def category_names(path: Path) -> tuple[str, ...]:
     """Names of a COCO file's categories, in its order."""
-    names = tuple(category['name'] for category in read_coco(path)['categories'])
+    categories = read_coco(path)['categories']
+    for category in categories:
+        if not isinstance(category, dict) or not is_text(category.get('name')):
+            raise DataError(f'{path}: a category has no name that is text: {category!r:.80}')
+    names = tuple(category['name'] for category in categories)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f'{path}: more than one category is called {", ".join(map(repr, twice))}')
@@ -122,8 +126,14 @@ def read_class_names(path: str) -> tuple[str, ...]:
             f'classes = {path!r}: there is no such file. `classes` is a list of names, or the '
             'path of a text file with one name a line'
         )
-    lines = Path(path).read_text(encoding='utf-8').splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
+    try:
+        lines = Path(path).read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f'classes = {path!r}: the file is not text in UTF-8: {error}') from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise ConfigError(f'classes = {path!r}: the file has no names in it, one a line')
+    return names
 
 
 def set_num_classes(model: ConfigDict, count: int) -> None:

@@ -26,7 +26,8 @@ def read_coco(path: Path) -> dict:
         )
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    # ValueError: not UTF-8, not JSON, or a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
         what = 'empty' if path.stat().st_size == 0 else f'not JSON: {error}'
         raise DataError(f'{path} is {what}') from error
     if not isinstance(content, dict):
@@ -35,3 +36,14 @@ def read_coco(path: Path) -> dict:
         if not isinstance(content.get(key), list) or not content[key]:
             raise DataError(f'{path} is not a COCO file to train or test on: it has no {key}')
     return content
+
+
+def is_text(value: object) -> bool:
+    """Whether a name is text that can be printed, written and be the name of a file."""
+    if not isinstance(value, str) or '\0' in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a pair of code units, which JSON can spell
+        return False
+    return True

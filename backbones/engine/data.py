@@ -7,18 +7,20 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
-from .classes import constructor_defaults, is_coco
-from .coco import COCO_SOURCE, read_coco
-from .config import datasets_of
-from .errors import DataError
-from .paths import annotation_file, data_folder
+from .check_dataset import Report
+from .check_dataset.check import Part, fill_from_coco, parts_of
+from .check_dataset.findings import ERROR
+from .classes import constructor_defaults
+from .errors import DAMAGED_PICTURE, DataError
+from .paths import data_folder
 
 ADE20K_SOURCE = (
     'ADE20K is the "SceneParsing" archive ADEChallengeData2016.zip of '
@@ -37,52 +39,37 @@ def check_data(config: Config, splits: tuple[str, ...], classes: Sequence[str]) 
         classes: Class names, in the order of the labels.
 
     Raises:
-        DataError: The first thing found that would spoil a run.
+        DataError: Something would spoil a run; the message names files and ids.
     """
-    seen = set()
-    for split in splits:
-        for dataset in datasets_of(config, (split,)):
-            if is_coco(dataset):
-                key, check = str(annotation_file(dataset)), check_detection
-            elif config.default_scope == 'mmseg':
-                key, check = str(data_folder(dataset, 'img_path')), check_segmentation
-            else:
-                continue
-            if key not in seen:
-                count = check(dataset, classes)
-                print(f'{split}: {count} pictures, as {key} has them', flush=True)
-            seen.add(key)
-    read_coco.cache_clear()
+    for part in parts_of(config, splits):
+        if part.layout == 'coco':
+            count = check_detection(part, config, classes)
+        elif part.layout == 'label maps':
+            count = check_segmentation(part.dataset, classes)
+        else:
+            continue
+        print(f'{part.split}: {count} pictures, as {part.source} has them', flush=True)
 
 
-def check_detection(dataset: ConfigDict, classes: Sequence[str]) -> int:
+def check_detection(part: Part, config: Config, classes: Sequence[str]) -> int:
     """Check a COCO file against its pictures and itself; returns the number of pictures."""
-    path = annotation_file(dataset)
-    content = read_coco(path)
-    categories = {category['id'] for category in content['categories']}
-    images = {image['id'] for image in content['images']}
-    for annotation in content['annotations']:
-        if annotation['category_id'] not in categories:
-            raise DataError(
-                f'{path}: annotation {annotation["id"]} has category_id '
-                f'{annotation["category_id"]}, which is not among the categories '
-                f'{sorted(categories)}'
-            )
-        if annotation['image_id'] not in images:
-            raise DataError(
-                f'{path}: annotation {annotation["id"]} belongs to image_id '
-                f'{annotation["image_id"]}, which is not among the images'
-            )
-    used = {c['id'] for c in content['categories'] if c['name'] in classes}
-    if not any(annotation['category_id'] in used for annotation in content['annotations']):
-        raise DataError(f'{path} has no annotation of any of the classes {list(classes)}')
-    folder = data_folder(dataset, 'img')
-    if not folder.is_dir():
-        raise DataError(
-            f'there is no picture folder {folder} (data_root and data_prefix say so). {COCO_SOURCE}'
+    fill_from_coco(part, config, classes)
+    count = len(part.jobs)
+    errors = [
+        replace(found, split=part.split) for found in part.findings if found.severity == ERROR
+    ]
+    if errors:
+        cure = (
+            'train.py --skip-bad trains without what is named here'
+            if all(found.can_be_left_out for found in errors)
+            else 'Mend the file; --skip-bad cannot leave all of this out'
         )
-    check_present(folder, [image['file_name'] for image in content['images']], path)
-    return len(images)
+        raise DataError(
+            f'{part.source} has errors.\n'
+            + '\n'.join(Report({part.source: count}, errors).lines())
+            + f'\n{cure}. tools/check_dataset.py CONFIG lists all, and looks into the pictures too'
+        )
+    return count
 
 
 def check_segmentation(dataset: ConfigDict, classes: Sequence[str]) -> int:
@@ -161,7 +148,7 @@ def labels_in(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as picture:
             label_map = np.asarray(picture)
-    except (UnidentifiedImageError, OSError) as error:
+    except (*DAMAGED_PICTURE, Image.DecompressionBombError) as error:
         raise DataError(f'{file} cannot be read as a label map: {error}') from error
     if label_map.ndim != 2:
         raise DataError(

@@ -1,11 +1,18 @@
 """What a user can get wrong, said in one message instead of a traceback."""
 
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from backbones.checkpoint import CheckpointError
+
+# What Pillow's readers raise on damaged bytes.
+DAMAGED_PICTURE = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
+    *(struct.error, ArithmeticError, RuntimeError),
+)
 
 
 class ConfigError(ValueError):

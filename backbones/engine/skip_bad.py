@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from .check_dataset import Finding, Report, check_dataset
+from .check_dataset import Report, check_dataset
 from .check_dataset.check import parts_of
 from .check_dataset.coco import without_pictures
 from .check_dataset.findings import count
@@ -68,18 +68,8 @@ def leave_out_bad(config: Config, splits: tuple[str, ...], first: bool) -> None:
 def refuse_whole(report: Report) -> None:
     """Stop on what leaving pictures out does not cure."""
     for found in report.of('error'):
-        if found.picture is None and not is_left_out(found):
+        if not found.can_be_left_out:
             raise DataError(f'--skip-bad leaves out pictures, and this is none: {found}')
-
-
-def is_left_out(found: Finding) -> bool:
-    """Whether a fault is one of an entry that belongs to no picture and is left out itself."""
-    return found.kind in (
-        'incomplete image',
-        'incomplete annotation',
-        'duplicate annotation id',
-        'annotation of no picture',
-    )
 
 
 def write_coco(dataset: ConfigDict, bad: set[str], kept: Path) -> None:

@@ -1,7 +1,6 @@
 """Reading picture files of every kind as the arrays that models are given."""
 
 import os
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,8 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 from PIL import ExifTags, Image
+
+from backbones.engine.errors import DAMAGED_PICTURE
 
 from .errors import InputError
 
@@ -41,12 +42,6 @@ SIGNATURES = {
 
 # Brands of the HEIF family other than AVIF, which begins the same way.
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
-
-# What Pillow's readers raise on damaged bytes.
-DAMAGED = (
-    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
-    *(struct.error, ArithmeticError, RuntimeError),
-)
 
 # Browsers show a frame that asks for less than this as long as DEFAULT_DURATION: such files were
 # made for programs that could not be faster.
@@ -248,7 +243,7 @@ def _identify(file: BinaryIO) -> Image.Image:
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:
         return Image.open(file, formats=formats)
-    except DAMAGED as error:
+    except DAMAGED_PICTURE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(explain_os_error(error)) from error
         if beginning[4:8] == b'ftyp' and beginning[8:12] in HEIC_BRANDS:
@@ -268,7 +263,7 @@ def _identify(file: BinaryIO) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8, as far as it is known without reading the pixels."""
     # Not image.getexif(): that of a PNG reads all pixels first.
-    with suppress(*DAMAGED):
+    with suppress(*DAMAGED_PICTURE):
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         if orientation in range(1, 9):
             return orientation
@@ -364,7 +359,7 @@ def _plain_errors() -> Iterator[None]:
         raise InputError('is too large for the memory of this computer') from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f'is too large: more than {MAX_PIXELS:,} pixels') from error
-    except DAMAGED as error:
+    except DAMAGED_PICTURE as error:
         if 'truncated' in str(error).lower():
             raise InputError('is cut short: the file ends before the picture does') from error
         raise InputError(f'is damaged or cut short ({error})') from error

@@ -76,7 +76,8 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
     for path in (folder / FILE_NAME, *sorted(folder.glob(PART_PATTERN))):
         if not path.exists():
             continue
-        lines = path.read_text(encoding='utf-8').splitlines()
+        # Not as text: a process that was killed may have left half a letter as well.
+        lines = path.read_bytes().splitlines()
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)

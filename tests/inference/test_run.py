@@ -232,6 +232,18 @@ class TestRecords:
         (tmp_path / 'predictions.part0.jsonl').write_text(json.dumps(whole) + '\n{"input": "b')
         assert read_records(tmp_path) == {'a': whole}
 
+    def test_half_a_letter_at_the_end_too(self, tmp_path):
+        # U+2028 is the end of a line for Python's text files, but not for JSON.
+        whole = {'input': 'stra\u2028ße', 'name': 'a', 'status': 'done'}
+        lines = json.dumps(whole, ensure_ascii=False) + '\n{"input": "straß'
+        (tmp_path / 'predictions.jsonl').write_bytes(lines.encode()[:-1])
+        assert read_records(tmp_path) == {'stra\u2028ße': whole}
+
+    def test_a_file_that_is_no_text_is_not_taken_for_ours(self, tmp_path):
+        (tmp_path / 'predictions.jsonl').write_bytes(b'\xff\xfe\n{}\n')
+        with pytest.raises(ConfigError, match='line 1, was not written by this tool'):
+            read_records(tmp_path)
+
 
 def test_drawings_are_added_to_data_that_were_made_alone(folder, tmp_path):
     out = tmp_path / 'out'

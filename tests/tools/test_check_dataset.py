@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +87,11 @@ def rotate_by_exif(path: Path) -> None:
     Image.new('RGB', (128, 96)).save(path, exif=exif)
 
 
+def overwrite(path: Path, position: int, new: bytes) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:position] + new + content[position + len(new) :])
+
+
 def detach(content: dict) -> None:
     """Take all annotations from the first picture."""
     content['annotations'] = [a for a in content['annotations'] if a['image_id'] != 1]
@@ -95,6 +102,20 @@ def tear(path: Path) -> None:
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2 : len(whole) // 2 + 6] = b'\xff\xd4\x55\xff\xd1\x55'
     path.write_bytes(whole)
+
+
+def break_animation(path: Path) -> None:
+    """Write an animated PNG that OpenCV 4.12 does not survive: its first row has filter 9."""
+    picture = Image.new('RGB', (128, 128))
+    picture.save(path, 'PNG', save_all=True, append_images=[Image.new('RGB', (128, 128), 'red')])
+    content = path.read_bytes()
+    start = content.index(b'IDAT') - 4
+    (size,) = struct.unpack('>I', content[start : start + 4])
+    rows = bytearray(zlib.decompress(content[start + 8 : start + 8 + size]))
+    rows[0] = 9
+    chunk = b'IDAT' + zlib.compress(bytes(rows))
+    chunk = struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
+    path.write_bytes(content[:start] + chunk + content[start + 12 + size :])
 
 
 def relabel(change: Callable[[np.ndarray], Image.Image], **save) -> Callable[[Path], None]:
@@ -134,6 +155,9 @@ FAULTS = {
     'picture damaged': (
         'retinanet', lambda d: tear(d / PICTURE), 'warning', 'damaged picture', PICTURE,
         'Corrupt JPEG data'),
+    'animated PNG with a filter that there is not': (
+        'retinanet', lambda d: break_animation(d / PICTURE), 'error', 'unreadable picture', PICTURE,
+        'the animated PNG is damaged'),
     'picture missing': (
         'retinanet', lambda d: (d / PICTURE).unlink(), 'error', 'missing picture', PICTURE,
         'not there'),
@@ -151,6 +175,12 @@ FAULTS = {
         lambda d: (
             rotate_by_exif(d / PICTURE), edit(d / TRAIN, lambda c: c['images'][0].update(height=96))
         ), 'error', 'picture of another size', PICTURE, 'EXIF'),
+    'turned, and of a kind that only OpenCV reads': (
+        'retinanet',
+        lambda d: (
+            rotate_by_exif(d / PICTURE), overwrite(d / PICTURE, 3, b'\1'),
+            edit(d / TRAIN, lambda c: c['images'][0].update(height=96)),
+        ), 'error', 'picture of another size', PICTURE, 'exchanged'),
     'one-pixel picture': (
         'retinanet',
         lambda d: (
@@ -170,6 +200,21 @@ FAULTS = {
     'image without width': (
         'retinanet', content(lambda c: c['images'][0].pop('width')), 'error', 'incomplete image',
         TRAIN, 'lacks width'),
+    'image of infinite width': (
+        'retinanet', content(lambda c: c['images'][0].update(width=INF)), 'error',
+        'incomplete image', TRAIN, 'has no size: width inf'),
+    'image id that is a list': (
+        'retinanet', content(lambda c: c['images'][0].update(id=[1])), 'error', 'incomplete image',
+        TRAIN, 'has [1] as id instead of a number or text'),
+    'picture whose name is a number': (
+        'retinanet', content(lambda c: c['images'][0].update(file_name=7)), 'error',
+        'incomplete image', TRAIN, 'has 7 as file_name instead of text'),
+    'picture whose name cannot be written': (
+        'retinanet', content(lambda c: c['images'][0].update(file_name='\ud800.jpg')), 'error',
+        'incomplete image', TRAIN, 'as file_name instead of text'),
+    'all pictures too small': (
+        'retinanet', content(lambda c: [i.update(width=20) for i in c['images']]), 'error',
+        'no pictures', TRAIN, 'min_size=32'),
     'duplicate image id': (
         'retinanet', content(lambda c: c['images'][1].update(id=1)), 'error', 'duplicate image id',
         'coco/train2017/train_000002.jpg', 'image id 1'),
@@ -182,6 +227,12 @@ FAULTS = {
     'category without name': (
         'retinanet', content(lambda c: c['categories'][1].pop('name')), 'error',
         'incomplete category', TRAIN, 'lacks name'),
+    'category id that is a list': (
+        'retinanet', content(lambda c: c['categories'][1].update(id=[2])), 'error',
+        'incomplete category', TRAIN, 'as id instead of'),
+    'category ids of two kinds': (
+        'retinanet', content(lambda c: c['categories'][1].update(id='two')), 'error',
+        'annotation of no category', 'coco/train2017/train_000001.jpg', "'two'"),
     'category ids out of order': (
         'retinanet', content(lambda c: c['categories'].reverse()), 'warning',
         'categories out of order', TRAIN, 'order in the file'),
@@ -194,6 +245,13 @@ FAULTS = {
     'annotation without box': (
         'retinanet', content(lambda c: c['annotations'][0].pop('bbox')), 'error',
         'incomplete annotation', PICTURE, 'lacks bbox'),
+    'annotation id that is a list': (
+        'retinanet', annotation(id=[]), 'error', 'incomplete annotation', PICTURE, 'has [] as id'),
+    'annotation of a picture that is a list': (
+        'retinanet', annotation(image_id=[1]), 'error', 'incomplete annotation', TRAIN,
+        'has [1] as image_id'),
+    'iscrowd that is neither 0 nor 1': (
+        'retinanet', annotation(iscrowd='yes'), 'error', 'malformed iscrowd', PICTURE, "'yes'"),
     'no annotations': (
         'retinanet', content(lambda c: c.update(annotations=[])), 'error', 'unusable data set',
         TRAIN, 'no annotations'),
@@ -203,6 +261,12 @@ FAULTS = {
     'JSON cut short': (
         'retinanet', lambda d: cut(d / TRAIN), 'error', 'unusable data set', TRAIN,
         'line 1 column'),
+    'JSON nested too deep': (
+        'retinanet', lambda d: (d / TRAIN).write_text('[' * 100_000), 'error',
+        'unusable data set', TRAIN, 'recursion'),
+    'JSON with a number of 5,000 digits': (
+        'retinanet', lambda d: (d / TRAIN).write_text('9' * 5000), 'error', 'unusable data set',
+        TRAIN, 'limit'),
     'JSON of something else': (
         'retinanet', lambda d: (d / TRAIN).write_text('[1]'), 'error', 'unusable data set', TRAIN,
         'holds a list'),

@@ -13,7 +13,13 @@ from _install import checks, mmcv, steps
 from _install import run as running
 from _install.environment import Environment
 from _install.errors import InstallError
-from _install.requirements import choose_torch, constraints_for_torch, read_pins
+from _install.requirements import (
+    choose_torch,
+    constraints_for_torch,
+    lowest_versions,
+    read_pins,
+    replace_pins,
+)
 from install import wrong_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,6 +203,16 @@ class TestTorch:
     ) -> None:
         assert choose_torch(asked, DEFAULT_TORCH, installed, record) == chosen
 
+    def test_lowest_versions_take_the_place_of_pins(self) -> None:
+        lowest = lowest_versions('# a comment\nonedl-mmcv>=2.3.0,<=2.3.6\nhuggingface_hub>=0.23\n')
+        assert lowest == {'onedl-mmcv': '2.3.0', 'huggingface-hub': '0.23'}
+        pinned = 'onedl-mmcv==2.3.6\nhuggingface-hub==2.4.0\nnumpy==2.2.6\n'
+        assert replace_pins(pinned, lowest).split() == [
+            'numpy==2.2.6',
+            'onedl-mmcv==2.3.0',
+            'huggingface-hub==0.23',
+        ]
+
     def test_limits_follow_another_torch(self) -> None:
         pinned = 'torch==2.13.0\nsympy==1.14.0\ntyping-extensions==4.16.0\nnumpy==2.2.6\n'
         assert constraints_for_torch(pinned, '2.13.0+cpu', ['sympy']) == pinned
@@ -208,9 +224,14 @@ class FakePip:
     """Stands for `run`: remembers the commands and leaves the metadata that pip would leave."""
 
     def __init__(self, checkout: Path) -> None:
-        self.site = checkout / '.venv' / 'lib' / 'python3.11' / 'site-packages'
+        self.checkout = checkout
         self.titles: list[str] = []
         self.stop_at = ''
+        self.use('.venv', PINS)
+
+    def use(self, folder: str, pins: dict[str, str]) -> None:
+        self.site = self.checkout / folder / 'lib' / 'python3.11' / 'site-packages'
+        self.pins = pins
 
     def __call__(self, command: list[str], log: Path, title: str, variables=None) -> None:
         if self.stop_at and self.stop_at in title:
@@ -227,10 +248,10 @@ class FakePip:
             if version and 'download' not in command:
                 self.put(name, version)
         if 'mmcv' in title and 'what it imports' not in title:
-            self.put('onedl-mmcv', PINS['onedl-mmcv'])
+            self.put('onedl-mmcv', self.pins['onedl-mmcv'])
         if 'rest' in title:
             for name in steps.OPENMMLAB:
-                self.put(name, PINS[name])
+                self.put(name, self.pins[name])
 
     def put(self, name: str, version: str) -> None:
         stem = name.replace('-', '_')
@@ -330,6 +351,18 @@ class TestSteps:
         assert '[1/5] torch: replacing' in titles
         assert 'torch==2.6.0' in (checkout / '.venv' / 'constraints.txt').read_text()
         assert install() == []
+
+    def test_the_oldest_set_has_a_folder_of_its_own(
+        self, install: Callable, checkout: Path, pip: FakePip
+    ) -> None:
+        lowest = lowest_versions((ROOT / 'requirements' / 'runtime.txt').read_text())
+        pip.use('.venv-oldest', lowest)
+        titles = install(oldest=True)
+        assert titles == ['Making .venv-oldest', *EVERYTHING[1:]]
+        limits = (checkout / '.venv-oldest' / 'constraints.txt').read_text().splitlines()
+        assert {f'{name}=={version}' for name, version in lowest.items()} <= set(limits)
+        assert not (checkout / '.venv').exists()
+        assert install(oldest=True) == []
 
     def test_repair_looks_at_everything_and_keeps_the_torch_asked_for(
         self, install: Callable

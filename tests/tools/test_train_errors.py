@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +37,19 @@ def set_label(data: Path, label: int) -> None:
     Image.fromarray(labels).save(label_map(data))
 
 
+def break_chunk(path: Path) -> None:
+    """Make the name of a PNG's chunk of pixels one that no chunk can have."""
+    path.write_bytes(path.read_bytes().replace(b'IDAT', b'\0\0\0\0'))
+
+
+def claim_size(path: Path, side: int) -> None:
+    """Let a PNG's header promise a picture of another size, with the right checksum."""
+    content = path.read_bytes()
+    header = b'IHDR' + struct.pack('>II', side, side) + content[24:29]
+    checksum = struct.pack('>I', zlib.crc32(header))
+    path.write_bytes(content[:12] + header + checksum + content[33:])
+
+
 def empty(path: Path) -> None:
     path.write_text('')
 
@@ -61,9 +76,12 @@ CASES = {
     'pictures missing': (
         'retinanet',
         lambda d: [p.unlink() for p in sorted((d / 'coco/train2017').glob('*'))[:3]], '',
-        '3 of 8 files'),
+        'missing picture (3)'),
     'picture folder missing': (
         'retinanet', lambda d: shutil.rmtree(d / 'coco/val2017'), '', 'no picture folder'),
+    'category without name': (
+        'retinanet', lambda d: edit(d / TRAIN, lambda c: c['categories'][0].pop('name')), '',
+        'a category has no name'),
     'category id out of range': (
         'retinanet',
         lambda d: edit(d / TRAIN, lambda c: c['annotations'][0].update(category_id=99)), '',
@@ -72,6 +90,24 @@ CASES = {
         'retinanet',
         lambda d: edit(d / TRAIN, lambda c: c['annotations'][0].update(image_id=99)), '',
         'image_id 99'),
+    'duplicate image id': (
+        'retinanet', lambda d: edit(d / TRAIN, lambda c: c['images'][1].update(id=1)), '',
+        'train_000001.jpg has the image id 1 too'),
+    'duplicate annotation id': (
+        'mask_rcnn', lambda d: edit(d / TRAIN, lambda c: c['annotations'][1].update(id=1)), '',
+        'train_000001.jpg, id 1: more than one annotation'),
+    'duplicate annotation id in validation': (
+        'retinanet', lambda d: edit(d / VAL, lambda c: c['annotations'][1].update(id=1)), '',
+        'val_000001.jpg, id 1: more than one annotation'),
+    'duplicate category id': (
+        'retinanet', lambda d: edit(d / TRAIN, lambda c: c['categories'][1].update(id=1)), '',
+        "'disc' and 'square' both have this id"),
+    'annotation without box': (
+        'retinanet', lambda d: edit(d / TRAIN, lambda c: c['annotations'][0].pop('bbox')), '',
+        'lacks bbox'),
+    'image without id': (
+        'retinanet', lambda d: edit(d / TRAIN, lambda c: c['images'][0].pop('id')), '',
+        'lacks id'),
     'categories in another order': (
         'retinanet', lambda d: edit(d / VAL, reverse_categories), '', 'another order'),
     'category missing in validation': (
@@ -92,6 +128,10 @@ CASES = {
         'fpn', lambda d: Image.new('RGB', (128, 128)).save(label_map(d)), '', 'colour picture'),
     'label map unreadable': (
         'fpn', lambda d: label_map(d).write_bytes(b'no picture'), '', 'cannot be read'),
+    'label map with a broken chunk': (
+        'fpn', lambda d: break_chunk(label_map(d)), '', 'cannot be read'),
+    'label map of a billion pixels': (
+        'fpn', lambda d: claim_size(label_map(d), 2**15), '', 'cannot be read'),
     'label map missing': ('fpn', lambda d: label_map(d).unlink(), '', '1 of 8 files'),
     'label folder missing': (
         'fpn', lambda d: shutil.rmtree(d / 'ade/annotations/training'), '', 'no folder'),
@@ -99,6 +139,9 @@ CASES = {
         'fpn', lambda d: None,
         "for loader in (train_dataloader, val_dataloader): loader['dataset']['img_suffix'] = '.tif'"
         '\ndel loader', "ends in '.tif'"),
+    'class list not text': (
+        'fpn', lambda d: (d / 'classes.txt').write_bytes(b'dis\xff'), '', 'not text in UTF-8'),
+    'class list empty': ('fpn', lambda d: empty(d / 'classes.txt'), '', 'no names in it'),
     'class list missing': ('fpn', lambda d: None, "classes = 'nowhere.txt'", 'no such file'),
     'unknown scope': ('fpn', lambda d: None, "default_scope = 'mmpose'", "'mmdet', 'mmseg'"),
     'unknown dataset type': (

@@ -38,6 +38,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='trust no earlier run: check every part again and install what does not fit',
     )
+    parser.add_argument(
+        '--oldest',
+        action='store_true',
+        help='make .venv-oldest instead, with the lowest versions that requirements/runtime.txt '
+        'allows',
+    )
     return parser.parse_args(arguments)
 
 
@@ -78,7 +84,7 @@ def main() -> None:
     try:
         wheelhouse = find_wheelhouse(options.wheelhouse)
         with alone(ROOT):
-            install(ROOT, wheelhouse, options.torch.strip(), options.repair)
+            install(ROOT, wheelhouse, options.torch.strip(), options.repair, options.oldest)
     except InstallError as error:
         sys.exit(f'Installation stopped: {error}')
     except OSError as error:

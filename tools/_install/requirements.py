@@ -23,6 +23,22 @@ def read_pins(constraints: str) -> dict[str, str]:
     return pins
 
 
+def lowest_versions(requirements: str) -> dict[str, str]:
+    """Return the lower bound of every distribution in lines such as ``av>=17.1,<=18.1.0``."""
+    versions = {}
+    for line in requirements.splitlines():
+        name, at_least, bounds = line.partition('#')[0].partition('>=')
+        if at_least:
+            versions[distribution_name(name)] = bounds.partition(',')[0].strip()
+    return versions
+
+
+def replace_pins(constraints: str, versions: dict[str, str]) -> str:
+    """Put other versions of some distributions into the pinned set."""
+    kept = [line for line in constraints.splitlines() if distribution_name(line) not in versions]
+    return '\n'.join([*kept, *(f'{name}=={version}' for name, version in versions.items())]) + '\n'
+
+
 def same_release(version: str | None, pin: str) -> bool:
     """Compare versions, whatever build (`+cpu`, `+cu126`) the first one is."""
     return version is not None and version.partition('+')[0] == pin

@@ -11,7 +11,9 @@ from _install.errors import InstallError
 from _install.requirements import (
     choose_torch,
     constraints_for_torch,
+    lowest_versions,
     read_pins,
+    replace_pins,
 )
 from _install.run import run
 from _install.state import State, digest
@@ -19,7 +21,13 @@ from _install.state import State, digest
 OPENMMLAB = ('onedl-mmengine', mmcv.DISTRIBUTION, 'onedl-mmdetection', 'onedl-mmsegmentation')
 
 
-def install(root: Path, wheelhouse: Path | None, torch: str = '', repair: bool = False) -> None:
+def install(
+    root: Path,
+    wheelhouse: Path | None,
+    torch: str = '',
+    repair: bool = False,
+    oldest: bool = False,
+) -> None:
     """Bring `root`/.venv to the state that requirements/ describes.
 
     Args:
@@ -27,23 +35,32 @@ def install(root: Path, wheelhouse: Path | None, torch: str = '', repair: bool =
         wheelhouse: Folder of ready wheels.
         torch: Requirement of another torch, with pip's options.
         repair: Check every part again, whatever earlier runs recorded.
+        oldest: Make `root`/.venv-oldest instead, with the lowest versions that runtime.txt allows.
     """
-    Installation(root, wheelhouse, torch, repair).run()
+    Installation(root, wheelhouse, torch, repair, oldest).run()
 
 
 class Installation:
     """One run of the installer; a step is a method with a matching `needs_...`."""
 
-    def __init__(self, root: Path, wheelhouse: Path | None, torch: str, repair: bool) -> None:
+    def __init__(
+        self, root: Path, wheelhouse: Path | None, torch: str, repair: bool, oldest: bool
+    ) -> None:
         self.root = root
         self.wheelhouse = wheelhouse
         self.torch = torch
-        self.environment = Environment(root / '.venv')
+        self.environment = Environment(root / ('.venv-oldest' if oldest else '.venv'))
         self.state = State(self.environment.folder / 'install-state.json')
         self.repair = repair
         if repair:
             self.state.forget(except_for='torch')
         self.constraints = self._read('requirements/constraints.txt')
+        if oldest:
+            lowest = lowest_versions(self._read('requirements/runtime.txt'))
+            # Like any other torch, this one has limits of its own on what the pinned one needs.
+            lowest_torch = f'torch=={lowest.pop("torch")}'
+            self.torch = torch or lowest_torch
+            self.constraints = replace_pins(self.constraints, lowest)
         self.pins = read_pins(self.constraints)
         self.title = ''
 
@@ -57,7 +74,7 @@ class Installation:
             ('this project', self.needs_project, self.install_project),
         ]
         if self.environment.python.exists() and not any(needed() for _, needed, _ in steps):
-            print('.venv is up to date.')
+            print(f'{self.environment.folder.name} is up to date.')
             return
         self.check_machine()
         self.make_environment()
@@ -66,7 +83,7 @@ class Installation:
             if needed():
                 self.title = f'[{number}/{len(steps)}] {title}'
                 do()
-        print('Installed; `.venv/bin/python tools/doctor.py` shows what.')
+        print(f'Installed; `{self.environment.folder.name}/bin/python tools/doctor.py` shows what.')
 
     def check_machine(self) -> None:
         """Say what is missing now rather than after a long download."""
@@ -85,7 +102,7 @@ class Installation:
         checks.require_venv_module()
         environment.clear()
         self.state.forget()
-        run(environment.make_command(), environment.log, 'Making .venv')
+        run(environment.make_command(), environment.log, f'Making {environment.folder.name}')
 
     def needs_torch(self) -> bool:
         """Whether the torch that is wanted is not the one that was installed."""

@@ -130,18 +130,27 @@ def fill(part: Part, config: Config) -> None:
         part.findings.append(Finding(ERROR, 'unusable data set', part.source, str(error)))
 
 
-def fill_from_coco(part: Part, config: Config) -> None:
+def fill_from_coco(part: Part, config: Config, classes: Sequence[str] | None = None) -> None:
+    """Check a COCO file, and note which pictures are to be read.
+
+    Args:
+        part: Gets the findings and the pictures.
+        config: The config that it is of.
+        classes: Names of the classes, where they are known to fit the file. Default: those of the
+            config's first annotation file, which is read for it.
+
+    Raises:
+        DataError: It is missing, not JSON, or has no pictures, annotations or categories.
+    """
     dataset, path = part.dataset, annotation_file(part.dataset)
     try:
         content = read_coco(path)
-        classes, named_by = coco_classes(config, part)
-        if isinstance(content['categories'][0], dict):
+        if classes is None:
+            classes, named_by = coco_classes(config, part)
             try:
                 check_categories(path, classes, named_by)
             except DataError as error:
                 part.findings.append(Finding(ERROR, 'categories', str(path), str(error)))
-            except (KeyError, TypeError):
-                pass  # an incomplete category, which is listed below
         evaluated = part.split != 'train'
         loads_masks = any(node.get('with_mask') for node in walk(dataset.get('pipeline', [])))
         metrics = [node.get('metric', []) for node in walk(config.get(f'{part.split}_evaluator'))]
@@ -176,7 +185,7 @@ def coco_classes(config: Config, part: Part) -> tuple[Sequence[str], object]:
         if is_coco(dataset) and annotation_file(dataset).is_file():
             try:
                 return category_names(annotation_file(dataset)), annotation_file(dataset)
-            except (DataError, KeyError, TypeError):
+            except DataError:
                 continue
     return known_classes(part.dataset), 'the dataset type'
 

@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..coco import COCO_SOURCE, is_text
 from .findings import ERROR, WARNING, Finding
 from .masks import box_fault, is_degenerate, is_number, mask_fault
 
 IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
 CATEGORY_KEYS = ('id', 'name')
 ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
+ID_KEYS = ('id', 'image_id', 'category_id')
+TEXT_KEYS = ('file_name', 'name')
+
+# In pixels; no decoder reads more (OpenCV's CV_IO_MAX_IMAGE_WIDTH).
+LARGEST_SIDE = 2**20
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,9 @@ def check_coco_file(path: Path, content: dict, folder: Path, rules: CocoRules) -
     for found in check_annotations(path, content, images, folder, rules):
         yield found, None
     if not folder.is_dir():
-        reason = f'there is no picture folder {folder} (data_root and data_prefix say so)'
+        reason = (
+            f'there is no picture folder {folder} (data_root and data_prefix say so). {COCO_SOURCE}'
+        )
         yield Finding(ERROR, 'missing folder', str(folder), reason), None
         return
     missing = dict(missing_pictures(folder, images.values()))
@@ -75,9 +83,9 @@ def check_coco_file(path: Path, content: dict, folder: Path, rules: CocoRules) -
 def check_categories_of(path: Path, categories: list) -> Iterator[Finding]:
     known: dict[object, object] = {}
     for category in categories:
-        lacking = missing_keys(category, CATEGORY_KEYS)
-        if lacking:
-            reason = f'a category lacks {lacking}: {category!r:.80}'
+        fault = entry_fault(category, CATEGORY_KEYS)
+        if fault:
+            reason = f'a category {fault}: {category!r:.80}'
             yield Finding(ERROR, 'incomplete category', str(path), reason)
         elif category['id'] in known:
             reason = (
@@ -101,14 +109,10 @@ def check_images(path: Path, images: list, folder: Path, rules: CocoRules) -> It
     by_name: dict[str, object] = {}
     by_lower_case: dict[str, str] = {}
     for image in images:
-        lacking = missing_keys(image, IMAGE_KEYS)
-        if lacking or not has_size(image) or not isinstance(image['file_name'], str):
-            reason = f'an image {"lacks " + lacking if lacking else "has no size or name"}'
-            name = image.get('file_name') if isinstance(image, dict) else None
-            found = Finding(
-                ERROR, 'incomplete image', str(path), f'{reason}: {image!r:.100}', picture=name
-            )
-            yield found, None
+        fault = image_fault(image)
+        if fault:
+            reason = f'an image {fault}: {image!r:.100}'
+            yield Finding(ERROR, 'incomplete image', str(path), reason), None
             continue
         name, number = image['file_name'], image['id']
         file = str(folder / name)
@@ -145,20 +149,21 @@ def check_annotations(
     categories = {
         category['id']: category['name']
         for category in content['categories']
-        if not missing_keys(category, CATEGORY_KEYS)
+        if not entry_fault(category, CATEGORY_KEYS)
     }
     used = {number for number, name in categories.items() if name in rules.classes}
     with_objects = set()
     seen = set()
     for annotation in content['annotations']:
-        lacking = missing_keys(annotation, ANNOTATION_KEYS)
-        number = annotation.get('id') if isinstance(annotation, dict) else None
-        image = images.get(annotation.get('image_id')) if isinstance(annotation, dict) else None
+        fault = entry_fault(annotation, ANNOTATION_KEYS)
+        # What is wrong may be another entry than these two.
+        number = id_in(annotation, 'id')
+        image = images.get(id_in(annotation, 'image_id'))
         name = image['file_name'] if image else None
         file = str(folder / name) if name else str(path)
         at_picture = {'annotation': number, 'picture': name}
-        if lacking:
-            reason = f'an annotation lacks {lacking}: {annotation!r:.100}'
+        if fault:
+            reason = f'an annotation {fault}: {annotation!r:.100}'
             yield Finding(ERROR, 'incomplete annotation', file, reason, **at_picture)
             continue
         if number in seen:
@@ -170,9 +175,7 @@ def check_annotations(
             yield Finding(ERROR, 'annotation of no picture', file, reason, number)
             continue
         if annotation['category_id'] not in categories:
-            reason = (
-                f'its category_id {annotation["category_id"]} is not among {sorted(categories)}'
-            )
+            reason = f'its category_id {annotation["category_id"]} is not among {list(categories)}'
             yield Finding(ERROR, 'annotation of no category', file, reason, **at_picture)
             continue
         if annotation['category_id'] in used:
@@ -183,10 +186,22 @@ def check_annotations(
         reason = f'no annotation is of any of the classes {list(rules.classes)}'
         yield Finding(ERROR, 'no objects', str(path), reason)
         return
+    if all(is_left_out(image, number in with_objects, rules) for number, image in images.items()):
+        reason = (
+            f'every picture is left out of training (filter_empty_gt, min_size={rules.min_size})'
+        )
+        yield Finding(ERROR, 'no pictures', str(path), reason)
+        return
     for number, image in images.items():
         if number not in with_objects:
             file = str(folder / image['file_name'])
             yield Finding(WARNING, 'picture without objects', file, what_comes_of_empty(rules))
+
+
+def is_left_out(image: dict, has_objects: bool, rules: CocoRules) -> bool:
+    """Whether mmdet leaves a picture out of training."""
+    too_small = min(image['width'], image['height']) < rules.min_size
+    return too_small or (rules.leaves_out_empty and not has_objects)
 
 
 def what_comes_of_empty(rules: CocoRules) -> str:
@@ -206,6 +221,9 @@ def check_object(annotation: dict, image: dict, rules: CocoRules) -> Iterator[tu
         return
     if not is_number(annotation['area']):
         yield ERROR, 'malformed area', f'its area is {annotation["area"]!r:.40}'
+        return
+    if 'iscrowd' in annotation and annotation['iscrowd'] not in (0, 1):
+        yield ERROR, 'malformed iscrowd', f'iscrowd is {annotation["iscrowd"]!r:.40}, not 0 or 1'
         return
     if rules.evaluated and 'iscrowd' not in annotation:
         yield (
@@ -271,16 +289,44 @@ def missing_pictures(folder: Path, images: object) -> Iterator[tuple[str, str]]:
                 yield name, f'; there is {other}, which differs in case' if other else ''
 
 
-def missing_keys(entry: object, keys: tuple[str, ...]) -> str:
-    """Names of what an entry of the file lacks; empty where it has everything."""
+def entry_fault(entry: object, keys: tuple[str, ...]) -> str | None:
+    """What an entry of the file lacks, or has as something else; None if nothing."""
     if not isinstance(entry, dict):
-        return 'everything'
-    return ', '.join(key for key in keys if key not in entry)
+        return 'is no object with keys and values'
+    lacking = [key for key in keys if key not in entry]
+    if lacking:
+        return f'lacks {", ".join(lacking)}'
+    for key in keys:
+        if key in ID_KEYS and not is_id(entry[key]):
+            return f'has {entry[key]!r:.40} as {key} instead of a number or text'
+        if key in TEXT_KEYS and not is_text(entry[key]):
+            return f'has {entry[key]!r:.40} as {key} instead of text'
+    return None
+
+
+def image_fault(image: object) -> str | None:
+    """What is wrong with an entry of a picture; None if nothing."""
+    fault = entry_fault(image, IMAGE_KEYS)
+    if fault is None and not has_size(image):
+        return f'has no size: width {image["width"]!r:.40}, height {image["height"]!r:.40}'
+    return fault
+
+
+def is_id(value: object) -> bool:
+    """Whether mmdet and pycocotools can tell entries apart by it."""
+    return (type(value) is int and abs(value) < 2**63) or is_text(value)
+
+
+def id_in(entry: object, key: str) -> int | str | None:
+    """An id in an entry, if there is one."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if is_id(value) else None
 
 
 def has_size(image: dict) -> bool:
     sides = (image['width'], image['height'])
-    return all(is_number(side) and side >= 1 for side in sides)
+    # False for NaN too.
+    return all(is_number(side) and 1 <= side <= LARGEST_SIDE for side in sides)
 
 
 def without_pictures(content: dict, names: set[str]) -> dict:
@@ -293,12 +339,12 @@ def without_pictures(content: dict, names: set[str]) -> dict:
     images = [
         image
         for image in content['images']
-        if not missing_keys(image, IMAGE_KEYS) and image['file_name'] not in names
+        if not image_fault(image) and image['file_name'] not in names
     ]
     kept = {image['id'] for image in images}
     annotations = [
         annotation
         for annotation in content['annotations']
-        if not missing_keys(annotation, ANNOTATION_KEYS) and annotation['image_id'] in kept
+        if not entry_fault(annotation, ANNOTATION_KEYS) and annotation['image_id'] in kept
     ]
     return {**content, 'images': images, 'annotations': annotations}

@@ -1,9 +1,11 @@
 """One picture, with its label map if it has one, read as a training reads it."""
 
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import mmcv
 import numpy as np
 from PIL import ExifTags, Image
 
+from ..errors import DAMAGED_PICTURE
 from .findings import ERROR, WARNING, Finding
 
 IGNORE_INDEX = 255
@@ -95,6 +98,23 @@ def content_fault(content: bytes) -> str | None:
         return 'the file is truncated: it has no end of image'
     if content.startswith(b'\x89PNG') and b'IEND' not in content[-1024:]:
         return 'the file is truncated: it has no IEND'
+    if content.startswith(b'\x89PNG') and b'acTL' in content.partition(b'IDAT')[0]:
+        return animation_fault(content)
+    return None
+
+
+def animation_fault(content: bytes) -> str | None:
+    """Whether an animated PNG is damaged; None if it is not.
+
+    OpenCV 4.12 does not survive an unknown filter in the pixels of one: the process ends, or hangs.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=['PNG']) as picture:
+            for index in range(picture.n_frames):
+                picture.seek(index)
+                picture.load()
+    except (*DAMAGED_PICTURE, Image.DecompressionBombError) as error:
+        return f'the animated PNG is damaged: {error}'
     return None
 
 
@@ -105,7 +125,9 @@ def size_reason(job: PictureJob, shape: tuple[int, int]) -> str:
     )
     if (height, width) != tuple(job.size):
         return reason
-    with Image.open(job.path) as picture:
+    turned = False
+    # Pillow does not know all that OpenCV reads.
+    with suppress(*DAMAGED_PICTURE), Image.open(job.path) as picture:
         turned = header_size(picture) != picture.size
     return f'{reason}: ' + (
         'its EXIF orientation turns it by 90 degrees when it is read'

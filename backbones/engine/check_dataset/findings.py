@@ -32,6 +32,16 @@ class Finding:
     picture: str | None = None
     split: str = ''
 
+    @property
+    def can_be_left_out(self) -> bool:
+        """Whether a run can do without it: a picture, or an entry that belongs to none."""
+        return self.picture is not None or self.kind in (
+            'incomplete image',
+            'incomplete annotation',
+            'duplicate annotation id',
+            'annotation of no picture',
+        )
+
     def __str__(self) -> str:
         where = self.file if self.annotation is None else f'{self.file}, id {self.annotation}'
         return f'{where}: {self.reason}'

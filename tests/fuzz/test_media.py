@@ -1,0 +1,100 @@
+"""Whatever is in a file, infer.py and check_dataset.py read it or say what is wrong with it."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from threading import Event
+
+import av
+import numpy as np
+import pytest
+from fuzzing import damaged, inputs, pictures, videos
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backbones.engine.check_dataset.files import PictureJob, check_picture
+from backbones.inference import pictures as picture_reading
+from backbones.inference.audio_track import AudioTrack
+from backbones.inference.errors import InputError
+from backbones.inference.frame import Frame
+from backbones.inference.reading import Clip, Closed, Job, read_jobs
+
+ENDINGS = ('', '.jpg', '.png', '.tif', '.mp4', '.mjpeg', '.txt')
+# More than any of the files has; what is repeated in one may add some.
+MOST_FRAMES = 100
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp('fuzz')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_limit() -> Iterator[None]:
+    """A header that promises a large picture must not take the memory of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picture_reading, 'MAX_PIXELS', 2**22)
+        yield
+
+
+def read(path: Path, clip: Clip) -> None:
+    """Read a file as infer.py does."""
+    for item in islice(read_jobs([Job(str(path), 'name')], clip, Event()), MOST_FRAMES):
+        if isinstance(item, Frame):
+            try:
+                picture = item.load()
+            except InputError as error:
+                assert str(error)
+            else:
+                assert picture.dtype == np.uint8
+                assert picture.ndim == 3 and picture.shape[2] == 3 and picture.size
+        elif isinstance(item, Closed):
+            assert item.problem is None or len(item.problem.splitlines()) == 1
+
+
+def check_picture_file(path: Path) -> None:
+    """Read a file as check_dataset.py does."""
+    for found in check_picture(PictureJob(str(path), path.name, (26, 18))):
+        assert found.reason and found.file == str(path)
+
+
+@inputs(250, 6000)
+@given(file=damaged(pictures()))
+def test_damaged_pictures(folder: Path, file: tuple[str, bytes]):
+    path = folder / file[0]
+    path.write_bytes(file[1])
+    read(path, Clip())
+    check_picture_file(path)
+
+
+@inputs(40, 1500)
+@given(
+    file=damaged(videos()),
+    clip=st.builds(Clip, st.integers(1, 3), st.sampled_from([0.0, 0.15, 5.0]), st.none()),
+)
+def test_damaged_videos(folder: Path, file: tuple[str, bytes], clip: Clip):
+    path = folder / file[0]
+    path.write_bytes(file[1])
+    read(path, clip)
+
+
+@inputs(20, 500)
+@given(file=damaged({name: content for name, content in videos().items() if 'sound' in name}))
+def test_damaged_sound(folder: Path, file: tuple[str, bytes]):
+    path = folder / file[0]
+    path.write_bytes(file[1])
+    with av.open(str(folder / 'copy.mp4'), 'w') as output:
+        track = AudioTrack(path, output)
+        track.begin(0, None, None)
+        track.write_until(None)
+        assert track.problem is None or track.problem
+        track.close()
+
+
+@inputs(40, 1000)
+@given(content=st.binary(max_size=300), ending=st.sampled_from(ENDINGS))
+def test_noise(folder: Path, content: bytes, ending: str):
+    path = folder / f'noise{ending}'
+    path.write_bytes(content)
+    read(path, Clip())
+    check_picture_file(path)
