@@ -167,7 +167,9 @@ def check_before_training(config: Config) -> str | None:
 def prepare_all(config: Config) -> None:
     """Read what training and validation would."""
     for loader in (config.train_dataloader, config.val_dataloader):
-        dataset = DATASETS.build(loader.dataset)
+        # Serializing collects garbage, of which a long run has much.
+        dataset = DATASETS.build({**loader.dataset, 'serialize_data': False})
+        assert len(dataset), 'mmengine cannot serialize an empty one'
         guard(dataset)
         for index in range(len(dataset)):
             dataset[index]
