@@ -414,6 +414,15 @@ def test_a_validation_set_without_iscrowd_cannot_be_evaluated(data, check):
     assert (found.severity, found.annotation) == ('error', 1)
 
 
+def test_the_first_annotation_that_is_numbered_0_is_never_matched(data, check):
+    """pycocotools' `evaluateImg` keeps ids of matched objects, and 0 for those that are not."""
+    for path in (TRAIN, VAL):
+        edit(data / path, lambda c: c['annotations'][0].update(id=0))
+    (found,) = check('retinanet', ('train', 'val')).findings
+    assert (found.severity, found.kind, found.split) == ('warning', 'annotation id 0', 'val')
+    assert 'counts as false' in found.reason
+
+
 def test_categories_in_another_order_than_in_training(data, check):
     edit(data / VAL, lambda c: c['categories'].reverse())
     kinds = {one.kind: one for one in check('retinanet', ('train', 'val')).of('error')}

@@ -231,6 +231,11 @@ def check_object(annotation: dict, image: dict, rules: CocoRules) -> Iterator[tu
             'incomplete annotation',
             'it lacks "iscrowd", without which COCO cannot evaluate',
         )
+    if rules.evaluated and annotation['id'] == 0:
+        reason = (
+            'to pycocotools 0 is no object: what is detected there counts as false. Count from 1'
+        )
+        yield WARNING, 'annotation id 0', reason
     x, y, width, height = box
     left_out = None
     if width < 1 or height < 1 or annotation['area'] <= 0:
