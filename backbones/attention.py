@@ -1,7 +1,8 @@
 """Attention of EfficientFormerV2 on token grids of any size.
 
-The two kinds of attention come first, then how the queries are split so that the scores of a
-large picture fit in memory. :mod:`.relative_position_bias` has what both add to their scores.
+The two kinds of attention come first, then what both compute with, a part of the queries at a time.
+:mod:`.relative_position_bias` has what both add to their scores, :mod:`.onednn_attention` how the
+same is computed at inference on most CPUs.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from .inplace import add
 from .layers import GELU, ConvNorm
 from .onednn import FusedConv, can_use_onednn
 from .onednn_attention import add_attention
+from .query_parts import split_queries
 from .relative_position_bias import RelativePositionBias
 from .torch_state import is_compiling
 
@@ -22,9 +24,6 @@ from .torch_state import is_compiling
 # this. Elsewhere they only have to fit in memory; on a CPU they are to stay in its cache.
 SCORE_BUDGET = 128 * 2**20
 SCORE_BUDGET_CPU = 3 * 2**20
-
-# Matrix products of fewer queries are slow.
-FEWEST_QUERIES = 32
 
 
 class TalkingHeadAttention(nn.Module):
@@ -233,8 +232,8 @@ def attend_in_parts(
 ) -> Tensor:
     """Attend with as many queries at a time as SCORE_BUDGET has room for.
 
-    A query's result depends on no other query, so splitting changes no result. It is done only
-    where no gradient is needed, since that would take the scores of all queries again.
+    They are split only where no gradient is needed, since that would take the scores of all queries
+    again.
 
     Args:
         attend: Maps tokens of queries, keys and values (batch, num_heads, tokens, dim), and the
@@ -255,15 +254,11 @@ def attend_in_parts(
         return to_feature_map(attend(to_tokens(q, num_heads), k, v, bias), (height, width))
     budget = SCORE_BUDGET_CPU if q.device.type == 'cpu' else SCORE_BUDGET
     bytes_per_query = k[:, :, :, 0].numel() * q.element_size()
-    queries = max(FEWEST_QUERIES, budget // bytes_per_query)
-    rows, columns = max(1, queries // width), min(queries, width)
     out = v.new_empty(len(q), height, width, num_heads, v.shape[3])
-    for y in range(0, height, rows):
-        for x in range(0, width, columns):
-            in_y, in_x = slice(y, y + rows), slice(x, x + columns)
-            part = q[:, :, in_y, in_x]
-            mixed = attend(to_tokens(part, num_heads), k, v, bias[:, in_y, in_x])
-            out[:, in_y, in_x] = mixed.transpose(1, 2).unflatten(1, part.shape[2:])
+    for _, rows, columns in split_queries(height, width, budget, bytes_per_query):
+        part = q[:, :, rows, columns]
+        mixed = attend(to_tokens(part, num_heads), k, v, bias[:, rows, columns])
+        out[:, rows, columns] = mixed.transpose(1, 2).unflatten(1, part.shape[2:])
     return out.flatten(3).permute(0, 3, 1, 2)
 
 

@@ -5,19 +5,15 @@ keys are a convolution's output channels. So nothing is transposed, talking head
 together, and a part of the queries stays in the processor's cache from the scores to the result.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from .onednn import add_convolution_, pack
-from .strips import even_step
+from .query_parts import split_queries
 
 # What the scores of a part of the queries may take, in bytes: small enough for the cache, large
 # enough that each of the keys and values is worth reading.
 SCORE_BUDGET = 6 * 2**20
-FEWEST_QUERIES = 32
 
 
 def add_attention(
@@ -51,11 +47,13 @@ def add_attention(
     num_heads, rows, columns, height, width = bias.shape
     geometry = ((0, 0), (1, 1), (1, 1), num_heads)
     bias = bias.permute(1, 2, 0, 3, 4)
-    parts = list(split_queries(rows, columns, num_heads * height * width))
+    bytes_per_query = num_heads * height * width * x.element_size()
+    parts = list(split_queries(rows, columns, SCORE_BUDGET, bytes_per_query))
     # For all parts, since memory that is new costs more than what is computed in it.
     buffers = x.new_empty(2, parts[0].size, num_heads, height * width)
     for index in range(len(x)):
         queries, results = to_rows(q[index]), to_rows(x[index])
+        of_picture = None if constant is None else constant[index]
         keys, values = as_weights(k[index], v[index], num_heads)
         packed = {
             size: (
@@ -79,43 +77,10 @@ def add_attention(
                 torch.bmm(before, scores, out=weights)
                 torch.softmax(weights, 2, out=scores)
                 torch.bmm(after, scores, out=weights)
-            of_picture = None if constant is None else constant[index]
             add_convolution_(
                 to_picture(results[part.all]), to_picture(weights), values, of_picture, geometry
             )
     return x
-
-
-class Part(NamedTuple):
-    """Some of the queries: rows of their grid, or a part of one row.
-
-    Attributes:
-        all: Their place among all queries.
-        rows: Their place in the grid.
-        columns: Their place in the grid.
-    """
-
-    all: slice
-    rows: slice
-    columns: slice
-
-    @property
-    def size(self) -> int:
-        """How many they are."""
-        return self.all.stop - self.all.start
-
-
-def split_queries(rows: int, columns: int, scores_per_query: int) -> Iterator[Part]:
-    """Split a grid of queries into parts of about the same size, the first the largest."""
-    most = max(FEWEST_QUERIES, SCORE_BUDGET // (4 * scores_per_query))
-    height = even_step(rows, max(1, most // columns))
-    width = even_step(columns, min(most, columns))
-    for top in range(0, rows, height):
-        bottom = min(rows, top + height)
-        for left in range(0, columns, width):
-            right = min(columns, left + width)
-            place = slice(top * columns + left, (bottom - 1) * columns + right)
-            yield Part(place, slice(top, bottom), slice(left, right))
 
 
 def as_weights(k: Tensor, v: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:

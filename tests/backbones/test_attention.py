@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones import attention, onednn, onednn_attention, relative_position_bias
+from backbones import attention, onednn, onednn_attention, query_parts, relative_position_bias
 from backbones.attention import DownsamplingAttention, TalkingHeadAttention
 from backbones.relative_position_bias import RelativePositionBias, look_up, resize_table
 
@@ -127,17 +127,16 @@ def test_splitting_the_queries_changes_nothing(
     whole = module(x)
     assert whole.requires_grad
     parts = []
+    monkeypatch.setattr(query_parts, 'FEWEST_QUERIES', 1)
     if with_onednn:
         split = onednn_attention.split_queries
         monkeypatch.setattr(
             onednn_attention, 'split_queries', lambda *grid: parts.extend(split(*grid)) or parts
         )
-        monkeypatch.setattr(onednn_attention, 'FEWEST_QUERIES', 1)
         monkeypatch.setattr(onednn_attention, 'SCORE_BUDGET', budget)
     else:
         attend = module.attend
         module.attend = lambda q, *others: parts.append(q.shape[2]) or attend(q, *others)
-        monkeypatch.setattr(attention, 'FEWEST_QUERIES', 1)
         monkeypatch.setattr(attention, 'SCORE_BUDGET_CPU', budget)
     with torch.no_grad():
         torch.testing.assert_close(module(x), whole)
@@ -157,11 +156,11 @@ def test_small_grids(layer, size, with_onednn):
 @pytest.mark.parametrize('grid', [(1, 1), (3, 5), (25, 42), (50, 3), (7, 400)])
 @pytest.mark.parametrize('most', [1, 32, 100, 10**6])
 def test_every_query_is_in_one_part(grid, most, monkeypatch):
-    monkeypatch.setattr(onednn_attention, 'FEWEST_QUERIES', most)
+    monkeypatch.setattr(query_parts, 'FEWEST_QUERIES', most)
     rows, columns = grid
     place = torch.arange(rows * columns).view(grid)
     seen = []
-    for part in onednn_attention.split_queries(rows, columns, 10**9):
+    for part in query_parts.split_queries(rows, columns, 1, 10**9):
         queries = place[part.rows, part.columns].flatten().tolist()
         assert queries == list(range(rows * columns))[part.all]
         assert part.size == len(queries) <= most
