@@ -285,7 +285,10 @@ def _known_as(name: str, function: Callable) -> Callable:
     def stand_in(*args: Any) -> Any:
         return function(*args)
 
-    stand_in.__module__, _, stand_in.__qualname__ = name.rpartition('.')
+    module, _, function_name = name.rpartition('.')
+    stand_in.__module__, stand_in.__qualname__ = module, function_name
+    # torch before 2.7 goes by this one.
+    stand_in.__name__ = function_name
     return stand_in
 
 
