@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from backbones.deploy import switch_to_deploy
 from backbones.export.example_picture import example_picture
 from backbones.export.exportable import is_segmentor
-from backbones.inference.label_map import label_map_of
 from backbones.inference.masks import keep_masks_small
+from backbones.inference.segmentor import keep_logits_small, label_maps
 
 PARTS = ('backbone', 'model')
 BACKENDS = ('torch', 'compile', 'onnxruntime', 'openvino')
@@ -73,9 +73,9 @@ def prepare(model: nn.Module, setting: Setting) -> Ready:
         model: What :meth:`.candidates.Candidate.build` returns; changed in place.
         setting: What is to be done with it.
     """
+    model = model.to(setting.device)
     if setting.deploy and setting.step == 'predict':
         model = switch_to_deploy(model)
-    model = model.to(setting.device)
     if setting.step == 'train':
         return Ready(train_step(model, setting))
     if setting.backend == 'compile':
@@ -118,6 +118,7 @@ def predict_step(model: nn.Module, setting: Setting) -> Callable[[], Any]:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         # The rest of the model is not kept, so that memory is the backbone's.
         return torch.inference_mode()(partial(model.backbone, inputs))
+    keep_logits_small(model)
     keep_masks_small(model)
     return partial(predict, model, make_pictures(model, setting))
 
@@ -130,13 +131,7 @@ def predict(model: nn.Module, pictures: dict[str, list]) -> list:
     inputs, samples = data['inputs'], data['data_samples']
     if not is_segmentor(model):
         return [sample.pred_instances for sample in model.predict(inputs, samples)]
-    logits = model.inference(inputs, [sample.metainfo for sample in samples])
-    head = model.decode_head
-    threshold = head.threshold if head.out_channels == 1 else None
-    return [
-        label_map_of(each, sample.ori_shape, head.align_corners, threshold)
-        for each, sample in zip(logits, samples, strict=True)
-    ]
+    return label_maps(model, inputs, samples)
 
 
 def compiled(model: nn.Module, setting: Setting) -> Ready:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from backbones.inference.label_map import label_map_of
+from backbones.inference.logits import Logits
 from backbones.inference.masks import paste_masks
 from backbones.inference.prediction import Detections, Segmentation
 
@@ -123,9 +124,9 @@ class ExportedModel:
         height, width = raw.fitted
         dtype = np.uint8 if len(self.classes) <= 255 else np.uint16
         if self.description.logits:
-            logits = torch.from_numpy(raw.outputs['logits'][:, :height, :width])
-            threshold = self.description.binary_threshold
-            labels = label_map_of(logits, size, self.description.align_corners, threshold)
+            logits = Logits.of(torch.from_numpy(raw.outputs['logits'][:, :height, :width]))
+            logits = logits.resize(size, self.description.align_corners)
+            labels = label_map_of(logits, self.description.binary_threshold)
             return labels.numpy().astype(dtype)
         labels = raw.outputs['label_map'][:height, :width].astype(dtype)
         return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

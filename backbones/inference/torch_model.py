@@ -10,7 +10,6 @@ import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from torch import Tensor
 
 from backbones.deploy import switch_to_deploy
 from backbones.engine.amp import features_in_bfloat16
@@ -21,9 +20,9 @@ from backbones.engine.preflight import fit_whole
 from backbones.engine.saved_config import config_of
 from backbones.weights import load_checkpoint
 
-from .label_map import label_map_of
 from .masks import crop_masks, keep_masks_small, paste_masks
 from .prediction import Detections, Segmentation
+from .segmentor import keep_logits_small, label_maps
 
 # Steps of a pipeline that read files.
 READING_STEPS = ('LoadImage', 'LoadAnnotations', 'LoadPanopticAnnotations', 'InferencerLoader')
@@ -70,10 +69,10 @@ class TorchModel:
         set_num_classes(cfg.model, len(self.classes))
         fit_to_device(cfg)
         self.task = 'segmentation' if cfg.default_scope == 'mmseg' else 'detection'
-        self.model = build_model(cfg, loaded, checkpoint).eval()
+        self.model = build_model(cfg, loaded, checkpoint).eval().to(self.device)
         if deploy:
             switch_to_deploy(self.model)
-        self.model.to(self.device)
+        keep_logits_small(self.model)
         keep_masks_small(self.model)
         self.transform = Compose(preparation(cfg, config))
 
@@ -102,11 +101,7 @@ class TorchModel:
                     sample.pred_instances.to('cpu')
                     for sample in self.model.predict(inputs, samples, rescale=True)
                 ]
-            logits = self.model.inference(inputs, [sample.metainfo for sample in samples])
-        return [
-            self._label_map(each.float(), sample)
-            for each, sample in zip(logits, samples, strict=True)
-        ]
+            return [labels.cpu() for labels in label_maps(self.model, inputs, samples)]
 
     def finish(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
         """Make what :meth:`predict` returns for a picture a prediction.
@@ -143,17 +138,6 @@ class TorchModel:
             context = torch.autocast(self.device.type, torch.float16)
         with context:
             yield
-
-    def _label_map(self, logits: Tensor, sample: Any) -> Tensor:
-        meta = sample.metainfo
-        left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
-        height, width = logits.shape[1:]
-        return label_map_of(
-            logits[:, top : height - bottom, left : width - right],
-            meta['ori_shape'],
-            self.model.align_corners,
-            self.model.decode_head.threshold if len(logits) == 1 else None,
-        ).cpu()
 
 
 def choose_device(name: str | None) -> torch.device:
