@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .channels_last import put_channels_last
+
 
 def switch_to_deploy(model: nn.Module) -> nn.Module:
     """Make a model ready for inference, for good.
 
     Parts that have a ``switch_to_deploy()`` of their own, the backbone for one, are switched by
     it; then the BatchNorms of the neck and the heads are folded into the convolutions that they
-    follow. Other norms stay. Load the weights first: what is folded cannot be loaded into, and
-    the backbone can no longer be trained. A second call changes nothing.
+    follow. Other norms stay. On a CPU, necks and heads that were tried so work in channels last
+    from then on (:mod:`backbones.channels_last`). Load the weights first: what is folded cannot
+    be loaded into, and the backbone can no longer be trained. A second call changes nothing.
 
     Args:
         model: A backbone, or a detector or segmentor; changed in place and left in evaluation
@@ -34,6 +37,7 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
     model.eval()
     _switch_parts(model)
     fold_norms(model)
+    put_channels_last(model)
     return model
 
 

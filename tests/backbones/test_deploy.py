@@ -221,7 +221,9 @@ def test_exports_with_sizes_that_vary(deployed):
     sizes = {2: Dim('height', min=33, max=4096), 3: Dim('width', min=33, max=4096)}
     with torch.no_grad():
         exported = torch.export.export(
-            backbone, (torch.rand(3, 3, 63, 95),), dynamic_shapes=({0: Dim('batch', max=64), **sizes},)
+            backbone,
+            (torch.rand(3, 3, 63, 95),),
+            dynamic_shapes=({0: Dim('batch', max=64), **sizes},),
         ).module()
         # The tables are laid out for 224 x 224: what is exported is not to depend on that.
         for size in ((3, 3, 63, 95), (1, 3, 224, 224), (2, 3, 33, 200)):
@@ -268,7 +270,9 @@ def test_whole_models_stay_the_same(task, tmp_path, shapes):
             return [features, model.bbox_head(features)]
         boxes = torch.tensor([[0, 5.0, 7, 60, 50], [1, 20, 30, 90, 80]])
         regions = model.roi_head.bbox_roi_extractor(features[:4], boxes)
-        return [features, model.rpn_head(features), regions, model.roi_head.bbox_head(regions)]
+        masks = model.roi_head.mask_head(model.roi_head.mask_roi_extractor(features[:4], boxes))
+        boxes = model.roi_head.bbox_head(regions)
+        return [features, model.rpn_head(features), regions, boxes, masks]
 
     with torch.no_grad():
         expected = outputs()

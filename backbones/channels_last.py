@@ -1,0 +1,51 @@
+"""Necks and heads with a pixel's channels side by side in memory, as a CPU convolves fastest."""
+
+import torch
+from torch import Tensor, nn
+
+# Those that were tried. Others may `view` a map as if its channels came first, or hand it to an
+# operator that reads memory so, unasked.
+TRIED = {
+    ('mmdet', 'FPN'),
+    ('mmdet', 'RPNHead'),
+    ('mmdet', 'RetinaHead'),
+    ('mmdet', 'FCNMaskHead'),
+    ('mmseg', 'FPN'),
+    ('mmseg', 'FPNHead'),
+    ('mmseg', 'UPerHead'),
+}
+NOT_BEHIND_THE_NECK = {'data_preprocessor', 'backbone', 'neck', 'auxiliary_head'}
+
+
+def put_channels_last(model: nn.Module) -> None:
+    """Have the neck and heads of a detector or segmentor on a CPU work in channels last.
+
+    Results stay the same up to rounding. Only parts in ``TRIED`` are changed, and maps reach all
+    others with the channels first.
+
+    Args:
+        model: Changed in place.
+    """
+    if any(parameter.device.type != 'cpu' for parameter in model.parameters()):
+        return
+    for part in model.modules():
+        if was_tried(part):
+            # What a convolution puts out follows its weights.
+            part.to(memory_format=torch.channels_last)
+    neck = getattr(model, 'neck', None)
+    takers = [part for name, part in model.named_children() if name not in NOT_BEHIND_THE_NECK]
+    if neck is None or not was_tried(neck) or all(was_tried(part) for part in takers):
+        return
+    if channels_first not in neck._forward_hooks.values():
+        neck.register_forward_hook(channels_first)
+
+
+def was_tried(part: nn.Module) -> bool:
+    """Whether a part can do with maps in channels last."""
+    kind = type(part)
+    return (kind.__module__.partition('.')[0], kind.__name__) in TRIED
+
+
+def channels_first(neck: nn.Module, inputs: tuple, features: tuple[Tensor, ...]) -> tuple:
+    """A hook behind a neck: its maps with the channels first, as mmcv's RoIAlign takes them."""
+    return tuple(each.contiguous() for each in features)
