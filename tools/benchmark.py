@@ -78,6 +78,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--train', action='store_true', help='measure training steps too')
     add_no_deploy(parser)
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision, as infer.py and train.py have it; not in onnxruntime',
+    )
     parser.add_argument('--device', help='for instance cuda:1 (default: the first GPU, else cpu)')
     parser.add_argument(
         '--threads',
@@ -123,6 +128,7 @@ def main() -> int:
             backends=args.backend,
             train=args.train,
             deploy=args.deploy,
+            amp=args.amp,
             device=args.device,
             threads=args.threads,
             effort=Effort(args.rounds, args.seconds),

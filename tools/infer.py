@@ -158,7 +158,12 @@ def parse_args() -> argparse.Namespace:
         'changes no result (default: 1)',
     )
     speed.add_argument('--device', help='cpu, cuda:1, ... (default: a GPU if there is one)')
-    speed.add_argument('--amp', action='store_true', help='mixed precision')
+    speed.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision: float16 on a GPU; on a CPU, where the processor has bfloat16, it '
+        'takes about half the time, of an .xml above all',
+    )
     add_no_deploy(speed)
 
     add_trust_checkpoint(parser)

@@ -53,6 +53,7 @@ class Request:
         backends: Of 'torch', 'compile', 'onnxruntime' and 'openvino'.
         train: Measure training steps too, in torch.
         deploy: Fold all networks for inference, the peers' too.
+        amp: Mixed precision, as infer.py and train.py have it.
         device: For instance 'cuda:1'. None: the first GPU, else the CPU.
         threads: Of the processor. None: see :func:`.machine.default_threads`.
         effort: How long is measured.
@@ -67,6 +68,7 @@ class Request:
     backends: Sequence[str]
     train: bool
     deploy: bool
+    amp: bool
     device: str | None
     threads: int | None
     effort: timing.Effort
@@ -81,7 +83,7 @@ def benchmark(request: Request, report: Callable[[str], None]) -> dict[str, Any]
         report: Called with a line about what is going on.
 
     Returns:
-        What can be written as JSON: ``machine``, ``deploy``, ``notes``, ``warnings``,
+        What can be written as JSON: ``machine``, ``deploy``, ``amp``, ``notes``, ``warnings``,
         ``paper_check`` (multiply-adds of s2 at 224x224) and ``results``, one for each model and
         setting.
 
@@ -103,6 +105,7 @@ def benchmark(request: Request, report: Callable[[str], None]) -> dict[str, Any]
         seconds=time.perf_counter() - start,
         busy_percent=sum(busy) / len(busy),
         deploy=request.deploy,
+        amp=request.amp,
         notes=list(NOTES),
         warnings=doubts(sum(busy) / len(busy), results),
         paper_check=counting.check_against_paper(),
@@ -131,7 +134,9 @@ def settings_of(request: Request, scope: str, device: str, threads: int) -> Iter
         steps.append(('train', 'torch'))
     sizes = request.sizes or [DEFAULT_SIZES[scope]]
     for size, batch, part, (step, backend) in product(sizes, request.batches, request.parts, steps):
-        yield Setting(part, step, backend, size, batch, request.deploy, device, threads)
+        yield Setting(
+            part, step, backend, size, batch, request.deploy, request.amp, device, threads
+        )
 
 
 def compare(

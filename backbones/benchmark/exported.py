@@ -50,7 +50,7 @@ def export_file(candidate: Candidate, model: nn.Module, setting: Setting, folder
 
 def open_file(path: Path, setting: Setting) -> Callable[[], Any]:
     """A function that runs a file on a photograph."""
-    runner = open_exported(path, setting.device, setting.threads)
+    runner = open_exported(path, setting.device, setting.threads, setting.amp)
     description = runner.description
     picture = photograph(description.size).astype(np.float32)
     if setting.part == 'backbone':

@@ -18,6 +18,10 @@ HEADER = (
     'time ratio',
     'peak memory',
 )
+MIXED = (
+    'float16 on a GPU; on a CPU bfloat16, for all of a segmentor, in detectors and in training for '
+    'backbone and neck only; in OpenVINO what it chooses.'
+)
 
 
 def write_json(outcome: dict[str, Any], path: Path) -> None:
@@ -34,8 +38,7 @@ def format_outcome(outcome: dict[str, Any]) -> str:
     check = outcome['paper_check']
     folded = (
         "All networks were folded for inference by backbones.deploy, the peers' too, and in torch "
-        "on a CPU backbones alone get their pictures in channels last, the peers' too; training "
-        'steps are left as they are.'
+        "on a CPU they work in channels last, the peers' too; training steps are left as they are."
         if outcome['deploy']
         else "No network was folded for inference (--no-deploy): the peers are as mmdet's and "
         "mmseg's users have them."
@@ -44,6 +47,7 @@ def format_outcome(outcome: dict[str, Any]) -> str:
         *(f'**Warning:** {warning}.' for warning in outcome['warnings']),
         describe(outcome['machine']),
         folded,
+        *(['Mixed precision (--amp): ' + MIXED] if outcome['amp'] else []),
         *outcome['notes'],
         f'Counted so, s2 at 224x224 has {check["counted"] / 1e9:.3f} G multiply-adds, '
         f'{check["with_classifier"] / 1e9:.3f} G with its classifiers; the paper says '

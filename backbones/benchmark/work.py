@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.deploy import switch_to_deploy
+from backbones.engine.amp import features_in_bfloat16, inference_precision
 from backbones.export.example_picture import example_picture
 from backbones.export.exportable import is_segmentor
 from backbones.inference.masks import keep_masks_small
@@ -34,6 +36,7 @@ class Setting:
         size: Height and width of the pictures.
         batch: Pictures at once.
         deploy: Fold the networks for inference.
+        amp: Mixed precision.
         device: For instance 'cuda:0'.
         threads: Of the processor.
     """
@@ -44,6 +47,7 @@ class Setting:
     size: tuple[int, int]
     batch: int
     deploy: bool
+    amp: bool
     device: str
     threads: int
 
@@ -76,6 +80,9 @@ def prepare(model: nn.Module, setting: Setting) -> Ready:
     model = model.to(setting.device)
     if setting.deploy and setting.step == 'predict':
         model = switch_to_deploy(model)
+        if setting.device == 'cpu' and not hasattr(model.backbone, 'switch_to_deploy'):
+            # It makes a CPU's ResNets and MobileNets faster by half; our backbone does so itself.
+            model.backbone.to(memory_format=torch.channels_last)
     if setting.step == 'train':
         return Ready(train_step(model, setting))
     if setting.backend == 'compile':
@@ -113,14 +120,29 @@ def predict_step(model: nn.Module, setting: Setting) -> Callable[[], Any]:
     """A function that makes feature maps, or predictions."""
     if setting.part == 'backbone':
         inputs, _ = make_batch(model, setting)
-        if setting.deploy and setting.device == 'cpu':
-            # It makes a CPU's ResNets and MobileNets faster by half; our backbone does so itself.
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
         # The rest of the model is not kept, so that memory is the backbone's.
-        return torch.inference_mode()(partial(model.backbone, inputs))
-    keep_logits_small(model)
-    keep_masks_small(model)
-    return partial(predict, model, make_pictures(model, setting))
+        run = torch.inference_mode()(partial(model.backbone, inputs))
+    else:
+        keep_logits_small(model)
+        keep_masks_small(model)
+        run = partial(predict, model, make_pictures(model, setting))
+    return partial(run_in, partial(precision, model, setting), run) if setting.amp else run
+
+
+def precision(model: nn.Module, setting: Setting) -> AbstractContextManager[None]:
+    """Mixed precision as infer.py and train.py have it."""
+    kind = torch.device(setting.device).type
+    if setting.part == 'backbone':
+        return torch.autocast(kind, torch.bfloat16 if kind == 'cpu' else torch.float16)
+    if setting.step == 'train' and kind == 'cpu':
+        return features_in_bfloat16(model)
+    return inference_precision(model, setting.device)
+
+
+def run_in(context: Callable[[], AbstractContextManager[None]], run: Callable[[], Any]) -> Any:
+    """Run within a context."""
+    with context():
+        return run()
 
 
 @torch.inference_mode()
@@ -164,11 +186,15 @@ def train_step(model: nn.Module, setting: Setting) -> Callable[[], Any]:
         add_targets(model, samples, tuple(inputs.shape[2:]), inputs.device)
         trained, loss_of = model, partial(task_loss, samples=samples)
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=0.0)
+    # bfloat16 needs none.
+    scaler = torch.amp.GradScaler(enabled=setting.amp and setting.device != 'cpu')
 
     def run() -> Tensor:
-        loss = loss_of(trained, inputs)
-        loss.backward()
-        optimizer.step()
+        with precision(trained, setting) if setting.amp else nullcontext():
+            loss = loss_of(trained, inputs)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         return loss.detach()
 

@@ -1,7 +1,7 @@
-"""Mixed precision on a CPU, where mmengine's AmpOptimWrapper refuses to work."""
+"""Mixed precision for inference, and for training on a CPU, where mmengine's own refuses."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(OptimWrapper):
-    """Backbone and neck in bfloat16, which needs no loss scaling; heads and losses in float32.
-
-    mmcv's operators have no bfloat16 kernel on a CPU, and box coordinates need the precision.
-    """
+    """Backbone and neck in bfloat16, which needs no loss scaling; heads and losses in float32."""
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
@@ -24,9 +21,28 @@ class CPUAmpOptimWrapper(OptimWrapper):
             yield
 
 
+def inference_precision(model: nn.Module, device: str) -> AbstractContextManager[None]:
+    """Within it a model infers in mixed precision.
+
+    float16 on a GPU. On a CPU bfloat16: all of a segmentor, backbone and neck of a detector.
+
+    Args:
+        model: A detector or segmentor.
+        device: Where it is, 'cuda:1' for instance.
+    """
+    kind = torch.device(device).type
+    if kind != 'cpu':
+        return torch.autocast(kind, torch.float16)
+    if hasattr(model, 'decode_head'):
+        return torch.autocast('cpu', torch.bfloat16)
+    return features_in_bfloat16(model)
+
+
 @contextmanager
 def features_in_bfloat16(model: nn.Module) -> Iterator[None]:
     """Let a detector's or segmentor's backbone and neck work in bfloat16, on a CPU.
+
+    mmcv's operators have no bfloat16 kernel there, and box coordinates need the precision.
 
     Args:
         model: A model with ``extract_feat``; its features are float32 again.

@@ -38,7 +38,7 @@ class ExportedModel:
     Args:
         path: The file; it and the rest as in :func:`.runner.open_exported`, errors too.
         device: Where it runs.
-        threads: Of the processor.
+        amp: Mixed precision.
 
     Attributes:
         description: What the file says about itself.
@@ -51,9 +51,9 @@ class ExportedModel:
     """
 
     def __init__(
-        self, path: str | os.PathLike, device: str | None = None, threads: int | None = None
+        self, path: str | os.PathLike, device: str | None = None, amp: bool = False
     ) -> None:
-        self.runner = open_exported(path, device, threads)
+        self.runner = open_exported(path, device, amp=amp)
         self.description = self.runner.description
         if self.description.task == 'backbone':
             raise ExportError(f'{path} holds a backbone only, which makes no predictions')

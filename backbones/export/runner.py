@@ -58,7 +58,10 @@ def is_exported(path: str | os.PathLike) -> bool:
 
 
 def open_exported(
-    path: str | os.PathLike, device: str | None = None, threads: int | None = None
+    path: str | os.PathLike,
+    device: str | None = None,
+    threads: int | None = None,
+    amp: bool = False,
 ) -> Runner:
     """Open a file that tools/export.py wrote.
 
@@ -69,9 +72,11 @@ def open_exported(
             started several; else the CPU.
         threads: Of the processor. Default: onnxruntime's and OpenVINO's own choice. A .pt2 always
             runs in torch's (``torch.set_num_threads``).
+        amp: Mixed precision, of an .xml only: what OpenVINO chooses by itself, which is bfloat16
+            or float16 where the device has it.
 
     Raises:
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or no mixed precision.
         ExportError: The file is missing, damaged or not one of ours, or what runs it is missing.
     """
     path = Path(path)
@@ -79,8 +84,15 @@ def open_exported(
         raise ExportError(f'{path} cannot be run here: {", ".join(RUNNABLE)} can be')
     if not path.is_file():
         raise ExportError(f'there is no model {path}')
-    openers = dict(zip(RUNNABLE, (open_onnx, open_openvino, open_pt2), strict=True))
-    return openers[path.suffix](path, device, threads)
+    if path.suffix == '.xml':
+        return open_openvino(path, device, threads, amp)
+    if amp:
+        raise ConfigError(
+            f'{path} runs in the precision that it was exported in; mixed precision (--amp) is '
+            'for .xml files, and for config and checkpoint'
+        )
+    opener = open_onnx if path.suffix == '.onnx' else open_pt2
+    return opener(path, device, threads)
 
 
 def open_onnx(path: Path, device: str | None, threads: int | None) -> Runner:
@@ -118,7 +130,7 @@ def onnx_providers(runtime: Any, device: str | None) -> list:
     return [*gpu, 'CPUExecutionProvider']
 
 
-def open_openvino(path: Path, device: str | None, threads: int | None) -> Runner:
+def open_openvino(path: Path, device: str | None, threads: int | None, amp: bool) -> Runner:
     """A runner that is OpenVINO's."""
     openvino = need('openvino', str(path))
     core = openvino.Core()
@@ -131,8 +143,10 @@ def open_openvino(path: Path, device: str | None, threads: int | None) -> Runner
     weights = path.with_suffix('.bin')
     if not weights.is_file():
         raise ExportError(f'{path} needs {weights}, the weights that export.py wrote beside it')
-    # Its own choice of precision is bfloat16 where the processor has it.
-    settings = {'INFERENCE_PRECISION_HINT': 'f32', 'PERFORMANCE_HINT': 'LATENCY'}
+    settings = {'PERFORMANCE_HINT': 'LATENCY'}
+    if not amp:
+        # Its own choice is bfloat16 where the processor has it.
+        settings['INFERENCE_PRECISION_HINT'] = 'f32'
     if threads:
         settings['INFERENCE_NUM_THREADS'] = threads
     try:

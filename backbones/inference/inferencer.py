@@ -76,7 +76,8 @@ class Inferencer:
         device: For instance 'cuda:1'. Default: the first GPU, else the CPU; for an exported file
             see :func:`backbones.export.runner.open_exported`.
         batch_size: Pictures that go through the model at once. Changes no result.
-        amp: Mixed precision: float16 on a GPU, on a CPU backbone and neck in bfloat16.
+        amp: Mixed precision, see :func:`backbones.engine.amp.inference_precision`; of exported
+            files for an .xml only.
         deploy: Fold what only training needs, which is faster and changes results by rounding
             only.
         score_thr: Detections below this score are left out.
@@ -111,7 +112,7 @@ class Inferencer:
         cfg_options: dict[str, Any] | None = None,
     ) -> None:
         if is_exported(config):
-            model = load_exported(str(config), device, amp or not deploy or bool(cfg_options))
+            model = load_exported(str(config), device, amp, not deploy or bool(cfg_options))
         else:
             model = TorchModel(str(config), str(checkpoint), device, amp, deploy, cfg_options)
         self.classes = model.classes
@@ -168,16 +169,17 @@ class Inferencer:
         )
 
 
-def load_exported(path: str, device: str | None, is_to_change: bool) -> Model:
+def load_exported(path: str, device: str | None, amp: bool, is_to_change: bool) -> Model:
     """A model from an exported file.
 
     Args:
         path: The file.
         device: Where it runs.
+        amp: Mixed precision.
         is_to_change: Whether it is to be another than what was exported.
 
     Raises:
-        ConfigError: It is, or there is no such device.
+        ConfigError: It is, or there is no such device or no mixed precision.
         CheckpointError: Reading it may run code.
         ExportError: It cannot be run, or was not written by our tool.
     """
@@ -186,8 +188,8 @@ def load_exported(path: str, device: str | None, is_to_change: bool) -> Model:
 
     if is_to_change:
         raise ConfigError(
-            f'{path} is exported: its precision, folding and config were settled then, with the '
-            'options of export.py'
+            f'{path} is exported: its folding and config were settled then, with the options of '
+            'export.py'
         )
     if path.endswith('.pt2') and os.path.isfile(path) and not are_checkpoints_trusted():
         raise CheckpointError(
@@ -195,7 +197,7 @@ def load_exported(path: str, device: str | None, is_to_change: bool) -> Model:
             'trust its maker as you would trust a program, add --trust-checkpoint (in Python: '
             'backbones.trust_checkpoints()); an .onnx or .xml needs no trust'
         )
-    return ExportedModel(path, device)
+    return ExportedModel(path, device, amp)
 
 
 def read_input(

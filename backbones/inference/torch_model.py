@@ -1,8 +1,8 @@
 """A config and a checkpoint as something that turns pictures into predictions."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from backbones.deploy import switch_to_deploy
-from backbones.engine.amp import features_in_bfloat16
+from backbones.engine.amp import inference_precision
 from backbones.engine.classes import dataset_class, set_classes, set_num_classes
 from backbones.engine.config import datasets_of, fit_to_device, load_config, test_pipeline
 from backbones.engine.errors import ConfigError, DataError
@@ -38,7 +38,7 @@ class TorchModel:
         config: Path of a config.
         checkpoint: Path or address of the checkpoint of a whole model.
         device: For instance 'cuda:1'. Default: the first GPU, else the CPU.
-        amp: Mixed precision: float16 on a GPU, on a CPU backbone and neck in bfloat16.
+        amp: Mixed precision, see :func:`backbones.engine.amp.inference_precision`.
         deploy: Fold what only training needs, see :func:`backbones.deploy.switch_to_deploy`.
         cfg_options: Overrides for the config, by dotted key.
 
@@ -95,7 +95,7 @@ class TorchModel:
             {key: [item[key] for item in prepared] for key in ('inputs', 'data_samples')}, False
         )
         inputs, samples = data['inputs'], data['data_samples']
-        with self._precision():
+        with inference_precision(self.model, self.device) if self.amp else nullcontext():
             if self.task == 'detection':
                 return [
                     sample.pred_instances.to('cpu')
@@ -127,17 +127,6 @@ class TorchModel:
     def mask_threshold(self) -> float:
         """Probability from which on a pixel belongs to an instance."""
         return self.model.test_cfg['rcnn']['mask_thr_binary']
-
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        if not self.amp:
-            context = nullcontext()
-        elif self.device.type == 'cpu':
-            context = features_in_bfloat16(self.model)
-        else:
-            context = torch.autocast(self.device.type, torch.float16)
-        with context:
-            yield
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -70,13 +70,14 @@ def test_detections_are_those_of_the_model(ending, exported, predict, photograph
             assert np.mean(coco_mask.decode(each['segmentation']) == mask) >= 0.999
 
 
-def test_label_maps_are_those_of_the_model(exported, predict, photograph, call):
+@pytest.mark.parametrize(('option', 'share'), [((), 0.999), (('--amp',), 0.95)])
+def test_label_maps_are_those_of_the_model(option, share, exported, predict, photograph, call):
     made = exported('openvino')
-    code, said, out = call(made.path, photograph)
+    code, said, out = call(made.path, photograph, *option)
     assert code == 0, said
     found = np.array(Image.open(out / 'data' / 'drawn.png'))
     (expected,) = predict(made.model, [cv2.imread(str(photograph))])
-    assert np.mean(found == expected.label_map) >= 0.999
+    assert np.mean(found == expected.label_map) >= share
     assert len(np.unique(found)) > 1
 
 
@@ -131,11 +132,17 @@ class TestMistakes:
 
     @pytest.mark.parametrize(
         'option',
-        [('--amp',), ('--no-deploy',), ('--cfg-options', 'model.test_cfg.score_thr=0.5')],
+        [('--no-deploy',), ('--cfg-options', 'model.test_cfg.score_thr=0.5')],
     )
     def test_what_was_settled_when_it_was_exported(self, option, exported, photograph, call):
         code, said, _ = call(exported('openvino').path, photograph, *option)
         assert code == 1 and 'were settled then' in said
+
+    @pytest.mark.parametrize('ending', ['.onnx', '.pt2'])
+    def test_mixed_precision_is_openvinos(self, ending, exported, photograph, call):
+        path = exported(KINDS[ending]).path
+        code, said, _ = call(path, photograph, '--amp', '--trust-checkpoint')
+        assert code == 1 and 'mixed precision (--amp) is for .xml files' in said
 
     def test_what_no_machine_here_runs(self, photograph, call, tmp_path):
         code, said, _ = call(tmp_path / 'model.mlpackage', photograph)

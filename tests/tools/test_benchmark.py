@@ -57,18 +57,40 @@ def test_one_command_compares_backbones_with_peers(run_benchmark, tiny_config, t
     assert (tmp_path / 'out' / 'benchmark.png').read_bytes().startswith(b'\x89PNG\r\n')
 
 
+@pytest.mark.parametrize('amp', [False, True])
 @pytest.mark.parametrize('task', ['fpn', 'retinanet', 'mask_rcnn'])
-def test_whole_models_predict_and_train(tiny_config, task, monkeypatch):
+def test_whole_models_predict_and_train(tiny_config, task, amp, monkeypatch):
     monkeypatch.setattr(benchmarking.memory, 'peak_memory', lambda *_: None)
     [group] = group_configs([str(tiny_config(task))], False, {})
     for step in ('predict', 'train'):
-        setting = Setting('model', step, 'torch', (70, 100), 2, True, 'cpu', 1)
+        setting = Setting('model', step, 'torch', (70, 100), 2, True, amp, 'cpu', 1)
         effort = benchmarking.timing.Effort(1, 0)
         [result] = benchmarking.compare(group, setting, effort, lambda _: None)
         assert result['problem'] is None
         assert result['pictures_per_second'] == pytest.approx(2000 / result['latency_ms']['median'])
         assert result['input_size'] == ((70, 100) if task == 'fpn' else (96, 128))
         assert (result['detections'] is None) == (task == 'fpn' or step == 'train')
+
+
+@pytest.mark.parametrize('part', ['backbone', 'model'])
+def test_mixed_precision_is_bfloat16_on_a_cpu(tiny_config, part):
+    model = Candidate(str(tiny_config('fpn'))).build()
+    seen = []
+    model.backbone.stages[-1].register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    for amp in (False, True):
+        setting = Setting(part, 'predict', 'torch', (64, 64), 1, True, amp, 'cpu', 1)
+        work.prepare(model, setting).run()
+    assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_mixed_precision_of_files_is_openvinos(run_benchmark, tiny_config):
+    done, outcome = run_benchmark(
+        tiny_config('fpn'), '--part', 'backbone', '--amp', '--backend', 'onnxruntime', 'openvino'
+    )
+    assert done.returncode == 3 and outcome['amp']
+    onnx, openvino = outcome['results']
+    assert 'mixed precision (--amp) is for .xml files' in onnx['problem']
+    assert openvino['problem'] is None and openvino['latency_ms']['median'] > 0
 
 
 def test_what_fails_for_one_model_leaves_the_others(tiny_config, monkeypatch):
@@ -82,7 +104,7 @@ def test_what_fails_for_one_model_leaves_the_others(tiny_config, monkeypatch):
         return prepare(model, setting)
 
     monkeypatch.setattr(benchmarking, 'prepare', fail_on_resnet_50)
-    setting = Setting('backbone', 'predict', 'torch', (64, 64), 1, True, 'cpu', 1)
+    setting = Setting('backbone', 'predict', 'torch', (64, 64), 1, True, False, 'cpu', 1)
     results = benchmarking.compare(group, setting, benchmarking.timing.Effort(1, 0), lambda _: None)
     assert [each['problem'] for each in results] == [None, None, None, 'not enough memory']
     assert ['latency_ms' in each for each in results] == [True, True, True, False]
@@ -98,7 +120,7 @@ def test_compiling_freezes_the_weights(monkeypatch):
     model.backbone = torch.nn.Conv2d(3, 8, 3).eval()
     monkeypatch.setattr(work, 'make_batch', lambda *_: (torch.randn(1, 3, 32, 32), []))
     counters.clear()
-    setting = Setting('backbone', 'predict', 'compile', (32, 32), 1, True, 'cpu', 1)
+    setting = Setting('backbone', 'predict', 'compile', (32, 32), 1, True, False, 'cpu', 1)
     work.compiled(model, setting).run()
     assert counters['inductor']['mkldnn_conv_weight_pack_matcher_count'] == 1
 
@@ -121,7 +143,7 @@ def test_counts_parameters_of_the_network_as_trained(tiny_config, monkeypatch):
     [candidate] = group.candidates.values()
     model = MODELS.build(candidate.load().model)
     for part, module in (('backbone', model.backbone), ('model', model)):
-        setting = Setting(part, 'predict', 'torch', (64, 64), 1, True, 'cpu', 1)
+        setting = Setting(part, 'predict', 'torch', (64, 64), 1, True, False, 'cpu', 1)
         effort = benchmarking.timing.Effort(1, 0)
         [result] = benchmarking.compare(group, setting, effort, lambda _: None)
         assert result['parameters'] == sum(p.numel() for p in module.parameters())
