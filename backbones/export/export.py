@@ -27,6 +27,7 @@ from .errors import ExportError
 from .example_picture import example_picture
 from .exportable import exportable, is_segmentor, least_size, pad_divisor
 from .formats import ENDINGS, packages_for, write
+from .preprocessing import flips_channels
 from .reference import Reference
 from .runner import RUNNABLE, open_exported
 
@@ -166,7 +167,7 @@ def describe(
         resize=resize,
         mean=tuple(mean),
         std=tuple(std),
-        pad_pixel=tuple(mean[::-1] if preprocessor._channel_conversion else mean),
+        pad_pixel=tuple(mean[::-1] if flips_channels(preprocessor) else mean),
         pad_divisor=pad_divisor(model),
         deployed=options.deploy,
         version=project_version(),

@@ -49,7 +49,13 @@ def _(boxes, scores, iou_threshold, score_threshold, max_per_picture):
     return torch.empty_like(scores)
 
 
-@torch.library.custom_op('efficientformer_v2::roi_align', mutates_args=())
+# torch before 2.7 cannot tell the schema from `collections.abc.Sequence`.
+@torch.library.custom_op(
+    'efficientformer_v2::roi_align',
+    mutates_args=(),
+    schema='(Tensor[] features, Tensor rois, Tensor levels, int output_size, '
+    'float[] spatial_scales, int sampling_ratio, bool aligned) -> Tensor',
+)
 def roi_align(
     features: Sequence[Tensor],
     rois: Tensor,

@@ -16,7 +16,7 @@ class Preprocessing(nn.Module):
         super().__init__()
         self.pad_divisor = pad_divisor
         mean, std = preprocessor.mean.flatten(), preprocessor.std.flatten()
-        self.flips_channels = preprocessor._channel_conversion
+        self.flips_channels = flips_channels(preprocessor)
         self.register_buffer('mean', mean.view(1, -1, 1, 1).clone())
         self.register_buffer('std', std.view(1, -1, 1, 1).clone())
 
@@ -29,6 +29,14 @@ class Preprocessing(nn.Module):
         height, width = pictures.shape[-2:]
         right, below = (missing_to_multiple(n, self.pad_divisor) for n in (width, height))
         return F.pad(pictures, (0, right, 0, below))
+
+
+def flips_channels(preprocessor: nn.Module) -> bool:
+    """Whether a data preprocessor turns BGR into RGB, or the reverse."""
+    # mmseg before 1.4 has a name of its own for it.
+    if hasattr(preprocessor, 'channel_conversion'):
+        return preprocessor.channel_conversion
+    return preprocessor._channel_conversion
 
 
 def missing_to_multiple(size: int, divisor: int) -> int:
