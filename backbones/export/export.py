@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
@@ -31,8 +30,6 @@ from .preprocessing import flips_channels
 from .reference import Reference
 from .runner import RUNNABLE, open_exported
 
-# The first that exports programs to ONNX with operators of one's own.
-LEAST_TORCH = '2.6'
 # Steps of a test pipeline that leave the picture as it is.
 HARMLESS_STEPS = ('LoadImage', 'LoadAnnotations', 'Pack', 'Resize')
 
@@ -126,8 +123,6 @@ def check_request(out: Path, options: Options) -> None:
     """
     if out.suffix not in ENDINGS:
         raise ExportError(f'OUT ends in {", ".join(ENDINGS)}, not {str(out)!r}')
-    if torch.torch_version.TorchVersion(torch.__version__) < LEAST_TORCH:
-        raise ExportError(f'exporting needs torch {LEAST_TORCH}, this is {torch.__version__}')
     packages_for(out.suffix)
     if options.dynamic and options.size:
         raise ExportError('a file is for one size or, with --dynamic, for any: not both')

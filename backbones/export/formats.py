@@ -5,13 +5,17 @@ from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 
+import torch
 from torch.export import ExportedProgram
+from torch.torch_version import TorchVersion
 
 from .description import METADATA_KEY, Description
 from .errors import ExportError, need
 from .quiet import quiet
 
 ENDINGS = ('.onnx', '.pt2', '.xml', '.mlpackage')
+# The first whose torch.export.export takes assertions for what it cannot prove of open sizes.
+LEAST_TORCH = '2.9'
 OPSET = 18
 # A protobuf message, which an .onnx file is, can be no larger.
 LARGEST_ONNX = 2**31 - 1
@@ -38,8 +42,12 @@ def packages_for(ending: str) -> None:
     """Import what a format needs, before work that takes long is done.
 
     Raises:
-        ExportError: A package is missing.
+        ExportError: A package is missing, or torch is too old.
     """
+    if TorchVersion(torch.__version__) < LEAST_TORCH:
+        raise ExportError(
+            f'writing {ending} needs torch {LEAST_TORCH} or later, this is {torch.__version__}'
+        )
     wanted = {
         '.onnx': ('onnx', 'onnxscript', 'onnxruntime'),
         '.pt2': (),
@@ -59,7 +67,6 @@ def packages_for(ending: str) -> None:
 def write_onnx(program: ExportedProgram, path: Path, description: Description) -> None:
     """One .onnx file, weights inside, for opset 18."""
     import onnx
-    import torch
 
     from .ops import onnx_translations
 
@@ -111,8 +118,6 @@ def name_sizes(graph: object) -> None:
 
 def write_pt2(program: ExportedProgram, path: Path, description: Description) -> None:
     """A .pt2, which ``torch.export.load`` reads after ``import backbones.export.ops``."""
-    import torch
-
     extra = {f'{METADATA_KEY}.json': description.to_json()}
     torch.export.save(program, str(path), extra_files=extra)
 

@@ -9,6 +9,7 @@ import onnx
 import openvino
 import pytest
 import torch
+from exporting import needs_export
 from pycocotools import mask as coco_mask
 
 from backbones.export import export as export_module
@@ -18,6 +19,8 @@ from backbones.export.export import Options, export
 from backbones.export.exported_model import ExportedModel
 from backbones.export.runner import Runner
 from backbones.inference.masks import encode_mask
+
+pytestmark = needs_export
 
 
 @pytest.mark.parametrize('task', ['retinanet', 'mask_rcnn'])

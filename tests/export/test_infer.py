@@ -14,11 +14,14 @@ import onnx
 import openvino
 import pytest
 import torch
+from exporting import needs_export
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from backbones import checkpoint_file
 from backbones.inference.masks import encode_mask
+
+pytestmark = needs_export
 
 KINDS = {'.onnx': 'mask_rcnn', '.xml': 'openvino', '.pt2': 'pt2'}
 

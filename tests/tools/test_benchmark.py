@@ -7,6 +7,7 @@ from shutil import which
 
 import pytest
 import torch
+from exporting import needs_export
 from mmengine.registry import MODELS
 from tiny import ROOT
 
@@ -83,6 +84,7 @@ def test_mixed_precision_is_bfloat16_on_a_cpu(tiny_config, part):
     assert seen == [torch.float32, torch.bfloat16]
 
 
+@needs_export
 def test_mixed_precision_of_files_is_openvinos(run_benchmark, tiny_config):
     done, outcome = run_benchmark(
         tiny_config('fpn'), '--part', 'backbone', '--amp', '--backend', 'onnxruntime', 'openvino'

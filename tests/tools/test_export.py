@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from exporting import needs_export
 from mmengine.registry import MODELS
 from tiny import write_tiny_config
 
 from backbones.engine.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
+from backbones.export import formats
+
+pytestmark = needs_export
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'export.py'
 
@@ -77,3 +81,10 @@ def test_a_missing_package_is_said_with_the_command_that_installs_it(run_export,
     code, said = run_export('model.onnx')
     assert code == 1
     assert 'needs the package onnxscript: pip install -r requirements/export.txt' in said
+
+
+def test_a_torch_that_is_too_old_is_said(run_export, monkeypatch):
+    monkeypatch.setattr(formats, 'LEAST_TORCH', '99.0')
+    code, said = run_export('model.pt2')
+    assert code == 1
+    assert f'writing .pt2 needs torch 99.0 or later, this is {torch.__version__}' in said
