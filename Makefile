@@ -44,7 +44,7 @@ fuzz: install ## Read more than ten thousand damaged or odd inputs, others every
 
 test-oldest: ## Test on the oldest versions that requirements/ allow, in .venv-oldest
 	@$(PYTHON) tools/install.py --oldest
-	@.venv-oldest/bin/python -m pytest -n 2 tests/backbones tests/configs
+	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile
 
 lint: install ## Check style
 	@$(VENV_PYTHON) -m ruff check .

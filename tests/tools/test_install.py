@@ -355,7 +355,10 @@ class TestSteps:
     def test_the_oldest_set_has_a_folder_of_its_own(
         self, install: Callable, checkout: Path, pip: FakePip
     ) -> None:
-        lowest = lowest_versions((ROOT / 'requirements' / 'runtime.txt').read_text())
+        files = ('runtime.txt', 'export.txt', 'tests.txt')
+        texts = [(ROOT / 'requirements' / name).read_text() for name in files]
+        lowest = lowest_versions(''.join(texts))
+        assert {'torch', 'onnx', 'pytest'} <= set(lowest)
         pip.use('.venv-oldest', lowest)
         titles = install(oldest=True)
         assert titles == ['Making .venv-oldest', *EVERYTHING[1:]]

@@ -41,8 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--oldest',
         action='store_true',
-        help='make .venv-oldest instead, with the lowest versions that requirements/runtime.txt '
-        'allows',
+        help='make .venv-oldest instead, with the lowest versions that requirements/ allow',
     )
     return parser.parse_args(arguments)
 

@@ -35,7 +35,7 @@ def install(
         wheelhouse: Folder of ready wheels.
         torch: Requirement of another torch, with pip's options.
         repair: Check every part again, whatever earlier runs recorded.
-        oldest: Make `root`/.venv-oldest instead, with the lowest versions that runtime.txt allows.
+        oldest: Make `root`/.venv-oldest instead, with the lowest versions that requirements/ allow.
     """
     Installation(root, wheelhouse, torch, repair, oldest).run()
 
@@ -56,7 +56,8 @@ class Installation:
             self.state.forget(except_for='torch')
         self.constraints = self._read('requirements/constraints.txt')
         if oldest:
-            lowest = lowest_versions(self._read('requirements/runtime.txt'))
+            files = ('runtime.txt', 'export.txt', 'tests.txt')
+            lowest = lowest_versions(''.join(self._read(f'requirements/{name}') for name in files))
             # Like any other torch, this one has limits of its own on what the pinned one needs.
             lowest_torch = f'torch=={lowest.pop("torch")}'
             self.torch = torch or lowest_torch
