@@ -121,7 +121,7 @@ class TalkingHeadAttention(nn.Module):
             (batch, channels, 1, 1).
         """
         bias = self.talking_head2.bias
-        bias = bias.repeat_interleave(v.shape[1] // len(bias))[:, None, None]
+        bias = bias.repeat_interleave(v.shape[1] // len(bias), dim=0)[:, None, None]
         values = self.table_tokens if self.scales_bias else v.shape[2] * v.shape[3]
         return v.mean(dim=(2, 3), keepdim=True) * bias * values
 
