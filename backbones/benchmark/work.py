@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
 from backbones.deploy import switch_to_deploy
@@ -186,16 +187,14 @@ def train_step(model: nn.Module, setting: Setting) -> Callable[[], Any]:
         add_targets(model, samples, tuple(inputs.shape[2:]), inputs.device)
         trained, loss_of = model, partial(task_loss, samples=samples)
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=0.0)
-    # bfloat16 needs none.
-    scaler = torch.amp.GradScaler(enabled=setting.amp and setting.device != 'cpu')
+    # float16 needs its losses scaled; bfloat16, on a CPU, does not.
+    scales = setting.amp and setting.device != 'cpu'
+    wrapper = AmpOptimWrapper(optimizer=optimizer) if scales else OptimWrapper(optimizer)
 
     def run() -> Tensor:
         with precision(trained, setting) if setting.amp else nullcontext():
             loss = loss_of(trained, inputs)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
+        wrapper.update_params(loss)
         return loss.detach()
 
     return run
