@@ -43,8 +43,6 @@ def leave_out_bad(config: Config, splits: tuple[str, ...], first: bool) -> None:
         DataError: What is wrong is not a matter of single pictures, or nothing is left.
     """
     config.skip_bad = True
-    # What validation reads is checked whole, also where a training reads the same.
-    splits = sorted(splits, key=lambda split: split == 'train')
     parts = list(parts_of(config, splits))
     if first:
         report = check_dataset(config, splits, read_pictures=lambda split: split != 'train')

@@ -414,6 +414,20 @@ def test_a_validation_set_without_iscrowd_cannot_be_evaluated(data, check):
     assert (found.severity, found.annotation) == ('error', 1)
 
 
+def test_what_training_and_validation_read_is_checked_for_evaluation(data, check):
+    edit(data / TRAIN, lambda c: c['annotations'][0].pop('iscrowd'))
+
+    def validate_on_training_data(config: Config) -> None:
+        for dataset in datasets_of(config, ('val',)):
+            dataset.ann_file = config.train_dataloader.dataset.ann_file
+            dataset.data_prefix = config.train_dataloader.dataset.data_prefix
+
+    report = check('retinanet', ('train', 'val'), validate_on_training_data)
+    (found,) = report.of('error')
+    assert (found.split, found.annotation) == ('val', 1)
+    assert len(report.pictures) == 1
+
+
 def test_the_first_annotation_that_is_numbered_0_is_never_matched(data, check):
     """pycocotools' `evaluateImg` keeps ids of matched objects, and 0 for those that are not."""
     for path in (TRAIN, VAL):

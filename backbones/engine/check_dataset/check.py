@@ -97,15 +97,18 @@ def check_dataset(
 
 
 def parts_of(config: Config, splits: Sequence[str]) -> Iterator[Part]:
-    """The datasets of the splits, each source once."""
-    seen = set()
+    """The datasets of the splits, each source once.
+
+    What a training and a validation read counts as validation's, whose rules are stricter.
+    """
+    parts: dict[tuple[str, str], Part] = {}
     for split in splits:
         for dataset in datasets_of(config, (split,)):
             part = Part(split, dataset, *source_and_layout(dataset, config.default_scope))
             key = (part.source, str(annotation_file(dataset)))
-            if key not in seen:
-                yield part
-            seen.add(key)
+            if key not in parts or (parts[key].split == 'train' and split != 'train'):
+                parts[key] = part
+    yield from parts.values()
 
 
 def source_and_layout(dataset: ConfigDict, scope: str) -> tuple[str, str]:
