@@ -107,10 +107,11 @@ def test_evaluation_and_deployment(options, batch, height, width, dtype, scale, 
     frozen_stages=st.integers(-1, 4),
 )
 def test_training(options, batch, height, width, dtype, frozen_stages):
+    torch.manual_seed(0)  # of the paths that are dropped
     backbone = build(**options, frozen_stages=frozen_stages).to(dtype).train()
-    pictures = drawn_pictures((batch, 3, height, width), dtype, 1.0)
     if batch * -(-height // 32) * -(-width // 32) == 1 and not options['norm_eval']:
-        pictures = pictures.repeat(2, 1, 1, 1)  # PyTorch's BatchNorm asks for two values.
+        batch = 2  # PyTorch's BatchNorm asks for two values, and divides by what they differ.
+    pictures = drawn_pictures((batch, 3, height, width), dtype, 1.0)
     features = backbone(pictures)
     check_features(features, pictures, options)
     loss = sum(feature.square().mean() for feature in features)
