@@ -119,13 +119,14 @@ def look_up(table: Tensor, query_stride: int) -> Tensor:
     num_heads, height, width = table.shape
     if is_compiling():
         # Exporters know gathering with sizes that vary better than mirroring and windows.
-        dy, dx = (
+        # A list, since torch 2.1 compiles no generator.
+        dy, dx = [
             (
                 torch.arange(0, side, query_stride, device=table.device)[:, None]
                 + torch.arange(1 - side, 1, device=table.device)
             ).abs()
             for side in (height, width)
-        )
+        ]
         index = dy[:, None, :, None] * width + dx[:, None, :]
         gathered = table.flatten(1).index_select(1, index.flatten())
         return gathered.view(num_heads, *index.shape)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmdet.models.necks import FPN
 from mmengine.config import ConfigDict
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from backbones.channels_last import TRIED, put_channels_last
@@ -42,6 +42,7 @@ class Model(nn.Module):
 
 def build(scope: str, kind: str) -> nn.Module:
     torch.manual_seed(0)
+    init_default_scope(scope)
     return MODELS.build(ConfigDict(type=f'{scope}.{kind}', **PARTS[scope, kind])).eval()
 
 
