@@ -249,7 +249,7 @@ def attend_in_parts(
     num_heads = bias.shape[0]
     height, width = q.shape[2:]
     # Keys are in the order of the bias, from last to first.
-    k, v = (to_tokens(x, num_heads).flip(2).contiguous() for x in (k, v))
+    k, v = [to_tokens(x, num_heads).flip(2).contiguous() for x in (k, v)]
     if q.requires_grad or is_compiling():
         return to_feature_map(attend(to_tokens(q, num_heads), k, v, bias), (height, width))
     budget = SCORE_BUDGET_CPU if q.device.type == 'cpu' else SCORE_BUDGET

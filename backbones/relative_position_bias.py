@@ -119,7 +119,6 @@ def look_up(table: Tensor, query_stride: int) -> Tensor:
     num_heads, height, width = table.shape
     if is_compiling():
         # Exporters know gathering with sizes that vary better than mirroring and windows.
-        # A list, since torch 2.1 compiles no generator.
         dy, dx = [
             (
                 torch.arange(0, side, query_stride, device=table.device)[:, None]
