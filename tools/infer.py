@@ -161,8 +161,8 @@ def parse_args() -> argparse.Namespace:
     speed.add_argument(
         '--amp',
         action='store_true',
-        help='mixed precision: float16 on a GPU; on a CPU, where the processor has bfloat16, it '
-        'takes about half the time, of an .xml above all',
+        help='mixed precision: float16 on a GPU, bfloat16 on a CPU that has it, where it makes an '
+        '.xml twice as fast, and checkpoints faster at 512x512 and above',
     )
     add_no_deploy(speed)
 
