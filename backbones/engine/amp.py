@@ -21,7 +21,9 @@ class CPUAmpOptimWrapper(OptimWrapper):
             yield
 
 
-def inference_precision(model: nn.Module, device: str) -> AbstractContextManager[None]:
+def inference_precision(
+    model: nn.Module, device: str | torch.device
+) -> AbstractContextManager[None]:
     """Within it a model infers in mixed precision.
 
     float16 on a GPU. On a CPU bfloat16: all of a segmentor, backbone and neck of a detector.
