@@ -110,4 +110,5 @@ def machine_line(outcome: dict[str, Any]) -> str:
         if library in ('torch', 'onnxruntime', 'openvino')
     ]
     folded = 'folded, but for training' if outcome['deploy'] else 'not folded'
-    return f'{name}; {", ".join(versions)}; {folded}; {machine["date"][:10]}'
+    precision = 'mixed precision' if outcome['amp'] else 'float32'
+    return f'{name}; {", ".join(versions)}; {folded}; {precision}; {machine["date"][:10]}'

@@ -48,17 +48,18 @@ class Logits:
         """As ``F.interpolate(logits, size, mode='bilinear', align_corners=align_corners)``."""
         if tuple(size) == self.size:
             return self
+        x = torch.arange(size[1], device=self.device)
+        left, right, along = neighbours(x, self.size[1], size[1], align_corners)
 
         def rows(first: int, last: int) -> Tensor:
-            y, x = torch.arange(first, last), torch.arange(size[1])
+            y = torch.arange(first, last)
             above, below, down = neighbours(y, self.size[0], size[0], align_corners)
-            left, right, along = neighbours(x, self.size[1], size[1], align_corners)
             start = int(above[0])
             source = self.rows(start, int(below[-1]) + 1)
-            down, along = down.to(source)[:, None, None], along.to(source)[:, None]
             # Down first: there are fewer columns before they are interpolated, as a rule.
+            down = down.to(source)[:, None, None]
             strip = torch.lerp(source[above - start], source[below - start], down)
-            return torch.lerp(strip[:, left], strip[:, right], along)
+            return torch.lerp(strip[:, left], strip[:, right], along.to(source)[:, None])
 
         return replace(self, size=tuple(size), rows=rows)
 
