@@ -3,10 +3,10 @@
 It also makes mmengine read checkpoints safely and know ``timm://``, see :mod:`.weights`.
 """
 
-from .checkpoint import CheckpointError
-from .checkpoint_file import trust_checkpoints
-from .efficientformer_v2 import ARCHITECTURES, EfficientFormerV2
-from .weights import register_loaders
+from backbones.efficientformer_v2.backbone import ARCHITECTURES, EfficientFormerV2
+
+from .errors import CheckpointError
+from .weights import register_loaders, trust_checkpoints
 
 __all__ = ['ARCHITECTURES', 'CheckpointError', 'EfficientFormerV2', 'trust_checkpoints']
 

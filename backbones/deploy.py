@@ -5,17 +5,10 @@ convolution before it can do as well. So can a layer scale, and convolutions of 
 one convolution. What remains of a model computes the same, faster.
 """
 
-import copy
-from collections.abc import Sequence
-from itertools import pairwise
-
 import torch
-from mmcv.cnn import Conv2d, ConvModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .channels_last import put_channels_last
+from .efficientformer_v2.fold import fold_norms
 
 
 def switch_to_deploy(model: nn.Module) -> nn.Module:
@@ -49,84 +42,49 @@ def _switch_parts(module: nn.Module) -> None:
         _switch_parts(child)
 
 
-def fold_norms(model: nn.Module) -> None:
-    """Fold every BatchNorm into the convolution that it follows in its parent module.
-
-    mmcv's ``fuse_conv_bn`` does so too, but changes a convolution that several norms share once
-    for each of them, and takes a ``ConvModule`` with the norm in front for one with it behind.
-
-    Args:
-        model: Changed in place; a folded norm becomes an ``nn.Identity``.
-    """
-    for parent in list(model.modules()):
-        if isinstance(parent, ConvModule) and not _norm_follows_conv(parent):
-            continue
-        children = list(parent.named_children())
-        for (conv_name, conv), (norm_name, norm) in pairwise(children):
-            if can_fold(conv, norm):
-                setattr(parent, conv_name, fold_norm(conv, norm))
-                setattr(parent, norm_name, nn.Identity())
+# Those that were tried. Others may `view` a map as if its channels came first, or hand it to an
+# operator that reads memory so, unasked.
+TRIED = {
+    ('mmdet', 'FPN'),
+    ('mmdet', 'RPNHead'),
+    ('mmdet', 'RetinaHead'),
+    ('mmdet', 'FCNMaskHead'),
+    ('mmseg', 'FPN'),
+    ('mmseg', 'FPNHead'),
+    ('mmseg', 'UPerHead'),
+}
+NOT_BEHIND_THE_NECK = {'data_preprocessor', 'backbone', 'neck', 'auxiliary_head'}
 
 
-def _norm_follows_conv(module: ConvModule) -> bool:
-    order = module.order
-    return order.index('norm') == order.index('conv') + 1
+def put_channels_last(model: nn.Module) -> None:
+    """Have the neck and heads of a detector or segmentor on a CPU work in channels last.
 
-
-def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether a norm behind a convolution is one that :func:`fold_norm` can fold into it."""
-    return (
-        # Subclasses may do more with their weights than convolve: ConvWS2d, for one.
-        type(conv) in (nn.Conv2d, Conv2d)
-        # Spectral norm computes the weight anew at every call, from another parameter.
-        and isinstance(conv.weight, nn.Parameter)
-        and isinstance(norm, _BatchNorm)
-        # Without running statistics a BatchNorm takes the picture's own.
-        and norm.running_mean is not None
-        and norm.num_features == conv.out_channels
-    )
-
-
-def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """A convolution that does what a convolution and a BatchNorm in evaluation mode do.
+    Results stay the same up to rounding. Only parts in ``TRIED`` are changed, and maps reach all
+    others with the channels first.
 
     Args:
-        conv: Left as it is.
-        norm: A BatchNorm for which :func:`can_fold` holds; left as it is.
-
-    Returns:
-        A new convolution with the weights' data type, computed in float32 or better.
+        model: Changed in place.
     """
-    dtype = conv.weight.dtype
-    precise = torch.promote_types(dtype, torch.float32)
-    conv, norm = (copy.deepcopy(layer).eval().to(precise) for layer in (conv, norm))
-    return fuse_conv_bn_eval(conv, norm).to(dtype)
+    if any(parameter.device.type != 'cpu' for parameter in model.parameters()):
+        return
+    for part in model.modules():
+        if was_tried(part):
+            # What a convolution puts out follows its weights.
+            part.to(memory_format=torch.channels_last)
+    neck = getattr(model, 'neck', None)
+    takers = [part for name, part in model.named_children() if name not in NOT_BEHIND_THE_NECK]
+    if neck is None or not was_tried(neck) or all(was_tried(part) for part in takers):
+        return
+    if channels_first not in neck._forward_hooks.values():
+        neck.register_forward_hook(channels_first)
 
 
-@torch.no_grad()
-def scale_channels(affine: nn.Module, factor: Tensor | float) -> None:
-    """Multiply what a layer puts out, in place.
-
-    Args:
-        affine: A convolution or a norm with ``weight`` and ``bias``, each of which has the
-            output's channels as its first dimension.
-        factor: One for all channels, or (channels,).
-    """
-    affine.bias.mul_(factor)
-    if isinstance(factor, Tensor):
-        factor = factor.view(-1, *[1] * (affine.weight.dim() - 1))
-    affine.weight.mul_(factor)
+def was_tried(part: nn.Module) -> bool:
+    """Whether a part can do with maps in channels last."""
+    kind = type(part)
+    return (kind.__module__.partition('.')[0], kind.__name__) in TRIED
 
 
-@torch.no_grad()
-def join_convs(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
-    """One convolution that puts out what several of the same input do, one after the other.
-
-    Args:
-        convs: Convolutions with biases that differ in ``out_channels`` alone; left as they are.
-    """
-    joined = copy.deepcopy(convs[0])
-    joined.out_channels = sum(conv.out_channels for conv in convs)
-    joined.weight = nn.Parameter(torch.cat([conv.weight for conv in convs]))
-    joined.bias = nn.Parameter(torch.cat([conv.bias for conv in convs]))
-    return joined
+def channels_first(neck: nn.Module, inputs: tuple, features: tuple[Tensor, ...]) -> tuple:
+    """A hook behind a neck: its maps with the channels first, as mmcv's RoIAlign takes them."""
+    return tuple(each.contiguous() for each in features)

@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from tiny import write_tiny_config
 
-from backbones.engine.classes import set_classes
+from backbones.data.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
 
 # What keeps scores between 0 and 1, and boxes from covering everything.

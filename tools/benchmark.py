@@ -28,7 +28,7 @@ with explain_missing():
     from backbones.benchmark.report import format_outcome, write_json
     from backbones.benchmark.timing import Effort
     from backbones.benchmark.work import BACKENDS, PARTS
-    from backbones.engine.errors import clear_errors
+    from backbones.errors import clear_errors
 
 SOME_FAILED = 3
 EXAMPLES = """\

@@ -10,9 +10,10 @@ from _requirements import explain_missing
 with explain_missing():
     from _arguments import add_cfg_options, make_parser, parse, positive
 
-    from backbones.engine.check_dataset import Report, check_dataset
-    from backbones.engine.config import SPLITS, load_config
-    from backbones.engine.errors import ConfigError
+    from backbones.data import Report, check_dataset
+    from backbones.data.config_datasets import SPLITS
+    from backbones.engine.config import load_config
+    from backbones.errors import ConfigError
 
 EXAMPLES = """\
 examples:

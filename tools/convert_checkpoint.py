@@ -7,16 +7,11 @@ from pathlib import Path
 from _requirements import explain_missing
 
 with explain_missing():
-    from backbones.checkpoint import CheckpointError, enumerate_keys
-    from backbones.checkpoint_file import (
-        encode_checkpoint,
-        read_checkpoint,
-        trust_checkpoints,
-        written_whole,
-    )
+    from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
     from backbones.engine.conversion import LAYOUTS, TASKS, Conversion, convert
-    from backbones.engine.errors import ConfigError, clear_errors
-    from backbones.weights import fetch
+    from backbones.errors import CheckpointError, ConfigError, clear_errors
+    from backbones.files import written_whole
+    from backbones.weights import encode_checkpoint, fetch, read_checkpoint, trust_checkpoints
 
 EXAMPLES = """\
 examples:

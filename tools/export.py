@@ -22,9 +22,10 @@ with explain_missing():
         picture_size,
     )
 
-    from backbones import trust_checkpoints
-    from backbones.engine.errors import clear_errors
+    from backbones.errors import clear_errors
     from backbones.export.export import Options, export
+
+    from .backbones import trust_checkpoints
 
 EXAMPLES = """\
 examples:

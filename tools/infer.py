@@ -37,11 +37,9 @@ with explain_missing():
         positive,
     )
 
-    from backbones import trust_checkpoints
-    from backbones.engine.errors import ConfigError, clear_errors
+    from backbones.errors import ConfigError, OutputError, clear_errors
     from backbones.export.runner import is_exported
     from backbones.inference.addresses import is_live, without_password
-    from backbones.inference.errors import OutputError
     from backbones.inference.inferencer import Inferencer
     from backbones.inference.jobs import plan_jobs
     from backbones.inference.listing import expand_inputs
@@ -52,6 +50,8 @@ with explain_missing():
     from backbones.inference.sharding import Processes, connect, device_of_process
     from backbones.inference.window import Window
     from backbones.inference.writing import Writer
+
+    from .backbones import trust_checkpoints
 
 SOME_FAILED, INTERRUPTED = 3, 130
 EXAMPLES = """\

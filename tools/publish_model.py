@@ -10,11 +10,10 @@ from _requirements import explain_missing
 with explain_missing():
     from torch import Tensor
 
-    from backbones.checkpoint import CheckpointError
-    from backbones.checkpoint_file import encode_checkpoint, trust_checkpoints, written_whole
-    from backbones.engine.errors import ConfigError, clear_errors
     from backbones.engine.saved_config import config_of
-    from backbones.weights import load_checkpoint
+    from backbones.errors import CheckpointError, ConfigError, clear_errors
+    from backbones.files import written_whole
+    from backbones.weights import encode_checkpoint, load_checkpoint, trust_checkpoints
 
 # Of the config, what only says where and how one run was started.
 RUN_ONLY = ('work_dir', 'load_from', 'resume', 'launcher')

@@ -11,18 +11,19 @@ with explain_missing():
     from mmengine.config import Config
     from mmengine.dist import is_main_process
 
-    from backbones import trust_checkpoints
-    from backbones.engine.classes import set_classes
+    from backbones.data.classes import set_classes
+    from backbones.data.dataset_guard import GuardedRunner
+    from backbones.data.split_checks import check_data
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
-    from backbones.engine.data import check_data
-    from backbones.engine.dataset_guard import GuardedRunner
     from backbones.engine.deployment import deploy_before_test
     from backbones.engine.distributed import connect_without_gpus, is_first_process
     from backbones.engine.drawing import draw_comparisons
-    from backbones.engine.errors import ConfigError, clear_errors
     from backbones.engine.preflight import check_start, check_whole, leave_out_init_cfg
     from backbones.engine.report import format_metrics, report_every_class, write_metrics
     from backbones.engine.tta import use_test_time_augmentation
+    from backbones.errors import ConfigError, clear_errors
+
+    from .backbones import trust_checkpoints
 
 EXAMPLES = """\
 examples:

@@ -11,21 +11,22 @@ with explain_missing():
     from mmengine.config import Config, ConfigDict
     from mmengine.dist import is_main_process
 
-    from backbones import trust_checkpoints
+    from backbones.data.classes import set_classes
+    from backbones.data.skip_bad import leave_out_bad
+    from backbones.data.split_checks import check_data
     from backbones.engine.checkpointing import explain_full_disk, remove_partial_checkpoints
-    from backbones.engine.classes import set_classes
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.curves import draw_curves
-    from backbones.engine.data import check_data
     from backbones.engine.distributed import connect_without_gpus, is_first_process
-    from backbones.engine.errors import ConfigError, clear_errors
     from backbones.engine.preemption import PREEMPTED, Preempted
     from backbones.engine.preflight import check_start, leave_out_init_cfg
     from backbones.engine.report import report_every_class
     from backbones.engine.resume import resume
     from backbones.engine.run_defaults import keep_best_checkpoint, log_to_tensorboard
     from backbones.engine.runner import TrainRunner
-    from backbones.engine.skip_bad import leave_out_bad
+    from backbones.errors import ConfigError, clear_errors
+
+    from .backbones import trust_checkpoints
 
 EXAMPLES = """\
 examples:

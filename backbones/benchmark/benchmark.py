@@ -14,7 +14,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import nn
 
-from backbones.engine.errors import ConfigError
+from backbones.errors import ConfigError
 from backbones.inference.torch_model import choose_device
 
 from . import counting, machine, memory, timing

@@ -17,8 +17,9 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backbones.engine.config import load_config, walk
-from backbones.engine.errors import ConfigError
+from backbones.data.config_datasets import walk
+from backbones.engine.config import load_config
+from backbones.errors import ConfigError
 
 # Backbones that both mmdet and mmseg have, at strides 4, 8, 16 and 32, and their channels. Of
 # MobileNetV2 without the 1280 channels that come before its classifier.

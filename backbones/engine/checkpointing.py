@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from mmengine.fileio import LocalBackend, register_backend
 
-from backbones.checkpoint import CheckpointError
-from backbones.checkpoint_file import read_checkpoint, written_whole
+from backbones.errors import CheckpointError
+from backbones.files import written_whole
+from backbones.weights import read_checkpoint
 
 # What a training saves at intervals; the best and the published ones cannot be resumed.
 SAVED_AT_INTERVALS = ('iter_*.pth', 'epoch_*.pth', 'preempted.pth')

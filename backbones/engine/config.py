@@ -1,17 +1,17 @@
 """Reading a config, and fitting it to the machine and to the command line."""
 
 import itertools
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.config import utils as config_utils
 from mmengine.registry import init_default_scope
 
-from .errors import ConfigError
+from backbones.data.config_datasets import datasets_of, walk
+from backbones.errors import ConfigError
 
 # What reading a config raises when there is something wrong in it.
 CONFIG_ERRORS = (
@@ -20,7 +20,6 @@ CONFIG_ERRORS = (
 )
 
 SCOPES = ('mmdet', 'mmseg')
-SPLITS = ('train', 'val', 'test')
 CONFIG_ENDINGS = ('.py', '.json', '.yaml', '.yml')
 
 
@@ -92,44 +91,3 @@ def fit_to_device(config: Config) -> None:
 def default_work_dir(config_path: str) -> str:
     """``work_dirs/NAME`` for a config ``.../NAME.py``, as mmdet and mmseg have it."""
     return str(Path('work_dirs') / Path(config_path).stem)
-
-
-def datasets_of(config: Config, splits: tuple[str, ...] = SPLITS) -> Iterator[ConfigDict]:
-    """The datasets that a config reads, out of wrappers such as RepeatDataset.
-
-    Args:
-        config: The config.
-        splits: Which of 'train', 'val' and 'test'. Default: all that there are.
-    """
-    for split in splits:
-        loader = config.get(f'{split}_dataloader')
-        if loader:
-            yield from unwrap_dataset(loader.dataset)
-
-
-def test_pipeline(config: Config) -> list[ConfigDict]:
-    """What a config does to the pictures of a test; nothing where it does not say."""
-    dataset = next(datasets_of(config, ('test', 'val')), {})
-    return dataset.get('pipeline') or config.get('test_pipeline') or []
-
-
-def unwrap_dataset(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """What a dataset is made of: itself, or what it wraps or joins."""
-    if 'dataset' in dataset:
-        yield from unwrap_dataset(dataset.dataset)
-    elif 'datasets' in dataset:
-        for part in dataset.datasets:
-            yield from unwrap_dataset(part)
-    else:
-        yield dataset
-
-
-def walk(node: object) -> Iterator[ConfigDict]:
-    """All dicts inside a config, outermost first."""
-    if isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from walk(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from walk(value)

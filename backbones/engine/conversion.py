@@ -16,19 +16,20 @@ from mmengine.registry import MODELS
 from mmengine.utils import digit_version
 from torch import Tensor
 
-from backbones.checkpoint import (
-    CheckpointError,
+from backbones.data.classes import dataset_class, set_num_classes
+from backbones.data.config_datasets import datasets_of
+from backbones.efficientformer_v2.backbone import ARCHITECTURES, EfficientFormerV2
+from backbones.efficientformer_v2.checkpoint_keys import (
     check_complete,
     describe,
     enumerate_keys,
     layout_of,
     to_own_layout,
 )
-from backbones.checkpoint_file import tensors_of
-from backbones.efficientformer_v2 import ARCHITECTURES, EfficientFormerV2
+from backbones.errors import CheckpointError
+from backbones.weights import tensors_of
 
-from .classes import dataset_class, set_num_classes
-from .config import datasets_of, fit_to_device, load_config
+from .config import fit_to_device, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = 'backbone.'

@@ -5,7 +5,7 @@ import os
 import torch
 from mmengine.config import Config, ConfigDict
 
-from .errors import ConfigError
+from backbones.errors import ConfigError
 
 # Where torchrun, SLURM and Open MPI say which process this is.
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')

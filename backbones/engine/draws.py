@@ -20,7 +20,7 @@ import torch
 from mmengine.dist import get_dist_info
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from .errors import DataError
+from backbones.errors import DataError
 
 # What random numbers are for, so that a step and a picture of the same number differ.
 STEP, PICTURE, VALIDATION = range(3)

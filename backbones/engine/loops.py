@@ -14,9 +14,10 @@ from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
+from backbones.errors import ConfigError
+
 from .checkpointing import DURABLE, write_durably
 from .draws import STEP, VALIDATION, DrawLoader, seed_randomness
-from .errors import ConfigError
 from .preemption import (
     Preempted,
     PreemptionHook,

@@ -7,7 +7,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from .errors import ConfigError
+from backbones.errors import ConfigError
 
 # Larger than any norm that float32 gradients of a training can have: measures, never clips.
 NO_CLIPPING = 1e38

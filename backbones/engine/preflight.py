@@ -6,8 +6,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 
-from backbones.checkpoint import CheckpointError, enumerate_keys
-from backbones.efficientformer_v2 import EfficientFormerV2
+from backbones.efficientformer_v2.backbone import EfficientFormerV2
+from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
+from backbones.errors import CheckpointError
 from backbones.weights import load_checkpoint
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from .config import walk
+from backbones.data.config_datasets import walk
 
 # The metrics of mmdet and mmseg, and our modules that add every class's own figure to them.
 CLASSWISE = {

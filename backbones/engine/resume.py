@@ -4,9 +4,10 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from backbones.errors import ConfigError
+
 from .checkpointing import newest_checkpoint, read_resumable
 from .distributed import is_first_process
-from .errors import ConfigError
 
 
 def resume(config: Config, source: str) -> None:

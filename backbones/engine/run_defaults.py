@@ -5,7 +5,7 @@ Our configs say so themselves; one that inherits from mmdet or mmseg directly do
 
 from mmengine.config import Config, ConfigDict
 
-from .config import walk
+from backbones.data.config_datasets import walk
 
 
 def keep_best_checkpoint(config: Config) -> None:

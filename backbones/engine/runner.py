@@ -8,8 +8,9 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from backbones.data.dataset_guard import GuardsDatasets
+
 from .checkpointing import DURABLE
-from .dataset_guard import GuardsDatasets
 from .draws import shield_workers
 from .loops import ResumableEpochLoop, ResumableIterLoop
 from .numerics import NO_CLIPPING, NumericsHook

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from backbones.checkpoint import CheckpointError
+from backbones.errors import CheckpointError
 
 
 def config_of(checkpoint: dict) -> Config | None:

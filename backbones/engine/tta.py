@@ -4,8 +4,8 @@ import copy
 
 from mmengine.config import Config, ConfigDict
 
-from .config import datasets_of
-from .errors import ConfigError
+from backbones.data.config_datasets import datasets_of
+from backbones.errors import ConfigError
 
 DETECTION_META_KEYS = (
     'img_id',

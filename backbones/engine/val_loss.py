@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from .config import datasets_of
+from backbones.data.config_datasets import datasets_of
 
 
 def enable_val_loss(config: Config) -> None:

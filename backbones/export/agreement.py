@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backbones.errors import ExportError
+
 from .description import Description
-from .errors import ExportError
 
 # What counts as the same.
 SCORE_TOLERANCE = 1e-3

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from mmcv.image import imresize
 
+from backbones.errors import ExportError
+
 from .agreement import Results, compare
 from .description import Description
-from .errors import ExportError
 from .reference import Reference
 from .runner import Runner
 

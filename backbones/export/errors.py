@@ -3,14 +3,10 @@
 from importlib import import_module
 from types import ModuleType
 
-from backbones.engine.errors import ConfigError
+from backbones.errors import ExportError
 
 # As in requirements/export.txt.
 INSTALL = 'pip install -r requirements/export.txt'
-
-
-class ExportError(ConfigError):
-    """What was asked for cannot be exported, or a file's results are not the model's."""
 
 
 def need(package: str, purpose: str) -> ModuleType:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.engine.errors import DataError
+from backbones.errors import DataError
 
 
 def example_picture(path: str | None = None) -> np.ndarray:

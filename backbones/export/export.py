@@ -14,15 +14,16 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
+from backbones.data.classes import set_num_classes
+from backbones.data.config_datasets import test_pipeline
 from backbones.deploy import switch_to_deploy
-from backbones.engine.classes import set_num_classes
-from backbones.engine.config import load_config, test_pipeline
+from backbones.engine.config import load_config
+from backbones.errors import ExportError
 from backbones.inference.torch_model import build_model, classes_and_palette
 from backbones.weights import load_checkpoint
 
 from .checking import check_file
 from .description import Description
-from .errors import ExportError
 from .example_picture import example_picture
 from .exportable import exportable, is_segmentor, least_size, pad_divisor
 from .formats import ENDINGS, packages_for, write

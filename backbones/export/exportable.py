@@ -4,9 +4,7 @@ import copy
 
 from torch import nn
 
-from backbones.engine.errors import ConfigError
-
-from .errors import ExportError
+from backbones.errors import ConfigError, ExportError
 
 
 def exportable(model: nn.Module, logits: bool = False, backbone_only: bool = False) -> nn.Module:

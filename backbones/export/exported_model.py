@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import torch
 
+from backbones.errors import ExportError
 from backbones.inference.label_map import label_map_of
 from backbones.inference.logits import Logits
 from backbones.inference.masks import paste_masks
 from backbones.inference.prediction import Detections, Segmentation
 
-from .errors import ExportError
 from .runner import open_exported
 
 

@@ -9,8 +9,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.torch_version import TorchVersion
 
+from backbones.errors import ExportError
+
 from .description import METADATA_KEY, Description
-from .errors import ExportError, need
+from .errors import need
 from .quiet import quiet
 
 ENDINGS = ('.onnx', '.pt2', '.xml', '.mlpackage')

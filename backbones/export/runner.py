@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from backbones.engine.errors import ConfigError
+from backbones.errors import ConfigError, ExportError
 
 from .description import METADATA_KEY, Description
-from .errors import ExportError, need
+from .errors import need
 from .quiet import quiet
 
 # Core ML's, the other format that is written, runs on Apple's machines only.
@@ -165,8 +165,6 @@ def open_openvino(path: Path, device: str | None, threads: int | None, amp: bool
 def open_pt2(path: Path, device: str | None, threads: int | None) -> Runner:
     """A runner that is torch's."""
     import torch
-
-    from . import ops  # noqa: F401 registers what the file calls
 
     if device not in (None, 'cpu'):
         raise ConfigError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from backbones.relative_position_bias import RelativePositionBias
+from backbones.efficientformer_v2.position_bias import RelativePositionBias
 
 # Nothing is computed from these: they only tell a size that is left open from one that is not.
 LARGEST_SIZE = 16384

@@ -1,6 +1,7 @@
 """Predictions for pictures, videos, cameras and arrays."""
 
-from .errors import InputError
+from backbones.errors import InputError
+
 from .inferencer import Inferencer, Result
 from .prediction import CroppedMask, Detections, Segmentation
 from .reading import Clip

@@ -11,7 +11,8 @@ import numpy as np
 from av import error as av_error
 from av.stream import Disposition
 
-from .errors import InputError
+from backbones.errors import InputError
+
 from .video_file import find_origin, open_container
 
 # What an MP4 may hold and every browser plays; anything else is coded anew as AAC.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from backbones.checkpoint_file import written_whole
+from backbones.files import written_whole
 
 from .masks import encode_mask
 from .prediction import Detections, Segmentation

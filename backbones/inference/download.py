@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import InputError
+from backbones.errors import InputError
 
 # Bytes. A photograph has 2 to 20 million.
 MAX_DOWNLOAD = 2**28

@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from backbones.checkpoint import CheckpointError
-from backbones.checkpoint_file import are_checkpoints_trusted
-from backbones.engine.errors import ConfigError
+from backbones.errors import CheckpointError, ConfigError, InputError
 from backbones.export.runner import is_exported
+from backbones.weights import are_checkpoints_trusted
 
 from .drawing import Artist
-from .errors import InputError
 from .frame import Frame, Predicted
 from .listing import expand_inputs
 from .palette import choose_palette

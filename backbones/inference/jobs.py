@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from backbones.engine.errors import ConfigError
+from backbones.errors import ConfigError
 
 from .addresses import without_password
 from .data_files import CATEGORIES_NAME

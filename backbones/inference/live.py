@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from backbones.errors import InputError
+
 from .addresses import LIVE_SCHEMES, WEB_SCHEMES, find_scheme
-from .errors import InputError
 
 STREAM_OPTIONS = {
     # Over TCP no packet is lost on the way, and none stops at a firewall; servers without get UDP.

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from backbones.engine.errors import ConfigError
+from backbones.errors import ConfigError
 
 Color = tuple[int, int, int]
 

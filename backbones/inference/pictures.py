@@ -11,9 +11,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
-from backbones.engine.errors import DAMAGED_PICTURE
-
-from .errors import InputError
+from backbones.errors import DAMAGED_PICTURE, InputError
 
 # More could not be worked on: a picture this large takes 3 GiB as an array.
 MAX_PIXELS = 2**30

@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from backbones.errors import InputError
+
 from .addresses import without_password
-from .errors import InputError
 from .frame import Frame, Timing
 from .live import LiveReader
 from .pictures import Picture

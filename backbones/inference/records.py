@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from backbones.checkpoint_file import written_whole
-from backbones.engine.errors import ConfigError
+from backbones.errors import ConfigError, OutputError, lasting_errors
+from backbones.files import written_whole
 
-from .errors import OutputError, lasting_errors
 from .reading import Job
 
 FILE_NAME = 'predictions.jsonl'

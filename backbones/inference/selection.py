@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from backbones.engine.errors import ConfigError
+from backbones.errors import ConfigError
 
 from .pipeline import Model
 from .prediction import Detections, Segmentation

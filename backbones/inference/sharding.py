@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from backbones.engine.errors import ConfigError
+from backbones.errors import ConfigError
 
 # They meet only at the beginning and at the end, which may be days apart.
 TIMEOUT = timedelta(days=30)

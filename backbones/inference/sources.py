@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from backbones.errors import InputError
+
 from .addresses import is_live, is_web
 from .download import open_address
-from .errors import InputError
 from .listing import explain_missing
 from .pictures import NotAPicture, Picture, begins_like_picture
 from .video_file import find_video, open_container

@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from .errors import OutputError, lasting_errors
+from backbones.errors import OutputError, lasting_errors
+
 from .legend import SteadyClasses
 from .reading import Clip, Closed, Job, Stream
 from .video_writer import VideoWriter

@@ -11,13 +11,14 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from backbones.data.classes import dataset_class, set_classes, set_num_classes
+from backbones.data.config_datasets import datasets_of, test_pipeline
 from backbones.deploy import switch_to_deploy
 from backbones.engine.amp import inference_precision
-from backbones.engine.classes import dataset_class, set_classes, set_num_classes
-from backbones.engine.config import datasets_of, fit_to_device, load_config, test_pipeline
-from backbones.engine.errors import ConfigError, DataError
+from backbones.engine.config import fit_to_device, load_config
 from backbones.engine.preflight import fit_whole
 from backbones.engine.saved_config import config_of
+from backbones.errors import ConfigError, DataError
 from backbones.weights import load_checkpoint
 
 from .masks import crop_masks, keep_masks_small, paste_masks

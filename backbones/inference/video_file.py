@@ -6,7 +6,7 @@ import av
 from av import error as av_error
 from av.stream import Disposition
 
-from .errors import InputError
+from backbones.errors import InputError
 
 # Seconds without a byte after which we give up on an address.
 NETWORK_TIMEOUT = 30.0

@@ -16,7 +16,8 @@ from av.format import Flags as FormatFlags
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from .errors import InputError
+from backbones.errors import InputError
+
 from .video_file import find_origin, find_video, open_container
 
 # Each thread of the decoder holds a picture; with many cores and a 4K video that adds up.

@@ -7,7 +7,7 @@ import sys
 import cv2
 import numpy as np
 
-from backbones.engine.errors import ConfigError
+from backbones.errors import ConfigError
 
 MAX_WIDTH, MAX_HEIGHT = 1280, 720
 KEYS_THAT_CLOSE = (ord('q'), ord('Q'), 27)  # 27: Esc

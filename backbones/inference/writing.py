@@ -12,7 +12,8 @@ from uuid import uuid4
 import cv2
 import numpy as np
 
-from backbones.checkpoint_file import written_whole
+from backbones.errors import OutputError, lasting_errors
+from backbones.files import written_whole
 
 from .data_files import (
     CATEGORIES_NAME,
@@ -23,7 +24,6 @@ from .data_files import (
     write_label_map,
 )
 from .drawing import Artist
-from .errors import OutputError, lasting_errors
 from .frame import Predicted, Timing
 from .palette import Color
 from .prediction import Segmentation

@@ -4,9 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones import attention, onednn, onednn_attention, query_parts, relative_position_bias
-from backbones.attention import DownsamplingAttention, TalkingHeadAttention
-from backbones.relative_position_bias import RelativePositionBias, look_up, resize_table
+from backbones.efficientformer_v2 import attention
+from backbones.efficientformer_v2 import cpu as onednn
+from backbones.efficientformer_v2 import cpu as onednn_attention
+from backbones.efficientformer_v2 import cpu as query_parts
+from backbones.efficientformer_v2 import position_bias as relative_position_bias
+from backbones.efficientformer_v2.attention import DownsamplingAttention, TalkingHeadAttention
+from backbones.efficientformer_v2.position_bias import RelativePositionBias, look_up, resize_table
 
 NORM = dict(type='BN')
 

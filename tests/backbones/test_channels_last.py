@@ -7,7 +7,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from backbones.channels_last import TRIED, put_channels_last
+from backbones.deploy import TRIED, put_channels_last
 
 CHANNELS = [8, 8, 16, 16]
 LOSS = dict(type='mmseg.CrossEntropyLoss', use_sigmoid=False)

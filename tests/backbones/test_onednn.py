@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import onednn, strips
-from backbones.onednn import FusedConv, can_use_onednn
-from backbones.strips import even_step, in_strips
+from backbones.efficientformer_v2 import cpu as onednn
+from backbones.efficientformer_v2 import cpu as strips
+from backbones.efficientformer_v2.cpu import FusedConv, can_use_onednn, even_step, in_strips
 
 needs_onednn = pytest.mark.skipif(
     not onednn.HAS_OPERATORS, reason='this torch or processor is without'

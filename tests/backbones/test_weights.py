@@ -20,13 +20,10 @@ from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint as mmengine_load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from backbones import (
-    CheckpointError,
-    EfficientFormerV2,
-    checkpoint_file,
-    trust_checkpoints,
-    weights,
-)
+from backbones import weights
+from backbones import weights as checkpoint_file
+
+from .backbones import CheckpointError, EfficientFormerV2, trust_checkpoints
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / 'tests' / 'data' / 'golden'

@@ -17,15 +17,17 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tiny import write_tiny_config
 
-from backbones.engine.check_dataset import Report, check, check_dataset
-from backbones.engine.check_dataset.files import PictureJob, check_picture
-from backbones.engine.classes import read_class_names, set_classes
-from backbones.engine.coco import read_coco
-from backbones.engine.config import datasets_of, load_config
-from backbones.engine.data import check_data, labels_in
-from backbones.engine.dataset_guard import guard
-from backbones.engine.errors import ConfigError, DataError
-from backbones.engine.skip_bad import leave_out_bad
+from backbones.data import Report, check_dataset
+from backbones.data import check_dataset as check
+from backbones.data.check_files import PictureJob, check_picture
+from backbones.data.classes import read_class_names, set_classes
+from backbones.data.coco_file import read_coco
+from backbones.data.config_datasets import datasets_of
+from backbones.data.dataset_guard import guard
+from backbones.data.skip_bad import leave_out_bad
+from backbones.data.split_checks import check_data, labels_in
+from backbones.engine.config import load_config
+from backbones.errors import ConfigError, DataError
 from backbones.inference.records import FILE_NAME, read_records
 
 WIDTH, HEIGHT = 48, 36

@@ -12,10 +12,10 @@ from fuzzing import damaged, inputs, pictures, videos
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbones.engine.check_dataset.files import PictureJob, check_picture
+from backbones.data.check_files import PictureJob, check_picture
+from backbones.errors import InputError
 from backbones.inference import pictures as picture_reading
 from backbones.inference.audio_track import AudioTrack
-from backbones.inference.errors import InputError
 from backbones.inference.frame import Frame
 from backbones.inference.reading import Clip, Closed, Job, read_jobs
 

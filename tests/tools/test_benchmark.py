@@ -19,7 +19,7 @@ from backbones.benchmark.report import format_table
 from backbones.benchmark.timing import Timed
 from backbones.benchmark.work import Setting
 from backbones.deploy import switch_to_deploy
-from backbones.engine.errors import ConfigError
+from backbones.errors import ConfigError
 
 FPN = str(ROOT / 'seg_configs' / 'fpn_effv2_s0.py')
 

@@ -18,9 +18,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tiny import write_tiny_config
 
-from backbones.engine.check_dataset import Finding, Report, check_dataset
-from backbones.engine.check_dataset.masks import decode_runs, run_length_fault
-from backbones.engine.config import datasets_of, load_config
+from backbones.data import Finding, Report, check_dataset
+from backbones.data.config_datasets import datasets_of
+from backbones.data.masks import decode_runs, run_length_fault
+from backbones.engine.config import load_config
 
 TRAIN = 'coco/annotations/instances_train2017.json'
 VAL = 'coco/annotations/instances_val2017.json'

@@ -10,7 +10,7 @@ from exporting import needs_export
 from mmengine.registry import MODELS
 from tiny import write_tiny_config
 
-from backbones.engine.classes import set_classes
+from backbones.data.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
 from backbones.export import formats
 

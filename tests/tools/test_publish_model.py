@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from backbones.checkpoint_file import read_checkpoint
+from backbones.weights import read_checkpoint
 
 AVERAGE = {'backbone.a': torch.full((2,), 1.0), 'head.b': torch.full((3,), 2.0)}
 PLAIN = {'backbone.a': torch.full((2,), 10.0), 'head.b': torch.full((3,), 20.0)}

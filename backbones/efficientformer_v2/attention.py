@@ -1,0 +1,288 @@
+"""Attention of EfficientFormerV2 on token grids of any size.
+
+The two kinds of attention come first, then what both compute with, a part of the queries at a time.
+:mod:`.relative_position_bias` has what both add to their scores, :mod:`.onednn_attention` how the
+same is computed at inference on most CPUs.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cpu import FusedConv, add, add_attention, can_use_onednn, is_compiling, split_queries
+from .fold import join_convs, scale_channels
+from .layers import GELU, ConvNorm
+from .position_bias import RelativePositionBias
+
+# At inference the queries are split when the scores of all of them would take more bytes than
+# this. Elsewhere they only have to fit in memory; on a CPU they are to stay in its cache.
+SCORE_BUDGET = 128 * 2**20
+SCORE_BUDGET_CPU = 3 * 2**20
+
+
+class TalkingHeadAttention(nn.Module):
+    """Attention of stages 3 and 4, with heads that talk to each other (the paper's MHSA, 3.3).
+
+    The second talking head comes after the softmax and has a bias, so that a constant times the
+    sum of all values is part of every result. That sum grows with the grid, while the statistics
+    of the norms behind it stay: a network trained on small crops fails on whole pictures. With
+    'offset', the bias is therefore scaled by the tokens of the table's grid over those of the
+    picture's, which makes it a multiple of the values' mean. Nothing changes where the grids
+    agree. The authors' COCO and ADE20K models were trained without, as 'matrix' is.
+
+    Args:
+        channels: Channels of input and output.
+        stride: 2 makes tokens of every second pixel and upsamples the result (stage 3, the
+            paper's "stride attention"), 1 makes them of all pixels (stage 4).
+        table_size: Token grid (height, width) that the bias table is laid out for.
+        bias_resize: 'offset' or 'matrix', see :class:`RelativePositionBias`.
+        norm_cfg: Normalisation layer in mmcv's notation.
+        num_heads: Attention heads.
+        key_dim: Channels of a query or key, for each head.
+        value_dim: Channels of a value, for each head.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        stride: int,
+        table_size: tuple[int, int],
+        bias_resize: str,
+        norm_cfg: dict,
+        num_heads: int = 8,
+        key_dim: int = 32,
+        value_dim: int = 128,
+    ) -> None:
+        super().__init__()
+        self.scale = key_dim**-0.5
+        self.scales_bias = bias_resize == 'offset'
+        self.stride_conv = (
+            ConvNorm(channels, channels, 3, norm_cfg, stride=stride, groups=channels)
+            if stride > 1
+            else None
+        )
+        keys, values = num_heads * key_dim, num_heads * value_dim
+        self.q = ConvNorm(channels, keys, 1, norm_cfg)
+        self.k = ConvNorm(channels, keys, 1, norm_cfg)
+        self.v = ConvNorm(channels, values, 1, norm_cfg)
+        self.qkv: nn.Conv2d | None = None
+        self.qkv_channels = (keys, keys, values)
+        self.v_local = ConvNorm(values, values, 3, norm_cfg, groups=values)
+        self.relative_position_bias = RelativePositionBias(num_heads, table_size, 1, bias_resize)
+        self.talking_head1 = nn.Conv2d(num_heads, num_heads, 1)
+        self.talking_head2 = nn.Conv2d(num_heads, num_heads, 1)
+        self.act = GELU()
+        self.proj = ConvNorm(values, channels, 1, norm_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        if self.stride_conv is not None:
+            x = self.stride_conv(x)
+        q, k, v = self.project(x)
+        bias = self.relative_position_bias(x.shape[-2:], q.dtype)
+        x = self.v_local(v)
+        if can_use_onednn(x):
+            heads = (self.talking_head1.weight[:, :, 0, 0], self.talking_head2.weight[:, :, 0, 0])
+            x = add_attention(x, q, k, v, bias, heads, self.constant_part(v).flatten(1))
+        else:
+            x = add(x, attend_in_parts(self.attend, q, k, v, bias))
+            x = add(x, self.constant_part(v))
+        if self.stride_conv is not None:
+            x = F.interpolate(x, size, mode='bilinear', align_corners=False)
+        return self.proj(self.act(x))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, times ``key_dim**-0.5``, keys and values, as feature maps."""
+        if self.qkv is not None:
+            return self.qkv(x).split(self.qkv_channels, dim=1)
+        return self.q(x) * self.scale, self.k(x), self.v(x)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        scores = add_bias(q @ k.transpose(-2, -1), bias)
+        scores = mix_heads(scores, self.talking_head1)
+        if scores.requires_grad:
+            # The softmax takes it away again, but whoever waits for all gradients gets this one.
+            scores = scores + self.talking_head1.bias[:, None, None]
+        return mix_heads(scores.softmax(dim=-1), self.talking_head2) @ v
+
+    def constant_part(self, v: Tensor) -> Tensor:
+        """What the second talking head's bias, which `attend` leaves out, makes of all values.
+
+        Args:
+            v: Values, (batch, channels, height, width).
+
+        Returns:
+            (batch, channels, 1, 1).
+        """
+        bias = self.talking_head2.bias
+        bias = bias.repeat_interleave(v.shape[1] // len(bias), dim=0)[:, None, None]
+        values = self.table_tokens if self.scales_bias else v.shape[2] * v.shape[3]
+        return v.mean(dim=(2, 3), keepdim=True) * bias * values
+
+    @property
+    def table_tokens(self) -> int:
+        """Tokens of the grid that the bias table is laid out for."""
+        return self.relative_position_bias.table[0].numel()
+
+    def switch_to_deploy(self) -> None:
+        """Make q, k and v one convolution, where they are nothing else by now."""
+        if self.qkv is None and all(isinstance(m, nn.Conv2d) for m in (self.q, self.k, self.v)):
+            scale_channels(self.q, self.scale)
+            self.qkv = join_convs((self.q, self.k, self.v))
+            del self.q, self.k, self.v
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        table = state_dict.get(f'{prefix}relative_position_bias.table')
+        key = f'{prefix}talking_head2.bias'
+        if self.scales_bias and table is not None and key in state_dict:
+            # Where the table is resized, the bias has to stand for as many values as before.
+            state_dict[key] = state_dict[key] * (table[0].numel() / self.table_tokens)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class DownsamplingAttention(nn.Module):
+    """Attention between stages 3 and 4, whose queries are at half the size (the paper's 3.3).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output, which is (batch, out_channels, H/2, W/2).
+        table_size: Token grid (height, width) of the keys that the bias table is laid out for.
+        bias_resize: 'offset' or 'matrix', see :class:`RelativePositionBias`.
+        norm_cfg: Normalisation layer in mmcv's notation.
+        num_heads: Attention heads.
+        key_dim: Channels of a query or key, for each head.
+        value_dim: Channels of a value, for each head.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        table_size: tuple[int, int],
+        bias_resize: str,
+        norm_cfg: dict,
+        num_heads: int = 8,
+        key_dim: int = 16,
+        value_dim: int = 64,
+    ) -> None:
+        super().__init__()
+        self.scale = key_dim**-0.5
+        values = num_heads * value_dim
+        self.q_local = nn.Conv2d(
+            in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels
+        )
+        self.q = ConvNorm(in_channels, num_heads * key_dim, 1, norm_cfg)
+        self.k = ConvNorm(in_channels, num_heads * key_dim, 1, norm_cfg)
+        self.v = ConvNorm(in_channels, values, 1, norm_cfg)
+        self.kv: nn.Conv2d | None = None
+        self.kv_channels = (num_heads * key_dim, values)
+        self.v_local = ConvNorm(values, values, 3, norm_cfg, stride=2, groups=values)
+        self.relative_position_bias = RelativePositionBias(num_heads, table_size, 2, bias_resize)
+        self.act = GELU()
+        self.proj = ConvNorm(values, out_channels, 1, norm_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x)
+        bias = self.relative_position_bias(x.shape[-2:], q.dtype)
+        x = self.v_local(v)
+        if can_use_onednn(x):
+            x = add_attention(x, q, k, v, bias)
+        else:
+            x = add(x, attend_in_parts(self.attend, q, k, v, bias))
+        return self.proj(self.act(x))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, times ``key_dim**-0.5``, keys and values, as feature maps."""
+        if self.kv is not None:
+            return self.q(self.q_local(x)), *self.kv(x).split(self.kv_channels, dim=1)
+        q = self.q(self.q_local(x) + x[:, :, ::2, ::2])
+        return q * self.scale, self.k(x), self.v(x)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        if q.device.type == 'cpu':
+            # It has no fused kernel for values wider than keys.
+            return add_bias(q @ k.transpose(-2, -1), bias).softmax(dim=-1) @ v
+        bias = bias.flatten(3).flatten(1, 2)[None]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        """Make k and v one convolution, where they are nothing else by now, and simplify q."""
+        if self.kv is None and all(isinstance(m, nn.Conv2d) for m in (self.q, self.k, self.v)):
+            scale_channels(self.q, self.scale)
+            # Every second pixel is what the middle of the kernel sees.
+            self.q_local.weight[:, :, 1, 1] += 1
+            self.q_local = FusedConv(self.q_local)
+            self.kv = join_convs((self.k, self.v))
+            del self.k, self.v
+
+
+def attend_in_parts(
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """Attend with as many queries at a time as SCORE_BUDGET has room for.
+
+    They are split only where no gradient is needed, since that would take the scores of all queries
+    again.
+
+    Args:
+        attend: Maps tokens of queries, keys and values (batch, num_heads, tokens, dim), and the
+            bias of these queries, to their results.
+        q: (batch, num_heads * key_dim, query rows, query columns).
+        k: (batch, num_heads * key_dim, height, width).
+        v: (batch, num_heads * value_dim, height, width).
+        bias: Of all queries, as :class:`RelativePositionBias` gives it.
+
+    Returns:
+        (batch, num_heads * value_dim, query rows, query columns).
+    """
+    num_heads = bias.shape[0]
+    height, width = q.shape[2:]
+    # Keys are in the order of the bias, from last to first.
+    k, v = [to_tokens(x, num_heads).flip(2).contiguous() for x in (k, v)]
+    if q.requires_grad or is_compiling():
+        return to_feature_map(attend(to_tokens(q, num_heads), k, v, bias), (height, width))
+    budget = SCORE_BUDGET_CPU if q.device.type == 'cpu' else SCORE_BUDGET
+    bytes_per_query = k[:, :, :, 0].numel() * q.element_size()
+    out = v.new_empty(len(q), height, width, num_heads, v.shape[3])
+    for _, rows, columns in split_queries(height, width, budget, bytes_per_query):
+        part = q[:, :, rows, columns]
+        mixed = attend(to_tokens(part, num_heads), k, v, bias[:, rows, columns])
+        out[:, rows, columns] = mixed.transpose(1, 2).unflatten(1, part.shape[2:])
+    return out.flatten(3).permute(0, 3, 1, 2)
+
+
+def mix_heads(scores: Tensor, talking_head: nn.Conv2d) -> Tensor:
+    """What a talking head makes of (batch, num_heads, queries, keys), without its bias."""
+    # The convolution itself would copy the scores to its own memory layout, and back.
+    weight = talking_head.weight[:, :, 0, 0].expand(scores.shape[0], -1, -1)
+    return torch.bmm(weight, scores.flatten(2)).view_as(scores)
+
+
+def add_bias(scores: Tensor, bias: Tensor) -> Tensor:
+    """Add a bias to scores.
+
+    Args:
+        scores: (batch, num_heads, queries, keys).
+        bias: (num_heads, query rows, query columns, key rows, key columns).
+    """
+    if is_compiling():
+        return scores + bias.flatten(3).flatten(1, 2)
+    by_row = scores.unflatten(3, bias.shape[3:]).unflatten(2, bias.shape[1:3])
+    return add(by_row, bias).view_as(scores)
+
+
+def to_tokens(x: Tensor, num_heads: int) -> Tensor:
+    """(batch, num_heads * dim, height, width) to (batch, num_heads, height * width, dim)."""
+    return x.flatten(2).unflatten(1, (num_heads, -1)).transpose(-2, -1)
+
+
+def to_feature_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(batch, num_heads, height * width, dim) to (batch, num_heads * dim, height, width)."""
+    return tokens.transpose(-2, -1).flatten(1, 2).unflatten(2, tuple(grid))

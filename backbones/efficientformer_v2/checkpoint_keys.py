@@ -1,0 +1,195 @@
+"""From the layouts that EfficientFormerV2 is published in to the layout of this package.
+
+| layout  | told by                   | found in                                                |
+| ------- | ------------------------- | ------------------------------------------------------- |
+| snap    | ``patch_embed.0.weight``  | the authors' ImageNet ``.pth`` (under ``model``), and   |
+|         |                           | their COCO and ADE20K models (under ``backbone.``)      |
+| timm    | ``stem.conv1.bn.weight``  | ``timm/efficientformerv2_*`` on the Hugging Face hub    |
+| own     | ``stem.conv1.norm.weight``| what this package saves                                 |
+"""
+
+import re
+from collections.abc import Mapping, MutableMapping
+
+from torch import Tensor
+
+from backbones.errors import CheckpointError
+
+# (pattern, replacement), applied in this order to every key.
+RENAMING = {
+    'own': (),
+    'timm': (
+        (r'\.bn\.', '.norm.'),
+        (r'\.ls([12])\.gamma$', r'.layer_scale_\1.gamma'),
+        (r'\.q\.local\.', '.q_local.'),
+        (r'\.q\.proj\.', '.q.'),
+        (r'\.attention_biases$', '.relative_position_bias.table'),
+    ),
+    'snap': (
+        (r'^patch_embed\.0\.', 'stem.conv1.conv.'),
+        (r'^patch_embed\.1\.', 'stem.conv1.norm.'),
+        (r'^patch_embed\.3\.', 'stem.conv2.conv.'),
+        (r'^patch_embed\.4\.', 'stem.conv2.norm.'),
+        # Their list of modules has stages at even places and downsampling at odd ones.
+        (r'^network\.([0246])\.', lambda m: f'stages.{int(m[1]) // 2}.blocks.'),
+        (r'^network\.([135])\.', lambda m: f'stages.{int(m[1]) // 2 + 1}.downsample.'),
+        (r'\.downsample\.(proj|conv)\.', '.downsample.conv.conv.'),
+        (r'\.downsample\.(norm|bn)\.', '.downsample.conv.norm.'),
+        (r'\.mlp\.(fc1|mid|fc2)\.', r'.mlp.\1.conv.'),
+        (r'\.mlp\.norm([12])\.', r'.mlp.fc\1.norm.'),
+        (r'\.mlp\.mid_norm\.', '.mlp.mid.norm.'),
+        (r'\.layer_scale_([12])$', r'.layer_scale_\1.gamma'),
+        (r'\.q\.local\.0\.', '.q_local.'),
+        (r'\.q\.proj\.', '.q.'),
+        (r'\.(q|k|v|v_local|stride_conv)\.0\.', r'.\1.conv.'),
+        (r'\.(q|k|v|v_local|stride_conv)\.1\.', r'.\1.norm.'),
+        (r'\.proj\.1\.', '.proj.conv.'),
+        (r'\.proj\.2\.', '.proj.norm.'),
+        (r'\.attention_biases(_seg)?$', '.relative_position_bias.table'),
+    ),
+}
+
+# Classifiers, and the index tables that the authors' files carry beside the bias tables.
+LEFT_OUT = re.compile(r'^(norm|head|dist_head|head_dist)\.|\.attention_bias_idxs(_seg)?$')
+
+# Keys that published files keep their tensors under.
+WRAPPERS = ('state_dict', 'model')
+
+
+def adapt_state_dict(
+    state_dict: MutableMapping, prefix: str, expected: Mapping[str, Tensor]
+) -> None:
+    """Rewrite what lies under ``prefix`` from any known layout to the one of this package.
+
+    Args:
+        state_dict: What is being loaded; changed in place.
+        prefix: Where the backbone lies in it, '' or 'backbone.' for instance.
+        expected: The backbone's own ``state_dict()``.
+
+    Raises:
+        CheckpointError: Nothing fits, part of the backbone is missing, or it is of another
+            architecture. The message names the keys.
+    """
+    given = {
+        key[len(prefix) :]: state_dict.pop(key)
+        for key in list(state_dict)
+        if key.startswith(prefix)
+    }
+    tensors = to_own_layout(unwrap(given))
+    check_complete(tensors, expected, given)
+    built = {key.split('.')[1] for key in expected if key.startswith('stages.')}
+    for key, tensor in tensors.items():
+        stage = key.split('.')[1] if key.startswith('stages.') else None
+        if stage is None or stage in built:
+            state_dict[prefix + key] = tensor
+
+
+def unwrap(checkpoint: Mapping) -> dict:
+    """The tensors of a backbone, out of a file's wrappers and out of a whole model's."""
+    for wrapper in WRAPPERS:
+        if isinstance(checkpoint.get(wrapper), Mapping):
+            return unwrap(checkpoint[wrapper])
+    prefix = 'backbone.'
+    inside = {
+        key[len(prefix) :]: value for key, value in checkpoint.items() if key.startswith(prefix)
+    }
+    return inside or dict(checkpoint)
+
+
+def layout_of(tensors: Mapping) -> str | None:
+    """'snap', 'timm', 'own', or None where the keys are of none of these."""
+    marks = {
+        'snap': 'patch_embed.0.weight',
+        'timm': 'stem.conv1.bn.weight',
+        'own': 'stem.conv1.norm.weight',
+    }
+    return next((layout for layout, mark in marks.items() if mark in tensors), None)
+
+
+def to_own_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of a published backbone, leave its classifier out.
+
+    Args:
+        tensors: The backbone's tensors in any layout, without wrapper or prefix.
+
+    Returns:
+        Tensors by the keys of this package; those of an unknown layout as they are.
+    """
+    layout = layout_of(tensors)
+    if layout in (None, 'own'):
+        return dict(tensors)
+    renamed = {}
+    for key, tensor in tensors.items():
+        # The downstream files carry a zero table of ImageNet's size beside the one in use.
+        superseded = f'{key}_seg' in tensors
+        if LEFT_OUT.search(key) or superseded:
+            continue
+        for pattern, replacement in RENAMING[layout]:
+            key = re.sub(pattern, replacement, key)
+        if key.endswith('.gamma'):
+            tensor = tensor.flatten()
+        elif key.endswith('.table'):
+            tensor = square_table(tensor)
+        renamed[key] = tensor
+    return renamed
+
+
+def square_table(table: Tensor) -> Tensor:
+    """(num_heads, side * side), as published, to (num_heads, side, side)."""
+    side = round(table.shape[1] ** 0.5)
+    return table.view(len(table), side, side)
+
+
+def check_complete(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], given: Mapping
+) -> None:
+    """Refuse a checkpoint that would leave part of the backbone as it was."""
+    # Older files lack BatchNorm's counter, which nothing depends on.
+    needed = [key for key in expected if not key.endswith('num_batches_tracked')]
+    missing = [key for key in needed if key not in tensors]
+    if len(missing) == len(needed):
+        raise CheckpointError(
+            'nothing in the checkpoint belongs to an EfficientFormerV2: expected keys such as '
+            f'{enumerate_keys(needed, 2)} (or the layouts of the authors or of timm), found '
+            f'{enumerate_keys(list(given))}'
+        )
+    mismatched = [
+        f'{key} {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}'
+        for key in needed
+        if key in tensors and not fits(key, tensors[key], expected[key])
+    ]
+    if mismatched:
+        raise CheckpointError(
+            f'the checkpoint is of another architecture: it has {describe(tensors)}, the backbone '
+            f'{describe(expected)}. Shapes that differ: {enumerate_keys(mismatched)}'
+        )
+    if missing:
+        raise CheckpointError(
+            f'the checkpoint lacks {len(missing)} of the {len(needed)} tensors of the backbone: '
+            f'{enumerate_keys(missing)}'
+        )
+
+
+def fits(key: str, tensor: Tensor, expected: Tensor) -> bool:
+    """Whether a tensor can be loaded; bias tables are resized, so that heads alone must agree."""
+    if key.endswith('relative_position_bias.table'):
+        return tensor.dim() == 3 and len(tensor) == len(expected)
+    return tensor.shape == expected.shape
+
+
+def describe(tensors: Mapping[str, Tensor]) -> str:
+    """Channels and blocks of each stage, read off the tensors in the layout of this package."""
+    channels, depths = {}, {}
+    for key, tensor in tensors.items():
+        match = re.match(r'stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc2\.conv\.weight$', key)
+        if match:
+            stage, block = int(match[1]), int(match[2])
+            channels[stage] = tensor.shape[0]
+            depths[stage] = max(block + 1, depths.get(stage, 0))
+    return f'channels {list(channels.values())} and depths {list(depths.values())}'
+
+
+def enumerate_keys(keys: list[str], most: int = 6) -> str:
+    """The first keys, and how many more there are."""
+    shown = ', '.join(keys[:most]) or 'no keys at all'
+    return shown if len(keys) <= most else f'{shown} and {len(keys) - most} more'

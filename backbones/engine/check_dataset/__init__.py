@@ -1,6 +1,0 @@
-"""Everything in a config's data that would spoil a run, found and listed before it starts."""
-
-from .check import check_dataset
-from .findings import Finding, Report
-
-__all__ = ['Finding', 'Report', 'check_dataset']

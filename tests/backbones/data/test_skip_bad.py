@@ -1,0 +1,214 @@
+"""Bad samples are named; with --skip-bad a training goes on without them, and counts them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, RepeatDataset, pseudo_collate
+from mmengine.registry import DATASETS
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from backbones.data.classes import set_classes
+from backbones.data.dataset_guard import (
+    MOST_IN_A_ROW,
+    SampleError,
+    base_datasets,
+    guard,
+    read_record,
+)
+from backbones.data.skip_bad import leave_out_bad
+from backbones.engine.config import load_config
+from backbones.errors import DataError
+
+TRAIN = 'coco/annotations/instances_train2017.json'
+PICTURE = 'coco/train2017/train_000001.jpg'
+VAL_PICTURE = 'coco/val2017/val_000001.jpg'
+LABELS = 'ade/annotations/training/train_000001.png'
+NAN = float('nan')
+
+
+@pytest.fixture
+def data(shapes: Path, tmp_path: Path) -> Path:
+    """A set of shapes to spoil."""
+    return Path(shutil.copytree(shapes, tmp_path / 'shapes'))
+
+
+@pytest.fixture
+def config(data: Path, tiny_config: Callable[..., Path], tmp_path: Path) -> Callable[..., Config]:
+    """Reads a tiny config of the set, ``config(task, extra='')``, with its classes."""
+
+    def read(task: str, extra: str = '') -> Config:
+        config = load_config(str(tiny_config(task, extra, shapes=data)))
+        set_classes(config, ('train', 'val'))
+        config.work_dir = str(tmp_path / 'run')
+        return config
+
+    return read
+
+
+def build(config: Config) -> BaseDataset:
+    return DATASETS.build(config.train_dataloader.dataset)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def set_mask(data: Path, mask: object) -> None:
+    edit(data / TRAIN, lambda c: c['annotations'][0].update(segmentation=mask))
+
+
+def enlarge(path: Path) -> None:
+    Image.fromarray(np.array(Image.open(path)).repeat(2, axis=0)).save(path)
+
+
+# Task, what is spoiled, and what the message has to say beside the file.
+FAULTS = {
+    'picture cut short': ('retinanet', lambda d: cut(d / PICTURE), PICTURE, 'truncated'),
+    'picture empty': ('retinanet', lambda d: (d / PICTURE).write_bytes(b''), PICTURE, 'empty'),
+    'picture missing': ('retinanet', lambda d: (d / PICTURE).unlink(), PICTURE, 'No such file'),
+    'polygon with NaN': (
+        'mask_rcnn', lambda d: set_mask(d, [[1, 1, NAN, 5, 9, 9]]), PICTURE, 'not finite'),
+    'mask missing': ('mask_rcnn', lambda d: set_mask(d, []), PICTURE, 'no mask'),
+    'mask of another size': (
+        'mask_rcnn', lambda d: set_mask(d, {'size': [64, 64], 'counts': [96, 4000]}), PICTURE,
+        'size [64, 64]'),
+    'label map missing': ('fpn', lambda d: (d / LABELS).unlink(), LABELS, 'No such file'),
+    'label map cut short': ('fpn', lambda d: cut(d / LABELS), LABELS, 'truncated'),
+    'label map of another size': (
+        'fpn', lambda d: enlarge(d / LABELS), LABELS, '128x256, the picture 128x128'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_bad_sample_is_named(fault, data, config):
+    task, spoil, file, reason = FAULTS[fault]
+    spoil(data)
+    dataset = build(config(task))
+    guard(dataset)
+    with pytest.raises(SampleError) as error:
+        dataset[0]
+    assert str(data / file) in str(error.value)
+    assert reason in str(error.value)
+    dataset[1]
+
+
+def test_the_message_of_a_worker_process_is_one_line(data, config):
+    cut(data / PICTURE)
+    dataset = build(config('retinanet'))
+    guard(dataset)
+    with pytest.raises(SampleError) as error:
+        list(DataLoader(dataset, num_workers=1, collate_fn=pseudo_collate))
+    assert str(error.value).startswith(str(data / PICTURE))
+    assert '\n' not in str(error.value)
+
+
+def test_worker_processes_skip_and_count_together(data, config, tmp_path):
+    for number in (1, 2):
+        cut(data / f'coco/train2017/train_00000{number}.jpg')
+    dataset = RepeatDataset(build(config('retinanet')), times=5)
+    record = tmp_path / 'skipped.jsonl'
+    for inner in base_datasets(dataset):
+        guard(inner, record)
+    samples = [
+        sample
+        for batch in DataLoader(dataset, 2, num_workers=2, collate_fn=pseudo_collate)
+        for sample in batch['data_samples']
+    ]
+    assert len(samples) == 40, 'others were drawn in their place'
+    assert not {1, 2} & {sample.img_id for sample in samples}
+    skipped = {Path(one['file']).name: one for one in read_record(record)}
+    assert set(skipped) == {'train_000001.jpg', 'train_000002.jpg'}
+    assert all(one['times'] >= 5 and 'truncated' in one['reason'] for one in skipped.values())
+
+
+def test_a_set_of_which_nothing_can_be_used_stops(data, config, tmp_path):
+    for path in (data / 'coco/train2017').glob('*'):
+        cut(path)
+    dataset = build(config('retinanet'))
+    guard(dataset, tmp_path / 'skipped.jsonl')
+    with pytest.raises(SampleError, match=f'{MOST_IN_A_ROW} pictures in a row'):
+        dataset[0]
+
+
+def test_pictures_with_faults_are_left_out_of_detection(data, config):
+    cut(data / VAL_PICTURE)
+    edit(data / TRAIN, lambda c: c['annotations'][0].pop('bbox'))
+    edit(data / TRAIN, lambda c: c['annotations'][-1].update(image_id=99))
+    of_both = config('mask_rcnn')
+    leave_out_bad(of_both, ('train', 'val'), first=True)
+    training, validation = (
+        json.loads(Path(loader.dataset.ann_file).read_text())
+        for loader in (of_both.train_dataloader, of_both.val_dataloader)
+    )
+    assert [image['id'] for image in training['images']] == [2, 3, 4, 5, 6, 7, 8]
+    assert {annotation['image_id'] for annotation in training['annotations']} <= set(range(2, 9))
+    assert len(validation['images']) == 4
+    # What is not shown to the model does not count as missed.
+    assert of_both.val_evaluator.ann_file == of_both.val_dataloader.dataset.ann_file
+    assert len(build(of_both)) == 7
+    skipped = json.loads((Path(of_both.work_dir) / 'skipped.json').read_text())
+    assert skipped['left_out_before_training'] == 2
+    assert str(data / VAL_PICTURE) in [one['file'] for one in skipped['reasons']]
+
+
+def test_pictures_with_faults_are_left_out_of_segmentation(data, config):
+    enlarge(data / LABELS)
+    of_labels = config('fpn')
+    leave_out_bad(of_labels, ('train', 'val'), first=True)
+    dataset = build(of_labels)
+    names = [Path(dataset.get_data_info(index)['img_path']).stem for index in range(len(dataset))]
+    assert names == [f'train_00000{number}' for number in range(2, 9)]
+
+
+def test_other_processes_read_what_the_first_has_written(data, config):
+    cut(data / VAL_PICTURE)
+    first, second = config('retinanet'), config('retinanet')
+    leave_out_bad(first, ('train', 'val'), first=True)
+    leave_out_bad(second, ('train', 'val'), first=False)
+    assert first.to_dict() == second.to_dict()
+
+
+def test_what_is_wrong_with_the_whole_set_still_stops(data, config):
+    edit(data / TRAIN, lambda c: c['categories'][1].update(id=1))
+    with pytest.raises(DataError, match=r"'disc' and 'square' both have this id"):
+        leave_out_bad(config('retinanet'), ('train', 'val'), first=True)
+
+
+WORKERS = "train_dataloader['num_workers'] = 2\n"
+
+
+def test_training_names_a_bad_picture(data, tiny_config, run_tool):
+    cut(data / PICTURE)
+    path = tiny_config('retinanet', WORKERS, shapes=data)
+    done = run_tool('train.py', path, '--work-dir', 'run', '--cfg-options', 'train_cfg.max_iters=8')
+    assert done.returncode == 1
+    assert f'{data / PICTURE}: the file is truncated' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_training_goes_on_without_bad_pictures(data, tiny_config, run_tool, tmp_path):
+    cut(data / PICTURE)
+    cut(data / VAL_PICTURE)
+    edit(data / TRAIN, lambda c: c['annotations'][-1].pop('bbox'))
+    path = tiny_config('retinanet', WORKERS, shapes=data)
+    options = ['--work-dir', 'run', '--cfg-options', 'train_cfg.max_iters=8']
+    done = run_tool('train.py', path, '--skip-bad', *options)
+    assert done.returncode == 0, done.stderr
+    skipped = json.loads((tmp_path / 'run/skipped.json').read_text())
+    assert skipped['left_out_before_training'] == 2
+    (once,) = skipped['skipped_in_training']
+    assert once['file'] == str(data / PICTURE)
+    assert once['times'] >= 1
+    assert f'{data / PICTURE} ({once["times"]}x)' in done.stdout + done.stderr

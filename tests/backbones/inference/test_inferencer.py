@@ -1,0 +1,202 @@
+"""From Python: the same predictions as mmdet's and mmseg's own inference, for whatever is given."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage
+from trained_tiny import write_trained
+from videos import read_number, write_video
+
+from backbones.errors import ConfigError, InputError
+from backbones.inference import Clip, Detections, Inferencer, Segmentation
+
+PHOTOGRAPHS = [Path(skimage.data_dir) / name for name in ('coffee.png', 'rocket.jpg')]
+TASKS = ('fpn', 'retinanet', 'mask_rcnn')
+
+
+@pytest.fixture(scope='module', params=TASKS)
+def trained(request, tmp_path_factory, shapes) -> tuple[str, Path, Path]:
+    """A task, a config and a checkpoint."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, *write_trained(folder, request.param, shapes)
+
+
+@pytest.fixture(scope='module')
+def segmentor(tmp_path_factory, shapes) -> Inferencer:
+    return Inferencer(*write_trained(tmp_path_factory.mktemp('fpn'), 'fpn', shapes))
+
+
+def test_predictions_are_the_libraries_own(trained):
+    task, config, checkpoint = trained
+    ours = [
+        result.prediction for result in Inferencer(config, checkpoint, score_thr=0)(PHOTOGRAPHS)
+    ]
+    if task == 'fpn':
+        from mmseg.apis import inference_model, init_model
+
+        model = init_model(str(config), str(checkpoint), device='cpu')
+        for photograph, prediction in zip(PHOTOGRAPHS, ours, strict=True):
+            expected = inference_model(model, str(photograph)).pred_sem_seg.data[0].numpy()
+            assert len(np.unique(expected)) > 2
+            assert isinstance(prediction, Segmentation)
+            # Where two classes are as likely, the order of the sums decides.
+            assert (prediction.label_map == expected).mean() > 0.9999
+        return
+    from mmdet.apis import inference_detector, init_detector
+
+    model = init_detector(str(config), str(checkpoint), device='cpu')
+    for photograph, prediction in zip(PHOTOGRAPHS, ours, strict=True):
+        expected = inference_detector(model, str(photograph)).pred_instances.numpy()
+        assert isinstance(prediction, Detections)
+        assert len(expected.scores) == 10
+        np.testing.assert_allclose(prediction.scores, expected.scores, atol=1e-5)
+        np.testing.assert_array_equal(prediction.labels, expected.labels)
+        np.testing.assert_allclose(prediction.boxes, expected.bboxes, atol=1e-2)
+        if task == 'mask_rcnn':
+            for mask, whole in zip(prediction.masks, expected.masks, strict=True):
+                height, width = mask.pixels.shape
+                found = np.zeros_like(whole)
+                found[mask.y : mask.y + height, mask.x : mask.x + width] = mask.pixels
+                assert (found == whole).mean() > 0.9999
+
+
+def test_batches_change_nothing(trained):
+    task, config, checkpoint = trained
+    pictures = [cv2.imread(str(path)) for path in PHOTOGRAPHS]
+    # Three of one size, then another: the batch has to be cut.
+    given = [pictures[0], pictures[0][:, ::-1].copy(), pictures[0][::-1].copy(), pictures[1]]
+    one = Inferencer(config, checkpoint, score_thr=0)
+    three = Inferencer(config, checkpoint, score_thr=0, batch_size=3)
+    for alone, together in zip(one(given), three(given), strict=True):
+        if task == 'fpn':
+            same = alone.prediction.label_map == together.prediction.label_map
+            assert same.mean() > 0.9999
+        else:
+            np.testing.assert_allclose(alone.prediction.boxes, together.prediction.boxes, atol=1e-2)
+            np.testing.assert_array_equal(alone.prediction.labels, together.prediction.labels)
+
+
+def test_everything_that_can_be_given(segmentor, tmp_path):
+    video = write_video(tmp_path / 'clip.mp4', 4)
+    folder = tmp_path / 'photographs'
+    folder.mkdir()
+    cv2.imwrite(str(folder / 'a.png'), np.full((20, 30, 3), 7, np.uint8))
+    (folder / 'notes.txt').write_text('not a picture')
+    array = np.zeros((10, 12, 3), np.uint8)
+    results = list(segmentor([str(video), folder, array]))
+    assert [(Path(r.source).name, r.frame) for r in results] == [
+        ('clip.mp4', 0), ('clip.mp4', 1), ('clip.mp4', 2), ('clip.mp4', 3),
+        ('a.png', 0), ('array 2', 0),
+    ]  # fmt: skip
+    assert [read_number(result.picture) for result in results[:4]] == [0, 1, 2, 3]
+    assert [result.time for result in results] == [0, 0.1, 0.2, pytest.approx(0.3), None, None]
+    assert results[4].picture.tolist() == np.full((20, 30, 3), 7).tolist()
+    for result in results:
+        assert result.prediction.label_map.shape == result.picture.shape[:2]
+        assert result.draw().shape[1:] == result.picture.shape[1:]
+
+
+def test_a_part_of_a_video(segmentor, tmp_path):
+    video = write_video(tmp_path / 'clip.mp4', 10)
+    results = segmentor(video, Clip(every=2, start=0.2, end=0.9))
+    assert [read_number(result.picture) for result in results] == [2, 4, 6, 8]
+
+
+def test_an_endless_iterator_can_be_left(segmentor):
+    drawn = []
+
+    def endless():
+        while True:
+            drawn.append(np.zeros((16, 16, 3), np.uint8))
+            yield drawn[-1]
+
+    for number, _ in enumerate(segmentor(endless())):
+        if number == 5:
+            break
+    assert len(drawn) < 50
+
+
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        (np.zeros((4, 4), np.uint8), r'array 0 is of shape \(4, 4\)'),
+        (np.zeros((4, 4, 3), np.float32), 'float32; pictures are'),
+        ('nowhere.jpg', 'nowhere.jpg does not exist'),
+        (__file__, 'test_inferencer.py is a text file'),
+    ],
+)
+def test_what_cannot_be_read_is_said(segmentor, given, said):
+    with pytest.raises(InputError, match=said):
+        list(segmentor(given))
+
+
+def test_classes_and_scores_are_chosen(tmp_path, shapes):
+    config, checkpoint = write_trained(tmp_path, 'retinanet', shapes)
+    every = next(Inferencer(config, checkpoint, score_thr=0)(PHOTOGRAPHS[0])).prediction
+    label = int(every.labels[0])
+    name = Inferencer(config, checkpoint).classes[label]
+    some = Inferencer(config, checkpoint, score_thr=float(every.scores[4]), classes=[name])
+    kept = next(some(PHOTOGRAPHS[0])).prediction
+    assert set(kept.labels) == {label}
+    assert kept.scores.min() >= every.scores[4]
+    assert len(kept.scores) == (every.labels[:5] == label).sum()
+    with pytest.raises(ConfigError, match="no class 'unicorn'; it has 'disc'"):
+        Inferencer(config, checkpoint, classes=['unicorn'])
+
+
+def test_other_classes_are_left_blank(tmp_path, shapes):
+    config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
+    every = next(Inferencer(config, checkpoint)(PHOTOGRAPHS[0])).prediction.label_map
+    kept = next(Inferencer(config, checkpoint, classes=['background'])(PHOTOGRAPHS[0]))
+    np.testing.assert_array_equal(kept.prediction.label_map, np.where(every == 0, 0, 255))
+
+
+def test_amp_on_a_cpu(segmentor, tmp_path, shapes):
+    config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
+    plain = next(segmentor(PHOTOGRAPHS[0])).prediction.label_map
+    mixed = next(Inferencer(config, checkpoint, amp=True)(PHOTOGRAPHS[0])).prediction.label_map
+    assert (plain == mixed).mean() > 0.9
+
+
+def test_a_picture_too_large_for_every_logit_at_once(tmp_path, shapes):
+    """120 megapixels: at the picture's size the logits alone would take 3.4 GB."""
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=(160, 160), keep_ratio=True),
+        dict(type='PackSegInputs'),
+    ]
+    inferencer = Inferencer(
+        *write_trained(tmp_path, 'fpn', shapes),
+        cfg_options={'test_dataloader.dataset.pipeline': pipeline},
+    )
+    picture = np.zeros((12_000, 10_000, 3), np.uint8)
+    result = next(inferencer(picture))
+    assert result.prediction.label_map.shape == (12_000, 10_000)
+
+
+def test_folding_changes_nothing_but_rounding(trained):
+    task, config, checkpoint = trained
+    folded = next(Inferencer(config, checkpoint, score_thr=0)(PHOTOGRAPHS[0])).prediction
+    plain = Inferencer(config, checkpoint, score_thr=0, deploy=False)
+    expected = next(plain(PHOTOGRAPHS[0])).prediction
+    if task == 'fpn':
+        assert (folded.label_map == expected.label_map).mean() > 0.9999
+    else:
+        np.testing.assert_allclose(folded.scores, expected.scores, atol=1e-5)
+        np.testing.assert_allclose(folded.boxes, expected.boxes, atol=1e-2)
+
+
+def test_a_config_that_builds_no_model(tmp_path, shapes):
+    config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
+    with pytest.raises(ConfigError, match=r'cannot be built.*bckbone'):
+        Inferencer(config, checkpoint, cfg_options={'model.bckbone': 1})
+
+
+def test_devices_that_are_not_there(tmp_path, shapes):
+    config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
+    with pytest.raises(ConfigError, match="device 'cuda:77' cannot be used here"):
+        Inferencer(config, checkpoint, device='cuda:77')
+    with pytest.raises(ConfigError, match="device 'gpu' cannot be used here"):
+        Inferencer(config, checkpoint, device='gpu')

@@ -1,0 +1,122 @@
+"""Colours of classes: saved with a model, asked for by name or file, or made."""
+
+import numpy as np
+import pytest
+
+from backbones.errors import ConfigError
+from backbones.inference.palette import PALETTE_NAMES, choose_palette
+
+THREE = ['cat', 'dog', 'größe']
+COLORS = [(1, 2, 3), (40, 50, 60), (255, 254, 253)]
+
+
+@pytest.mark.parametrize(
+    'saved',
+    [
+        COLORS,
+        [list(color) for color in COLORS],
+        np.array(COLORS, np.uint8),
+        [np.array(color) for color in COLORS],
+        [*COLORS, (9, 9, 9)],
+    ],
+)
+def test_takes_the_palette_saved_with_the_model(saved):
+    palette = choose_palette(None, THREE, saved)
+    assert palette == COLORS
+    assert all(type(value) is int for color in palette for value in color)
+
+
+@pytest.mark.parametrize(
+    'saved',
+    [
+        *(None, 7, [], {'a': 1}, 'random', 'nonsense', (1, 2, 3), COLORS[:2]),
+        *([[1, 2]] * 3, [[1, 2, 300]] * 3, [['a'] * 3] * 3, [[float('nan')] * 3] * 3),
+        [(1, 2, 3), (1, 2)],
+    ],
+)
+def test_makes_colours_where_the_saved_ones_do_not_do(saved):
+    assert choose_palette(None, THREE, saved) == choose_palette(None, THREE, None)
+
+
+def test_a_saved_colour_of_two_classes_stays_with_the_first():
+    """As of road and skyscraper in ADE20K's palette."""
+    saved = [(1, 2, 3), (140, 140, 140), (4, 5, 6), (140, 140, 140), (140, 140, 140)]
+    palette = choose_palette(None, ['x'] * 5, saved)
+    assert palette[:3] == saved[:3]
+    assert len(set(palette)) == 5
+
+
+def test_a_saved_name_is_looked_up():
+    assert choose_palette(None, THREE, 'coco') == choose_palette('coco', THREE, None)
+
+
+def test_one_saved_colour_is_that_of_a_single_class():
+    assert choose_palette(None, ['cell'], (1, 2, 3)) == [(1, 2, 3)]
+
+
+@pytest.mark.parametrize('count', [1, 2, 9, 80, 150, 300])
+def test_made_colours_differ_and_stay_when_classes_are_added(count):
+    palette = choose_palette(None, ['x'] * count, None)
+    assert len(set(palette)) == count
+    assert all(0 <= value <= 255 for color in palette for value in color)
+    assert choose_palette(None, ['x'] * (count + 1), None)[:count] == palette
+
+
+def test_background_is_grey_and_takes_no_colour_of_others():
+    background, *others = choose_palette(None, ['background', *THREE], None)
+    assert max(background) - min(background) < 10
+    assert others == choose_palette(None, THREE, None)
+
+
+@pytest.mark.parametrize('name', PALETTE_NAMES)
+def test_every_name_that_is_offered_works(name):
+    assert len(choose_palette(name, ['one', 'two'], None)) == 2
+
+
+@pytest.mark.parametrize(
+    ('name', 'count', 'last'),
+    [('cityscapes', 19, (119, 11, 32)), ('citys', 8, (119, 11, 32)), ('voc', 21, (0, 64, 128))],
+)
+def test_a_name_of_two_palettes_means_the_one_for_as_many_classes(name, count, last):
+    assert choose_palette(name, ['x'] * count, None)[-1] == last
+
+
+def test_random_is_the_same_every_time():
+    assert choose_palette('random', THREE, COLORS) == choose_palette('random', THREE, None)
+
+
+def test_a_named_palette_that_is_too_short_is_refused():
+    with pytest.raises(ConfigError, match=r"'ade' has 150 colours, the model 151 classes"):
+        choose_palette('ade', ['x'] * 151, None)
+
+
+def test_reads_a_file(tmp_path):
+    path = tmp_path / 'colours.txt'
+    path.write_text('230 80 50\n\n#0a0B0c\n 1, 2,3 \n9 9 9\n')
+    assert choose_palette(str(path), THREE, COLORS) == [(230, 80, 50), (10, 11, 12), (1, 2, 3)]
+
+
+@pytest.mark.parametrize('line', ['230 80', '1 2 3 4', '256 0 0', '-1 0 0', '#12345', 'red', '#'])
+def test_a_bad_line_is_named(tmp_path, line):
+    path = tmp_path / 'colours.txt'
+    path.write_text(f'1 2 3\n{line}\n4 5 6\n')
+    with pytest.raises(ConfigError, match=r'colours\.txt, line 2: .* is no colour'):
+        choose_palette(str(path), THREE, None)
+
+
+def test_too_few_lines_are_refused(tmp_path):
+    path = tmp_path / 'colours.txt'
+    path.write_text('1 2 3\n4 5 6\n')
+    with pytest.raises(ConfigError, match=r"colours\.txt: ends at line 2 .* 3 classes.*'größe'"):
+        choose_palette(str(path), THREE, None)
+
+
+def test_what_is_neither_name_nor_text_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r'neither a file nor one of .*coco'):
+        choose_palette('cocco', THREE, None)
+    with pytest.raises(ConfigError, match='cannot be read'):
+        choose_palette(str(tmp_path), THREE, None)
+    binary = tmp_path / 'picture.png'
+    binary.write_bytes(b'\x89PNG\xff\xfe\x00')
+    with pytest.raises(ConfigError, match='cannot be read as text'):
+        choose_palette(str(binary), THREE, None)
