@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one message instead of a traceback."""
+"""Errors that a user can fix: each says what is wrong, where, and what to do."""
 
 import errno
 import os
@@ -6,12 +6,8 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-# What Pillow's readers raise on damaged bytes.
-DAMAGED_PICTURE = (
-    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
-    *(struct.error, ArithmeticError, RuntimeError),
-)
+from importlib import import_module
+from types import ModuleType
 
 
 class ConfigError(ValueError):
@@ -19,12 +15,38 @@ class ConfigError(ValueError):
 
 
 class DataError(ValueError):
-    """Pictures or annotations that are missing, unreadable or at odds with the config."""
+    """A dataset whose images or annotations are missing, unreadable or at odds with the config."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read, or does not fit the model it is loaded into."""
+
+
+class ExportError(ConfigError):
+    """A model that cannot be exported, or an exported file whose results are not the model's."""
+
+
+class InputError(ValueError):
+    """An image or video that cannot be read; other inputs go on."""
+
+
+class OutputError(OSError):
+    """Nothing more can be written, to a full disk for instance; the run ends."""
+
+
+# What Pillow's decoders raise on damaged bytes.
+IMAGE_DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
+    *(struct.error, ArithmeticError, RuntimeError),
+)
+
+# Errors that writing the next file would meet as well.
+FATAL_OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """End the program with a message and exit code 1 on an error that the user can mend."""
+def exit_on_user_error() -> Iterator[None]:
+    """End the program with a message and exit code 1, without a traceback."""
     try:
         yield
     except (ConfigError, DataError, CheckpointError, FileNotFoundError) as error:
@@ -34,38 +56,39 @@ def clear_errors() -> Iterator[None]:
         sys.exit(1)
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that does not hold the backbone it is loaded into."""
-
-
-class ExportError(ConfigError):
-    """What was asked for cannot be exported, or a file's results are not the model's."""
-
-
-# Errors that the next input would meet as well.
-LASTING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-
-
-class InputError(ValueError):
-    """A picture or video that cannot be read; the message says why, its caller knows which."""
-
-
-class OutputError(OSError):
-    """Nothing more can be written, to a full disk for instance."""
-
-
 @contextmanager
-def lasting_errors() -> Iterator[None]:
-    """Tell the errors that end a run from those of a single file.
+def raise_output_errors() -> Iterator[None]:
+    """Tell write errors that end a run from those of a single file.
 
     Raises:
-        OutputError: In the place of an OSError that the next file would meet as well.
+        OutputError: In place of an OSError that writing the next file would meet as well.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in LASTING_ERRORS:
+        if error.errno in FATAL_OUTPUT_ERRNOS:
             raise OutputError(
                 error.errno, f'nothing more can be written: {os.strerror(error.errno)}'
             ) from error
         raise
+
+
+def import_optional(package: str, purpose: str, requirements: str = 'export') -> ModuleType:
+    """Import a package that only one use of the toolkit needs.
+
+    Args:
+        package: Its import name.
+        purpose: What needs it, as the beginning of a sentence: 'writing .onnx'.
+        requirements: The file in ``requirements/`` that lists it. Default: 'export'.
+
+    Raises:
+        ConfigError: It is not installed, or does not import.
+    """
+    try:
+        return import_module(package)
+    except (ImportError, OSError) as error:
+        reason = ' '.join(str(error).split())
+        raise ConfigError(
+            f'{purpose} needs the package {package}: '
+            f'pip install -r requirements/{requirements}.txt ({reason})'
+        ) from error

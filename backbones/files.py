@@ -1,4 +1,4 @@
-"""The one atomic writer."""
+"""Files that are written whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -8,8 +8,15 @@ from uuid import uuid4
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place if all goes well, else vanishes."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it on success and is removed on an error.
+
+    Args:
+        path: The file to write; missing folders are made.
+
+    Yields:
+        ``NAME.<random>.partial`` in the same folder, where the caller writes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.{uuid4().hex}.partial')
     try:

@@ -36,7 +36,7 @@ from torch.hub import tqdm
 from backbones.efficientformer_v2.checkpoint_keys import WRAPPERS, enumerate_keys, layout_of
 
 from .errors import CheckpointError
-from .files import written_whole
+from .files import atomic_write
 
 # How files of torch.save begin: zip archives, and before torch 1.6 a number as a pickle.
 TORCH_FORMATS = (b'PK', b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P')
@@ -449,7 +449,7 @@ def _fetch_from_web(url: str) -> Path:
     try:
         with (
             urllib.request.urlopen(request, timeout=60) as response,
-            written_whole(path) as partial,
+            atomic_write(path) as partial,
         ):
             size = int(response.headers.get('Content-Length') or 0) or None
             bar = tqdm(total=size, desc=name, unit='B', unit_scale=True, leave=False)

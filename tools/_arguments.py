@@ -104,7 +104,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def picture_size(text: str) -> tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     """'800x1344' as (800, 1344)."""
     height, separator, width = text.lower().partition('x')
     if not (separator and height.isdecimal() and width.isdecimal() and int(height) * int(width)):

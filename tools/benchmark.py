@@ -17,9 +17,9 @@ with explain_missing():
     from _arguments import (
         add_cfg_options,
         add_no_deploy,
+        image_size,
         make_parser,
         parse,
-        picture_size,
         positive,
     )
 
@@ -28,7 +28,7 @@ with explain_missing():
     from backbones.benchmark.report import format_outcome, write_json
     from backbones.benchmark.timing import Effort
     from backbones.benchmark.work import BACKENDS, PARTS
-    from backbones.errors import clear_errors
+    from backbones.errors import exit_on_user_error
 
 SOME_FAILED = 3
 EXAMPLES = """\
@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--sizes',
         nargs='+',
-        type=picture_size,
+        type=image_size,
         metavar='HEIGHTxWIDTH',
         help='of the pictures (default: 512x512 for segmentors, 800x1333 for detectors)',
     )
@@ -118,7 +118,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    with clear_errors():
+    with exit_on_user_error():
         request = Request(
             configs=args.configs,
             peers=args.peers,

@@ -9,8 +9,8 @@ from _requirements import explain_missing
 with explain_missing():
     from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
     from backbones.engine.conversion import LAYOUTS, TASKS, Conversion, convert
-    from backbones.errors import CheckpointError, ConfigError, clear_errors
-    from backbones.files import written_whole
+    from backbones.errors import CheckpointError, ConfigError, exit_on_user_error
+    from backbones.files import atomic_write
     from backbones.weights import encode_checkpoint, fetch, read_checkpoint, trust_checkpoints
 
 EXAMPLES = """\
@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with exit_on_user_error():
         check_out(args.out, args.overwrite)
         if args.trust_checkpoint:
             trust_checkpoints()
@@ -66,7 +66,7 @@ def main() -> None:
         except CheckpointError as error:
             raise CheckpointError(f'{args.source}: {error}') from error
         content = encode_checkpoint(conversion.tensors, conversion.meta, args.out.suffix)
-        with written_whole(args.out) as partial:
+        with atomic_write(args.out) as partial:
             partial.write_bytes(content)
         report(conversion, args.out)
 

@@ -17,15 +17,14 @@ with explain_missing():
         add_cfg_options,
         add_no_deploy,
         add_trust_checkpoint,
+        image_size,
         make_parser,
         parse,
-        picture_size,
     )
 
-    from backbones.errors import clear_errors
+    from backbones import trust_checkpoints
+    from backbones.errors import exit_on_user_error
     from backbones.export.export import Options, export
-
-    from .backbones import trust_checkpoints
 
 EXAMPLES = """\
 examples:
@@ -54,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--size',
-        type=picture_size,
+        type=image_size,
         metavar='HEIGHTxWIDTH',
         help="of the input (default: what the config's test pipeline makes of a picture, "
         '512x512 or 800x1344)',
@@ -105,7 +104,7 @@ def main() -> None:
         deploy=args.deploy,
         picture=args.picture,
     )
-    with clear_errors():
+    with exit_on_user_error():
         if args.trust_checkpoint:
             trust_checkpoints()
         say = partial(print, flush=True)

@@ -37,7 +37,8 @@ with explain_missing():
         positive,
     )
 
-    from backbones.errors import ConfigError, OutputError, clear_errors
+    from backbones import trust_checkpoints
+    from backbones.errors import ConfigError, OutputError, exit_on_user_error
     from backbones.export.runner import is_exported
     from backbones.inference.addresses import is_live, without_password
     from backbones.inference.inferencer import Inferencer
@@ -50,8 +51,6 @@ with explain_missing():
     from backbones.inference.sharding import Processes, connect, device_of_process
     from backbones.inference.window import Window
     from backbones.inference.writing import Writer
-
-    from .backbones import trust_checkpoints
 
 SOME_FAILED, INTERRUPTED = 3, 130
 EXAMPLES = """\
@@ -211,7 +210,7 @@ def main() -> int:
 
 def infer(args: argparse.Namespace) -> int:
     """Do what was asked for; returns the exit code."""
-    with clear_errors():
+    with exit_on_user_error():
         if args.trust_checkpoint:
             trust_checkpoints()
         processes = connect()

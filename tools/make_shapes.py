@@ -126,7 +126,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--size',
-        type=picture_size,
+        type=image_size,
         default=(160, 160),
         metavar='SIDE|HxW',
         help='picture size in pixels, 32 to 2048 a side (160)',
@@ -153,7 +153,7 @@ def picture_count(text: str) -> int:
     return int(text)
 
 
-def picture_size(text: str) -> tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
     if not match:
         raise argparse.ArgumentTypeError(f'{text!r} is neither a side such as 160 nor HxW')

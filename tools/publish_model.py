@@ -11,8 +11,8 @@ with explain_missing():
     from torch import Tensor
 
     from backbones.engine.saved_config import config_of
-    from backbones.errors import CheckpointError, ConfigError, clear_errors
-    from backbones.files import written_whole
+    from backbones.errors import CheckpointError, ConfigError, exit_on_user_error
+    from backbones.files import atomic_write
     from backbones.weights import encode_checkpoint, load_checkpoint, trust_checkpoints
 
 # Of the config, what only says where and how one run was started.
@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with exit_on_user_error():
         if args.out.suffix not in ('.pth', '.safetensors'):
             raise ConfigError(f'OUT ends in .pth or .safetensors, not {str(args.out)!r}')
         if args.trust_checkpoint:
@@ -71,7 +71,7 @@ def main() -> None:
         content = encode_checkpoint(tensors, meta, args.out.suffix)
         digest = hashlib.sha256(content).hexdigest()[:8]
         path = args.out.with_name(f'{args.out.stem}-{digest}{args.out.suffix}')
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_bytes(content)
     dropped = sorted(key for key in checkpoint if key not in ('state_dict', 'meta'))
     classes = meta['dataset_meta'].get('classes', ())

@@ -11,6 +11,7 @@ with explain_missing():
     from mmengine.config import Config
     from mmengine.dist import is_main_process
 
+    from backbones import trust_checkpoints
     from backbones.data.classes import set_classes
     from backbones.data.dataset_guard import GuardedRunner
     from backbones.data.split_checks import check_data
@@ -21,9 +22,7 @@ with explain_missing():
     from backbones.engine.preflight import check_start, check_whole, leave_out_init_cfg
     from backbones.engine.report import format_metrics, report_every_class, write_metrics
     from backbones.engine.tta import use_test_time_augmentation
-    from backbones.errors import ConfigError, clear_errors
-
-    from .backbones import trust_checkpoints
+    from backbones.errors import ConfigError, exit_on_user_error
 
 EXAMPLES = """\
 examples:
@@ -87,7 +86,7 @@ def configure(args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with exit_on_user_error():
         if args.trust_checkpoint:
             trust_checkpoints()
         config = configure(args)

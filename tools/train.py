@@ -11,6 +11,7 @@ with explain_missing():
     from mmengine.config import Config, ConfigDict
     from mmengine.dist import is_main_process
 
+    from backbones import trust_checkpoints
     from backbones.data.classes import set_classes
     from backbones.data.skip_bad import leave_out_bad
     from backbones.data.split_checks import check_data
@@ -24,9 +25,7 @@ with explain_missing():
     from backbones.engine.resume import resume
     from backbones.engine.run_defaults import keep_best_checkpoint, log_to_tensorboard
     from backbones.engine.runner import TrainRunner
-    from backbones.errors import ConfigError, clear_errors
-
-    from .backbones import trust_checkpoints
+    from backbones.errors import ConfigError, exit_on_user_error
 
 EXAMPLES = """\
 examples:
@@ -167,7 +166,7 @@ def train(config: Config) -> None:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with exit_on_user_error():
         if args.trust_checkpoint:
             trust_checkpoints()
         config = configure(args)

@@ -13,7 +13,7 @@ import mmcv
 import numpy as np
 from PIL import ExifTags, Image
 
-from backbones.errors import DAMAGED_PICTURE
+from backbones.errors import IMAGE_DECODE_ERRORS
 
 from .findings import ERROR, WARNING, Finding
 
@@ -114,7 +114,7 @@ def animation_fault(content: bytes) -> str | None:
             for index in range(picture.n_frames):
                 picture.seek(index)
                 picture.load()
-    except (*DAMAGED_PICTURE, Image.DecompressionBombError) as error:
+    except (*IMAGE_DECODE_ERRORS, Image.DecompressionBombError) as error:
         return f'the animated PNG is damaged: {error}'
     return None
 
@@ -128,7 +128,7 @@ def size_reason(job: PictureJob, shape: tuple[int, int]) -> str:
         return reason
     turned = False
     # Pillow does not know all that OpenCV reads.
-    with suppress(*DAMAGED_PICTURE), Image.open(job.path) as picture:
+    with suppress(*IMAGE_DECODE_ERRORS), Image.open(job.path) as picture:
         turned = header_size(picture) != picture.size
     return f'{reason}: ' + (
         'its EXIF orientation turns it by 90 degrees when it is read'

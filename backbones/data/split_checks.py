@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from backbones.data import Report
-from backbones.errors import DAMAGED_PICTURE, DataError
+from backbones.errors import IMAGE_DECODE_ERRORS, DataError
 
 from .check_dataset import Part, fill_from_coco, parts_of
 from .classes import constructor_defaults
@@ -149,7 +149,7 @@ def labels_in(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as picture:
             label_map = np.asarray(picture)
-    except (*DAMAGED_PICTURE, Image.DecompressionBombError) as error:
+    except (*IMAGE_DECODE_ERRORS, Image.DecompressionBombError) as error:
         raise DataError(f'{file} cannot be read as a label map: {error}') from error
     if label_map.ndim != 2:
         raise DataError(

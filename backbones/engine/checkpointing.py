@@ -11,7 +11,7 @@ from typing import ClassVar
 from mmengine.fileio import LocalBackend, register_backend
 
 from backbones.errors import CheckpointError
-from backbones.files import written_whole
+from backbones.files import atomic_write
 from backbones.weights import read_checkpoint
 
 # What a training saves at intervals; the best and the published ones cannot be resumed.
@@ -61,7 +61,7 @@ def write_durably(path: Path, content: bytes) -> None:
     Raises:
         OSError: It cannot be written; what was there before is as it was.
     """
-    with written_whole(path) as partial, partial.open('wb') as file:
+    with atomic_write(path) as partial, partial.open('wb') as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

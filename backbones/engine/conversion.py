@@ -145,7 +145,7 @@ def convert(checkpoint: dict, task: str | None = None) -> Conversion:
             f'{TASKS[task].mark}; it is recognised as {recognised}'
         )
     task = task or recognised
-    conversion = Conversion(layout, arch, task, picture_size(own), own, {}, left_out)
+    conversion = Conversion(layout, arch, task, image_size(own), own, {}, left_out)
     heads = {key: tensor for key, tensor in given.items() if whole and not key.startswith(PREFIX)}
     if task != 'backbone':
         add_heads(conversion, heads, checkpoint)
@@ -154,7 +154,7 @@ def convert(checkpoint: dict, task: str | None = None) -> Conversion:
     return conversion
 
 
-def picture_size(own: Mapping[str, Tensor]) -> tuple[int, int]:
+def image_size(own: Mapping[str, Tensor]) -> tuple[int, int]:
     """Height and width of the pictures that bias tables are laid out for."""
     rows, columns = next(
         tensor.shape[1:]

@@ -102,7 +102,7 @@ def export(
         traceable = switch_to_deploy(traceable)
     for step in unknown_steps(cfg):
         report(f'note: {step} of the test pipeline is not part of the file')
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         report(f'exporting: {summary(description)} ...')
         convert(traceable, path, description)
         if path.suffix in RUNNABLE:
@@ -266,7 +266,7 @@ def convert(traceable: nn.Module, path: Path, description: Description) -> None:
 
 
 @contextmanager
-def written_whole(out: Path) -> Iterator[Path]:
+def atomic_write(out: Path) -> Iterator[Path]:
     """A path in a folder of its own, whose contents take their places if all goes well.
 
     A model may be more than one file, or a folder.

@@ -9,10 +9,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.torch_version import TorchVersion
 
-from backbones.errors import ExportError
+from backbones.errors import ExportError, import_optional
 
 from .description import METADATA_KEY, Description
-from .errors import need
 from .quiet import quiet
 
 ENDINGS = ('.onnx', '.pt2', '.xml', '.mlpackage')
@@ -58,7 +57,7 @@ def packages_for(ending: str) -> None:
     }
     with quiet('coremltools'):
         for package in wanted[ending]:
-            need(package, f'writing {ending}')
+            import_optional(package, f'writing {ending}')
 
 
 # ------------------------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ def write_pt2(program: ExportedProgram, path: Path, description: Description) ->
 
 def write_openvino(program: ExportedProgram, path: Path, description: Description) -> None:
     """OpenVINO's .xml and .bin in float32, by way of ONNX, whose two operators it knows."""
-    openvino = need('openvino', 'writing .xml')
+    openvino = import_optional('openvino', 'writing .xml')
     onnx_path = path.with_suffix('.onnx')
     try:
         write_onnx(program, onnx_path, description)
@@ -151,7 +150,7 @@ def write_openvino(program: ExportedProgram, path: Path, description: Descriptio
 
 def write_core_ml(program: ExportedProgram, path: Path, description: Description) -> None:
     """A Core ML package (ML program, float16), which takes a picture as iOS and macOS have it."""
-    tools = need('coremltools', 'writing .mlpackage')
+    tools = import_optional('coremltools', 'writing .mlpackage')
     shape = (description.batch, 3, *description.size)
     # An image input holds one picture.
     if description.batch == 1:

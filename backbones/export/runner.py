@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from backbones.errors import ConfigError, ExportError
+from backbones.errors import ConfigError, ExportError, import_optional
 
 from .description import METADATA_KEY, Description
-from .errors import need
 from .quiet import quiet
 
 # Core ML's, the other format that is written, runs on Apple's machines only.
@@ -97,7 +96,7 @@ def open_exported(
 
 def open_onnx(path: Path, device: str | None, threads: int | None) -> Runner:
     """A runner that is onnxruntime's."""
-    runtime = need('onnxruntime', str(path))
+    runtime = import_optional('onnxruntime', str(path))
     options = runtime.SessionOptions()
     # 0 is its own choice.
     options.intra_op_num_threads = threads or 0
@@ -132,7 +131,7 @@ def onnx_providers(runtime: Any, device: str | None) -> list:
 
 def open_openvino(path: Path, device: str | None, threads: int | None, amp: bool) -> Runner:
     """A runner that is OpenVINO's."""
-    openvino = need('openvino', str(path))
+    openvino = import_optional('openvino', str(path))
     core = openvino.Core()
     name = (device or 'cpu').upper()
     if name not in core.available_devices:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from backbones.files import written_whole
+from backbones.files import atomic_write
 
 from .masks import encode_mask
 from .prediction import Detections, Segmentation
@@ -64,7 +64,7 @@ def image_id_of(name: str) -> int | str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         text = json.dumps(content, ensure_ascii=False) + '\n'
         # What is no text in a name becomes one of JSON's escapes.
         temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
@@ -87,5 +87,5 @@ def write_label_map(
         picture = picture.convert('P') if picture.mode != 'P' else picture
         colours = [channel for colour in palette for channel in colour]
         picture.putpalette(colours + [0] * (768 - len(colours)))
-    with written_whole(path) as temporary, temporary.open('wb') as file:
+    with atomic_write(path) as temporary, temporary.open('wb') as file:
         picture.save(file, format='PNG', compress_level=3)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
-from backbones.errors import DAMAGED_PICTURE, InputError
+from backbones.errors import IMAGE_DECODE_ERRORS, InputError
 
 # More could not be worked on: a picture this large takes 3 GiB as an array.
 MAX_PIXELS = 2**30
@@ -241,7 +241,7 @@ def _identify(file: BinaryIO) -> Image.Image:
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:
         return Image.open(file, formats=formats)
-    except DAMAGED_PICTURE as error:
+    except IMAGE_DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(explain_os_error(error)) from error
         if beginning[4:8] == b'ftyp' and beginning[8:12] in HEIC_BRANDS:
@@ -261,7 +261,7 @@ def _identify(file: BinaryIO) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8, as far as it is known without reading the pixels."""
     # Not image.getexif(): that of a PNG reads all pixels first.
-    with suppress(*DAMAGED_PICTURE):
+    with suppress(*IMAGE_DECODE_ERRORS):
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         if orientation in range(1, 9):
             return orientation
@@ -357,7 +357,7 @@ def _plain_errors() -> Iterator[None]:
         raise InputError('is too large for the memory of this computer') from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f'is too large: more than {MAX_PIXELS:,} pixels') from error
-    except DAMAGED_PICTURE as error:
+    except IMAGE_DECODE_ERRORS as error:
         if 'truncated' in str(error).lower():
             raise InputError('is cut short: the file ends before the picture does') from error
         raise InputError(f'is damaged or cut short ({error})') from error

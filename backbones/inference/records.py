@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from backbones.errors import ConfigError, OutputError, lasting_errors
-from backbones.files import written_whole
+from backbones.errors import ConfigError, OutputError, raise_output_errors
+from backbones.files import atomic_write
 
 from .reading import Job
 
@@ -39,7 +39,7 @@ class RecordFile:
         path = folder / PART_PATTERN.replace('*', str(rank))
         pending = [{'input': job.shown, 'name': job.stem, 'status': 'pending'} for job in jobs]
         try:
-            with lasting_errors():
+            with raise_output_errors():
                 self._file = path.open('w', **ENCODING)
                 self._file.writelines(map(line_of, pending))
                 self._file.flush()
@@ -50,13 +50,13 @@ class RecordFile:
 
     def write(self, record: dict[str, Any]) -> None:
         """Add a line and see to it that it is in the file."""
-        with lasting_errors():
+        with raise_output_errors():
             self._file.write(line_of(record))
             self._file.flush()
 
     def close(self) -> None:
         """Write no more."""
-        with lasting_errors():
+        with raise_output_errors():
             self._file.close()
 
 
@@ -112,7 +112,7 @@ def merge_records(folder: Path, inputs: Iterable[str]) -> dict[str, dict[str, An
         for name in order
         if name in records and records[name]['status'] != 'left out'
     }
-    with lasting_errors(), written_whole(folder / FILE_NAME) as temporary:
+    with raise_output_errors(), atomic_write(folder / FILE_NAME) as temporary:
         temporary.write_text(''.join(map(line_of, merged.values())), **ENCODING)
     for part in folder.glob(PART_PATTERN):
         os.remove(part)

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from backbones.errors import OutputError, lasting_errors
+from backbones.errors import OutputError, raise_output_errors
 
 from .legend import SteadyClasses
 from .reading import Clip, Closed, Job, Stream
@@ -56,7 +56,7 @@ class StreamWriter:
         if frame.problem:
             self.problems.append(f'frame {frame.index}: {frame.problem}')
         try:
-            with lasting_errors():
+            with raise_output_errors():
                 drawing = self._write(frame)
         except OutputError:
             raise
@@ -95,7 +95,7 @@ class StreamWriter:
         if len(self.problems) > 3:
             problems.append(f'and {len(self.problems) - 3} more frames')
         try:
-            with lasting_errors():
+            with raise_output_errors():
                 problems.append(self._finish(closed, record))
         except OutputError:
             raise

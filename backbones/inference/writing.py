@@ -12,8 +12,8 @@ from uuid import uuid4
 import cv2
 import numpy as np
 
-from backbones.errors import OutputError, lasting_errors
-from backbones.files import written_whole
+from backbones.errors import OutputError, raise_output_errors
+from backbones.files import atomic_write
 
 from .data_files import (
     CATEGORIES_NAME,
@@ -97,7 +97,7 @@ class Writer:
 
     def write_categories(self) -> None:
         """Write ``categories.json``: what the numbers in the data stand for."""
-        with lasting_errors():
+        with raise_output_errors():
             write_json(self.folder / CATEGORIES_NAME, self.categories)
 
     def partial_frames_folder(self, job: Job) -> Path:
@@ -124,7 +124,7 @@ class Writer:
         record |= {'width': width, 'height': height}
         drawing = None
         try:
-            with lasting_errors():
+            with raise_output_errors():
                 if self.draws:
                     drawing = self._draw(predicted, 'below')
                     record['drawn'] = self.relative(self._write_drawing(job, drawing))
@@ -153,7 +153,7 @@ class Writer:
             drawing = self._draw(predicted, 'none')
             shares = self.artist.class_shares(prediction.label_map) if segments else None
         if self.writes_data and segments:
-            with lasting_errors():
+            with raise_output_errors():
                 folder = self.partial_frames_folder(job)
                 write_label_map(folder / f'{index:06d}.png', prediction, self.palette)
         elif self.writes_data:
@@ -173,7 +173,7 @@ class Writer:
             ending, options = '.png', []
         path = self.folder / 'drawn' / f'{job.stem}{ending}'
         encoded = cv2.imencode(ending, drawing, options)[1]
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             # Not encoded.tofile: it does not say that the disk is full.
             temporary.write_bytes(encoded)
         return path

@@ -9,7 +9,7 @@ from golden import published
 from mmengine.registry import MODELS
 from torch import nn
 
-from .backbones import CheckpointError, EfficientFormerV2
+from backbones import CheckpointError, EfficientFormerV2
 
 
 @pytest.fixture(scope='module')

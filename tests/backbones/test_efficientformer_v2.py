@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from tiny import TINY_ARCH
 from torch import nn
 
-from .backbones import ARCHITECTURES, EfficientFormerV2
+from backbones import ARCHITECTURES, EfficientFormerV2
 
 # As published, classifier included: a BatchNorm and two heads of 1000 classes.
 PARAMETERS = {'s0': 3_600_256, 's1': 6_185_560, 's2': 12_710_112, 'l': 26_322_288}

@@ -10,7 +10,7 @@ import torch
 from golden import GOLDEN, published_file
 from make_checkpoint import make_input
 
-from .backbones import EfficientFormerV2
+from backbones import EfficientFormerV2
 
 PRETRAIN_SIZE = {'imagenet': 224, 'coco': 800, 'ade20k': 512}
 

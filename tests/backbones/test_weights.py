@@ -20,10 +20,8 @@ from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint as mmengine_load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from backbones import weights
+from backbones import CheckpointError, EfficientFormerV2, trust_checkpoints, weights
 from backbones import weights as checkpoint_file
-
-from .backbones import CheckpointError, EfficientFormerV2, trust_checkpoints
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / 'tests' / 'data' / 'golden'
@@ -277,7 +275,7 @@ def test_a_bare_backbone_finds_its_place_in_a_whole_model(
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / 'a.pth'
     path.write_bytes(b'before')
-    with pytest.raises(KeyboardInterrupt), checkpoint_file.written_whole(path) as partial:
+    with pytest.raises(KeyboardInterrupt), checkpoint_file.atomic_write(path) as partial:
         partial.write_bytes(b'hal')
         raise KeyboardInterrupt
     assert path.read_bytes() == b'before' and list(tmp_path.iterdir()) == [path]

@@ -13,9 +13,8 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 
+from backbones import ARCHITECTURES
 from backbones.engine.config import load_config
-
-from .backbones import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted([*ROOT.glob('det_configs/*.py'), *ROOT.glob('seg_configs/*.py')])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TINY_ARCH
 
-from .backbones import EfficientFormerV2
+from backbones import EfficientFormerV2
 
 ARCHS = {
     'tiny': TINY_ARCH,

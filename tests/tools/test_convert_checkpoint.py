@@ -8,11 +8,10 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
+from backbones import EfficientFormerV2
 from backbones.data.classes import set_num_classes
 from backbones.engine.config import fit_to_device, load_config
 from backbones.weights import load_checkpoint, read_checkpoint
-
-from .backbones import EfficientFormerV2
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / 'tests' / 'data' / 'golden'

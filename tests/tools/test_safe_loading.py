@@ -7,9 +7,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
+from backbones import CheckpointError
 from backbones.engine.config import fit_to_device, load_config
-
-from .backbones import CheckpointError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'seg_configs' / 'fpn_effv2_s0_shapes.py'

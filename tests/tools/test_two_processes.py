@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import TINY_ARCH, write_tiny_config
 
-from .backbones import EfficientFormerV2
+from backbones import EfficientFormerV2
 
 ROOT = Path(__file__).resolve().parents[2]
 

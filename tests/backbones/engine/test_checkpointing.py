@@ -9,14 +9,13 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 
+from backbones import CheckpointError
 from backbones.engine import checkpointing
 from backbones.engine.checkpointing import (
     explain_full_disk,
     newest_checkpoint,
     remove_partial_checkpoints,
 )
-
-from .backbones import CheckpointError
 
 
 def save(path: Path, age: int, **more: object) -> Path:

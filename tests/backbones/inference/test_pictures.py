@@ -44,7 +44,7 @@ def encode(image: Image.Image, format: str, **options) -> io.BytesIO:
     return file
 
 
-def picture_size(file: str | io.BytesIO) -> tuple[int, int]:
+def image_size(file: str | io.BytesIO) -> tuple[int, int]:
     with Picture(file) as picture:
         return picture.size
 
@@ -69,7 +69,7 @@ def test_photographs(name: str):
     pixels = read_picture(PHOTOGRAPHS / name)
     assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous and pixels.flags.writeable
     np.testing.assert_array_equal(pixels, bgr(Image.open(PHOTOGRAPHS / name)))
-    assert picture_size(str(PHOTOGRAPHS / name)) == pixels.shape[:2]
+    assert image_size(str(PHOTOGRAPHS / name)) == pixels.shape[:2]
 
 
 @pytest.mark.parametrize('format', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
@@ -82,7 +82,7 @@ def test_is_turned_as_exif_says(coffee: Image.Image, format: str, orientation: i
     file = encode(coffee, format, exif=exif, **options)
     expected = TURNED[orientation](upright)
     np.testing.assert_array_equal(read_picture(file), expected)
-    assert picture_size(file) == expected.shape[:2]
+    assert image_size(file) == expected.shape[:2]
 
 
 def test_damaged_exif_does_not_hide_the_picture(coffee: Image.Image):
@@ -323,7 +323,7 @@ def test_names_of_the_world(tmp_path: Path, coffee: Image.Image):
 
 def test_file_of_the_caller_stays_open(coffee: Image.Image):
     file = encode(coffee, 'PNG')
-    assert picture_size(file) == (60, 90)
+    assert image_size(file) == (60, 90)
     assert read_picture(file).shape == (60, 90, 3)
     assert not file.closed
 
@@ -359,7 +359,7 @@ def test_too_large_for_anybody(coffee: Image.Image, monkeypatch: pytest.MonkeyPa
     file = encode(coffee, 'PNG')
     monkeypatch.setattr(pictures, 'MAX_PIXELS', 90 * 60 - 1)
     with pytest.raises(InputError, match='too large: 90x60 pixels'):
-        picture_size(file)
+        image_size(file)
 
 
 def test_limit_is_put_back_whatever_threads_do(coffee: Image.Image):
