@@ -18,7 +18,6 @@ with explain_missing():
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.deployment import deploy_before_test
     from backbones.engine.distributed import connect_without_gpus, is_first_process
-    from backbones.engine.drawing import draw_comparisons
     from backbones.engine.preflight import check_start, check_whole, leave_out_init_cfg
     from backbones.engine.report import format_metrics, report_every_class, write_metrics
     from backbones.engine.tta import use_test_time_augmentation
@@ -29,7 +28,7 @@ examples:
   python tools/test.py seg_configs/fpn_effv2_s2.py work_dirs/fpn_effv2_s2/best_mIoU_iter_40000.pth
       mIoU on ADE20K's validation pictures
   python tools/test.py det_configs/mask_rcnn_effv2_s0.py CHECKPOINT --show-dir drawn
-      box and mask AP on COCO, and every picture with truth and prediction side by side in drawn/
+      box and mask AP on COCO, and every image with ground truth and prediction in drawn/
   tools/dist_test.sh det_configs/retinanet_effv2_l.py CHECKPOINT 8 --out metrics.json
       on 8 GPUs
 """
@@ -51,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='draw truth (left) and prediction (right) into this folder',
+        help='draw every image with ground truth (left) and prediction (right) into this folder',
     )
     parser.add_argument(
         '--tta',
@@ -73,8 +72,6 @@ def configure(args: argparse.Namespace) -> Config:
     config.load_from = args.checkpoint
     config.resume = False
     leave_out_init_cfg(config)
-    if args.show_dir:
-        draw_comparisons(config, args.show_dir)
     if args.tta:
         use_test_time_augmentation(config)
     if args.deploy:
@@ -97,7 +94,12 @@ def main() -> None:
             check_whole(config, checkpoint, classes)
             check_data(config, ('test',), classes)
         connect_without_gpus(config)
-        metrics = GuardedRunner.from_cfg(config).test()
+        runner = GuardedRunner.from_cfg(config)
+        if args.show_dir:
+            from backbones.inference.comparison import ComparisonHook
+
+            runner.register_hook(ComparisonHook(args.show_dir))
+        metrics = runner.test()
     if is_main_process():
         path = Path(args.out or Path(config.work_dir) / 'metrics.json')
         write_metrics(metrics, path)

@@ -74,7 +74,7 @@ class Artist:
     def label(self, detections: Detections, index: int, picture: np.ndarray) -> np.ndarray:
         """The text of an object's label as a bitmap, in the size that suits the picture."""
         size = font_size(picture)
-        score = f' {detections.scores[index]:.2f}'
+        score = '' if detections.scores is None else f' {detections.scores[index]:.2f}'
         room = round(picture.shape[1] * LABEL_SHARE) - text_width(score, size)
         name = fit_text(self.class_names[detections.labels[index]], size, room)
         return render_text(name + score, size)

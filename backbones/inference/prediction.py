@@ -30,13 +30,13 @@ class Detections:
 
     Attributes:
         boxes: (N, 4), float32: left, top, right, bottom in pixels of the picture.
-        scores: (N,), float32, 0 to 1.
+        scores: (N,), float32, 0 to 1; None for ground truth.
         labels: (N,), int64, index into the model's class names.
         masks: For each object its mask, or None where the model has no masks.
     """
 
     boxes: np.ndarray
-    scores: np.ndarray
+    scores: np.ndarray | None
     labels: np.ndarray
     masks: list[CroppedMask] | None = None
 

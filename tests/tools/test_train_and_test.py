@@ -60,8 +60,8 @@ def test_two_processes_test_as_one(trained, tmp_path, run_tool):
     assert f'{BEST[task]} ' in one.stdout
     if task == 'fpn':
         assert {f'IoU/{name}' for name in ('background', *CLASSES)} <= set(expected)
-    drawn = sorted(path.name for path in (tmp_path / 'drawn').glob('*.png'))
-    assert drawn == [f'val_{number:06d}.png' for number in range(1, 6)]
+    drawn = sorted(path.name for path in (tmp_path / 'drawn').glob('*.jpg'))
+    assert drawn == [f'val_{number:06d}.jpg' for number in range(1, 6)]
 
 
 def test_folding_changes_no_metric(trained, tmp_path, run_tool):

@@ -1,0 +1,121 @@
+"""Ground truth and prediction side by side, drawn while tools/test.py tests."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from backbones.errors import OutputError
+
+from .drawing import Artist, font_size, has_room_for_text
+from .legend import INK, PAPER, Entry, legend_band
+from .masks import crop_masks
+from .palette import choose_palette
+from .prediction import Detections, Segmentation
+from .text import line_height, paint, render_text
+
+CAPTIONS = ('ground truth', 'prediction')
+GAP = 4
+
+
+class ComparisonHook(Hook):
+    """Draws every test image twice, with its ground truth to the left of its prediction.
+
+    Args:
+        folder: Where the drawings go, under the images' paths below the dataset's image folder.
+        score_thr: Detections below this score are not drawn. Default: 0.5.
+    """
+
+    def __init__(self, folder: str | Path, score_thr: float = 0.5) -> None:
+        self.folder = Path(folder)
+        self.score_thr = score_thr
+
+    def before_test(self, runner: Runner) -> None:
+        meta = runner.test_dataloader.dataset.metainfo
+        palette = choose_palette(None, meta['classes'], meta.get('palette'))
+        self.artist = Artist(meta['classes'], palette)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list[Any]
+    ) -> None:
+        prefix = getattr(runner.test_dataloader.dataset, 'data_prefix', {})
+        root = prefix.get('img_path') or prefix.get('img') or ''
+        for sample in outputs:
+            path = self.drawing_path(sample.img_path, root)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = mmcv.imread(sample.img_path)
+            drawing = draw_comparison(self.artist, image, sample.cpu(), self.score_thr)
+            if not cv2.imwrite(str(path), drawing):
+                raise OutputError(f'{path} could not be written')
+
+    def drawing_path(self, image_path: str, root: str) -> Path:
+        """Where an image's drawing goes."""
+        relative = os.path.relpath(image_path, root or os.path.dirname(image_path))
+        inside = os.path.basename(image_path) if relative.startswith(os.pardir) else relative
+        return (self.folder / inside).with_suffix('.jpg')
+
+
+def draw_comparison(artist: Artist, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
+    """An image with its ground truth, a gap, and the image with the prediction.
+
+    Args:
+        artist: Draws both.
+        image: (height, width, 3), uint8, BGR.
+        sample: A DetDataSample or SegDataSample on the CPU, predictions and ground truth at the
+            image's own size.
+        score_thr: Detections below this score are not drawn.
+
+    Returns:
+        (height', 2 * width + GAP, 3), uint8, BGR. Above both are their captions, below them a
+        segmentation's legend.
+    """
+    size = font_size(image)
+    if 'pred_sem_seg' in sample:
+        both = [Segmentation(to_map(sample.gt_sem_seg)), Segmentation(to_map(sample.pred_sem_seg))]
+        drawings = [artist.draw_segmentation(image, one, legend='none') for one in both]
+        shares: dict[int, float] = {}
+        for one in both:
+            for label, share in artist.class_shares(one.label_map).items():
+                shares[label] = max(shares.get(label, 0), share)
+        labels = sorted(shares, key=lambda label: -shares[label])
+        entries = [Entry(artist.class_names[label], artist.colors[label]) for label in labels]
+    else:
+        both = [to_detections(sample.gt_instances), to_detections(sample.pred_instances)]
+        both[1] = both[1].select(score_thr, None)
+        drawings = [artist.draw_detections(image, one) for one in both]
+        entries = []
+    body = cv2.hconcat([drawings[0], np.full((len(image), GAP, 3), PAPER, np.uint8), drawings[1]])
+    if not has_room_for_text(image):
+        return body
+    width = body.shape[1]
+    band = np.full((line_height(size) + size // 2, width, 3), PAPER, np.uint8)
+    for caption, x in zip(CAPTIONS, (0, image.shape[1] + GAP), strict=True):
+        paint(band, render_text(caption, size), x + size // 2, size // 4, INK)
+    return cv2.vconcat([band, body, legend_band(entries, width, len(image), size)])
+
+
+def to_map(pixels: Any) -> np.ndarray:
+    """A PixelData's classes, (height, width), uint8; 255 where there is none."""
+    return pixels.data.squeeze(0).numpy().astype(np.uint8)
+
+
+def to_detections(instances: Any) -> Detections:
+    """An InstanceData as detections; ground truth has no scores, its smallest objects on top."""
+    boxes = instances.get('bboxes')
+    boxes = getattr(boxes, 'tensor', boxes).numpy().astype(np.float32).reshape(-1, 4)
+    labels = instances.labels.numpy()
+    masks = instances.get('masks')
+    if masks is not None:
+        pixels = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks.numpy()
+        masks = crop_masks(pixels, boxes)
+    scores = instances.get('scores')
+    if scores is not None:
+        return Detections(boxes, scores.numpy().astype(np.float32), labels, masks)
+    order = np.argsort(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+    masks = masks if masks is None else [masks[index] for index in order]
+    return Detections(boxes[order], None, labels[order], masks)

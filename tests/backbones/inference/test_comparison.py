@@ -1,0 +1,56 @@
+"""test.py --show-dir: ground truth left, prediction right, each in the color of its class."""
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
+
+from backbones.inference.comparison import GAP, draw_comparison
+from backbones.inference.drawing import Artist
+
+NAMES = ['cat', 'dog']
+IMAGE = np.full((300, 400, 3), 128, np.uint8)
+
+
+def halves(drawing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two drawings without captions and legend."""
+    top = len(drawing) - len(IMAGE)
+    assert drawing.shape[1] == 2 * 400 + GAP
+    return drawing[top:, :400], drawing[top:, 400 + GAP :]
+
+
+def test_boxes():
+    sample = DetDataSample()
+    sample.gt_instances = InstanceData(
+        bboxes=HorizontalBoxes(torch.tensor([[100.0, 100, 200, 200]])), labels=torch.tensor([0])
+    )
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor([[150.0, 100, 250, 200], [10, 200, 60, 250]]),
+        scores=torch.tensor([0.9, 0.4]),
+        labels=torch.tensor([1, 1]),
+    )
+    artist = Artist(NAMES, [(255, 0, 0), (0, 255, 0)])
+    left, right = halves(draw_comparison(artist, IMAGE, sample, score_thr=0.5))
+    red, green, gray = (0, 0, 255), (0, 255, 0), (128, 128, 128)
+    assert tuple(left[150, 100]) == red and tuple(left[150, 150]) == gray
+    assert tuple(right[150, 150]) == green and tuple(right[150, 100]) == gray
+    assert tuple(right[225, 10]) == gray, 'below the threshold'
+
+
+def test_segmentation_maps():
+    ground_truth = torch.full((1, 300, 400), 255)
+    ground_truth[:, :, :100] = 1
+    sample = SegDataSample()
+    sample.gt_sem_seg = PixelData(data=ground_truth)
+    sample.pred_sem_seg = PixelData(data=torch.zeros(1, 300, 400, dtype=torch.int64))
+    artist = Artist(NAMES, [(255, 0, 0), (0, 255, 0)], opacity=1)
+    drawing = draw_comparison(artist, IMAGE, sample, score_thr=0.5)
+    caption_height = next(row for row in range(99) if tuple(drawing[row, 300]) == (128, 128, 128))
+    left = drawing[caption_height:, :400]
+    right = drawing[caption_height:, 400 + GAP :]
+    assert tuple(left[150, 50]) == (0, 255, 0)
+    assert tuple(left[150, 300]) == (128, 128, 128), 'ignored pixels stay as they are'
+    assert tuple(right[150, 50]) == (0, 0, 255)
+    assert len(drawing) > 300 + caption_height, 'the legend'
