@@ -151,12 +151,12 @@ def videos() -> dict[str, bytes]:
     small = dict(frames=4, size=(32, 24))
     kinds = {
         'plain.mp4': {},
-        'sound.mp4': dict(sound=True),
+        'sound.mp4': dict(audio=True),
         'turned.mp4': dict(rotation=90),
         'uneven.mp4': dict(times=[0, 0.1, 0.15, 0.9]),
         'old.avi': dict(codec='mpeg4'),
-        'sound.mkv': dict(sound='libopus'),
-        'sound.ts': dict(sound=True),
+        'sound.mkv': dict(audio='libopus'),
+        'sound.ts': dict(audio=True),
         'row.mjpeg': dict(codec='mjpeg', pixel_format='yuvj420p'),
     }
     with tempfile.TemporaryDirectory() as folder:

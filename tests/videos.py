@@ -1,4 +1,4 @@
-"""Small videos for tests, whole and damaged."""
+"""Small videos for tests, whole and corrupt."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,11 +14,11 @@ SAMPLES_PER_FRAME = 1024
 BITS = 8
 
 # Fixed, so that each file is the same in every run.
-DAMAGE_SEED = 0
+CORRUPTION_SEED = 0
 
 
-def numbered_picture(number: int, size: tuple[int, int] = (128, 96)) -> np.ndarray:
-    """A grey picture with a white corner at the top left and its number in bars at the bottom.
+def numbered_image(number: int, size: tuple[int, int] = (128, 96)) -> np.ndarray:
+    """A gray image with a white corner at the top left and its number in bars at the bottom.
 
     Args:
         number: 0 to 255.
@@ -28,25 +28,25 @@ def numbered_picture(number: int, size: tuple[int, int] = (128, 96)) -> np.ndarr
         (height, width, 3), uint8, BGR.
     """
     width, height = size
-    picture = np.full((height, width, 3), 90, np.uint8)
-    picture[: height // 4, : width // 4] = 255
+    image = np.full((height, width, 3), 90, np.uint8)
+    image[: height // 4, : width // 4] = 255
     for bit in range(BITS):
         left, right = bit * width // BITS, (bit + 1) * width // BITS
-        picture[height * 3 // 4 :, left:right] = 255 if number >> bit & 1 else 0
-    return picture
+        image[height * 3 // 4 :, left:right] = 255 if number >> bit & 1 else 0
+    return image
 
 
-def read_number(picture: np.ndarray) -> int:
-    """The number of a :func:`numbered_picture`, whatever coding and scaling have done to it."""
-    height, width = picture.shape[:2]
-    row = picture[height * 7 // 8].mean(axis=1)
+def read_number(image: np.ndarray) -> int:
+    """The number of a :func:`numbered_image`, whatever coding and scaling have done to it."""
+    height, width = image.shape[:2]
+    row = image[height * 7 // 8].mean(axis=1)
     columns = [(2 * bit + 1) * width // (2 * BITS) for bit in range(BITS)]
     return sum(1 << bit for bit, column in enumerate(columns) if row[column] > 128)
 
 
-def white_corner(picture: np.ndarray) -> str:
-    """Where the white corner of a numbered picture is: ``'top left'`` for an upright one."""
-    small = cv2.resize(picture, (8, 8), interpolation=cv2.INTER_AREA).mean(axis=2)
+def white_corner(image: np.ndarray) -> str:
+    """Where the white corner of a numbered image is: ``'top left'`` for an upright one."""
+    small = cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).mean(axis=2)
     # The number's bars share two of the corners; only the white one is as bright beside them.
     brightness = {
         'top left': small[:2, :2].min(),
@@ -64,13 +64,14 @@ def write_video(
     rate: int | Fraction = 10,
     times: Sequence[float] | None = None,
     size: tuple[int, int] = (128, 96),
-    sound: bool | str = False,
-    sound_start: float = 0.0,
-    sound_duration: float | None = None,
+    audio: bool | str = False,
+    audio_start: float = 0.0,
+    audio_duration: float | None = None,
     rotation: int | None = None,
     mirrored: bool = False,
     sample_aspect_ratio: Fraction | None = None,
     codec: str = 'libx264',
+    format: str | None = None,
     pixel_format: str = 'yuv420p',
     colorspace: int | None = None,
     full_range: bool = False,
@@ -81,20 +82,21 @@ def write_video(
 
     Args:
         path: ``.mp4``, ``.mkv``, ``.webm``, ``.avi``, ``.ts``, ...
-        frames: How many :func:`numbered_picture`, or pictures, (height, width, 3) uint8 BGR.
+        frames: How many :func:`numbered_image`, or images, (height, width, 3) uint8 BGR.
         rate: Frames a second.
         times: Seconds at which each frame begins, multiples of 1 ms; default: at a constant rate.
             The last frame then lasts 1 / rate.
-        size: Width and height of numbered pictures.
-        sound: A tone of 440 Hz in stereo: True for AAC, or a codec (``'libopus'``).
-        sound_start: Seconds at which it begins.
-        sound_duration: Seconds; default: until the last frame ends.
+        size: Width and height of numbered images.
+        audio: A tone of 440 Hz in stereo: True for AAC, or a codec (``'libopus'``).
+        audio_start: Seconds at which it begins.
+        audio_duration: Seconds; default: until the last frame ends.
         rotation: What the display matrix asks for, in degrees counter-clockwise.
-        mirrored: The display matrix also asks for left and right to be exchanged, after turning.
+        mirrored: The display matrix also asks for left and right to be exchanged, after rotating.
         sample_aspect_ratio: Width of a pixel by its height.
-        codec: Of the pictures.
-        pixel_format: Of the pictures.
-        colorspace: Matrix by ITU-T H.273 (1: BT.709, 6: BT.601), with which pictures are converted
+        codec: Of the images.
+        format: The container, where it does not follow from the name.
+        pixel_format: Of the images.
+        colorspace: Matrix by ITU-T H.273 (1: BT.709, 6: BT.601), with which images are converted
             and the file is tagged; None: BT.601 without a tag.
         full_range: 0 to 255 instead of 16 to 235.
         keyframe_every: Frames.
@@ -103,17 +105,17 @@ def write_video(
     Returns:
         ``path``.
     """
-    pictures = frames if not isinstance(frames, int) else None
-    count = len(frames) if pictures is not None else frames
-    if pictures is not None:
-        size = pictures[0].shape[1], pictures[0].shape[0]
+    images = frames if not isinstance(frames, int) else None
+    count = len(frames) if images is not None else frames
+    if images is not None:
+        size = images[0].shape[1], images[0].shape[0]
     rate = Fraction(rate)
     begins = [Fraction(index) / rate for index in range(count)]
     if times is not None:
         begins = [Fraction(round(time * 1000), 1000) for time in times]
     end = begins[-1] + 1 / rate
 
-    with av.open(str(path), 'w', container_options=options or {}) as container:
+    with av.open(str(path), 'w', format=format, container_options=options or {}) as container:
         video = container.add_stream(codec, rate=rate)
         video.width, video.height = size
         video.pix_fmt = pixel_format
@@ -128,15 +130,15 @@ def write_video(
         context.color_range = 2 if full_range else 1
         if rotation is not None or mirrored:
             video.set_display_matrix(_display_matrix(rotation or 0, mirrored))
-        audio = None
-        if sound:
-            audio = container.add_stream('aac' if sound is True else sound, rate=SAMPLE_RATE)
-        sound_end = end if sound_duration is None else sound_start + sound_duration
-        heard = round(sound_start * SAMPLE_RATE)
+        tone = None
+        if audio:
+            tone = container.add_stream('aac' if audio is True else audio, rate=SAMPLE_RATE)
+        tone_end = end if audio_duration is None else audio_start + audio_duration
+        heard = round(audio_start * SAMPLE_RATE)
 
         for index, begin in enumerate(begins):
-            picture = numbered_picture(index, size) if pictures is None else pictures[index]
-            frame = av.VideoFrame.from_ndarray(picture, 'bgr24').reformat(
+            image = numbered_image(index, size) if images is None else images[index]
+            frame = av.VideoFrame.from_ndarray(image, 'bgr24').reformat(
                 format=pixel_format,
                 dst_colorspace=1 if colorspace == 1 else 5,
                 src_color_range=2,
@@ -145,16 +147,16 @@ def write_video(
             frame.time_base = Fraction(1, 1000) if times is not None else 1 / rate
             frame.pts = round(begin / frame.time_base)
             container.mux(video.encode(frame))
-            following = begins[index + 1] if index + 1 < count else sound_end
-            while audio is not None and heard < following * SAMPLE_RATE:
-                samples = min(SAMPLES_PER_FRAME, round(sound_end * SAMPLE_RATE) - heard)
+            following = begins[index + 1] if index + 1 < count else tone_end
+            while tone is not None and heard < following * SAMPLE_RATE:
+                samples = min(SAMPLES_PER_FRAME, round(tone_end * SAMPLE_RATE) - heard)
                 if samples <= 0:
                     break
-                container.mux(audio.encode(_tone(heard, samples)))
+                container.mux(tone.encode(_tone(heard, samples)))
                 heard += samples
         container.mux(video.encode(None))
-        if audio is not None:
-            container.mux(audio.encode(None))
+        if tone is not None:
+            container.mux(tone.encode(None))
     return path
 
 
@@ -176,12 +178,12 @@ def _tone(begin: int, samples: int) -> av.AudioFrame:
     return frame
 
 
-def damage(path: Path, begin: float, end: float = 1.0) -> Path:
-    """Overwrite a part of a file with noise; of an MP4, a part of the pictures and the sound.
+def corrupt(path: Path, begin: float, end: float = 1.0) -> Path:
+    """Overwrite a part of a file with noise; of an MP4, a part of the images and the audio.
 
     Args:
         path: The file; an MP4 keeps its index.
-        begin: Where the damage begins, as a fraction of the file (of an MP4: of its ``mdat``).
+        begin: Where the noise begins, as a fraction of the file (of an MP4: of its ``mdat``).
         end: Where it ends, likewise.
     """
     content = bytearray(path.read_bytes())
@@ -191,13 +193,13 @@ def damage(path: Path, begin: float, end: float = 1.0) -> Path:
         first = mark + 4
         size = int.from_bytes(content[mark - 4 : mark], 'big') - 8
     begin_at, end_at = first + round(begin * size), first + round(end * size)
-    noise = np.random.default_rng(DAMAGE_SEED).integers(0, 256, end_at - begin_at, np.uint8)
+    noise = np.random.default_rng(CORRUPTION_SEED).integers(0, 256, end_at - begin_at, np.uint8)
     content[begin_at:end_at] = noise.tobytes()
     path.write_bytes(content)
     return path
 
 
-def cut_short(path: Path, fraction: float) -> Path:
+def truncate(path: Path, fraction: float) -> Path:
     """Keep only the first part of a file."""
     content = path.read_bytes()
     path.write_bytes(content[: round(fraction * len(content))])

@@ -40,12 +40,11 @@ with explain_missing():
     from backbones import trust_checkpoints
     from backbones.errors import ConfigError, OutputError, exit_on_user_error
     from backbones.export.runner import is_exported
-    from backbones.inference.addresses import is_live, without_password
     from backbones.inference.inferencer import Inferencer
+    from backbones.inference.inputs import Input, is_live, list_inputs
     from backbones.inference.jobs import plan_jobs
-    from backbones.inference.listing import expand_inputs
     from backbones.inference.progress import Progress
-    from backbones.inference.reading import Clip, Job
+    from backbones.inference.reading import Clip
     from backbones.inference.records import FILE_NAME, PART_PATTERN, RecordFile, merge_records
     from backbones.inference.run import Run, Summary
     from backbones.inference.sharding import Processes, connect, device_of_process
@@ -257,14 +256,12 @@ def infer(args: argparse.Namespace) -> int:
     return SOME_FAILED if any(summary.failed for summary, _ in summaries) else 0
 
 
-def plan(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[Job], int]:
+def plan(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[Input], int]:
     """All inputs, what is to be done of them, and how many were done earlier."""
-    listed = expand_inputs(args.inputs, args.recursive, sys.stdin)
-    live = [item.path for item in listed if is_live(item.path)]
+    listed = list_inputs(args.inputs, args.recursive, sys.stdin)
+    live = [item for item in listed if is_live(item.path)]
     if live and len(listed) > 1:
-        raise ConfigError(
-            f'{without_password(live[0])} has no end of its own: give it as the only input'
-        )
+        raise ConfigError(f'{live[0].shown} has no end of its own: give it as the only input')
     wanted = ['drawn'] * (not args.data_only) + ['data'] * (not args.no_data)
     jobs, num_skipped = plan_jobs(listed, folder, args.earlier, wanted)
     try:
@@ -274,13 +271,13 @@ def plan(args: argparse.Namespace, folder: Path) -> tuple[list[str], list[Job], 
             merge_records(folder, ())
     except OSError as error:
         raise ConfigError(f'--out-dir {folder} cannot be written: {error.strerror}') from error
-    return [without_password(item.path) for item in listed], jobs, num_skipped
+    return [item.shown for item in listed], jobs, num_skipped
 
 
 def work(
     args: argparse.Namespace,
     processes: Processes,
-    jobs: list[Job],
+    jobs: list[Input],
     inferencer: Inferencer,
     writer: Writer,
     window: Window | None,

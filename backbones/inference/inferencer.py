@@ -17,15 +17,15 @@ from backbones.weights import are_checkpoints_trusted
 
 from .drawing import Artist
 from .frame import Frame, Predicted
-from .listing import expand_inputs
+from .inputs import Input, list_inputs
 from .palette import choose_palette
 from .pipeline import Model, Pipeline
 from .prediction import Detections, Segmentation
-from .reading import Clip, Closed, Job, Opened, read_jobs
+from .reading import Clip, Closed, Opened, read_inputs
 from .selection import SelectingModel, class_indices
 from .torch_model import TorchModel
 
-Input = str | os.PathLike | np.ndarray
+Given = str | os.PathLike | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Inferencer:
         self._artist = Artist(self.classes, self.palette)
 
     def __call__(
-        self, inputs: Input | Iterable[Input], clip: Clip | None = None
+        self, inputs: Given | Iterable[Given], clip: Clip | None = None
     ) -> Iterator[Result]:
         """Predict, while what comes next is read and what came before is taken.
 
@@ -146,7 +146,7 @@ class Inferencer:
         try:
             for item in pipeline.run(frames, lambda predicted: predicted):
                 if isinstance(item, Closed) and item.problem:
-                    raise InputError(f'{item.job.shown} {item.problem}')
+                    raise InputError(f'{item.input.shown} {item.problem}')
                 if isinstance(item, Predicted):
                     yield self._result(item)
         finally:
@@ -154,7 +154,7 @@ class Inferencer:
 
     def _result(self, predicted: Predicted) -> Result:
         frame = predicted.frame
-        job = frame.origin.job if isinstance(frame.origin, Opened) else frame.origin
+        job = frame.origin.input if isinstance(frame.origin, Opened) else frame.origin
         if predicted.problem is not None:
             raise InputError(f'{job.shown} {predicted.problem}') from predicted.problem
         return Result(
@@ -199,11 +199,11 @@ def load_exported(path: str, device: str | None, amp: bool, is_to_change: bool) 
 
 
 def read_input(
-    given: Input, number: int, clip: Clip, stop: threading.Event
+    given: Given, number: int, clip: Clip, stop: threading.Event
 ) -> Iterator[Frame | Opened | Closed]:
     """The frames of one thing that was given: a path or an array."""
     if isinstance(given, np.ndarray):
-        job = Job(f'array {number}', f'array_{number}')
+        job = Input(f'array {number}', f'array_{number}')
         if given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8 or not given.size:
             problem = (
                 f'is of shape {given.shape} and type {given.dtype}; pictures are (height, width, '
@@ -213,10 +213,9 @@ def read_input(
             return
         yield Frame(job, partial(np.asarray, given), given.nbytes)
         return
-    listed = expand_inputs([os.fspath(given)], recursive=False, stdin=stdin)
-    jobs = [Job(item.path, item.relative, item.problem, item.found) for item in listed]
+    listed = list_inputs([os.fspath(given)], recursive=False, stdin=stdin)
     yield from (
         item
-        for item in read_jobs(jobs, clip, stop)
+        for item in read_inputs(listed, clip, stop)
         if not (isinstance(item, Closed) and item.was_left_out)
     )

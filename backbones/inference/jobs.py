@@ -1,16 +1,15 @@
 """Which inputs are to be worked on, and what their results are called."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from backbones.errors import ConfigError
 
-from .addresses import without_password
 from .data_files import CATEGORIES_NAME
-from .listing import Listed
+from .inputs import Input
 from .names import output_stems
-from .reading import Job
 from .records import FILE_NAME, read_records
 
 OUTPUT_FOLDERS = ('drawn', 'data')
@@ -18,11 +17,11 @@ Earlier = Literal['refuse', 'overwrite', 'skip']
 
 
 def plan_jobs(
-    listed: Sequence[Listed],
+    listed: Sequence[Input],
     folder: Path,
     earlier: Earlier,
     wanted: Sequence[str] = OUTPUT_FOLDERS,
-) -> tuple[list[Job], int]:
+) -> tuple[list[Input], int]:
     """Name the results of all inputs, and leave out what an earlier run has finished.
 
     An input keeps its name from run to run, and nothing that belongs to another input, or to
@@ -55,15 +54,15 @@ def plan_jobs(
             'another folder'
         )
     known = {name: record['name'] for name, record in records.items() if 'name' in record}
-    new = [item for item in listed if without_password(item.path) not in known]
+    new = [item for item in listed if item.shown not in known]
     taken = {*known.values(), *existing_stems(folder)}
-    stems = iter(output_stems([item.relative for item in new], taken))
+    stems = iter(output_stems([item.name for item in new], taken))
     jobs = []
     for item in listed:
-        shown = without_password(item.path)
+        shown = item.shown
         stem = known[shown] if shown in known else next(stems)
         if earlier == 'overwrite' or not is_done(records.get(shown), folder, wanted):
-            jobs.append(Job(item.path, stem, item.problem, item.found))
+            jobs.append(replace(item, name=stem))
     return jobs, len(listed) - len(jobs)
 
 

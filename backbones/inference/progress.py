@@ -6,7 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .reading import Job, Stream
+from .inputs import Input
+from .reading import Stream
 
 # Seconds between two lines where nobody watches, in a log file for instance.
 LOG_INTERVAL = 10.0
@@ -26,10 +27,10 @@ class Progress:
         self._frames: Bar | None = None
         self._stream: Stream | None = None
 
-    def open_stream(self, job: Job, stream: Stream) -> None:
+    def open_stream(self, job: Input, stream: Stream) -> None:
         """The frames of a video follow."""
         self._stream = stream
-        self._frames = Bar(f'{self._prefix}{job.stem}', stream.num_frames, 'frame', leave=False)
+        self._frames = Bar(f'{self._prefix}{job.name}', stream.num_frames, 'frame', leave=False)
 
     def add_frame(self) -> None:
         """A frame of the video is finished."""

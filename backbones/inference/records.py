@@ -13,7 +13,7 @@ from typing import Any
 from backbones.errors import ConfigError, OutputError, raise_output_errors
 from backbones.files import atomic_write
 
-from .reading import Job
+from .inputs import Input
 
 FILE_NAME = 'predictions.jsonl'
 # One for each process; they become one file when all have finished.
@@ -35,9 +35,9 @@ class RecordFile:
         OutputError: Nothing can be written any more. From here on, and from all methods.
     """
 
-    def __init__(self, folder: Path, jobs: Iterable[Job], rank: int = 0) -> None:
+    def __init__(self, folder: Path, jobs: Iterable[Input], rank: int = 0) -> None:
         path = folder / PART_PATTERN.replace('*', str(rank))
-        pending = [{'input': job.shown, 'name': job.stem, 'status': 'pending'} for job in jobs]
+        pending = [{'input': job.shown, 'name': job.name, 'status': 'pending'} for job in jobs]
         try:
             with raise_output_errors():
                 self._file = path.open('w', **ENCODING)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from .inputs import Input
 from .pipeline import Model, Pipeline
 from .progress import Progress
-from .reading import Clip, Closed, Job, Opened, read_jobs
+from .reading import Clip, Closed, Opened, read_inputs
 from .records import RecordFile
 from .stream_writing import StreamWriter
 from .writing import FinishedFrame, FinishedPicture, Writer
@@ -84,7 +85,7 @@ class Run:
         """Read no more; what has been read is still finished and written."""
         self.stopping.set()
 
-    def __call__(self, jobs: Sequence[Job], is_live: bool) -> Summary:
+    def __call__(self, jobs: Sequence[Input], is_live: bool) -> Summary:
         """Work through the inputs.
 
         Args:
@@ -95,7 +96,7 @@ class Run:
             OutputError: Nothing more can be written. What is finished is whole and recorded.
         """
         pipeline = Pipeline(self.model, self.batch_size, ahead=1 if is_live else None)
-        items = read_jobs(jobs, self.clip, self.stopping)
+        items = read_inputs(jobs, self.clip, self.stopping)
         start = time.perf_counter()
         try:
             with closing(pipeline.run(items, self.writer.finish)) as finished:
@@ -125,11 +126,11 @@ class Run:
                 self._show(self._open_stream.write(item))
                 self.progress.add_frame()
             case Closed() if item.was_left_out:
-                self.records.write({'input': item.job.shown, 'status': 'left out'})
+                self.records.write({'input': item.input.shown, 'status': 'left out'})
                 self.summary.left_out += 1
                 self.progress.leave_out()
             case Closed(stream=None):
-                record = {'input': item.job.shown, 'name': item.job.stem}
+                record = {'input': item.input.shown, 'name': item.input.name}
                 self._record({**record, 'status': 'failed', 'problem': item.problem})
             case Closed():
                 stream_writer, self._open_stream = self._open_stream, None

@@ -1,167 +1,195 @@
-"""What an input is: a picture, an animation, a video or a live source."""
+"""What an input is, told by what is in it: an image, an animation, a video or a live source."""
 
+import base64
+import http.client
 import io
 import os
 import stat
-from dataclasses import dataclass
+import string
+import urllib.error
+import urllib.request
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+from urllib.parse import quote, unquote_to_bytes, urlsplit
+
+import fsspec
 
 from backbones.errors import InputError
 
-from .addresses import is_live, is_web
-from .download import open_address
-from .listing import explain_missing
-from .pictures import NotAPicture, Picture, begins_like_picture
-from .video_file import find_video, open_container
+from .images import ImageFile, NotAnImage, begins_like_image
+from .inputs import WEB_SCHEMES, explain_missing, find_scheme, is_live
 
-PICTURE_ENDINGS = (
-    *('.avif', '.bmp', '.dib', '.gif', '.heic', '.heif', '.j2k', '.jfif', '.jp2', '.jpe'),
-    *('.jpeg', '.jpg', '.mpo', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.qoi', '.tif', '.tiff'),
-    '.webp',
+MEDIA_SUFFIXES = (
+    *('.avif', '.bmp', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpeg', '.jpg', '.mpo', '.pgm'),
+    *('.png', '.pnm', '.ppm', '.qoi', '.tif', '.tiff', '.webp'),
+    *(
+        '.3gp',
+        '.asf',
+        '.avi',
+        '.flv',
+        '.h264',
+        '.h265',
+        '.hevc',
+        '.m2ts',
+        '.m4v',
+        '.mjpeg',
+        '.mjpg',
+    ),
+    *('.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts', '.mxf', '.ogv', '.ts', '.vob', '.webm'),
+    *('.wmv', '.y4m'),
 )
-VIDEO_ENDINGS = (
-    *('.264', '.265', '.3g2', '.3gp', '.asf', '.avi', '.divx', '.dv', '.flv', '.h264', '.h265'),
-    *('.hevc', '.ivf', '.m2ts', '.m2v', '.m4v', '.mjpeg', '.mjpg', '.mkv', '.mov', '.mp4'),
-    *('.mpe', '.mpeg', '.mpg', '.mts', '.mxf', '.nut', '.obu', '.ogm', '.ogv', '.rm', '.rmvb'),
-    *('.ts', '.vob', '.webm', '.wmv', '.y4m'),
-)
+NEITHER = 'is neither an image nor a video'
 
-# ffmpeg's names of formats that hold videos. It has others, which draw texts, open pictures, or
-# follow a list of further files.
-VIDEO_FORMATS = (
-    *('asf', 'av1', 'avi', 'dv', 'flv', 'gxf', 'h261', 'h263', 'h264', 'hevc', 'ivf', 'm4v'),
-    *('matroska', 'mjpeg', 'mov', 'mpeg', 'mpegts', 'mpegvideo', 'mxf', 'nut', 'obu', 'ogg'),
-    *('rm', 'vc1', 'vvc', 'webm', 'wtv', 'yuv4mpegpipe'),
-)
-
-NEITHER = 'neither a picture nor a video'
-
-# Bytes that show whether a file is text.
-BEGINNING_SIZE = 4096
+# Seconds without a byte, and bytes of an image, after which a server is given up.
+WEB_TIMEOUT = 10.0
+MAX_DOWNLOAD = 2**28
 
 
 class NotMedia(InputError):
-    """A file that is neither a picture nor a video, and is not named like one."""
+    """A file that is neither an image nor a video, and is not named like one."""
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """What an input turned out to be.
 
     Attributes:
         kind: What is in it.
-        file: What to open: a path or address, ``webcam:N``, or a picture that was downloaded.
-        size: (height, width) of a picture or an animation.
+        file: What to open: a path, a URL, ``webcam:N``, or an image that was downloaded.
+        size: (height, width) of an image or animation.
     """
 
-    kind: Literal['picture', 'animation', 'video', 'live']
+    kind: Literal['image', 'animation', 'video', 'live']
     file: str | io.BytesIO
     size: tuple[int, int] | None = None
 
 
-def look_at(path: str) -> Source:
-    """Find out what an input is, by what is in it.
+def identify(path: str) -> Source:
+    """Find out what an input is, by what is in it. Cameras and streams are not opened.
 
     Args:
-        path: Of a file, an address, or ``webcam:N``. Cameras and live addresses are not opened.
+        path: Of a file, a URL, or ``webcam:N``.
 
     Raises:
-        NotMedia: Nothing says that this should be a picture or a video.
-        InputError: It cannot be opened or is damaged; the message says why.
+        NotMedia: Nothing says that this should be an image or a video.
+        InputError: It cannot be opened or is corrupt; the message says why.
     """
     if is_live(path):
         return Source('live', path)
-    if is_web(path):
-        return _look_at_address(path)
+    scheme = find_scheme(path)
     try:
-        return _look_at_file(path)
+        if scheme in WEB_SCHEMES:
+            return _identify_web(path)
+        return _identify_stored(path) if scheme else _identify_file(path)
     except NotMedia as error:
-        if looks_like_media_name(path):
+        if Path(path).suffix.lower() in MEDIA_SUFFIXES:
             raise InputError(str(error)) from error
         raise
 
 
-def looks_like_media_name(path: str) -> bool:
-    """Whether a path ends as those of pictures and videos do."""
-    return Path(path).suffix.lower() in (*PICTURE_ENDINGS, *VIDEO_ENDINGS)
-
-
-def _look_at_file(path: str) -> Source:
-    beginning = _read_beginning(path)
-    if not beginning:
+def _identify_file(path: str) -> Source:
+    try:
+        # Before it is opened: opening a pipe waits for somebody to write into it.
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise NotMedia(explain_missing(path, error)) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise NotMedia('is a folder')
+    if not stat.S_ISREG(status.st_mode):
+        raise NotMedia('is not a file but a device or a pipe')
+    if not status.st_size:
         raise NotMedia('is empty (0 bytes)')
     try:
-        with Picture(path) as picture:
-            if not _is_motion_jpeg(path, picture):
-                return _source_of(picture, path)
-    except NotAPicture:
+        with ImageFile(path) as image:
+            # A camera's row of JPEGs begins like one JPEG.
+            if image.format != 'JPEG' or Path(path).suffix.lower() not in ('.mjpeg', '.mjpg'):
+                return _image_source(image, path)
+    except NotAnImage:
         pass
-    _check_video(path, beginning)
+    return _video_source(path)
+
+
+def _image_source(image: ImageFile, file: str | io.BytesIO) -> Source:
+    return Source('animation' if image.is_animation else 'image', file, image.size)
+
+
+def _video_source(path: str) -> Source:
+    try:
+        from .video_file import check_video
+    except ImportError as error:
+        raise NotMedia('is not an image, and videos need PyAV: pip install av') from error
+    try:
+        check_video(path)
+    except InputError as error:
+        is_named_so = Path(path).suffix.lower() in MEDIA_SUFFIXES
+        raise NotMedia(str(error) if is_named_so else NEITHER) from error
     return Source('video', path)
 
 
-def _read_beginning(path: str) -> bytes:
+def _identify_stored(url: str) -> Source:
     try:
-        # Before it is opened: opening a pipe waits for somebody to write into it.
-        mode = os.stat(path).st_mode
-        if stat.S_ISREG(mode):
-            with open(path, 'rb') as file:
-                return file.read(BEGINNING_SIZE)
-    except (OSError, ValueError) as error:
-        raise NotMedia(explain_missing(path, error)) from error
-    raise NotMedia('is a folder' if stat.S_ISDIR(mode) else 'is no file but a device or a pipe')
+        with fsspec.open(url, 'rb') as file:
+            data = file.read(12)
+            if begins_like_image(data):
+                data = io.BytesIO(data + file.read())
+                with ImageFile(data) as image:
+                    return _image_source(image, data)
+    except InputError:
+        raise
+    # Each storage has errors of its own.
+    except Exception as error:
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise InputError(f'cannot be read: {reason}') from error
+    return _video_source(url)
 
 
-def _source_of(picture: Picture, file: str | io.BytesIO) -> Source:
-    return Source('animation' if picture.is_animation else 'picture', file, picture.size)
-
-
-def _is_motion_jpeg(path: str, picture: Picture) -> bool:
-    """Whether a file that begins with a JPEG is a row of them, as cameras record: a video."""
-    return picture.format == 'JPEG' and Path(path).suffix.lower() in ('.mjpeg', '.mjpg')
-
-
-def _check_video(path: str, beginning: bytes) -> None:
-    if _is_text(beginning):
-        raise NotMedia(f'is a text file, {NEITHER}')
+def _identify_web(url: str) -> Source:
+    """Download an image; ffmpeg opens a video by itself, and reads only what it needs."""
     try:
-        container = open_container(path)
-    except InputError as error:
-        raise NotMedia(str(error) if looks_like_media_name(path) else f'is {NEITHER}') from error
-    with container:
-        if not set(container.format.name.split(',')) & set(VIDEO_FORMATS):
-            raise NotMedia(f'is {NEITHER}')
-        try:
-            stream = find_video(container)
-        except InputError as error:
-            raise NotMedia(str(error)) from error
-        if not stream.width or not stream.height:
-            raise NotMedia(f'is {NEITHER}')
+        with urllib.request.urlopen(_request(url), timeout=WEB_TIMEOUT) as response:
+            content_type = response.headers.get_content_type()
+            if content_type == 'multipart/x-mixed-replace':
+                return Source('live', url)
+            if content_type in ('text/html', 'application/xhtml+xml'):
+                raise InputError(f'is a web page, it {NEITHER}')
+            data = response.read(12)
+            if begins_like_image(data) or content_type.startswith('image/'):
+                data = io.BytesIO(data + _download(response, MAX_DOWNLOAD))
+                with ImageFile(data) as image:
+                    return _image_source(image, data)
+    except InputError:
+        raise
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise InputError(f'the server answers {error.code} ({error.reason})') from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, 'reason', error)
+        if isinstance(reason, TimeoutError):
+            reason = f'not a byte for {WEB_TIMEOUT:g} s'
+        reason = getattr(reason, 'strerror', None) or reason
+        raise InputError(f'cannot be downloaded: {reason}') from error
+    return _video_source(url)
 
 
-def _is_text(beginning: bytes) -> bool:
-    if b'\0' in beginning:
-        return False
-    try:
-        beginning.decode()
-    except UnicodeDecodeError as error:
-        # The last letter may be cut in two.
-        return error.start > len(beginning) - 4 and len(beginning) == BEGINNING_SIZE
-    return True
+def _download(response: http.client.HTTPResponse, limit: int) -> bytes:
+    data = response.read(limit + 1)
+    if len(data) > limit:
+        raise InputError(f'is too large to be downloaded: more than {limit / 2**20:g} MiB')
+    # What the server promised and has not sent.
+    if response.length:
+        raise InputError(f'is cut short: {response.length} bytes are missing')
+    return data
 
 
-def _look_at_address(address: str) -> Source:
-    with open_address(address) as answer:
-        if answer.content_type == 'multipart/x-mixed-replace':
-            return Source('live', address)
-        is_picture = answer.content_type.startswith('image/')
-        if is_picture or begins_like_picture(answer.beginning(12)):
-            data = answer.download()
-            with Picture(data) as picture:
-                return _source_of(picture, data)
-        if answer.content_type in ('text/html', 'application/xhtml+xml'):
-            raise InputError(f'is a web page, {NEITHER}')
-    with open_container(address) as container:
-        find_video(container)
-    return Source('video', address)
+def _request(url: str) -> urllib.request.Request:
+    # Letters of other alphabets, and spaces; what is quoted already stays.
+    parts = urlsplit(quote(url, safe=string.punctuation))
+    login, _, host = parts.netloc.rpartition('@')
+    request = urllib.request.Request(
+        parts._replace(netloc=host, fragment='').geturl(),
+        headers={'User-Agent': 'efficientformer-v2-dense'},
+    )
+    if login:
+        encoded = base64.b64encode(unquote_to_bytes(login)).decode()
+        # Unredirected: a server that sends us elsewhere must not give the password away.
+        request.add_unredirected_header('Authorization', f'Basic {encoded}')
+    return request

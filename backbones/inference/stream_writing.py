@@ -5,17 +5,20 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
 
 from backbones.errors import OutputError, raise_output_errors
 
+from .inputs import Input
 from .legend import SteadyClasses
-from .reading import Clip, Closed, Job, Stream
-from .video_writer import VideoWriter
+from .reading import Clip, Closed, Stream
 from .writing import FinishedFrame, Writer, describe
+
+if TYPE_CHECKING:
+    from .video_writer import VideoWriter
 
 
 class StreamWriter:
@@ -28,7 +31,7 @@ class StreamWriter:
         clip: The part of it that is taken.
     """
 
-    def __init__(self, writer: Writer, job: Job, stream: Stream, clip: Clip) -> None:
+    def __init__(self, writer: Writer, job: Input, stream: Stream, clip: Clip) -> None:
         self.writer = writer
         self.job = job
         self.stream = stream
@@ -40,7 +43,7 @@ class StreamWriter:
         self._video: VideoWriter | None = None
         self._lines: IO[str] | None = None
         self._is_given_up = False
-        self._lines_path = writer.folder / 'data' / f'{job.stem}.jsonl'
+        self._lines_path = writer.folder / 'data' / f'{job.name}.jsonl'
 
     def write(self, frame: FinishedFrame) -> np.ndarray | None:
         """Append a frame.
@@ -82,7 +85,7 @@ class StreamWriter:
         """Finish the files, and say what has become of the input."""
         record = {
             'input': self.job.shown,
-            'name': self.job.stem,
+            'name': self.job.name,
             'kind': self.stream.kind,
             'status': 'done',
             'width': self.stream.width,
@@ -134,7 +137,7 @@ class StreamWriter:
         if self._video is not None:
             # Where the pictures end early, the sound ends with them.
             is_whole = not (closed.was_interrupted or closed.problem or self.clip.end)
-            self._video.close(rest_of_sound=is_whole)
+            self._video.close(whole_audio=is_whole)
             record['drawn'] = self.writer.relative(self._video.path)
             problem = self._video.problem
         frames = self.writer.partial_frames_folder(self.job)
@@ -143,7 +146,7 @@ class StreamWriter:
             os.replace(self._lines.name, self._lines_path)
             record['data'] = self.writer.relative(self._lines_path)
         elif frames.is_dir():
-            path = self.writer.folder / 'data' / f'{self.job.stem}.frames'
+            path = self.writer.folder / 'data' / f'{self.job.name}.frames'
             # Of an earlier run, which may have taken other frames.
             if path.is_dir():
                 shutil.rmtree(path)
@@ -151,15 +154,17 @@ class StreamWriter:
             record['data'] = self.writer.relative(path)
         return problem
 
-    def _open_video(self) -> VideoWriter:
+    def _open_video(self) -> 'VideoWriter':
         if self._video is None:
+            from .video_writer import VideoWriter
+
             self._video = VideoWriter(
-                self.writer.folder / 'drawn' / f'{self.job.stem}.mp4',
+                self.writer.folder / 'drawn' / f'{self.job.name}.mp4',
                 self.stream.width,
                 self.stream.height,
                 time_base=self.stream.time_base,
                 frame_rate=self.stream.frame_rate,
-                source=self.stream.sound,
+                source=self.stream.audio,
                 start=self.clip.start or None,
                 end=self.clip.end,
             )

@@ -3,10 +3,20 @@
 from pathlib import Path
 
 import av
+import fsspec
 from av import error as av_error
 from av.stream import Disposition
 
 from backbones.errors import InputError
+
+from .inputs import WEB_SCHEMES, find_scheme
+
+# Of ffmpeg's formats those that hold videos: others draw texts, or follow a list of files.
+FORMATS = (
+    *('asf', 'av1', 'avi', 'dv', 'flv', 'gxf', 'h261', 'h263', 'h264', 'hevc', 'ivf', 'm4v'),
+    *('matroska', 'mjpeg', 'mov', 'mpeg', 'mpegts', 'mpegvideo', 'mxf', 'nut', 'obu', 'ogg'),
+    *('rm', 'vc1', 'vvc', 'webm', 'wtv', 'yuv4mpegpipe'),
+)
 
 # Seconds without a byte after which we give up on an address.
 NETWORK_TIMEOUT = 30.0
@@ -18,18 +28,23 @@ def open_container(source: str | Path) -> av.container.InputContainer:
     Raises:
         InputError: It cannot be opened.
     """
-    if '://' in str(source):
+    scheme = find_scheme(str(source))
+    if scheme in WEB_SCHEMES:
         name, timeout = str(source), NETWORK_TIMEOUT
+    elif scheme:
+        name, timeout = fsspec.open(str(source), 'rb').open(), None
     else:
         check_file(Path(source))
         # Without "file:" in front, a colon in a name would make an address of it.
         name, timeout = f'file:{source}', None
     try:
-        return av.open(name, metadata_errors='replace', timeout=timeout)
-    except av_error.InvalidDataError as error:
-        if timeout is None and lacks_index(Path(source)):
+        options = {} if timeout else {'format_whitelist': ','.join(FORMATS)}
+        return av.open(name, options=options, metadata_errors='replace', timeout=timeout)
+    # The latter: of a format that is not in FORMATS.
+    except (av_error.InvalidDataError, av_error.ArgumentError) as error:
+        if not scheme and lacks_index(Path(source)):
             raise InputError('is cut short: its index (moov) is missing') from error
-        raise InputError('is damaged, or no video that ffmpeg knows') from error
+        raise InputError('is neither an image nor a video that can be read') from error
     except (av_error.FFmpegError, OSError) as error:
         raise InputError(f'cannot be opened: {error.strerror}') from error
 
@@ -66,6 +81,14 @@ def lacks_index(path: Path) -> bool:
     return bool(names & {b'ftyp', b'mdat'}) and b'moov' not in names
 
 
+def check_video(source: str) -> None:
+    """Raise InputError where there is no video in a file."""
+    with open_container(source) as container:
+        stream = find_video(container)
+        if not stream.width or not stream.height:
+            raise InputError('has no video in it that ffmpeg can decode')
+
+
 def find_video(container: av.container.InputContainer) -> av.VideoStream:
     """The video in a container.
 
@@ -76,7 +99,7 @@ def find_video(container: av.container.InputContainer) -> av.VideoStream:
     cover = Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
-        kind = 'only sound' if container.streams.audio else 'nothing to see'
+        kind = 'only audio' if container.streams.audio else 'nothing to see'
         raise InputError(f'has no video in it, {kind}')
     best = container.streams.best('video')
     stream = best if best in streams else streams[0]

@@ -229,11 +229,11 @@ class VideoWriter:
                 self._sound.write_until(packet.pts * self._ticks)
             self._output.mux(packet)
 
-    def close(self, rest_of_sound: bool = False) -> None:
+    def close(self, whole_audio: bool = False) -> None:
         """Finish the file; without a single frame there is none. Calling it again does nothing.
 
         Args:
-            rest_of_sound: Sound goes on after the last frame as it does in the source; by default
+            whole_audio: Sound goes on after the last frame as it does in the source; by default
                 it ends with the pictures.
 
         Raises:
@@ -245,17 +245,17 @@ class VideoWriter:
             self.discard()
             return
         try:
-            self._finish(rest_of_sound)
+            self._finish(whole_audio)
         except BaseException as error:
             self.discard()
             raise_disk_error(error, self.path)
             raise
 
-    def _finish(self, rest_of_sound: bool) -> None:
+    def _finish(self, whole_audio: bool) -> None:
         self._encode(None)
         if self._sound is not None:
             until = (self._last_pts + self._last_duration) * self._ticks
-            self._sound.write_until(None if rest_of_sound else until)
+            self._sound.write_until(None if whole_audio else until)
             self._sound.close()
         self._output.close()
         # A crash of the machine must not leave an empty file under the real name.

@@ -25,9 +25,9 @@ from .data_files import (
 )
 from .drawing import Artist
 from .frame import Predicted, Timing
+from .inputs import Input
 from .palette import Color
 from .prediction import Segmentation
-from .reading import Job
 
 JPEG_QUALITY = 95
 # What a JPEG can have along a side; larger drawings are PNGs.
@@ -100,9 +100,9 @@ class Writer:
         with raise_output_errors():
             write_json(self.folder / CATEGORIES_NAME, self.categories)
 
-    def partial_frames_folder(self, job: Job) -> Path:
+    def partial_frames_folder(self, job: Input) -> Path:
         """Where the label maps of a video's frames are until the video is finished."""
-        return self.folder / 'data' / f'{job.stem}.frames{self._partial}'
+        return self.folder / 'data' / f'{job.name}.frames{self._partial}'
 
     def remove_partial(self) -> None:
         """Leave no label maps of videos that will not be finished."""
@@ -111,13 +111,13 @@ class Writer:
 
     def finish(self, predicted: Predicted) -> FinishedPicture | FinishedFrame:
         """Draw and write a prediction; for several threads."""
-        if isinstance(predicted.frame.origin, Job):
+        if isinstance(predicted.frame.origin, Input):
             return self._finish_picture(predicted)
         return self._finish_frame(predicted)
 
     def _finish_picture(self, predicted: Predicted) -> FinishedPicture:
         job = predicted.frame.origin
-        record = {'input': job.shown, 'name': job.stem, 'kind': 'picture', 'status': 'failed'}
+        record = {'input': job.shown, 'name': job.name, 'kind': 'picture', 'status': 'failed'}
         if predicted.problem:
             return FinishedPicture({**record, 'problem': describe(predicted.problem)})
         height, width = predicted.picture.shape[:2]
@@ -141,7 +141,7 @@ class Writer:
         return FinishedPicture({**record, 'status': 'done', 'seconds': seconds}, drawing)
 
     def _finish_frame(self, predicted: Predicted) -> FinishedFrame:
-        job = predicted.frame.origin.job
+        job = predicted.frame.origin.input
         index, timing = predicted.frame.index, predicted.frame.timing
         if predicted.problem:
             drawing = predicted.picture if self.draws else None
@@ -167,19 +167,19 @@ class Writer:
             return self.artist.draw_segmentation(predicted.picture, predicted.prediction, legend)
         return self.artist.draw_detections(predicted.picture, predicted.prediction)
 
-    def _write_drawing(self, job: Job, drawing: np.ndarray) -> Path:
+    def _write_drawing(self, job: Input, drawing: np.ndarray) -> Path:
         ending, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         if max(drawing.shape) > LARGEST_JPEG:
             ending, options = '.png', []
-        path = self.folder / 'drawn' / f'{job.stem}{ending}'
+        path = self.folder / 'drawn' / f'{job.name}{ending}'
         encoded = cv2.imencode(ending, drawing, options)[1]
         with atomic_write(path) as temporary:
             # Not encoded.tofile: it does not say that the disk is full.
             temporary.write_bytes(encoded)
         return path
 
-    def _write_data(self, job: Job, predicted: Predicted) -> Path:
-        path = self.folder / 'data' / job.stem
+    def _write_data(self, job: Input, predicted: Predicted) -> Path:
+        path = self.folder / 'data' / job.name
         if isinstance(predicted.prediction, Segmentation):
             path = path.with_name(f'{path.name}.png')
             write_label_map(path, predicted.prediction, self.palette)

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from backbones.data.check_files import PictureJob, check_picture
 from backbones.errors import InputError
-from backbones.inference import pictures as picture_reading
+from backbones.inference import images as image_reading
 from backbones.inference.audio_track import AudioTrack
 from backbones.inference.frame import Frame
-from backbones.inference.reading import Clip, Closed, Job, read_jobs
+from backbones.inference.inputs import Input
+from backbones.inference.reading import Clip, Closed, read_inputs
 
 ENDINGS = ('', '.jpg', '.png', '.tif', '.mp4', '.mjpeg', '.txt')
 # More than any of the files has; what is repeated in one may add some.
@@ -33,13 +34,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_limit() -> Iterator[None]:
     """A header that promises a large picture must not take the memory of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(picture_reading, 'MAX_PIXELS', 2**22)
+        patch.setattr(image_reading, 'MAX_PIXELS', 2**22)
         yield
 
 
 def read(path: Path, clip: Clip) -> None:
     """Read a file as infer.py does."""
-    for item in islice(read_jobs([Job(str(path), 'name')], clip, Event()), MOST_FRAMES):
+    for item in islice(read_inputs([Input(str(path), 'name')], clip, Event()), MOST_FRAMES):
         if isinstance(item, Frame):
             try:
                 picture = item.load()

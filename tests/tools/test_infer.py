@@ -23,7 +23,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from rtsp_server import RtspServer
 from trained_tiny import write_trained
-from videos import cut_short, damage, write_video
+from videos import corrupt, truncate, write_video
 
 from backbones.inference import Inferencer
 from backbones.inference.records import read_records
@@ -55,13 +55,13 @@ def media(tmp_path_factory) -> Path:
     shutil.copy(PHOTOGRAPHS / 'rocket.jpg', folder / 'coffee.jpg')
     shutil.copy(PHOTOGRAPHS / 'rocket.jpg', below / '000000000139.jpg')
     shutil.copy(PHOTOGRAPHS / 'rocket.jpg', folder / 'cut.jpg')
-    cut_short(folder / 'cut.jpg', 0.5)
+    truncate(folder / 'cut.jpg', 0.5)
     (folder / 'text.jpg').write_text('no picture')
     (folder / 'empty.png').touch()
     (folder / 'notes.txt').write_text('left out')
-    write_video(folder / 'uneven.mp4', 10, times=UNEVEN_TIMES, sound=True, rotation=90)
-    damage(write_video(folder / 'damaged.mp4', NUM_DAMAGED), 0.67)
-    cut_short(write_video(folder / 'no_index.mp4', 10), 0.9)
+    write_video(folder / 'uneven.mp4', 10, times=UNEVEN_TIMES, audio=True, rotation=90)
+    corrupt(write_video(folder / 'damaged.mp4', NUM_DAMAGED), 0.67)
+    truncate(write_video(folder / 'no_index.mp4', 10), 0.9)
     return folder
 
 
@@ -142,7 +142,7 @@ class TestEverythingInOneRun:
             'damaged.mp4': 'damaged',
             'empty.png': 'is empty (0 bytes)',
             'no_index.mp4': 'cut short',
-            'text.jpg': 'is a text file',
+            'text.jpg': 'neither',
             'missing.jpg': 'does not exist',
         }
         assert set(problems) == set(said)
@@ -299,7 +299,7 @@ def test_names_that_are_no_text(models, call, tmp_path):
     command = [*models['retinanet'], os.fsdecode(folder), '--out-dir', out, '--score-thr', 0]
     code, said = call(*command)
     assert code == 3 and '2 done, 1 failed' in said
-    assert 'd.png: is a text file' in said
+    assert 'd.png: is neither' in said
     records = list(read_records(out).values())
     assert records[0]['input'] == os.fsdecode(folder + b'/b\xe4d.jpg')
     (out / 'predictions.jsonl').read_text(encoding='utf-8')
@@ -377,7 +377,7 @@ class TestEarlierResults:
 class TestParts:
     @pytest.fixture
     def video(self, tmp_path) -> Path:
-        return write_video(tmp_path / 'clip.mp4', 20, sound=True)
+        return write_video(tmp_path / 'clip.mp4', 20, audio=True)
 
     def test_some_frames_and_only_drawings(self, models, video, call, tmp_path):
         options = ['--every', 2, '--start', 0.5, '--end', 1.5, '--no-data']
@@ -419,13 +419,13 @@ HELD = """
 import os, sys, threading
 from pathlib import Path
 import infer
-from backbones.inference import reading
+from backbones.inference import video_reader
 
 told = threading.Event()
 stop = infer.Run.stop
 
 
-class HeldReader(reading.VideoReader):
+class HeldReader(video_reader.VideoReader):
     def __iter__(self):
         for frame in super().__iter__():
             if frame.index == 40:
@@ -434,7 +434,7 @@ class HeldReader(reading.VideoReader):
             yield frame
 
 
-reading.VideoReader = HeldReader
+video_reader.VideoReader = HeldReader
 infer.Run.stop = lambda run: (stop(run), told.set())
 sys.exit(infer.main())
 """
@@ -444,7 +444,7 @@ sys.exit(infer.main())
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_in_the_middle_of_a_video(number, models, media, call, tmp_path):
     out, held = tmp_path / 'out', tmp_path / 'held'
-    video = write_video(tmp_path / 'long.mp4', 60, sound=True)
+    video = write_video(tmp_path / 'long.mp4', 60, audio=True)
     command = [*models['fpn'], video, media / 'coffee.png', '--out-dir', out]
     process = subprocess.Popen(
         [sys.executable, '-c', HELD, *map(str, command)],
@@ -526,7 +526,7 @@ class TestTwoProcesses:
         # torchrun makes 1 of every failure.
         assert process.returncode == 1
         assert f'rank 1: {listed[1]}: is empty' in process.stderr
-        assert f'rank 0: {listed[4]}: is a text file' in process.stderr
+        assert f'rank 0: {listed[4]}: is neither' in process.stderr
         assert process.stdout.count('inputs:  4 done, 2 failed') == 1
         lines = [json.loads(line) for line in (out / 'predictions.jsonl').open()]
         assert [record['input'] for record in lines] == [str(path) for path in listed]

@@ -124,7 +124,7 @@ def test_an_endless_iterator_can_be_left(segmentor):
         (np.zeros((4, 4), np.uint8), r'array 0 is of shape \(4, 4\)'),
         (np.zeros((4, 4, 3), np.float32), 'float32; pictures are'),
         ('nowhere.jpg', 'nowhere.jpg does not exist'),
-        (__file__, 'test_inferencer.py is a text file'),
+        (__file__, 'test_inferencer.py is neither'),
     ],
 )
 def test_what_cannot_be_read_is_said(segmentor, given, said):

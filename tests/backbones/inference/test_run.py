@@ -14,8 +14,8 @@ from videos import read_number, write_video
 
 from backbones.errors import ConfigError
 from backbones.inference import Clip, Inferencer, Segmentation, pipeline, reading, sharding
+from backbones.inference.inputs import list_inputs
 from backbones.inference.jobs import plan_jobs
-from backbones.inference.listing import expand_inputs
 from backbones.inference.progress import Progress
 from backbones.inference.records import RecordFile, read_records
 from backbones.inference.run import Run, Summary
@@ -52,7 +52,7 @@ class FakeModel:
 def run_over(folder: Path, out: Path, model, batch_size: int = 1) -> Summary:
     """A run over a folder, into another."""
     out.mkdir(exist_ok=True)
-    jobs, _ = plan_jobs(expand_inputs([str(folder)], False, None), out, 'refuse')
+    jobs, _ = plan_jobs(list_inputs([str(folder)], False, None), out, 'refuse')
     writer = Writer(out, CLASSES, [(40 * index, 90, 0) for index in range(len(CLASSES))])
     records = RecordFile(out, jobs)
     run = Run(model, writer, records, Clip(), batch_size, Progress(len(jobs)))
@@ -123,7 +123,7 @@ def test_pictures_under_way_stay_within_the_budget(folder, tmp_path, monkeypatch
     monkeypatch.setattr(pipeline, 'PICTURE_BUDGET', most * 2 * 40 * 60 * 3)
     lock, counts = threading.Lock(), {'now': 0, 'most': 0}
     budget_is_used = threading.Event()
-    read, finish = reading.Picture.read, Writer.finish
+    read, finish = reading.ImageFile.read, Writer.finish
 
     def counted_read(picture):
         with lock:
@@ -139,7 +139,7 @@ def test_pictures_under_way_stay_within_the_budget(folder, tmp_path, monkeypatch
             counts['now'] -= 1
         return result
 
-    monkeypatch.setattr(reading.Picture, 'read', counted_read)
+    monkeypatch.setattr(reading.ImageFile, 'read', counted_read)
     monkeypatch.setattr(Writer, 'finish', counted_finish)
     model = FakeModel()
     predict = model.predict
@@ -249,7 +249,7 @@ def test_drawings_are_added_to_data_that_were_made_alone(folder, tmp_path):
     out = tmp_path / 'out'
     write_grey(folder / 'a.png', 80)
     write_grey(folder / 'b.png', 255)
-    listed = expand_inputs([str(folder)], False, None)
+    listed = list_inputs([str(folder)], False, None)
     run_over(folder, out, FakeModel())
     done = len(listed) - len(plan_jobs(listed, out, 'skip')[0])
     assert done > 0

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from videos import (
     TONE,
-    cut_short,
-    damage,
-    numbered_picture,
+    corrupt,
+    numbered_image,
     read_number,
+    truncate,
     white_corner,
     write_video,
 )
@@ -50,7 +50,7 @@ def numbers(frames: list) -> list[int]:
     return [read_number(frame.picture) for frame in frames]
 
 
-def copy(source: Path, out: Path, rest_of_sound: bool = True, **cut) -> VideoWriter:
+def copy(source: Path, out: Path, whole_audio: bool = True, **cut) -> VideoWriter:
     """What a program does that changes nothing in the pictures."""
     span = {key: cut[key] for key in ('start', 'end') if key in cut}
     with (
@@ -67,7 +67,7 @@ def copy(source: Path, out: Path, rest_of_sound: bool = True, **cut) -> VideoWri
     ):
         for frame in reader:
             writer.write(frame.picture, frame.pts, frame.duration)
-        writer.close(rest_of_sound=rest_of_sound)
+        writer.close(whole_audio=whole_audio)
     return writer
 
 
@@ -144,7 +144,7 @@ def test_a_video_says_what_it_is_and_gives_every_frame(tmp_path):
     ],
 )
 def test_other_containers(tmp_path, name, codec, sound):
-    path = write_video(tmp_path / name, 20, rate=10, codec=codec, sound=sound)
+    path = write_video(tmp_path / name, 20, rate=10, codec=codec, audio=sound)
     frames = read(path)
     assert numbers(frames) == list(range(20))
     gaps = np.diff([frame.time for frame in frames])
@@ -158,7 +158,7 @@ def test_other_containers(tmp_path, name, codec, sound):
 @pytest.mark.parametrize('rotation', [90, 180, 270])
 @pytest.mark.parametrize('mirrored', [False, True])
 def test_pictures_are_upright(tmp_path, rotation, mirrored):
-    upright = numbered_picture(5, (128, 96))
+    upright = numbered_image(5, (128, 96))
     # As a camera stores it that asks to be turned counter-clockwise, then mirrored.
     stored = upright[:, ::-1] if mirrored else upright
     stored = np.ascontiguousarray(np.rot90(stored, -rotation // 90))
@@ -277,7 +277,7 @@ def test_a_frame_at_the_very_end_is_left_out(tmp_path, end):
 
 
 def test_a_damaged_last_third_gives_the_rest(tmp_path):
-    path = damage(write_video(tmp_path / 'a.mp4', 60), 2 / 3)
+    path = corrupt(write_video(tmp_path / 'a.mp4', 60), 2 / 3)
     with VideoReader(path) as reader:
         assert reader.problem is None
         frames = list(reader)
@@ -289,7 +289,7 @@ def test_a_damaged_last_third_gives_the_rest(tmp_path):
 
 
 def test_damage_in_the_middle_does_not_end_a_video(tmp_path):
-    path = damage(write_video(tmp_path / 'a.mp4', 60), 0.4, 0.5)
+    path = corrupt(write_video(tmp_path / 'a.mp4', 60), 0.4, 0.5)
     with VideoReader(path) as reader:
         frames = list(reader)
         problem = reader.problem
@@ -306,7 +306,7 @@ def test_pictures_that_are_half_damaged_are_left_out(tmp_path):
     noise = [random.integers(0, 256, (96, 128, 3), np.uint8) for _ in range(20)]
     path = write_video(tmp_path / 'a.mp4', noise, keyframe_every=1)
     whole = read(path)
-    damage(path, 0.52, 0.521)
+    corrupt(path, 0.52, 0.521)
     with VideoReader(path) as reader:
         frames = list(reader)
         assert reader.problem.endswith('s: 19 of about 20 frames read')
@@ -319,7 +319,7 @@ def test_pictures_that_are_half_damaged_are_left_out(tmp_path):
 )
 def test_a_video_that_is_cut_short_gives_what_is_there(tmp_path, name, options):
     sound = name.startswith('a')
-    path = cut_short(write_video(tmp_path / name, 60, sound=sound, options=options), 0.6)
+    path = truncate(write_video(tmp_path / name, 60, audio=sound, options=options), 0.6)
     with VideoReader(path) as reader:
         frames = list(reader)
         problem = reader.problem
@@ -330,14 +330,14 @@ def test_a_video_that_is_cut_short_gives_what_is_there(tmp_path, name, options):
 
 
 def test_an_mp4_without_its_index(tmp_path):
-    path = cut_short(write_video(tmp_path / 'a.mp4', 30), 0.5)
+    path = truncate(write_video(tmp_path / 'a.mp4', 30), 0.5)
     with pytest.raises(InputError, match=r'is cut short: its index \(moov\) is missing'):
         VideoReader(path)
 
 
 @pytest.mark.parametrize(
     ('content', 'message'),
-    [(b'', r'is empty \(0 bytes\)'), (b'Dear diary, ' * 99, 'is damaged, or no video')],
+    [(b'', r'is empty \(0 bytes\)'), (b'Dear diary, ' * 99, 'is neither')],
 )
 def test_no_video_at_all(tmp_path, content, message):
     path = tmp_path / 'a.mp4'
@@ -354,7 +354,7 @@ def test_what_is_not_a_file(tmp_path):
 
 
 def test_sound_alone_is_no_video(tmp_path):
-    video = write_video(tmp_path / 'a.mp4', 5, sound=True)
+    video = write_video(tmp_path / 'a.mp4', 5, audio=True)
     path = tmp_path / 'a.m4a'
     with av.open(str(video)) as source, av.open(str(path), 'w', format='mp4') as container:
         stream = container.add_stream_from_template(source.streams.audio[0])
@@ -362,18 +362,18 @@ def test_sound_alone_is_no_video(tmp_path):
             if packet.size:
                 packet.stream = stream
                 container.mux(packet)
-    with pytest.raises(InputError, match='has no video in it, only sound'):
+    with pytest.raises(InputError, match='has no video in it, only audio'):
         VideoReader(path)
 
 
 def test_a_video_of_which_nothing_can_be_decoded(tmp_path):
-    path = damage(write_video(tmp_path / 'a.mp4', 10), 0)
+    path = corrupt(write_video(tmp_path / 'a.mp4', 10), 0)
     with pytest.raises(InputError, match='none of its frames can be read'):
         VideoReader(path)
 
 
 def test_a_name_with_a_colon_is_no_address(tmp_path, monkeypatch):
-    write_video(tmp_path / 'a.mp4', 3, sound=True).rename(tmp_path / 'http:a%03d.mp4')
+    write_video(tmp_path / 'a.mp4', 3, audio=True).rename(tmp_path / 'http:a%03d.mp4')
     monkeypatch.chdir(tmp_path)
     copy(Path('http:a%03d.mp4'), Path('http:b%03d.mp4'))
     assert numbers(read(Path('http:b%03d.mp4'))) == [0, 1, 2]
@@ -383,7 +383,7 @@ def test_a_name_with_a_colon_is_no_address(tmp_path, monkeypatch):
 
 
 def test_browsers_play_what_is_written(tmp_path):
-    source = write_video(tmp_path / 'a.mkv', 20, sound='libopus')
+    source = write_video(tmp_path / 'a.mkv', 20, audio='libopus')
     out = tmp_path / 'out.mp4'
     copy(source, out)
     with av.open(str(out)) as container:
@@ -425,7 +425,7 @@ def test_variable_rates_survive_writing(tmp_path, name):
 
 
 def test_left_out_frames_change_neither_times_nor_duration(tmp_path):
-    source = write_video(tmp_path / 'a.mp4', 20, rate=10, sound=True)
+    source = write_video(tmp_path / 'a.mp4', 20, rate=10, audio=True)
     copy(source, tmp_path / 'out.mp4', every=7)
     frames = read(tmp_path / 'out.mp4')
     assert numbers(frames) == [0, 7, 14]
@@ -464,7 +464,7 @@ def test_colours_survive_writing(tmp_path):
 def test_times_that_do_not_rise_are_nudged(tmp_path):
     with VideoWriter(tmp_path / 'out.mp4', 128, 96, time_base=Fraction(1, 1000)) as writer:
         for number, pts in enumerate([0, 100, 100, 90, 200]):
-            writer.write(numbered_picture(number), pts, 50)
+            writer.write(numbered_image(number), pts, 50)
     frames = read(tmp_path / 'out.mp4')
     assert numbers(frames) == [0, 1, 2, 3, 4]
     assert [frame.time for frame in frames] == pytest.approx([0, 0.1, 0.101, 0.102, 0.2])
@@ -474,7 +474,7 @@ def test_a_picture_of_another_size_is_refused(tmp_path):
     with VideoWriter(tmp_path / 'out.mp4', 128, 96, time_base=Fraction(1, 10)) as writer:
         with pytest.raises(ValueError, match=r'expected a picture of shape \(96, 128, 3\)'):
             writer.write(np.zeros((128, 96, 3), np.uint8), 0)
-        writer.write(numbered_picture(7), 0)
+        writer.write(numbered_image(7), 0)
     assert numbers(read(tmp_path / 'out.mp4')) == [7]
 
 
@@ -494,7 +494,7 @@ def test_a_picture_of_another_size_is_refused(tmp_path):
 )
 @pytest.mark.parametrize('cut', [{}, {'start': 0.75, 'end': 2.05}])
 def test_sound_is_kept(tmp_path, name, sound, codec, cut):
-    source = write_video(tmp_path / name, 30, rate=10, sound=sound)
+    source = write_video(tmp_path / name, 30, rate=10, audio=sound)
     writer = copy(source, tmp_path / 'out.mp4', **cut)
     assert writer.problem is None
     with av.open(str(tmp_path / 'out.mp4')) as container:
@@ -507,7 +507,7 @@ def test_sound_is_kept(tmp_path, name, sound, codec, cut):
 
 @pytest.mark.parametrize('sound', [True, 'libopus'])
 def test_sound_keeps_its_place(tmp_path, sound):
-    source = write_video(tmp_path / 'a.mkv', 30, rate=10, sound=sound, sound_start=1.0)
+    source = write_video(tmp_path / 'a.mkv', 30, rate=10, audio=sound, audio_start=1.0)
     copy(source, tmp_path / 'whole.mp4')
     copy(source, tmp_path / 'cut.mp4', start=0.5)
     for name, begin in [('whole.mp4', 1.0), ('cut.mp4', 0.5)]:
@@ -517,16 +517,16 @@ def test_sound_keeps_its_place(tmp_path, sound):
 
 
 def test_sound_that_is_longer_than_the_pictures(tmp_path):
-    source = write_video(tmp_path / 'a.mp4', 20, rate=10, sound=True, sound_duration=3.0)
-    copy(source, tmp_path / 'out.mp4', rest_of_sound=True)
+    source = write_video(tmp_path / 'a.mp4', 20, rate=10, audio=True, audio_duration=3.0)
+    copy(source, tmp_path / 'out.mp4', whole_audio=True)
     assert_is_the_tone(tmp_path / 'out.mp4', 3.0)
     assert picture_duration(tmp_path / 'out.mp4') == pytest.approx(2.0)
-    copy(source, tmp_path / 'out.mp4', rest_of_sound=False)
+    copy(source, tmp_path / 'out.mp4', whole_audio=False)
     assert_is_the_tone(tmp_path / 'out.mp4', 2.0)
 
 
 def test_sound_that_is_shorter_than_the_pictures(tmp_path):
-    source = write_video(tmp_path / 'a.mp4', 30, rate=10, sound=True, sound_duration=1.0)
+    source = write_video(tmp_path / 'a.mp4', 30, rate=10, audio=True, audio_duration=1.0)
     writer = copy(source, tmp_path / 'out.mp4')
     assert writer.problem is None
     assert len(read(tmp_path / 'out.mp4')) == 30
@@ -536,7 +536,7 @@ def test_sound_that_is_shorter_than_the_pictures(tmp_path):
 @pytest.mark.parametrize('name', ['a.mp4', 'a.mkv'])
 def test_damaged_sound_leaves_the_pictures_alone(tmp_path, name):
     sound = True if name == 'a.mp4' else 'ac3'
-    source = damage(write_video(tmp_path / name, 60, sound=sound), 0.5, 0.6)
+    source = corrupt(write_video(tmp_path / name, 60, audio=sound), 0.5, 0.6)
     good = write_video(tmp_path / 'good.mp4', 60)
     with (
         VideoReader(good) as reader,
@@ -553,9 +553,9 @@ def test_damaged_sound_leaves_the_pictures_alone(tmp_path, name):
 
 
 def test_sound_that_ends_early_is_told(tmp_path):
-    source = write_video(tmp_path / 'a.mp4', 60, sound=True, options=INDEX_IN_FRONT)
+    source = write_video(tmp_path / 'a.mp4', 60, audio=True, options=INDEX_IN_FRONT)
     good = shutil.copy(source, tmp_path / 'good.mp4')
-    cut_short(source, 0.5)
+    truncate(source, 0.5)
     with (
         VideoReader(good) as reader,
         VideoWriter(
@@ -573,7 +573,7 @@ def test_a_source_of_sound_that_cannot_be_opened(tmp_path):
     with VideoWriter(
         tmp_path / 'out.mp4', 128, 96, time_base=Fraction(1, 10), source=tmp_path / 'a.mp4'
     ) as writer:
-        writer.write(numbered_picture(1), 0)
+        writer.write(numbered_image(1), 0)
     assert writer.problem == 'the sound is missing: it is empty (0 bytes)'
     assert numbers(read(tmp_path / 'out.mp4')) == [1]
 
@@ -586,9 +586,7 @@ def test_many_channels_become_stereo(tmp_path):
         audio = container.add_stream('ac3', rate=48_000)
         audio.codec_context.layout = '5.1'
         for index in range(10):
-            container.mux(
-                video.encode(av.VideoFrame.from_ndarray(numbered_picture(index), 'bgr24'))
-            )
+            container.mux(video.encode(av.VideoFrame.from_ndarray(numbered_image(index), 'bgr24')))
         wave = 0.5 * np.sin(2 * np.pi * TONE * np.arange(48_000) / 48_000)
         frame = av.AudioFrame.from_ndarray(np.stack([wave] * 6).astype(np.float32), 'fltp', '5.1')
         frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
@@ -617,7 +615,7 @@ def start_writing(source: Path, out: Path, count: int) -> VideoWriter:
 
 
 def test_closing_in_the_middle_gives_a_whole_file(tmp_path):
-    source = write_video(tmp_path / 'a.mp4', 30, rate=10, sound=True)
+    source = write_video(tmp_path / 'a.mp4', 30, rate=10, audio=True)
     writer = start_writing(source, tmp_path / 'out.mp4', 12)
     assert not (tmp_path / 'out.mp4').exists()
     writer.close()
@@ -631,7 +629,7 @@ def test_closing_in_the_middle_gives_a_whole_file(tmp_path):
 def test_an_interrupt_keeps_what_there_is(tmp_path):
     out = tmp_path / 'out.mp4'
     with pytest.raises(KeyboardInterrupt), VideoWriter(out, 128, 96, time_base=Fraction(1)) as w:
-        w.write(numbered_picture(3), 0)
+        w.write(numbered_image(3), 0)
         raise KeyboardInterrupt
     assert numbers(read(out)) == [3]
 
@@ -639,7 +637,7 @@ def test_an_interrupt_keeps_what_there_is(tmp_path):
 def test_any_other_error_leaves_nothing(tmp_path):
     out = tmp_path / 'out.mp4'
     with pytest.raises(RuntimeError), VideoWriter(out, 128, 96, time_base=Fraction(1)) as writer:
-        writer.write(numbered_picture(3), 0)
+        writer.write(numbered_image(3), 0)
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 

@@ -13,6 +13,8 @@ from PIL import ExifTags, Image
 
 from backbones.errors import IMAGE_DECODE_ERRORS, InputError
 
+from .inputs import explain_os_error
+
 # More could not be worked on: a picture this large takes 3 GiB as an array.
 MAX_PIXELS = 2**30
 
@@ -51,11 +53,11 @@ DEFAULT_DURATION = 0.1
 STRIP_PIXELS = 2**22
 
 
-class NotAPicture(InputError):
+class NotAnImage(InputError):
     """A file that is not a picture of any kind that is known here."""
 
 
-def read_picture(file: str | Path | BinaryIO) -> np.ndarray:
+def read_image(file: str | Path | BinaryIO) -> np.ndarray:
     """Read a picture as it is meant to be seen.
 
     It is turned as its EXIF data says. Transparent parts are white. Samples of more than 8 bits are
@@ -71,11 +73,11 @@ def read_picture(file: str | Path | BinaryIO) -> np.ndarray:
     Raises:
         InputError: The file cannot be read; the message says why.
     """
-    with Picture(file) as picture:
+    with ImageFile(file) as picture:
         return picture.read()
 
 
-class Picture:
+class ImageFile:
     """A picture file that is open; its pixels are read when they are asked for.
 
     Args:
@@ -87,7 +89,7 @@ class Picture:
         is_animation: Whether the file has frames that follow each other in time.
 
     Raises:
-        NotAPicture: The file is something else.
+        NotAnImage: The file is something else.
         InputError: The file is missing, empty, damaged or too large; the message says which.
     """
 
@@ -119,7 +121,7 @@ class Picture:
         self.format = self._image.format
 
     def read(self) -> np.ndarray:
-        """The picture, or the first one of several, as :func:`read_picture` returns it."""
+        """The picture, or the first one of several, as :func:`read_image` returns it."""
         with _plain_errors():
             if self.is_animation:
                 self._image.seek(0)
@@ -131,7 +133,7 @@ class Picture:
 
         Yields:
             The time at which the frame appears and how long it stays, in seconds, and its pixels
-            as :func:`read_picture` returns them.
+            as :func:`read_image` returns them.
 
         Raises:
             InputError: A frame is damaged; those before it have been given.
@@ -168,7 +170,7 @@ class Picture:
         if self._by_path:
             self._file.close()
 
-    def __enter__(self) -> 'Picture':
+    def __enter__(self) -> 'ImageFile':
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,7 +201,7 @@ class Picture:
         return pixels
 
 
-def begins_like_picture(beginning: bytes) -> str | None:
+def begins_like_image(beginning: bytes) -> str | None:
     """The format of the picture that a file with these first 12 bytes holds; None: not known."""
     if beginning[:4] == b'RIFF' and beginning[8:12] == b'WEBP':
         return 'WebP'
@@ -207,21 +209,6 @@ def begins_like_picture(beginning: bytes) -> str | None:
         return 'AVIF'
     names = (name for start, name in SIGNATURES.items() if beginning.startswith(start))
     return next(names, None)
-
-
-def explain_os_error(error: OSError | ValueError) -> str:
-    """What an error on opening a path means, to go behind the path: 'does not exist', ..."""
-    match error:
-        case FileNotFoundError() | NotADirectoryError():
-            return 'does not exist'
-        case PermissionError():
-            return 'may not be read (permission denied)'
-        case IsADirectoryError():
-            return 'is a folder'
-        case OSError(strerror=str(reason)):
-            return f'cannot be read: {reason}'
-        case _:
-            return f'cannot be read: {error}'
 
 
 def _open_file(path: str | Path) -> BinaryIO:
@@ -248,14 +235,14 @@ def _identify(file: BinaryIO) -> Image.Image:
             raise InputError(
                 'is a HEIC picture, which cannot be read; convert it to JPEG or PNG'
             ) from error
-        if name := begins_like_picture(beginning):
+        if name := begins_like_image(beginning):
             if 'truncated' in str(error).lower():
                 raise
             raise InputError(
                 f'begins like {name}, but is cut short, damaged or of a kind that cannot be read; '
                 f'save it as JPEG or PNG'
             ) from error
-        raise NotAPicture('is not a picture') from error
+        raise NotAnImage('is not a picture') from error
 
 
 def _orientation(image: Image.Image) -> int:

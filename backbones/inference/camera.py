@@ -18,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 
 from backbones.errors import InputError
 
-from .addresses import LIVE_SCHEMES, WEB_SCHEMES, find_scheme
+from .inputs import STREAM_SCHEMES, WEB_SCHEMES, find_scheme
 
 STREAM_OPTIONS = {
     # Over TCP no packet is lost on the way, and none stops at a firewall; servers without get UDP.
@@ -32,7 +32,7 @@ STREAM_OPTIONS = {
 
 
 @dataclass(frozen=True)
-class LiveFrame:
+class CameraFrame:
     """One picture of a live source.
 
     Attributes:
@@ -46,8 +46,8 @@ class LiveFrame:
     picture: np.ndarray
 
 
-class LiveReader:
-    """Reads a camera or a stream in a thread of its own; iterating gives :class:`LiveFrame`.
+class CameraReader:
+    """Reads a camera or a stream in a thread of its own; iterating gives :class:`CameraFrame`.
 
     Once constructed, the first picture has arrived. Iteration ends where the stream ends and after
     :meth:`close`, which any thread may call at any time.
@@ -81,7 +81,7 @@ class LiveReader:
         self._giver = describe_giver(source)
         self._clock = StreamClock()
         self._arrivals: deque[float] = deque(maxlen=30)
-        self._waiting: deque[LiveFrame] = deque()
+        self._waiting: deque[CameraFrame] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._ended = False
@@ -105,10 +105,10 @@ class LiveReader:
         seconds = arrivals[-1] - arrivals[0] if arrivals else 0.0
         return (len(arrivals) - 1) / seconds if seconds > 0 else 0.0
 
-    def __iter__(self) -> Iterator[LiveFrame]:
+    def __iter__(self) -> Iterator[CameraFrame]:
         return self
 
-    def __next__(self) -> LiveFrame:
+    def __next__(self) -> CameraFrame:
         with self._changed:
             in_time = self._changed.wait_for(
                 lambda: self._waiting or self._ended or self._closed, self.timeout
@@ -137,7 +137,7 @@ class LiveReader:
         # Time for a camera to be free again. A read that gets no answer ends by itself, later.
         self._thread.join(1.0)
 
-    def __enter__(self) -> 'LiveReader':
+    def __enter__(self) -> 'CameraReader':
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,7 +179,7 @@ class LiveReader:
         """Hands a picture on; returns False when nobody wants more."""
         with self._changed:
             now = time.monotonic()
-            frame = LiveFrame(self.captured, self._clock(stamp, now), picture)
+            frame = CameraFrame(self.captured, self._clock(stamp, now), picture)
             self.captured += 1
             self.height, self.width = picture.shape[:2]
             self._arrivals.append(now)
@@ -304,7 +304,7 @@ def describe_giver(source: str) -> str:
     if source.startswith('webcam:'):
         return f'camera {source.removeprefix("webcam:")}'
     scheme = find_scheme(source)
-    schemes = LIVE_SCHEMES + WEB_SCHEMES
+    schemes = STREAM_SCHEMES + WEB_SCHEMES
     if scheme not in schemes:
         raise InputError(
             f'is neither webcam:N nor an address that begins with {", ".join(schemes)} and ://'

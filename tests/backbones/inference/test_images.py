@@ -13,8 +13,8 @@ import tifffile
 from PIL import Image, ImageChops
 
 from backbones.errors import InputError
-from backbones.inference import pictures
-from backbones.inference.pictures import NotAPicture, Picture, read_picture
+from backbones.inference import images
+from backbones.inference.images import ImageFile, NotAnImage, read_image
 
 PHOTOGRAPHS = Path(skimage.data_dir)
 
@@ -45,12 +45,12 @@ def encode(image: Image.Image, format: str, **options) -> io.BytesIO:
 
 
 def image_size(file: str | io.BytesIO) -> tuple[int, int]:
-    with Picture(file) as picture:
+    with ImageFile(file) as picture:
         return picture.size
 
 
 def animation_frames(file: Path | io.BytesIO) -> Iterator[tuple[float, float, np.ndarray]]:
-    with Picture(file) as picture:
+    with ImageFile(file) as picture:
         yield from picture.frames()
 
 
@@ -66,7 +66,7 @@ def levels_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     'name', ['astronaut.png', 'chelsea.png', 'rocket.jpg', 'retina.jpg', 'camera.png', 'page.png']
 )
 def test_photographs(name: str):
-    pixels = read_picture(PHOTOGRAPHS / name)
+    pixels = read_image(PHOTOGRAPHS / name)
     assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous and pixels.flags.writeable
     np.testing.assert_array_equal(pixels, bgr(Image.open(PHOTOGRAPHS / name)))
     assert image_size(str(PHOTOGRAPHS / name)) == pixels.shape[:2]
@@ -78,33 +78,33 @@ def test_is_turned_as_exif_says(coffee: Image.Image, format: str, orientation: i
     exif = Image.Exif()
     exif[0x112] = orientation
     options = {'lossless': True} if format == 'WEBP' else {}
-    upright = read_picture(encode(coffee, format, **options))
+    upright = read_image(encode(coffee, format, **options))
     file = encode(coffee, format, exif=exif, **options)
     expected = TURNED[orientation](upright)
-    np.testing.assert_array_equal(read_picture(file), expected)
+    np.testing.assert_array_equal(read_image(file), expected)
     assert image_size(file) == expected.shape[:2]
 
 
 def test_damaged_exif_does_not_hide_the_picture(coffee: Image.Image):
     file = encode(coffee, 'PNG', exif=b'Exif\0\0nonsense')
-    np.testing.assert_array_equal(read_picture(file), bgr(coffee))
+    np.testing.assert_array_equal(read_image(file), bgr(coffee))
 
 
 def test_strips_fit_together(coffee: Image.Image, monkeypatch: pytest.MonkeyPatch):
     exif = Image.Exif()
     exif[0x112] = 6
     files = [encode(coffee, 'PNG', exif=exif), encode(coffee.convert('RGBA'), 'PNG')]
-    whole = [read_picture(file) for file in files]
-    monkeypatch.setattr(pictures, 'STRIP_PIXELS', 7 * coffee.width)
+    whole = [read_image(file) for file in files]
+    monkeypatch.setattr(images, 'STRIP_PIXELS', 7 * coffee.width)
     for file, expected in zip(files, whole, strict=True):
-        np.testing.assert_array_equal(read_picture(file), expected)
+        np.testing.assert_array_equal(read_image(file), expected)
 
 
 @pytest.mark.parametrize('mode', ['1', 'L', 'P', 'RGB'])
 @pytest.mark.parametrize('format', ['PNG', 'TIFF', 'BMP'])
 def test_opaque_modes(coffee: Image.Image, mode: str, format: str):
     image = coffee.convert(mode)
-    np.testing.assert_array_equal(read_picture(encode(image, format)), bgr(image))
+    np.testing.assert_array_equal(read_image(encode(image, format)), bgr(image))
 
 
 @pytest.mark.parametrize(('mode', 'format'), [('LA', 'PNG'), ('RGBA', 'PNG'), ('RGBA', 'WEBP')])
@@ -115,7 +115,7 @@ def test_transparent_parts_are_white(coffee: Image.Image, mode: str, format: str
     alpha[:, 60:] = 255
     image.putalpha(Image.fromarray(alpha))
     options = {'lossless': True} if format == 'WEBP' else {}
-    pixels = read_picture(encode(image, format, **options))
+    pixels = read_image(encode(image, format, **options))
     opaque = bgr(coffee.convert(mode[:-1])).astype(float)
     assert (pixels[:, :30] == 255).all()
     half = opaque * 128 / 255 + 255 * 127 / 255
@@ -138,7 +138,7 @@ def test_colour_that_stands_for_transparency_is_white(mode: str, colour, transpa
         image.putpixel((x, y), colour)
     if mode == 'P':
         image.putpalette([0, 0, 0] * 3 + [200, 0, 0])
-    pixels = read_picture(encode(image, 'PNG', transparency=transparency))
+    pixels = read_image(encode(image, 'PNG', transparency=transparency))
     assert (pixels[:, :2] == 255).all()
     assert (pixels[:, 2:] == 0).all()
 
@@ -146,7 +146,7 @@ def test_colour_that_stands_for_transparency_is_white(mode: str, colour, transpa
 @pytest.mark.parametrize('format', ['PNG', 'TIFF'])
 def test_gray_of_16_bits_is_scaled(format: str):
     samples = np.linspace(0, 65535, 60 * 90).astype(np.uint16).reshape(60, 90)
-    pixels = read_picture(encode(Image.fromarray(samples), format))
+    pixels = read_image(encode(Image.fromarray(samples), format))
     assert levels_apart(pixels, (samples / 257)[..., None]).max() <= 1
     assert pixels.min() == 0 and pixels.max() == 255
 
@@ -155,7 +155,7 @@ def test_gray_of_16_bits_where_white_is_zero():
     samples = np.linspace(0, 65535, 60 * 90).astype(np.uint16).reshape(60, 90)
     file = io.BytesIO()
     tifffile.imwrite(file, samples, photometric='miniswhite')
-    assert levels_apart(read_picture(file), 255 - (samples / 257)[..., None]).max() <= 1
+    assert levels_apart(read_image(file), 255 - (samples / 257)[..., None]).max() <= 1
 
 
 @pytest.mark.parametrize('byteorder', '<>')
@@ -164,7 +164,7 @@ def test_colours_of_16_bits_are_scaled(byteorder: str):
     samples = np.stack([ramp, ramp[::-1], ramp[:, ::-1]], axis=-1)
     file = io.BytesIO()
     tifffile.imwrite(file, samples, photometric='rgb', byteorder=byteorder)
-    assert levels_apart(read_picture(file), samples[..., ::-1] / 257).max() <= 1
+    assert levels_apart(read_image(file), samples[..., ::-1] / 257).max() <= 1
 
 
 def test_planes_of_16_bits_are_right_or_refused():
@@ -173,19 +173,19 @@ def test_planes_of_16_bits_are_right_or_refused():
     file = io.BytesIO()
     tifffile.imwrite(file, samples, photometric='rgb', planarconfig='separate')
     with pytest.raises(InputError, match='separate planes'):
-        read_picture(file)
+        read_image(file)
 
 
 @pytest.mark.parametrize('samples', [np.ones((4, 4), np.float32), np.full((4, 4), 70000, np.int32)])
 def test_samples_without_black_and_white_are_refused(samples: np.ndarray):
     with pytest.raises(InputError, match='save it with 8 or 16 bits'):
-        read_picture(encode(Image.fromarray(samples), 'TIFF'))
+        read_image(encode(Image.fromarray(samples), 'TIFF'))
 
 
 def test_cmyk_jpeg(coffee: Image.Image):
     file = encode(coffee.convert('CMYK'), 'JPEG', quality=98, subsampling=0)
     assert b'Adobe' in file.getvalue()
-    assert levels_apart(read_picture(file), bgr(coffee)).mean() < 1.5
+    assert levels_apart(read_image(file), bgr(coffee)).mean() < 1.5
 
 
 def test_ycck_jpeg(coffee: Image.Image):
@@ -199,11 +199,11 @@ def test_ycck_jpeg(coffee: Image.Image):
     transform = data.index(b'Adobe') + 11
     data[transform] = 2
     lightness = 1 - np.asarray(black)[..., None] / 255
-    assert levels_apart(read_picture(io.BytesIO(data)), bgr(coffee) * lightness).mean() < 1.5
+    assert levels_apart(read_image(io.BytesIO(data)), bgr(coffee) * lightness).mean() < 1.5
 
 
 def test_first_page_of_a_document():
-    with Picture(PHOTOGRAPHS / 'multipage.tif') as picture:
+    with ImageFile(PHOTOGRAPHS / 'multipage.tif') as picture:
         assert not picture.is_animation
         assert picture.num_frames == 1
         first = Image.open(PHOTOGRAPHS / 'multipage.tif')
@@ -213,7 +213,7 @@ def test_first_page_of_a_document():
 
 def test_first_picture_of_a_phone(coffee: Image.Image):
     file = encode(coffee, 'MPO', save_all=True, append_images=[coffee.rotate(180)], quality=95)
-    with Picture(file) as picture:
+    with ImageFile(file) as picture:
         assert picture.format == 'MPO'
         assert not picture.is_animation
         assert levels_apart(picture.read(), bgr(coffee)).mean() < 4
@@ -232,7 +232,7 @@ def test_frames_of_an_animation(format: str):
         duration=[50, 300, 120],
         **options,
     )
-    with Picture(file) as picture:
+    with ImageFile(file) as picture:
         assert picture.is_animation
         assert picture.num_frames == 3
         frames = list(picture.frames())
@@ -266,7 +266,7 @@ def test_frame_without_duration_is_shown_as_browsers_do():
 def test_cover_of_an_animation_is_no_frame():
     cover, *images = (Image.new('L', (4, 4), value) for value in (9, 0, 255))
     file = encode(cover, 'PNG', save_all=True, append_images=images, default_image=True)
-    with Picture(file) as picture:
+    with ImageFile(file) as picture:
         assert picture.num_frames == 2
         assert [pixels[0, 0, 0] for _, _, pixels in picture.frames()] == [0, 255]
 
@@ -284,13 +284,13 @@ def test_animation_that_is_cut_short_gives_what_it_has(coffee: Image.Image):
 def test_cut_short(coffee: Image.Image, format: str):
     data = encode(coffee, format).getvalue()
     with pytest.raises(InputError, match='cut short'):
-        read_picture(io.BytesIO(data[: len(data) * 2 // 3]))
+        read_image(io.BytesIO(data[: len(data) * 2 // 3]))
 
 
 def test_what_is_wrong_with_a_file(tmp_path: Path):
     def problem(path: Path) -> str:
         with pytest.raises(InputError) as caught:
-            read_picture(path)
+            read_image(path)
         return str(caught.value)
 
     empty, text = tmp_path / 'empty.jpg', tmp_path / 'text.jpg'
@@ -300,31 +300,31 @@ def test_what_is_wrong_with_a_file(tmp_path: Path):
     assert problem(tmp_path / 'none.jpg') == 'does not exist'
     assert problem(tmp_path) == 'is a folder'
     assert problem(text / 'below.jpg') == 'does not exist'
-    with pytest.raises(NotAPicture, match='is not a picture'):
-        read_picture(text)
+    with pytest.raises(NotAnImage, match='is not a picture'):
+        read_image(text)
 
 
 def test_damaged_header_is_not_taken_for_something_else():
     with pytest.raises(InputError, match='begins like PNG') as caught:
-        read_picture(io.BytesIO(b'\x89PNG\r\n\x1a\n' + bytes(100)))
-    assert not isinstance(caught.value, NotAPicture)
+        read_image(io.BytesIO(b'\x89PNG\r\n\x1a\n' + bytes(100)))
+    assert not isinstance(caught.value, NotAnImage)
 
 
 def test_heic_says_what_to_do():
     with pytest.raises(InputError, match=r'HEIC.*convert it'):
-        read_picture(io.BytesIO(b'\0\0\0\x18ftypheic' + bytes(100)))
+        read_image(io.BytesIO(b'\0\0\0\x18ftypheic' + bytes(100)))
 
 
 def test_names_of_the_world(tmp_path: Path, coffee: Image.Image):
     path = tmp_path / 'Ünï cödé 写真.jpg'
     coffee.save(path)
-    assert read_picture(path).shape == (60, 90, 3)
+    assert read_image(path).shape == (60, 90, 3)
 
 
 def test_file_of_the_caller_stays_open(coffee: Image.Image):
     file = encode(coffee, 'PNG')
     assert image_size(file) == (60, 90)
-    assert read_picture(file).shape == (60, 90, 3)
+    assert read_image(file).shape == (60, 90, 3)
     assert not file.closed
 
 
@@ -335,7 +335,7 @@ def test_larger_than_pillow_allows():
     assert 2 * limit < 13500 * 13400
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        pixels = read_picture(file)
+        pixels = read_image(file)
     assert pixels.shape == (13400, 13500, 3)
     assert pixels[0, 0].tolist() == pixels[-1, -1].tolist() == [255, 255, 255]
     assert limit == Image.MAX_IMAGE_PIXELS
@@ -350,14 +350,14 @@ def test_limit_of_pillow_is_no_limit_in_any_format(
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', limit)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert read_picture(file).shape == (60, 90, 3)
+        assert read_image(file).shape == (60, 90, 3)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 def test_too_large_for_anybody(coffee: Image.Image, monkeypatch: pytest.MonkeyPatch):
     file = encode(coffee, 'PNG')
-    monkeypatch.setattr(pictures, 'MAX_PIXELS', 90 * 60 - 1)
+    monkeypatch.setattr(images, 'MAX_PIXELS', 90 * 60 - 1)
     with pytest.raises(InputError, match='too large: 90x60 pixels'):
         image_size(file)
 
@@ -375,7 +375,7 @@ def test_limit_is_put_back_whatever_threads_do(coffee: Image.Image):
                 failures.append(1)
 
     threads = [
-        threading.Thread(target=work, args=(lambda data=data: read_picture(io.BytesIO(data)),))
+        threading.Thread(target=work, args=(lambda data=data: read_image(io.BytesIO(data)),))
         for data in (good, bad, good, bad)
     ]
     for thread in threads:

@@ -18,7 +18,7 @@ import pytest
 from rtsp_server import RtspServer
 
 from backbones.errors import ConfigError, InputError
-from backbones.inference.live import LiveReader, StreamClock
+from backbones.inference.camera import CameraReader, StreamClock
 from backbones.inference.window import Window, fit
 
 
@@ -75,7 +75,7 @@ def wait_until(condition) -> None:
 
 class TestPolicies:
     def test_latest_gives_the_newest_and_counts_the_dropped(self, camera: Camera) -> None:
-        with LiveReader('webcam:0') as reader:
+        with CameraReader('webcam:0') as reader:
             camera.ready.release(5)
             wait_until(lambda: reader.captured == 6)
             assert next(reader).index == 5
@@ -86,7 +86,7 @@ class TestPolicies:
 
     def test_all_waits_and_drops_nothing(self, camera: Camera) -> None:
         camera.ready.release(29)
-        with LiveReader('webcam:0', policy='all', queue_size=3) as reader:
+        with CameraReader('webcam:0', policy='all', queue_size=3) as reader:
             for index in range(30):
                 wait_until(lambda: reader.captured >= min(30, index + 4))  # noqa: B023
                 assert reader.captured <= index + 4  # three wait, one is in the thread's hand
@@ -95,12 +95,12 @@ class TestPolicies:
 
     def test_unknown_policy(self) -> None:
         with pytest.raises(ValueError, match="'newest'"):
-            LiveReader('webcam:0', policy='newest')
+            CameraReader('webcam:0', policy='newest')
 
 
 class TestClosing:
     def test_while_the_consumer_waits(self, camera: Camera) -> None:
-        reader = LiveReader('webcam:0')
+        reader = CameraReader('webcam:0')
         seen = []
         consumer = threading.Thread(target=lambda: seen.extend(reader))
         consumer.start()
@@ -112,7 +112,7 @@ class TestClosing:
 
     def test_while_the_queue_is_full(self, camera: Camera) -> None:
         camera.ready.release(9)
-        reader = LiveReader('webcam:0', policy='all', queue_size=2)
+        reader = CameraReader('webcam:0', policy='all', queue_size=2)
         wait_until(lambda: reader.captured == 3)
         reader.close()
         wait_until(lambda: camera.released)
@@ -121,7 +121,7 @@ class TestClosing:
     def test_while_a_server_is_silent(self) -> None:
         with (
             RtspServer('tcp', num_frames=10, hang_up=False) as server,
-            LiveReader(server.url, policy='all', timeout=PATIENCE) as reader,
+            CameraReader(server.url, policy='all', timeout=PATIENCE) as reader,
         ):
             assert next(reader).index == 0
             closer = threading.Timer(1.0, reader.close)
@@ -130,7 +130,7 @@ class TestClosing:
             closer.join()
 
     def test_twice(self, camera: Camera) -> None:
-        reader = LiveReader('webcam:0')
+        reader = CameraReader('webcam:0')
         reader.close()
         reader.close()
         assert list(reader) == []
@@ -148,7 +148,7 @@ class TestCamera:
 
         frames = []
         with (
-            LiveReader('webcam:0', policy='all') as reader,
+            CameraReader('webcam:0', policy='all') as reader,
             pytest.raises(InputError, match=r'camera 0 gives no more pictures'),
         ):
             for frame in reader:
@@ -163,22 +163,22 @@ class TestCamera:
 
     def test_missing(self, capfd: pytest.CaptureFixture) -> None:
         with pytest.raises(InputError, match='there is no camera 63'):
-            LiveReader('webcam:63')
+            CameraReader('webcam:63')
         assert capfd.readouterr().err == ''
 
     def test_not_a_number(self) -> None:
         with pytest.raises(InputError, match='webcam:0'):
-            LiveReader('webcam:front')
+            CameraReader('webcam:front')
 
     def test_in_use_by_another_program(self, camera: Camera) -> None:
         camera.ready.acquire()
         camera.unplugged = True
         with pytest.raises(InputError, match='another program'):
-            LiveReader('webcam:0')
+            CameraReader('webcam:0')
         assert camera.released
 
     def test_freezes(self, camera: Camera) -> None:
-        with LiveReader('webcam:0') as reader:
+        with CameraReader('webcam:0') as reader:
             assert next(reader).index == 0
             reader.timeout = 0.3
             with pytest.raises(InputError, match=r'camera 0 gave no picture for 0\.3 s'):
@@ -190,7 +190,7 @@ class TestCamera:
 def test_rtsp(transport: str) -> None:
     with (
         RtspServer(transport, num_frames=20) as server,
-        LiveReader(server.url, policy='all', timeout=PATIENCE) as reader,
+        CameraReader(server.url, policy='all', timeout=PATIENCE) as reader,
     ):
         frames = list(reader)
     assert [frame.index for frame in frames] == list(range(20))
@@ -207,7 +207,7 @@ def test_rtsp_that_falls_silent(first: str) -> None:
     """Whichever of the two threads is the first to give up."""
     with (
         RtspServer('tcp', num_frames=10, hang_up=False) as server,
-        LiveReader(server.url, policy='all', timeout=5, queue_size=20) as reader,
+        CameraReader(server.url, policy='all', timeout=5, queue_size=20) as reader,
     ):
         assert next(reader).index == 0
         if first == 'ffmpeg':
@@ -225,7 +225,7 @@ def test_udp() -> None:
     sender = threading.Thread(target=send_udp, args=(address, stopped))
     sender.start()
     try:
-        with LiveReader(address, timeout=PATIENCE) as reader:
+        with CameraReader(address, timeout=PATIENCE) as reader:
             first, second = next(reader), next(reader)
     finally:
         stopped.set()
@@ -315,7 +315,7 @@ def site() -> Iterator[str]:
 
 class TestHttp:
     def test_mjpeg(self, site: str) -> None:
-        with LiveReader(f'{site}/camera', policy='all') as reader:
+        with CameraReader(f'{site}/camera', policy='all') as reader:
             frames = list(reader)
         assert [frame.index for frame in frames] == list(range(NUM_JPEGS))
         for frame in frames:
@@ -334,7 +334,7 @@ class TestHttp:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='bgr24')))
             container.mux(stream.encode())
         monkeypatch.setattr(Pages, 'movie', path.read_bytes())
-        with LiveReader(f'{site}/movie.mp4', queue_size=2) as reader:
+        with CameraReader(f'{site}/movie.mp4', queue_size=2) as reader:
             frames = list(reader)
         assert np.allclose([frame.time for frame in frames], np.arange(25) / 10)
 
@@ -348,12 +348,12 @@ class TestHttp:
     )
     def test_no_stream(self, site: str, page: str, says: str) -> None:
         with pytest.raises(InputError, match=says):
-            LiveReader(f'{site}/{page}')
+            CameraReader(f'{site}/{page}')
 
     def test_connection_lost(self, site: str) -> None:
         frames = []
         with (
-            LiveReader(f'{site}/broken', policy='all') as reader,
+            CameraReader(f'{site}/broken', policy='all') as reader,
             pytest.raises(InputError, match=r'connection to the server at .* was lost'),
         ):
             for frame in reader:
@@ -368,7 +368,7 @@ class TestNoServer:
             taken.bind(('127.0.0.1', 0))
             port = taken.getsockname()[1]
             with pytest.raises(InputError, match=f'127.0.0.1:{port} refuses') as error:
-                LiveReader(f'{scheme}://me:secret@127.0.0.1:{port}/live/1')
+                CameraReader(f'{scheme}://me:secret@127.0.0.1:{port}/live/1')
         assert 'secret' not in str(error.value)
 
     @pytest.mark.parametrize('scheme', ['rtsp', 'rtmp', 'http'])
@@ -376,24 +376,24 @@ class TestNoServer:
         with socket.create_server(('127.0.0.1', 0)) as silent:
             port = silent.getsockname()[1]
             with pytest.raises(InputError, match=r'did not answer with a picture within 0\.3 s'):
-                LiveReader(f'{scheme}://127.0.0.1:{port}/live/1', timeout=0.3)
+                CameraReader(f'{scheme}://127.0.0.1:{port}/live/1', timeout=0.3)
 
     @pytest.mark.parametrize('scheme', ['rtsp', 'rtsps', 'rtmp', 'http'])
     def test_ffmpegs_thread_is_the_first_to_give_up(
         self, scheme: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        wait = LiveReader._wait_for_first
+        wait = CameraReader._wait_for_first
 
-        def wait_for_thread_first(reader: LiveReader) -> None:
+        def wait_for_thread_first(reader: CameraReader) -> None:
             reader._thread.join()
             wait(reader)
 
-        monkeypatch.setattr(LiveReader, '_wait_for_first', wait_for_thread_first)
+        monkeypatch.setattr(CameraReader, '_wait_for_first', wait_for_thread_first)
         self.test_accepts_and_never_answers(scheme)
 
     def test_nobody_sends(self) -> None:
         with pytest.raises(InputError, match=r'the sender to 127\.0\.0\.1:\d+ did not answer'):
-            LiveReader(find_udp_address(), timeout=0.3)
+            CameraReader(find_udp_address(), timeout=0.3)
 
     @pytest.mark.parametrize(
         ('address', 'says'),
@@ -407,7 +407,7 @@ class TestNoServer:
     )
     def test_addresses_that_cannot_work(self, address: str, says: str) -> None:
         with pytest.raises(InputError, match=says):
-            LiveReader(address)
+            CameraReader(address)
 
 
 class TestStreamClock:

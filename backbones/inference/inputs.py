@@ -1,0 +1,249 @@
+"""Files, folders, globs, URLs and lists of them, as one list of inputs."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import fsspec
+
+WEB_SCHEMES = ('http', 'https')
+STREAM_SCHEMES = ('rtsp', 'rtsps', 'rtmp', 'rtmps', 'udp')
+
+# Our own tools write these beside images.
+DATA_SUFFIXES = ('.json', '.jsonl')
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input, not opened yet.
+
+    Attributes:
+        path: A path without needless parts (``photos/a.jpg`` for ``./photos//a.jpg``), a URL, or
+            ``webcam:N``.
+        name: What to call its results by: its path below the folder that was given, or below the
+            fixed part of a glob; for a file that was named, its name; else ``path``.
+        found: Whether it was found in a folder or by a glob, and not named by the user.
+        problem: Why there is nothing to open, to stand behind the path; None if there may be.
+    """
+
+    path: str
+    name: str
+    found: bool = False
+    problem: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The same for every way to write the path of a file.
+
+        Links to folders are followed, links to files are not: two names for one image in a folder
+        are two inputs, each with its results.
+        """
+        if find_scheme(self.path) or is_live(self.path):
+            return self.path
+        folder, name = os.path.split(os.path.abspath(self.path))
+        return os.path.join(os.path.realpath(folder), name)
+
+    @property
+    def shown(self) -> str:
+        """The path as it may be shown and stored: a URL without user and password."""
+        return without_password(self.path)
+
+
+def list_inputs(inputs: Sequence[str], recursive: bool, stdin: TextIO) -> list[Input]:
+    """List everything that the user's inputs stand for, without opening a file.
+
+    An input is a file, a folder, a glob such as ``photos/*.jpg`` or ``photos/**/*.jpg``, a URL,
+    ``webcam:N``, or ``-`` for a list of such on standard input, one a line. What exists is never
+    taken for a glob. In folders, hidden files and JSON are left out.
+
+    Args:
+        inputs: As given by the user.
+        recursive: Whether folders in folders are searched.
+        stdin: Where ``-`` reads.
+
+    Returns:
+        In the order of ``inputs``; in folders by name, with ``frame_2`` before ``frame_10`` and
+        files before folders. A file that is reached twice is there once. What cannot be listed is
+        there with its ``problem``.
+    """
+    listed: dict[str, Input] = {}
+    for given in inputs:
+        for item in _list_stdin(recursive, stdin) if given == '-' else _list(given, recursive):
+            listed.setdefault(item.key, item)
+    return list(listed.values())
+
+
+def find_scheme(path: str) -> str | None:
+    """What stands before ``://``, in lower case; None for a local path."""
+    match = re.match(r'([a-zA-Z][a-zA-Z0-9+.-]*)://', path)
+    return match[1].lower() if match else None
+
+
+def is_live(path: str) -> bool:
+    """Whether this can only be a live source: the URL of a stream, or ``webcam:N``."""
+    return find_scheme(path) in STREAM_SCHEMES or re.fullmatch(r'webcam:\d+', path) is not None
+
+
+def without_password(path: str) -> str:
+    """A URL without user and password; other paths as they are."""
+    return re.sub(r'^([a-zA-Z][a-zA-Z0-9+.-]*://)[^/@]*@', r'\1', path)
+
+
+def explain_missing(path: str, error: OSError | ValueError) -> str:
+    """Why there is no such file, to stand behind its path."""
+    if path.partition(':')[0] == 'webcam':
+        return 'is neither a file nor a camera; the first camera is webcam:0'
+    if os.path.islink(path):
+        return 'is a link to something that does not exist'
+    return explain_os_error(error)
+
+
+def explain_os_error(error: OSError | ValueError) -> str:
+    """Why a path cannot be opened, to stand behind it: 'does not exist', ..."""
+    match error:
+        case FileNotFoundError() | NotADirectoryError():
+            return 'does not exist'
+        case PermissionError():
+            return 'may not be read (permission denied)'
+        case IsADirectoryError():
+            return 'is a folder'
+        case OSError(strerror=str(reason)):
+            return f'cannot be read: {reason}'
+        case _:
+            return f'cannot be read: {error}'
+
+
+def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:
+    try:
+        paths = [line for line in stdin.read().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        yield Input('-', '-', problem=f'standard input is no list of paths: {error}')
+        return
+    if not paths:
+        yield Input('-', '-', problem='standard input has no paths in it')
+    for path in paths:
+        yield from _list(path, recursive)
+
+
+def _list(given: str, recursive: bool) -> Iterator[Input]:
+    scheme = find_scheme(given)
+    if is_live(given) or scheme in WEB_SCHEMES:
+        yield Input(given, given)
+    elif scheme:
+        yield from _list_storage(given, recursive)
+    else:
+        yield from _list_local(str(Path(given)) if given else given, recursive)
+
+
+def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
+    """Files of a storage that fsspec has a package for: s3://, gs://, hf://, ..."""
+    try:
+        storage, path = fsspec.url_to_fs(url)
+        if is_glob(path):
+            base, paths = _fixed_part(path), storage.glob(path)
+        elif storage.isdir(path):
+            base, paths = path, storage.find(path, maxdepth=None if recursive else 1)
+        else:
+            yield Input(url, os.path.basename(path))
+            return
+    # Each storage has errors of its own.
+    except Exception as error:
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        yield Input(url, url, problem=f'cannot be listed: {reason}')
+        return
+    names = {os.path.relpath(path, base): path for path in paths}
+    for name in sorted(filter(_is_wanted, names), key=_natural):
+        yield Input(storage.unstrip_protocol(names[name]), name, found=True)
+    if not names:
+        yield Input(url, url, problem='has no files in it')
+
+
+def _list_local(given: str, recursive: bool) -> Iterator[Input]:
+    name = os.path.basename(os.path.abspath(given)) if given else given
+    try:
+        is_folder = stat.S_ISDIR(os.stat(given).st_mode)
+    except (OSError, ValueError) as error:
+        if is_glob(given) and not isinstance(error, PermissionError):
+            yield from _list_glob(given, recursive)
+        else:
+            yield Input(given, name, problem=explain_missing(given, error))
+        return
+    if not is_folder:
+        yield Input(given, name)
+        return
+    files = list(_walk(given, '', recursive))
+    if not files:
+        hint = '' if recursive else '; folders in it are searched with --recursive'
+        yield Input(given, name, problem=f'is a folder without files{hint}')
+    yield from files
+
+
+def _list_glob(pattern: str, recursive: bool) -> Iterator[Input]:
+    base = Path(_fixed_part(pattern))
+    parts = Path(pattern).parts[len(base.parts) :]
+    if parts[-1] == '**':
+        parts = (*parts, '*')
+    try:
+        # Not glob.glob: it follows links, and two that lead in circles keep it busy for ever.
+        paths = {path.relative_to(base).as_posix(): path for path in base.glob('/'.join(parts))}
+    except (OSError, ValueError, NotImplementedError) as error:
+        yield Input(pattern, pattern, problem=f'cannot be searched: {error}')
+        return
+    if not any(part.startswith('.') for part in parts):
+        paths = {name: path for name, path in paths.items() if not _is_hidden(name)}
+    if not paths:
+        yield Input(pattern, pattern, problem='does not exist, and as a glob fits no file')
+    for name in sorted(paths, key=_natural):
+        if not paths[name].is_dir():
+            yield Input(str(paths[name]), name, found=True)
+        elif '**' not in parts:
+            yield from _walk(str(paths[name]), f'{name}/', recursive)
+
+
+def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[Input]:
+    """Files of a folder, each folder once, whatever links lead in circles."""
+    seen, errors = set(), []
+    for path, folders, files in os.walk(folder, onerror=errors.append, followlinks=True):
+        below = '' if path == folder else f'{os.path.relpath(path, folder)}/'
+        real = os.path.realpath(path)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if recursive and not _is_hidden(name)]
+        folders.sort(key=_natural)
+        for name in sorted(filter(_is_wanted, files), key=_natural):
+            yield Input(os.path.join(path, name), f'{prefix}{below}{name}', found=True)
+    for error in errors:
+        problem = f'is a folder that cannot be searched: {error.strerror}'
+        yield Input(error.filename, os.path.basename(error.filename), problem=problem)
+
+
+def _is_wanted(name: str) -> bool:
+    return not _is_hidden(name) and not name.lower().endswith(DATA_SUFFIXES)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith('.') for part in name.split('/'))
+
+
+def is_glob(path: str) -> bool:
+    """Whether a path has wildcards in it."""
+    return re.search(r'[*?[]', path) is not None
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folders of a glob in front of the first wildcard."""
+    parts = Path(pattern).parts
+    fixed = next(index for index, part in enumerate(parts) if is_glob(part))
+    return str(Path(*parts[:fixed]))
+
+
+def _natural(name: str) -> tuple:
+    """Sorts names as people do: numbers by their value."""
+    parts = re.split(r'([0-9]+)', name.casefold())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name

@@ -1,0 +1,419 @@
+"""What users give is found, listed in a sensible order, and taken for what is in it."""
+
+import base64
+import errno
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+
+import av
+import fsspec
+import numpy as np
+import pytest
+import skimage
+from videos import read_number, write_video
+
+from backbones.errors import InputError
+from backbones.inference import sources
+from backbones.inference.frame import Frame
+from backbones.inference.images import ImageFile, read_image
+from backbones.inference.inputs import Input, list_inputs
+from backbones.inference.reading import Clip, Closed, read_inputs
+from backbones.inference.sources import NotMedia, identify
+
+PHOTOGRAPHS = Path(skimage.data_dir)
+
+
+def listed(*inputs: object, recursive: bool = False, stdin: str = '') -> list[Input]:
+    return list_inputs([str(given) for given in inputs], recursive, io.StringIO(stdin))
+
+
+def names(items: list[Input]) -> list[str]:
+    assert [item.problem for item in items] == [None] * len(items)
+    return [item.name for item in items]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder as users have them."""
+    folder = tmp_path / 'photos'
+    for name in (
+        *('frame_10.jpg', 'frame_2.jpg', 'frame_1.jpg', 'B.png', 'a.png', 'notes.txt'),
+        *('.hidden.jpg', 'predictions.jsonl', 'coco.json', 'day_1/c.jpg', 'day_1/deep/d.jpg'),
+        *('day_2/c.jpg', '.git/e.jpg', 'Ünï cödé 写真.jpg', 'odd[1].jpg'),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+TOP = [
+    *('a.png', 'B.png', 'frame_1.jpg', 'frame_2.jpg', 'frame_10.jpg', 'notes.txt', 'odd[1].jpg'),
+    'Ünï cödé 写真.jpg',
+]
+BELOW = ['day_1/c.jpg', 'day_1/deep/d.jpg', 'day_2/c.jpg']
+
+
+@pytest.mark.parametrize(('recursive', 'expected'), [(False, TOP), (True, [*TOP, *BELOW])])
+def test_folder_is_listed_as_people_sort_it(tree: Path, recursive: bool, expected: list[str]):
+    items = listed(tree, recursive=recursive)
+    assert names(items) == expected
+    assert all(item.found and Path(item.path) == tree / item.name for item in items)
+
+
+def test_all_ways_to_write_a_path_are_one_input(tree: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tree.parent)
+    plain = listed('photos', recursive=True)
+    for given in ('./photos', 'photos/', './/photos'):
+        assert listed(given, recursive=True) == plain
+    (tree.parent / 'linked').symlink_to('photos')
+    for given in (tree, 'photos/../photos', 'linked'):
+        same = listed(given, recursive=True)
+        assert [item.key for item in same] == [item.key for item in plain]
+        assert names(same) == names(plain)
+    items = listed('photos/frame_2.jpg', './photos/frame_2.jpg', tree / 'frame_2.jpg', 'photos')
+    assert names(items) == ['frame_2.jpg', *(name for name in TOP if name != 'frame_2.jpg')]
+    assert items[0] == Input('photos/frame_2.jpg', 'frame_2.jpg')
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'expected'),
+    [
+        ('frame_*.jpg', ['frame_1.jpg', 'frame_2.jpg', 'frame_10.jpg']),
+        ('*/c.jpg', ['day_1/c.jpg', 'day_2/c.jpg']),
+        ('day_?', ['day_1/c.jpg', 'day_2/c.jpg']),
+        ('**/?.jpg', BELOW),
+        ('odd[1].jpg', ['odd[1].jpg']),  # what exists is no glob
+        ('.hid*', ['.hidden.jpg']),
+    ],
+)
+def test_globs(tree: Path, pattern: str, expected: list[str]):
+    assert names(listed(tree / pattern)) == expected
+
+
+def test_problems_do_not_stop_the_others(tree: Path, tmp_path: Path):
+    (tmp_path / 'nothing').mkdir()
+    (tmp_path / 'broken.jpg').symlink_to('gone.jpg')
+    problems = {
+        str(tmp_path / 'missing.jpg'): 'does not exist',
+        str(tmp_path / '*.tif'): 'fits no file',
+        str(tmp_path / 'nothing'): '--recursive',
+        'gopher://host/a.jpg': 'gopher',
+        'webcam:front': 'webcam:0',
+        str(tmp_path / 'broken.jpg'): 'link',
+        str(tree / 'a.png' / 'b.jpg'): 'does not exist',
+        '': 'does not exist',
+    }
+    *bad, good = listed(*problems, tree / 'a.png')
+    assert [item.path for item in bad] == list(problems)
+    for item in bad:
+        assert problems[item.path] in item.problem
+    assert good.problem is None
+
+
+def test_folder_that_may_not_be_read(tree: Path, monkeypatch: pytest.MonkeyPatch):
+    scandir = os.scandir
+
+    def refuse(path: str):
+        if Path(path).name == 'day_1':
+            raise PermissionError(errno.EACCES, 'Permission denied', path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    for given, found in ((tree / 'day_1', []), (tree, [*TOP, 'day_2/c.jpg'])):
+        *items, bad = listed(given, recursive=True)
+        assert 'Permission denied' in bad.problem and bad.path == str(tree / 'day_1')
+        assert names(items) == found
+
+
+def test_links_in_circles(tree: Path):
+    (tree / 'day_1' / 'up').symlink_to(tree)
+    (tree / 'day_1' / 'up_too').symlink_to(tree)
+    (tree / 'self.jpg').symlink_to('self.jpg')
+    (tree / 'again.jpg').symlink_to('a.png')
+    for given in (tree, tree / '**'):
+        found = names(listed(given, recursive=True))
+        assert found.count('day_1/c.jpg') == 1 and len(found) < 20
+        # Two names for one image are two inputs, each with its results.
+        assert 'again.jpg' in found and 'a.png' in found
+
+
+def test_list_on_standard_input(tree: Path):
+    lines = f'{tree / "frame_2.jpg"}\r\n\n{tree / "Ünï cödé 写真.jpg"}\n{tree / "none.jpg"}'
+    items = listed(tree / 'a.png', '-', stdin=lines)
+    assert [item.name for item in items] == [
+        *('a.png', 'frame_2.jpg', 'Ünï cödé 写真.jpg', 'none.jpg')
+    ]
+    assert [item.problem for item in items] == [None, None, None, 'does not exist']
+    (nothing,) = listed('-', stdin='\n')
+    assert 'no paths' in nothing.problem
+    (binary,) = list_inputs(['-'], False, io.TextIOWrapper(io.BytesIO(b'\xff\xfe\0'), 'utf-8'))
+    assert 'no list of paths' in binary.problem
+
+
+@pytest.mark.parametrize(
+    'url', ['webcam:0', 'rtsp://me:secret@camera/1', 'RTMP://h/app', 'udp://239.0.0.1:1234?ttl=1*']
+)
+def test_live_sources_are_not_opened(url: str):
+    assert listed(url, url) == [Input(url, url)]
+    assert identify(url)[:2] == ('live', url)
+    assert 'secret' not in listed(url)[0].shown
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind', 'size'),
+    [
+        ('chelsea.png', 'image', (300, 451)),
+        ('no_time_for_that_tiny.gif', 'animation', (25, 14)),
+        ('multipage.tif', 'image', (15, 10)),
+    ],
+)
+def test_images_are_recognized_whatever_their_suffix(
+    tmp_path: Path, name: str, kind: str, size: tuple[int, int]
+):
+    path = tmp_path / 'a.mp4'
+    path.write_bytes((PHOTOGRAPHS / name).read_bytes())
+    assert identify(str(path)) == (kind, str(path), size)
+
+
+@pytest.mark.parametrize(
+    ('name', 'codec', 'format'),
+    [
+        *[('a.mp4', 'mpeg4', 'mp4'), ('a.webm', 'libvpx', 'webm'), ('a.avi', 'mpeg4', 'avi')],
+        *[('a.jpg', 'mpeg4', 'mp4'), ('a.jpg', 'mpeg4', 'avi'), ('a.png', 'mpeg2video', 'mpegts')],
+        *[('no suffix', 'mpeg4', 'matroska'), ('a.mjpeg', 'mjpeg', 'mjpeg')],
+        *[('a:b 写真.mp4', 'mpeg4', 'mp4'), ('a.txt', 'mpeg2video', 'vob')],
+    ],
+)
+def test_videos_are_recognized_whatever_their_suffix(
+    tmp_path: Path, name: str, codec: str, format: str
+):
+    path = tmp_path / name
+    pixel_format = 'yuvj420p' if codec == 'mjpeg' else 'yuv420p'
+    write_video(path, 10, rate=25, codec=codec, pixel_format=pixel_format, format=format)
+    assert identify(str(path))[:2] == ('video', str(path))
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        *(b'', b'Hello\n' * 50, b'BMW is a make\n', 'é'.encode() * 5000, bytes(9000)),
+        *(bytes(range(256)) * 40, b'#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n'),
+    ],
+)
+def test_neither_image_nor_video(tmp_path: Path, content: bytes):
+    """Left out of a folder in silence unless its name promises something."""
+    for name in ('other.dat', 'video.mp4'):
+        (tmp_path / name).write_bytes(content)
+    closed = list(read_inputs(listed(tmp_path), Clip(), Event()))
+    assert [(item.input.name, item.was_left_out) for item in closed] == [
+        *[('other.dat', True), ('video.mp4', False)]
+    ]
+    with pytest.raises(NotMedia):
+        identify(str(tmp_path / 'other.dat'))
+
+
+def test_audio_alone_is_no_video(tmp_path: Path):
+    path = tmp_path / 'a.mp4'
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('aac', rate=44100, layout='mono')
+        samples = np.zeros((1, 1024), np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format='fltp', layout='mono')
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(InputError, match='only audio'):
+        identify(str(path))
+
+
+def test_corrupt_image_is_an_error_under_any_name(tmp_path: Path):
+    path = tmp_path / 'other.dat'
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(50))
+    with pytest.raises(InputError, match='PNG') as caught:
+        identify(str(path))
+    assert not isinstance(caught.value, NotMedia)
+
+
+def test_what_is_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    os.mkfifo(tmp_path / 'pipe.jpg')
+    for name, reason in (('pipe.jpg', 'pipe'), ('', 'folder'), ('none.jpg', 'not exist')):
+        with pytest.raises(InputError, match=reason):
+            identify(str(tmp_path / name))
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, 'Permission denied', path)
+
+    monkeypatch.setattr(os, 'stat', refuse)
+    with pytest.raises(InputError, match='permission'):
+        identify('secret.jpg')
+
+
+def test_a_bad_input_stops_no_other(tmp_path: Path):
+    write_video(tmp_path / 'b.mp4', 2)
+    (tmp_path / 'b.mp4').rename(tmp_path / 'b.jpg')
+    (tmp_path / 'c.mp4').write_bytes(b'no video')
+    good = PHOTOGRAPHS / 'chelsea.png'
+    items = read_inputs(listed(tmp_path / 'a.png', tmp_path, good), Clip(), Event())
+    kinds = [
+        (item.origin.input if item.timing else item.origin).name
+        if isinstance(item, Frame)
+        else (type(item).__name__, item.input.name, getattr(item, 'problem', None) is not None)
+        for item in items
+    ]
+    assert kinds == [
+        ('Closed', 'a.png', True),
+        *[('Opened', 'b.jpg', False), 'b.jpg', 'b.jpg', ('Closed', 'b.jpg', False)],
+        ('Closed', 'c.mp4', True),
+        'chelsea.png',
+    ]
+
+
+def test_without_pyav_images_are_read_and_videos_say_what_is_missing(tmp_path: Path):
+    write_video(tmp_path / 'a.mp4', 2)
+    (tmp_path / 'notes.txt').touch()
+    (tmp_path / 'b.png').write_bytes((PHOTOGRAPHS / 'chelsea.png').read_bytes())
+    code = f"""
+import io, sys, threading
+sys.modules['av'] = None
+from backbones.inference.inputs import list_inputs
+from backbones.inference.reading import Clip, read_inputs
+video, image, text = read_inputs(
+    list_inputs([{str(tmp_path)!r}], False, None), Clip(), threading.Event()
+)
+assert 'pip install av' in video.problem and not video.was_left_out
+assert image.load().shape == (300, 451, 3)
+assert text.was_left_out
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+# ---------------------------------------------------------------------------------------- URLs
+
+
+def test_storage_that_fsspec_knows(tmp_path: Path):
+    storage = fsspec.filesystem('memory')
+    image = (PHOTOGRAPHS / 'chelsea.png').read_bytes()
+    storage.pipe({'/bucket/b_10.png': image, '/bucket/b_2.png': image, '/bucket/deep/c.png': image})
+    storage.pipe('/bucket/a.mp4', write_video(tmp_path / 'a.mp4', 3, audio=True).read_bytes())
+    url = 'memory://bucket'
+    assert names(listed(url)) == ['a.mp4', 'b_2.png', 'b_10.png']
+    assert names(listed(url, recursive=True)) == ['a.mp4', 'b_2.png', 'b_10.png', 'deep/c.png']
+    assert names(listed(f'{url}/*.png')) == ['b_2.png', 'b_10.png']
+    video, photo = listed(f'{url}/a.mp4', f'{url}/b_2.png')
+    opened, *frames, closed = read_inputs([video], Clip(), Event())
+    assert [read_number(frame.load()) for frame in frames] == [0, 1, 2]
+    assert opened.stream.audio == f'{url}/a.mp4' and closed.problem is None
+    (frame,) = read_inputs([photo], Clip(), Event())
+    np.testing.assert_array_equal(frame.load(), read_image(PHOTOGRAPHS / 'chelsea.png'))
+    (missing,) = read_inputs(listed(f'{url}/none.png'), Clip(), Event())
+    assert isinstance(missing, Closed) and 'none.png' in missing.problem
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A web server with every kind of answer."""
+
+    def __init__(self, answers: dict[str, tuple[str, bytes]], *arguments: object):
+        self.answers = answers
+        super().__init__(*arguments)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        name = self.path.partition('?')[0].strip('/')
+        login = base64.b64encode(b'me:p@ss').decode()
+        if name == 'secret' and self.headers['Authorization'] != f'Basic {login}':
+            self.send_error(401)
+        elif name == 'elsewhere':
+            self.send_response(302)
+            self.send_header('Location', 'file:///etc/passwd')
+            self.end_headers()
+        elif name == 'silent':
+            self.server.has_closed.wait()
+        elif name in self.answers:
+            content_type, body = self.answers[name]
+            self.send_response(200)
+            self.send_header('Content-Type', content_type)
+            self.send_header('Content-Length', str(len(body) + 4000 * (name == 'broken')))
+            self.end_headers()
+            self.wfile.write(body)
+        else:
+            self.send_error(404)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a web server on this computer."""
+    monkeypatch.setenv('no_proxy', '*')
+    image = (PHOTOGRAPHS / 'chelsea.png').read_bytes()
+    answers = {
+        **dict.fromkeys(('image.png', 'a%20b.png', 'secret'), ('image/png', image)),
+        'untold': ('application/octet-stream', image),
+        'animation': ('image/gif', (PHOTOGRAPHS / 'no_time_for_that_tiny.gif').read_bytes()),
+        'video': ('video/mp4', write_video(tmp_path / 'a.mp4', 3, audio=True).read_bytes()),
+        'page': ('text/html; charset=utf-8', b'<html></html>'),
+        'live': ('multipart/x-mixed-replace; boundary=frame', b'--frame\r\n'),
+        'broken': ('image/png', image[:1000]),
+    }
+    httpd = ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, answers))
+    httpd.daemon_threads = True
+    httpd.block_on_close = False
+    httpd.has_closed = Event()
+    Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
+    yield f'http://127.0.0.1:{httpd.server_port}'
+    httpd.has_closed.set()
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind'),
+    [
+        *[('image.png', 'image'), ('untold', 'image'), ('a b.png?size=*', 'image')],
+        *[('animation', 'animation'), ('live', 'live'), ('video', 'video')],
+    ],
+)
+def test_what_a_server_gives(server: str, name: str, kind: str):
+    url = f'{server}/{name}'
+    assert listed(url) == [Input(url, url)]
+    source = identify(url)
+    assert source.kind == kind
+    if kind == 'image':
+        with ImageFile(source.file) as image:
+            np.testing.assert_array_equal(image.read(), read_image(PHOTOGRAPHS / 'chelsea.png'))
+    if kind == 'video':
+        _, *frames, closed = read_inputs([Input(url, url)], Clip(), Event())
+        assert [read_number(frame.load()) for frame in frames] == [0, 1, 2]
+        assert closed.problem is None
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        *[('missing', '404'), ('page', 'web page'), ('image.png', 'too large')],
+        *[('broken', 'cut short: 4000 bytes'), ('elsewhere', 'file:'), ('secret', '401')],
+        ('silent', 'not a byte for'),
+    ],
+)
+def test_servers_that_give_no_image(
+    server: str, name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sources, 'MAX_DOWNLOAD', 10_000)
+    monkeypatch.setattr(sources, 'WEB_TIMEOUT', 0.2 if name == 'silent' else 20)
+    with pytest.raises(InputError, match=reason):
+        identify(f'{server}/{name}')
+
+
+def test_server_that_does_not_exist():
+    with pytest.raises(InputError, match='refused'):
+        identify('http://127.0.0.1:1/image.png')
+
+
+def test_password_in_a_url(server: str):
+    assert identify(f'{server.replace("//", "//me:p%40ss@")}/secret').kind == 'image'
