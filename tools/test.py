@@ -12,13 +12,10 @@ with explain_missing():
     from mmengine.dist import is_main_process
 
     from backbones import trust_checkpoints
-    from backbones.data.classes import set_classes
     from backbones.data.dataset_guard import GuardedRunner
-    from backbones.data.split_checks import check_data
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.deployment import deploy_before_test
-    from backbones.engine.distributed import connect_without_gpus, is_first_process
-    from backbones.engine.preflight import check_start, check_whole, leave_out_init_cfg
+    from backbones.engine.preflight import leave_out_init_cfg, prepare_test
     from backbones.engine.report import format_metrics, report_every_class, write_metrics
     from backbones.engine.tta import use_test_time_augmentation
     from backbones.errors import ConfigError, exit_on_user_error
@@ -86,14 +83,7 @@ def main() -> None:
     with exit_on_user_error():
         if args.trust_checkpoint:
             trust_checkpoints()
-        config = configure(args)
-        first = is_first_process()
-        checkpoint = check_start(config) if first else None
-        classes = set_classes(config, ('test',))
-        if first:
-            check_whole(config, checkpoint, classes)
-            check_data(config, ('test',), classes)
-        connect_without_gpus(config)
+        config = prepare_test(configure(args))
         runner = GuardedRunner.from_cfg(config)
         if args.show_dir:
             from backbones.inference.comparison import ComparisonHook

@@ -12,15 +12,11 @@ with explain_missing():
     from mmengine.dist import is_main_process
 
     from backbones import trust_checkpoints
-    from backbones.data.classes import set_classes
-    from backbones.data.skip_bad import leave_out_bad
-    from backbones.data.split_checks import check_data
     from backbones.engine.checkpointing import explain_full_disk, remove_partial_checkpoints
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.curves import draw_curves
-    from backbones.engine.distributed import connect_without_gpus, is_first_process
     from backbones.engine.preemption import PREEMPTED, Preempted
-    from backbones.engine.preflight import check_start, leave_out_init_cfg
+    from backbones.engine.preflight import leave_out_init_cfg, prepare_training
     from backbones.engine.report import report_every_class
     from backbones.engine.resume import resume
     from backbones.engine.run_defaults import keep_best_checkpoint, log_to_tensorboard
@@ -144,19 +140,9 @@ def scale_learning_rate(config: Config) -> None:
 
 def train(config: Config) -> None:
     """Check what a training needs, and train."""
-    first = is_first_process()
-    if first:
-        check_start(config)
-    splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
-    classes = set_classes(config, splits)
-    print(f'{len(classes)} classes: {", ".join(classes)}')
-    if config.get('skip_bad'):
-        leave_out_bad(config, splits, first)
-    elif first:
-        check_data(config, splits, classes)
-    if first:
+    config = prepare_training(config)
+    if is_main_process():
         remove_partial_checkpoints(config.work_dir)
-    connect_without_gpus(config)
     TrainRunner.from_cfg(config).train()
     if is_main_process():
         best = config.default_hooks.checkpoint.get('save_best')

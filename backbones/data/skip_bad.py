@@ -27,7 +27,7 @@ from .paths import annotation_file, data_folder
 FOLDER = 'without_bad'
 
 
-def leave_out_bad(config: Config, splits: tuple[str, ...], first: bool) -> None:
+def leave_out_bad(config: Config, splits: tuple[str, ...]) -> None:
     """Let a config read lists without the pictures that are wrong, and skip what fails later.
 
     The lists are written to ``without_bad`` in the work folder, and what is not in them, with the
@@ -36,8 +36,6 @@ def leave_out_bad(config: Config, splits: tuple[str, ...], first: bool) -> None:
     Args:
         config: Changed in place: ``skip_bad`` is set, datasets and metrics read the new lists.
         splits: Which of 'train', 'val' and 'test' will be read.
-        first: Whether this is the first process, which checks and writes. All others only set
-            the paths; mmengine waits for all processes before it reads them.
 
     Raises:
         ConfigError: The config names classes or a dataset type that there are not.
@@ -45,23 +43,20 @@ def leave_out_bad(config: Config, splits: tuple[str, ...], first: bool) -> None:
     """
     config.skip_bad = True
     parts = list(parts_of(config, splits))
-    if first:
-        report = check_dataset(config, splits, read_pictures=lambda split: split != 'train')
-        refuse_whole(report)
+    report = check_dataset(config, splits, read_pictures=lambda split: split != 'train')
+    refuse_whole(report)
     folder = Path(config.work_dir).resolve() / FOLDER
     for number, part in enumerate(parts):
         if part.layout == 'other':
             continue
         suffix = '.json' if part.layout == 'coco' else '.txt'
         kept = folder / f'{part.split}_{number}{suffix}'
-        if first:
-            folder.mkdir(parents=True, exist_ok=True)
-            write = write_coco if part.layout == 'coco' else write_names
-            bad = {found.picture for found in report.of('error') if found.split == part.split}
-            write(part.dataset, bad - {None}, kept)
+        folder.mkdir(parents=True, exist_ok=True)
+        write = write_coco if part.layout == 'coco' else write_names
+        bad = {found.picture for found in report.of('error') if found.split == part.split}
+        write(part.dataset, bad - {None}, kept)
         read_instead(config, part.dataset, kept)
-    if first:
-        tell(report, config)
+    tell(report, config)
 
 
 def refuse_whole(report: Report) -> None:

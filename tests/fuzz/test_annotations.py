@@ -192,7 +192,7 @@ def train_on(config: Callable[[], Config], folder: Path) -> None:
     rest = config()
     try:
         set_classes(rest, ('train', 'val'))
-        leave_out_bad(rest, ('train', 'val'), first=True)
+        leave_out_bad(rest, ('train', 'val'))
     except (ConfigError, DataError) as error:
         assert report.of('error'), error
     else:

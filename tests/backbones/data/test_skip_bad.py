@@ -147,7 +147,7 @@ def test_pictures_with_faults_are_left_out_of_detection(data, config):
     edit(data / TRAIN, lambda c: c['annotations'][0].pop('bbox'))
     edit(data / TRAIN, lambda c: c['annotations'][-1].update(image_id=99))
     of_both = config('mask_rcnn')
-    leave_out_bad(of_both, ('train', 'val'), first=True)
+    leave_out_bad(of_both, ('train', 'val'))
     training, validation = (
         json.loads(Path(loader.dataset.ann_file).read_text())
         for loader in (of_both.train_dataloader, of_both.val_dataloader)
@@ -166,24 +166,16 @@ def test_pictures_with_faults_are_left_out_of_detection(data, config):
 def test_pictures_with_faults_are_left_out_of_segmentation(data, config):
     enlarge(data / LABELS)
     of_labels = config('fpn')
-    leave_out_bad(of_labels, ('train', 'val'), first=True)
+    leave_out_bad(of_labels, ('train', 'val'))
     dataset = build(of_labels)
     names = [Path(dataset.get_data_info(index)['img_path']).stem for index in range(len(dataset))]
     assert names == [f'train_00000{number}' for number in range(2, 9)]
 
 
-def test_other_processes_read_what_the_first_has_written(data, config):
-    cut(data / VAL_PICTURE)
-    first, second = config('retinanet'), config('retinanet')
-    leave_out_bad(first, ('train', 'val'), first=True)
-    leave_out_bad(second, ('train', 'val'), first=False)
-    assert first.to_dict() == second.to_dict()
-
-
 def test_what_is_wrong_with_the_whole_set_still_stops(data, config):
     edit(data / TRAIN, lambda c: c['categories'][1].update(id=1))
     with pytest.raises(DataError, match=r"'disc' and 'square' both have this id"):
-        leave_out_bad(config('retinanet'), ('train', 'val'), first=True)
+        leave_out_bad(config('retinanet'), ('train', 'val'))
 
 
 WORKERS = "train_dataloader['num_workers'] = 2\n"
