@@ -1,4 +1,4 @@
-"""What every tool begins with: imports that fail with one clear line instead of a traceback."""
+"""What every tool begins with: imports that fail with one plain line instead of a traceback."""
 
 import importlib.util
 import sys
@@ -11,30 +11,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def explain_missing() -> Iterator[None]:
-    """Turn an import that fails into one line on stderr and exit status 1.
+    """End the program with one line where an import in the block fails.
 
-    Inside, `backbones` can be imported even from a clone that was not installed. ImportError is
-    what a missing package raises, AssertionError what mmdet and mmseg raise for a version of mmcv
-    they refuse, OSError what a library built against another torch may raise.
+    Besides ImportError for a missing package: mmdet and mmseg raise AssertionError for an mmcv that
+    they refuse, and a library built for another torch OSError. In the block, `backbones` is found
+    even in a clone that was not installed.
     """
-    _make_backbones_importable()
+    if importlib.util.find_spec('backbones') is None:
+        sys.path.insert(0, str(ROOT))
     try:
         yield
     except (ImportError, AssertionError, OSError) as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
-        sys.exit(f'{reason}. {_advice()}')
-
-
-def _make_backbones_importable() -> None:
-    if importlib.util.find_spec('backbones') is None:
-        sys.path.insert(0, str(ROOT))
-
-
-def _advice() -> str:
-    venv = ROOT / '.venv'
-    if (venv / 'bin' / 'python').exists() and Path(sys.prefix).resolve() != venv.resolve():
-        return (
-            f'This is {sys.executable}, the project is installed in .venv: use .venv/bin/python, '
-            'or run `python tools/doctor.py` for the command that mends this environment.'
-        )
-    return 'Run `python tools/doctor.py`: it says what does not fit and the command that mends it.'
+        venv = ROOT / '.venv'
+        if venv.is_dir() and Path(sys.prefix).resolve() != venv.resolve():
+            advice = f'Use {venv}/bin/python: this is {sys.executable}'
+        else:
+            advice = 'Run `make install`'
+        sys.exit(f'{reason}. {advice}; `python tools/doctor.py` says what does not fit.')

@@ -1,41 +1,426 @@
-"""Make .venv and install everything into it, in the right order; done work is not done again.
+"""Make .venv and install everything into it; what is done already is not done again.
 
-This file only looks at the Python that runs it, and has to start on one that is too old to say so;
-the work is in `_install`, which may use what newer ones have.
+Only the standard library is needed. In the order of the steps: the virtual environment, torch, what
+building mmcv needs, mmcv with its operators (from a ready wheel where one works with this torch,
+else compiled, which takes minutes, once), then everything else in requirements/ and this project.
 """
 
+import argparse
+import fcntl
+import hashlib
+import json
 import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
 import sys
+import sysconfig
+import tarfile
+import time
+from contextlib import suppress
+from pathlib import Path
 
-OLDEST_PYTHON = (3, 10)
-VENV_PYTHON = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), '.venv', 'bin', 'python'
-)
+ROOT = Path(__file__).resolve().parents[1]
+
+# Nothing above this line may need a newer Python than the one that is to be told so.
+if sys.version_info < (3, 10):  # noqa: UP036
+    # A .venv made with PYTHON=... goes on serving where the system's python3 is too old.
+    venv_python = ROOT / '.venv' / 'bin' / 'python'
+    if venv_python.exists() and sys.prefix != str(ROOT / '.venv'):
+        os.execv(str(venv_python), [str(venv_python), *sys.argv])
+    sys.exit(
+        'Python 3.10 or later is needed, this is {}.{}; choose another one, for example: '
+        'make install PYTHON=python3.12'.format(*sys.version_info)
+    )
+
+import importlib.metadata  # noqa: E402
+
+MMCV = 'onedl-mmcv'
+OPENMMLAB = (MMCV, 'onedl-mmengine', 'onedl-mmdetection', 'onedl-mmsegmentation')
+# Fails where the operators were built for another torch, or without CUDA where torch has it.
+TRY_MMCV = """
+import torch
+from mmcv.ops import nms
+devices = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
+for device in devices:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]], device=device)
+    kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1].tolist()
+    assert kept == [0, 2], f'nms on {device} returns {kept} instead of [0, 2]'
+print('nms runs on', ' and '.join(devices))
+"""
+# What a failed command printed, and what helps.
+HINTS = {
+    'Killed signal|out of memory|virtual memory': 'memory ran out: try again with MAX_JOBS=1',
+    'No space left|Disk quota': 'free some disk space (or set TMPDIR), then try again',
+    'connection|name resolution|unreachable|Timeout|ProxyError|versions: none': (
+        'check the network, the proxy and `pip config list`, then try again'
+    ),
+    'CUDA_HOME|CUDA version': 'install the compiler of the same CUDA as torch, and set CUDA_HOME',
+}
 
 
-def wrong_python(version_info: tuple) -> str:
-    """Say what is wrong with a Python of this version; nothing if it will do."""
-    if tuple(version_info[:2]) >= OLDEST_PYTHON:
-        return ''
-    return (
-        'Python {}.{} or later is needed, this is {}.{}; choose another one, for example: '
-        'make install PYTHON=python3.12'
-    ).format(*(OLDEST_PYTHON + tuple(version_info[:2])))
+class InstallError(Exception):
+    """Says what stopped the installation and what to do about it."""
+
+
+def normalized_name(requirement: str) -> str:
+    """Return the distribution's name in a requirement, as registries compare names."""
+    match = re.match(r'[A-Za-z0-9][\w.-]*', requirement.strip())
+    return re.sub(r'[-_.]+', '-', match.group()).lower() if match else ''
+
+
+def lowest_versions(requirements: str) -> dict[str, str]:
+    """Return the lower bound of each distribution in lines such as ``av>=17.1,<=18.1.0``."""
+    found = re.findall(r'^([\w.-]+)>=([\w.]+)', requirements, re.MULTILINE)
+    return {normalized_name(name): version for name, version in found}
+
+
+def replace_pins(constraints: str, versions: dict[str, str | None]) -> str:
+    """Put other versions into a list of pins; None drops a pin."""
+    lines = [line for line in constraints.splitlines() if normalized_name(line) not in versions]
+    pins = [f'{name}=={version}' for name, version in versions.items() if version]
+    return '\n'.join([*lines, *pins]) + '\n'
+
+
+def choose_torch(asked: str, pinned: str, version: str | None, state: dict) -> str | None:
+    """Decide which torch to install; None keeps the one that is there.
+
+    Args:
+        asked: The user's TORCH; '' for none.
+        pinned: The requirement in constraints.txt.
+        version: What is installed.
+        state: ``torch``, ``torch_pin`` (the pin of that time) and ``versions`` of the last run.
+    """
+    # Our own choice follows the pin; one that the user made, by TORCH or pip, stays.
+    followed = state.get('torch') == state.get('torch_pin')
+    wanted = asked or (pinned if followed else state['torch'])
+    if version is None:
+        return wanted or pinned
+    if state.get('versions', {}).get('torch') != version:
+        return asked or None
+    return wanted if wanted != state['torch'] else None
+
+
+def run(command: list[str], log: Path, title: str, **variables: str) -> None:
+    """Run a command with its output in a log, and one line on the screen that shows progress.
+
+    Raises:
+        InstallError: It failed; the message has the end of its output.
+    """
+    terminal, began = sys.stdout.isatty(), time.monotonic()
+    with log.open('a+', errors='replace') as sink:
+        print(f'\n$ {shlex.join(command)}', file=sink, flush=True)
+        start = sink.tell()
+        environment = {**os.environ, **variables}
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment
+        )
+        running, output = True, ''
+        try:
+            while running:
+                show_progress(title, time.monotonic() - began, output, terminal)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(1 if terminal else 30)
+                    running = False
+                sink.seek(start)
+                output = sink.read()
+        finally:
+            process.terminate()
+            process.wait()
+    if terminal:
+        print()
+    if process.returncode:
+        hint = next((h for words, h in HINTS.items() if re.search(words, output, re.I)), '')
+        tail = '\n'.join(output.strip().splitlines()[-8:])
+        raise InstallError(f'{title} failed:\n{tail}\n{hint or "see the log"} (log: {log})')
+
+
+def show_progress(title: str, seconds: float, output: str, terminal: bool) -> None:
+    """Print how long a command has been running, and how many files it has compiled."""
+    counters = re.findall(r'^\s*\[(\d+)/(\d+)\]', output, re.MULTILINE)
+    compiled = '  {} of {} files compiled'.format(*counters[-1]) if counters else ''
+    line = f'{title}  {int(seconds) // 60}:{int(seconds) % 60:02d}{compiled}'
+    if terminal:
+        # A line that wraps could not be written over.
+        line = f'\r\033[K{line[: shutil.get_terminal_size().columns - 1]}'
+    print(line, end='' if terminal else '\n', flush=True)
+
+
+def require_compiler() -> None:
+    """Raise an InstallError where mmcv cannot be compiled."""
+    version = f'{sys.version_info.major}.{sys.version_info.minor}'
+    compilers = shlex.split(os.environ.get('CXX', ''))[:1] or ['c++', 'g++', 'clang++']
+    if not any(map(shutil.which, compilers)):
+        what, package = f'a C++ compiler ({", ".join(compilers)})', 'build-essential'
+    elif not Path(sysconfig.get_paths()['include'], 'Python.h').is_file():
+        what, package = f'the headers of Python {version}', f'python{version}-dev'
+    else:
+        return
+    raise InstallError(
+        f'building mmcv needs {what}: install it (Debian: sudo apt-get install {package}; '
+        'macOS: xcode-select --install), or give a folder with a ready wheel as WHEELHOUSE'
+    )
+
+
+class Installation:
+    """One run of the installer.
+
+    Args:
+        root: The checkout.
+        wheelhouse: Folder of ready wheels.
+        torch: Requirement of another torch, with pip's options; '' for the pinned one.
+        oldest: Install the lowest versions that requirements/ allow, into .venv-oldest.
+        repair: Look at everything again, whatever the last run recorded.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        wheelhouse: Path | None = None,
+        torch: str = '',
+        oldest: bool = False,
+        repair: bool = False,
+    ) -> None:
+        self.root, self.wheelhouse = root, wheelhouse
+        self.venv = root / ('.venv-oldest' if oldest else '.venv')
+        self.python = self.venv / 'bin' / 'python'
+        self.log = self.venv / 'install.log'
+        self.state_file = self.venv / 'installed.json'
+        texts = {path.stem: path.read_text() for path in (root / 'requirements').glob('*.txt')}
+        self.constraints = texts['constraints']
+        self.asked_torch = torch
+        if oldest:
+            lowest = lowest_versions(
+                '\n'.join(texts[name] for name in ('runtime', 'tests', 'export'))
+            )
+            # Like any torch that is not the pinned one, the oldest has limits of its own.
+            self.asked_torch = torch or f'torch=={lowest.pop("torch")}'
+            self.constraints = replace_pins(self.constraints, lowest)
+        self.pins = dict(re.findall(r'^([\w.-]+)==([^\s;]+)$', self.constraints, re.MULTILINE))
+        self.pinned_torch = f'torch=={self.pins["torch"]}'
+        parts = [*map(texts.get, sorted(texts)), (root / 'pyproject.toml').read_text(), str(root)]
+        self.key = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
+        try:
+            self.state = json.loads(self.state_file.read_text())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            self.state = {}
+        if repair:
+            self.state['key'] = ''
+
+    def run(self) -> None:
+        """Do what is not done."""
+        if (
+            self.state.get('key') == self.key
+            and self.state['versions'] == self.versions()
+            and self.torch_to_install() is None
+            and self.python.exists()
+        ):
+            print(f'{self.venv.name} is up to date.')
+            return
+        if self.version(MMCV) is None and not self.wheels(any_torch=True):
+            require_compiler()
+        self.make_environment()
+        self.install_torch()
+        limits = self.write_constraints()
+        self.install_needs_of_mmcv(limits)
+        self.install_mmcv()
+        files = [f'--requirement={self.root}/requirements/{n}.txt' for n in ('runtime', 'tests')]
+        wanted = ['--no-build-isolation', *limits, *files, f'--editable={self.root}']
+        self.pip('[4/4] everything else', 'install', *wanted)
+        self.save_state(key=self.key)
+        print(f'Installed; `{self.venv.name}/bin/python tools/doctor.py` shows what.')
+
+    def make_environment(self) -> None:
+        """Make the virtual environment; make it again where an interruption left half of it."""
+        if self.try_code('import pip') is None:
+            # pip writes INSTALLER last; without it a package is there in part only.
+            for metadata in self.venv.glob('lib/python*/site-packages/*.dist-info'):
+                if not (metadata / 'INSTALLER').exists():
+                    shutil.rmtree(metadata)
+            return
+        if self.try_code('') is not None:
+            shutil.rmtree(self.venv, ignore_errors=True)
+            self.venv.mkdir()
+        # Run from inside the environment that was just removed, sys.executable is gone.
+        python = getattr(sys, '_base_executable', None) or sys.executable
+        run([python, '-m', 'venv', str(self.venv)], self.log, f'Making {self.venv.name}')
+
+    def torch_to_install(self) -> str | None:
+        return choose_torch(self.asked_torch, self.pinned_torch, self.version('torch'), self.state)
+
+    def install_torch(self) -> None:
+        """Install torch, or keep the one that is there."""
+        wanted = self.torch_to_install()
+        if wanted is None:
+            print(f'Keeping torch {self.version("torch")}.', flush=True)
+            wanted = self.state.get('torch', '')
+        else:
+            requirement = shlex.split(wanted)
+            if self.version('torch'):
+                # pip takes any build of a version for the right one.
+                replace = ['install', '--force-reinstall', '--no-deps']
+                self.pip('[1/4] torch: replacing', *replace, *requirement)
+            pinned = wanted == self.pinned_torch
+            limits = [f'--constraint={self.root}/requirements/constraints.txt'] if pinned else []
+            self.pip('[1/4] torch', 'install', *limits, *requirement)
+        # Until the end of the run nothing else is known to fit this torch.
+        self.save_state(key='', torch=wanted, torch_pin=self.pinned_torch)
+
+    def write_constraints(self) -> list[str]:
+        """Write the pins that fit the torch that is installed; return pip's option for them."""
+        torch = self.distribution('torch')
+        text, version = self.constraints, torch.version
+        if version.partition('+')[0] != self.pins['torch']:
+            # Another torch has limits of its own on what it needs.
+            dropped = dict.fromkeys(map(normalized_name, torch.requires or []))
+            text = replace_pins(text, {**dropped, 'torch': version})
+        file = self.venv / 'constraints.txt'
+        file.write_text(text)
+        return [f'--constraint={file}']
+
+    def install_needs_of_mmcv(self, limits: list[str]) -> None:
+        """Install what building mmcv and importing it need."""
+        build = f'--requirement={self.root}/requirements/build.txt'
+        headless = 'opencv-python-headless'
+        wanted = [build, 'onedl-mmengine', 'opencv-python', headless]
+        self.pip('[2/4] what mmcv needs', 'install', *limits, *wanted)
+        if self.try_code('import cv2'):
+            # The other build opens windows, with graphics libraries that servers often lack.
+            replace = ['install', '--force-reinstall', '--no-deps', *limits]
+            self.pip('[2/4] OpenCV without windows', *replace, headless)
+
+    def install_mmcv(self) -> None:
+        """Install mmcv from the first wheel whose operators run with this torch, or compile it."""
+        if self.version(MMCV) == self.pins[MMCV] and self.try_code(TRY_MMCV) is None:
+            return
+        title, replace = '[3/4] mmcv', ['install', '--force-reinstall', '--no-deps']
+        for wheel in self.wheels():
+            self.pip(f'{title}: {wheel.name}', *replace, str(wheel))
+            reason = self.try_code(TRY_MMCV)
+            if reason is None:
+                return
+            print(f'{wheel} does not fit torch {self.version("torch")}: {reason}', flush=True)
+        require_compiler()
+        # Outside of pip's temporary folders, so that ninja goes on after an interruption; objects
+        # of another torch must not be mixed in.
+        build = self.venv / 'build' / f'torch-{self.version("torch")}'
+        if not list(build.glob('*/setup.py')):
+            source = ['--no-deps', '--no-build-isolation', f'--no-binary={MMCV}', f'--dest={build}']
+            self.pip(f'{title}: source', 'download', *source, f'{MMCV}=={self.pins[MMCV]}')
+            with tarfile.open(next(build.glob('*.tar.gz'))) as archive:
+                # The argument came with a security release of each Python.
+                safely = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
+                archive.extractall(build, **safely)
+        print(
+            'mmcv is compiled now, which takes minutes, once. Interrupted, it goes on.', flush=True
+        )
+        compile_it = ['wheel', '--verbose', '--no-deps', '--no-build-isolation']
+        folder = str(next(build.glob('*/setup.py')).parent)
+        variables = build_variables()
+        self.pip(
+            f'{title}: compiling', *compile_it, f'--wheel-dir={self.cache()}', folder, **variables
+        )
+        wheel = max(self.cache().glob('*.whl'), key=lambda path: path.stat().st_mtime)
+        self.pip(f'{title}: {wheel.name}', *replace, str(wheel))
+        reason = self.try_code(TRY_MMCV)
+        if reason is not None:
+            raise InstallError(f'mmcv was built but does not work: {reason}; choose another TORCH')
+        shutil.rmtree(build.parent)
+
+    def cache(self) -> Path:
+        """The folder outside of the checkout where built wheels are kept, one for each torch."""
+        base = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+        return base / 'efficientformer-v2-dense' / 'wheels' / f'torch-{self.version("torch")}'
+
+    def wheels(self, any_torch: bool = False) -> list[Path]:
+        """Ready wheels of mmcv for this Python and machine."""
+        libraries = [path.name for path in self.venv.glob('lib/python3.*')]
+        minor = int(libraries[0].partition('.')[2]) if libraries else sys.version_info.minor
+        name = f'{MMCV.replace("-", "_")}-{self.pins[MMCV]}-cp3{minor}-*{platform.machine()}.whl'
+        found = list(self.wheelhouse.glob(name)) if self.wheelhouse else []
+        cache = self.cache()
+        return found + list(cache.parent.glob(f'*/{name}') if any_torch else cache.glob(name))
+
+    def distribution(self, name: str) -> importlib.metadata.Distribution | None:
+        """What is installed, read from the metadata: no process is started."""
+        site = [str(path) for path in self.venv.glob('lib/python*/site-packages')]
+        return next(iter(importlib.metadata.distributions(name=name, path=site)), None)
+
+    def version(self, name: str) -> str | None:
+        found = self.distribution(name)
+        return found.version if found else None
+
+    def versions(self) -> dict[str, str | None]:
+        return {name: self.version(name) for name in ('torch', *OPENMMLAB)}
+
+    def save_state(self, **entries: str) -> None:
+        self.state.update(entries, versions=self.versions())
+        self.state_file.write_text(json.dumps(self.state, indent=2))
+
+    def try_code(self, code: str) -> str | None:
+        """Run Python in the environment; return its error's last line, None if there is none."""
+        try:
+            done = subprocess.run(
+                [str(self.python), '-c', code], cwd=self.venv, capture_output=True, text=True
+            )
+        except OSError as error:
+            return str(error)
+        lines = done.stderr.strip().splitlines() or [f'it ended with status {done.returncode}']
+        return lines[-1] if done.returncode else None
+
+    def pip(self, title: str, command: str, *arguments: str, **variables: str) -> None:
+        # Beside the user's configuration of pip, never instead of it: it may be what has torch.
+        places = [f'--find-links={self.wheelhouse}'] if self.wheelhouse else []
+        pip = [str(self.python), '-m', 'pip', command, '--no-input', '--progress-bar=off']
+        run([*pip, *places, *arguments], self.log, title, **variables)
+
+
+def build_variables() -> dict[str, str]:
+    """Variables of the mmcv build: with operators, without debug information (half the time)."""
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    # A compiler takes up to 2 GB.
+    jobs = max(1, min(os.cpu_count() or 1, int(memory / 2e9)))
+    # Newer setuptools take CFLAGS in place of Python's own, among which is the optimization.
+    flags = os.environ.get('CFLAGS') or sysconfig.get_config_var('CFLAGS') or '-O3 -DNDEBUG'
+    return {
+        'MMCV_WITH_OPS': '1',
+        'MAX_JOBS': os.environ.get('MAX_JOBS') or str(jobs),
+        'CFLAGS': f'{flags} -g0',
+        'CXXFLAGS': f'{os.environ.get("CXXFLAGS") or flags} -g0',
+    }
 
 
 def main() -> None:
-    """Check the Python, then install."""
-    reason = wrong_python(sys.version_info)
-    if reason:
-        # A .venv made with PYTHON=... keeps serving where the system's python3 is too old.
-        in_venv = os.path.dirname(os.path.dirname(VENV_PYTHON)) == sys.prefix
-        if os.access(VENV_PYTHON, os.X_OK) and not in_venv:
-            os.execv(VENV_PYTHON, [VENV_PYTHON, *sys.argv])
-        sys.exit(reason)
-
-    from _install.cli import main as install
-
-    install()
+    """Install; end with a message on stderr where that fails."""
+    parser = argparse.ArgumentParser(
+        description='Make .venv and install what is missing there.',
+        epilog='Variables: WHEELHOUSE, a folder of ready wheels, and TORCH, another torch with the '
+        "options of pip: 'torch==2.6.0 --index-url URL'.",
+    )
+    parser.add_argument(
+        '--oldest', action='store_true', help='make .venv-oldest with the lowest versions'
+    )
+    parser.add_argument('--repair', action='store_true', help='look at everything again')
+    options = parser.parse_args()
+    wheelhouse = os.environ.get('WHEELHOUSE')
+    folder = Path(wheelhouse).expanduser().resolve() if wheelhouse else None
+    # Two at once, `make test` beside `make demo` say, would write over each other.
+    lock = os.open(ROOT, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        if folder and not folder.is_dir():
+            raise InstallError(
+                f'WHEELHOUSE={wheelhouse} is not a folder; correct it or leave it out'
+            )
+        torch = os.environ.get('TORCH', '').strip()
+        Installation(ROOT, folder, torch, options.oldest, options.repair).run()
+    except InstallError as error:
+        sys.exit(f'Installation stopped: {error}')
+    except KeyboardInterrupt:
+        print('\nInterrupted; the same command goes on.', file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import pytest
-from _install.requirements import distribution_name
+from install import normalized_name
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -27,14 +27,14 @@ def pins() -> dict[str, list[Requirement]]:
     """The lines of constraints.txt by distribution."""
     lines = defaultdict(list)
     for one in read('constraints.txt'):
-        lines[distribution_name(one.name)].append(one)
+        lines[normalized_name(one.name)].append(one)
     return lines
 
 
 @pytest.mark.parametrize('required', REQUIRED, ids=str)
 def test_bounds(required: Requirement, pins: dict[str, list[Requirement]]):
     bounds = {one.operator: Version(one.version) for one in required.specifier}
-    pinned = [Version(str(one.specifier)[2:]) for one in pins[distribution_name(required.name)]]
+    pinned = [Version(str(one.specifier)[2:]) for one in pins[normalized_name(required.name)]]
     assert bounds['>='] <= min(pinned)
     if required.name != 'torch':  # nobody's CUDA build is to be replaced
         assert bounds['<='] == max(pinned)
@@ -59,7 +59,7 @@ def test_all_that_is_installed_is_pinned(pins: dict[str, list[Requirement]]):
     waiting, seen = [*REQUIRED], set()
     while waiting:
         one = waiting.pop()
-        name = distribution_name(one.name)
+        name = normalized_name(one.name)
         if name in seen or (one.marker and not one.marker.evaluate({'extra': ''})):
             continue
         seen.add(name)

@@ -1,399 +1,279 @@
-"""tools/install.py: decisions with a pip that only pretends, errors through the command line."""
+"""tools/install.py: what it decides, with a pip that only pretends; errors on the command line."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tarfile
 from pathlib import Path
 
+import install
 import pytest
-from _install import checks, mmcv, steps
-from _install import run as running
-from _install.environment import Environment
-from _install.errors import InstallError
-from _install.requirements import (
-    choose_torch,
-    constraints_for_torch,
-    lowest_versions,
-    read_pins,
-    replace_pins,
-)
-from install import wrong_python
+from install import Installation, InstallError, choose_torch, lowest_versions, replace_pins
 
 ROOT = Path(__file__).resolve().parents[2]
-PINS = read_pins((ROOT / 'requirements' / 'constraints.txt').read_text())
-DEFAULT_TORCH = f'torch=={PINS["torch"]}'
-
-# What the last run recorded about torch: the pinned one, one pinned before, one asked for.
-OURS = {'requirement': DEFAULT_TORCH, 'default': True, 'version': '2.13.0+cpu'}
-OLDER = {'requirement': 'torch==2.12.0', 'default': True, 'version': '2.12.0'}
-THEIRS = {'requirement': 'torch==2.6.0 -i X', 'default': False, 'version': '2.6.0+cu124'}
-
-# Goes on until it has been seen at work.
-COMPILER = """
-import pathlib, sys, time
-print('  [3/7] c++ a.cpp', flush=True)
-while not pathlib.Path(sys.argv[1]).exists():
-    time.sleep(0.01)
-"""
-
-EVERYTHING = [
-    'Making .venv',
-    '[1/5] torch',
-    '[2/5] build tools',
-    '[3/5] mmcv with its operators: what it imports',
-    '[3/5] mmcv with its operators: source',
-    '[3/5] mmcv with its operators: compiling',
-    '[4/5] OpenMMLab and the rest',
-    '[5/5] this project',
-]
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of what the installer reads."""
-    folder = tmp_path / 'checkout'
-    shutil.copytree(ROOT / 'requirements', folder / 'requirements')
-    ignore = shutil.ignore_patterns('__pycache__')
-    shutil.copytree(ROOT / 'tools' / '_install', folder / 'tools' / '_install', ignore=ignore)
-    shutil.copy(ROOT / 'tools' / 'install.py', folder / 'tools')
-    limits = folder / 'tools' / '_install' / 'checks.py'
-    # Nothing is installed here, so a disk that is almost full will do.
-    limits.write_text(limits.read_text().replace('\nGIGABYTES = 6\n', '\nGIGABYTES = 0\n'))
-    shutil.copy(ROOT / 'pyproject.toml', folder)
-    return folder
-
-
-@pytest.fixture
-def wheelhouse(tmp_path: Path) -> Path:
-    """A folder with a file that is named like an mmcv wheel for this Python and machine."""
-    folder = tmp_path / 'wheels'
-    folder.mkdir()
-    tag = f'cp{sys.version_info.major}{sys.version_info.minor}'
-    platform = mmcv.sysconfig.get_platform().replace('-', '_').replace('.', '_')
-    (folder / f'onedl_mmcv-{PINS["onedl-mmcv"]}-{tag}-{tag}-{platform}.whl').touch()
-    return folder
-
-
-def run_installer(checkout: Path, **variables: str) -> subprocess.CompletedProcess:
-    dropped = ('PIP_', 'WHEELHOUSE', 'TORCH', 'CXX')
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
-    return subprocess.run(
-        [sys.executable, str(checkout / 'tools' / 'install.py')],
-        env={**environment, **variables},
-        capture_output=True,
-        text=True,
-    )
-
-
-def assert_one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
-    assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    for part in parts:
-        assert part in done.stderr
-
-
-class TestPython:
-    @pytest.mark.parametrize('version', [(3, 6, 15), (3, 9, 18)])
-    def test_too_old(self, version: tuple[int, ...]) -> None:
-        assert 'Python 3.10 or later is needed' in wrong_python(version)
-        assert 'PYTHON=' in wrong_python(version)
-
-    @pytest.mark.parametrize('version', [(3, 10, 0), (3, 13, 1), (4, 0, 0)])
-    def test_new_enough(self, version: tuple[int, ...]) -> None:
-        assert wrong_python(version) == ''
-
-
-class TestCommandLine:
-    def test_no_network_then_the_same_environment_again(
-        self, checkout: Path, wheelhouse: Path
-    ) -> None:
-        venv = checkout / '.venv'
-        (venv / 'bin').mkdir(parents=True)
-        (venv / 'bin' / 'python').write_text('left by an interruption')
-
-        variables = {
-            'PIP_NO_INDEX': '1',
-            'PIP_CONFIG_FILE': os.devnull,
-            'WHEELHOUSE': str(wheelhouse),
-        }
-        assert_one_line(run_installer(checkout, **variables), 'network', str(venv / 'install.log'))
-        marker = venv / 'marker'
-        marker.touch()
-        again = run_installer(checkout, **variables)
-        assert_one_line(again, 'network')
-        assert marker.exists()
-        assert 'Making .venv' not in again.stdout
-
-    def test_no_compiler(self, checkout: Path) -> None:
-        done = run_installer(checkout, PATH='')
-        assert_one_line(done, 'C++ compiler', 'install it with', 'WHEELHOUSE')
-        assert not (checkout / '.venv').exists()
-
-    def test_wheelhouse_that_is_not_there(self, checkout: Path) -> None:
-        done = run_installer(checkout, WHEELHOUSE='/nowhere')
-        assert_one_line(done, 'WHEELHOUSE=/nowhere is not a folder')
-
-
-def test_no_space(tmp_path: Path) -> None:
-    with pytest.raises(InstallError, match=r'6 GB of disk space.*1\.0 GB are free'):
-        checks.require_space(tmp_path, 6, free_bytes=10**9)
-    checks.require_space(tmp_path, 6, free_bytes=7 * 10**9)
-
-
-class TestRun:
-    @pytest.mark.parametrize(
-        ('output', 'words'),
-        [
-            ('OSError: [Errno 28] No space left on device', 'no disk space left'),
-            ('Failed to establish a new connection: [Errno -3] name resolution', 'network'),
-            ('ERROR: No matching distribution found for torch==9', 'no torch==9 for this Python'),
-            ('(from versions: none)\nNo matching distribution found for torch', 'network'),
-            ('OSError: CUDA_HOME environment variable is not set.', 'CUDA_HOME'),
-            (
-                'The detected CUDA version (11.8) mismatches the version that was used to compile '
-                'PyTorch (12.6).',
-                'built for CUDA 12.6, the CUDA compiler is 11.8',
-            ),
-            ('c++: fatal error: Killed signal terminated program cc1plus', 'MAX_JOBS=1'),
-            ('something else', 'its output says why'),
-        ],
-    )
-    def test_cause_in_words(self, output: str, words: str) -> None:
-        assert words in running.explain(output)
-
-    def test_shows_that_it_lives(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        shown, seen = [], tmp_path / 'seen'
-
-        def show(line: str, **_: object) -> None:
-            shown.append(line)
-            if '3 of 7' in line:
-                seen.touch()
-
-        monkeypatch.setattr(running, 'print', show, raising=False)
-        monkeypatch.setattr(running, 'SECONDS_IN_LOG', 0.05)
-        running.run([sys.executable, '-c', COMPILER, str(seen)], tmp_path / 'log', 'mmcv')
-        assert re.fullmatch(r'mmcv  \d+:\d\d  3 of 7 files compiled', shown[-1])
-
-    def test_failure_names_the_log(self, tmp_path: Path) -> None:
-        log = tmp_path / 'log'
-        with pytest.raises(InstallError, match=str(log)):
-            running.run([sys.executable, '-c', 'raise SystemExit(1)'], log, 'title')
-
-
-class TestTorch:
-    @pytest.mark.parametrize(
-        ('asked', 'installed', 'record', 'chosen'),
-        [
-            pytest.param('', None, None, DEFAULT_TORCH, id='nothing-there'),
-            pytest.param('', '2.13.0+cpu', OURS, None, id='done'),
-            pytest.param('', '2.12.0', OLDER, DEFAULT_TORCH, id='pin-moved'),
-            pytest.param('', '2.9.0+cu126', None, None, id='found-one'),
-            pytest.param('', '2.9.0+cu126', OURS, None, id='user-replaced-ours'),
-            pytest.param('', '2.6.0+cu124', THEIRS, None, id='user-asked-before'),
-            pytest.param('torch==2.6.0 -i X', '2.6.0+cu124', THEIRS, None, id='same-again'),
-            pytest.param('torch==2.6.0 -i Y', '2.6.0+cu124', THEIRS, 'torch==2.6.0 -i Y', id='new'),
-            pytest.param('torch==2.6.0 -i X', '2.13.0+cpu', OURS, 'torch==2.6.0 -i X', id='other'),
-        ],
-    )
-    def test_choice(
-        self, asked: str, installed: str | None, record: dict | None, chosen: str | None
-    ) -> None:
-        assert choose_torch(asked, DEFAULT_TORCH, installed, record) == chosen
-
-    def test_lowest_versions_take_the_place_of_pins(self) -> None:
-        lowest = lowest_versions('# a comment\nonedl-mmcv>=2.3.0,<=2.3.6\nhuggingface_hub>=0.23\n')
-        assert lowest == {'onedl-mmcv': '2.3.0', 'huggingface-hub': '0.23'}
-        pinned = 'onedl-mmcv==2.3.6\nhuggingface-hub==2.4.0\nnumpy==2.2.6\n'
-        assert replace_pins(pinned, lowest).split() == [
-            'numpy==2.2.6',
-            'onedl-mmcv==2.3.0',
-            'huggingface-hub==0.23',
-        ]
-
-    def test_limits_follow_another_torch(self) -> None:
-        pinned = 'torch==2.13.0\nsympy==1.14.0\ntyping-extensions==4.16.0\nnumpy==2.2.6\n'
-        assert constraints_for_torch(pinned, '2.13.0+cpu', ['sympy']) == pinned
-        other = constraints_for_torch(pinned, '2.6.0', ['sympy==1.13.1', 'typing_extensions>=4'])
-        assert other.split() == ['numpy==2.2.6', 'torch==2.6.0']
+MAKE, TORCH, NEEDS = 'Making .venv', '[1/4] torch', '[2/4] what mmcv needs'
+SOURCE, COMPILE, REST = '[3/4] mmcv: source', '[3/4] mmcv: compiling', '[4/4] everything else'
+WHEEL = f'[3/4] mmcv: onedl_mmcv-2.3.6-cp3{sys.version_info.minor}-none-{os.uname().machine}.whl'
 
 
 class FakePip:
     """Stands for `run`: remembers the commands and leaves the metadata that pip would leave."""
 
-    def __init__(self, checkout: Path) -> None:
-        self.checkout = checkout
+    def __init__(self) -> None:
         self.titles: list[str] = []
         self.stop_at = ''
-        self.use('.venv', PINS)
-
-    def use(self, folder: str, pins: dict[str, str]) -> None:
-        self.site = self.checkout / folder / 'lib' / 'python3.11' / 'site-packages'
-        self.pins = pins
-
-    def __call__(self, command: list[str], log: Path, title: str, variables=None) -> None:
-        if self.stop_at and self.stop_at in title:
-            self.stop_at = ''
-            raise KeyboardInterrupt
-        self.titles.append(title)
-        if 'venv' in command:
-            (log.parent / 'bin').mkdir(parents=True)
-            (log.parent / 'bin' / 'python').touch()
-        elif 'download' in command:
-            self.save_source(Path(command[command.index('--dest') + 1]))
-        for argument in command:
-            name, _, version = argument.partition('==')
-            if version and 'download' not in command:
-                self.put(name, version)
-        if 'mmcv' in title and 'what it imports' not in title:
-            self.put('onedl-mmcv', self.pins['onedl-mmcv'])
-        if 'rest' in title:
-            for name in steps.OPENMMLAB:
-                self.put(name, self.pins[name])
-
-    def put(self, name: str, version: str) -> None:
-        stem = name.replace('-', '_')
-        for old in self.site.glob(f'{stem}-*.dist-info'):
-            shutil.rmtree(old)
-        folder = self.site / f'{stem}-{version}.dist-info'
-        folder.mkdir(parents=True)
-        (folder / 'METADATA').write_text(
-            f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
-        )
-        (folder / 'INSTALLER').write_text('pip')
-
-    def save_source(self, folder: Path) -> None:
-        source = folder / 'source' / 'onedl_mmcv'
-        source.mkdir(parents=True)
-        shutil.make_archive(str(folder / 'onedl_mmcv'), 'gztar', folder / 'source')
-        shutil.rmtree(folder / 'source')
+        # What importing mmcv's operators answers, call by call; then they work.
+        self.broken: list[str | None] = []
 
     def take_titles(self) -> list[str]:
         titles, self.titles = self.titles, []
         return titles
 
+    def try_code(self, installation: Installation, code: str) -> str | None:
+        if not installation.python.exists():
+            return 'there is no Python'
+        return self.broken.pop(0) if code == install.TRY_MMCV and self.broken else None
+
+    def __call__(self, command: list[str], log: Path, title: str, **variables: str) -> None:
+        if title == self.stop_at:
+            self.stop_at = ''
+            raise KeyboardInterrupt
+        self.titles.append(title)
+        self.site = log.parent / 'lib' / f'python3.{sys.version_info.minor}' / 'site-packages'
+        if 'venv' in command:
+            (log.parent / 'bin').mkdir()
+            (log.parent / 'bin' / 'python').touch()
+            self.site.mkdir(parents=True)
+        options = dict(
+            part.split('=', 1) for part in command if part.startswith('--') and '=' in part
+        )
+        if 'download' in command:
+            source = Path(options['--dest'])
+            source.mkdir(parents=True)
+            (source / 'setup.py').touch()
+            with tarfile.open(source / 'onedl_mmcv-2.3.6.tar.gz', 'w:gz') as archive:
+                archive.add(source / 'setup.py', 'onedl_mmcv-2.3.6/setup.py')
+        elif 'wheel' in command:
+            assert variables['CFLAGS'].endswith('-g0') and variables['MMCV_WITH_OPS'] == '1'
+            folder = Path(options['--wheel-dir'])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / WHEEL.split()[-1]).touch()
+        for part in command if 'install' in command else ():
+            if part.startswith('torch=='):
+                self.put('torch', part.partition('==')[2])
+        if title.endswith('.whl'):
+            self.put('onedl-mmcv', '2.3.6')
+        if title == REST:
+            for name in ('onedl-mmengine', 'onedl-mmdetection', 'onedl-mmsegmentation'):
+                self.put(name, '1')
+
+    def put(self, name: str, version: str) -> None:
+        stem = name.replace('-', '_')
+        for old in self.site.glob(f'{stem}-*'):
+            shutil.rmtree(old)
+        folder = self.site / f'{stem}-{version}.dist-info'
+        folder.mkdir()
+        (folder / 'METADATA').write_text(
+            f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
+        )
+        (folder / 'INSTALLER').touch()
+
 
 @pytest.fixture
-def pip(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> FakePip:
-    fake = FakePip(checkout)
-    monkeypatch.setattr(steps, 'run', fake)
-    monkeypatch.setattr(Environment, 'works', lambda self: self.python.exists())
-    monkeypatch.setattr(Environment, 'try_code', lambda self, code: None)
-    monkeypatch.setattr(checks, 'require_compiler', lambda: None)
-    monkeypatch.setattr(checks, 'require_space', lambda *_: None)
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what the installer reads."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    folder = tmp_path / 'checkout'
+    shutil.copytree(ROOT / 'requirements', folder / 'requirements')
+    (folder / 'tools').mkdir()
+    shutil.copy(ROOT / 'tools' / 'install.py', folder / 'tools')
+    shutil.copy(ROOT / 'pyproject.toml', folder)
+    return folder
+
+
+@pytest.fixture
+def pip(monkeypatch: pytest.MonkeyPatch) -> FakePip:
+    fake = FakePip()
+    monkeypatch.setattr(install, 'run', fake)
+    monkeypatch.setattr(Installation, 'try_code', lambda self, code: fake.try_code(self, code))
+    monkeypatch.setattr(install, 'require_compiler', lambda: None)
     return fake
 
 
-@pytest.fixture
-def install(checkout: Path, pip: FakePip) -> Callable[..., list[str]]:
-    """Runs the installer and returns the titles of the commands it ran."""
+def test_order_and_nothing_twice(checkout: Path, pip: FakePip, capsys) -> None:
+    everything = [MAKE, TORCH, NEEDS, SOURCE, COMPILE, WHEEL, REST]
+    Installation(checkout).run()
+    assert pip.take_titles() == everything
+    Installation(checkout).run()
+    assert pip.take_titles() == []
+    assert 'up to date' in capsys.readouterr().out
+    Installation(checkout, repair=True).run()
+    assert pip.take_titles() == [NEEDS, REST]
 
-    def run(wheelhouse: Path | None = None, **options) -> list[str]:
-        steps.install(checkout, wheelhouse, **options)
-        return pip.take_titles()
 
-    return run
+@pytest.mark.parametrize('stopped', [TORCH, NEEDS, SOURCE, COMPILE, WHEEL, REST])
+def test_goes_on_where_it_was_interrupted(checkout: Path, pip: FakePip, stopped: str) -> None:
+    pip.stop_at = stopped
+    with pytest.raises(KeyboardInterrupt):
+        Installation(checkout).run()
+    before = pip.take_titles()
+    Installation(checkout).run()
+    again = pip.take_titles()
+    assert again[-1] == REST
+    # The built wheel is taken from the cache; objects of a build that was stopped are kept.
+    assert not {MAKE, TORCH, SOURCE, COMPILE} & set(before) & set(again)
+    Installation(checkout).run()
+    assert pip.take_titles() == []
 
 
-class TestSteps:
-    def test_order_and_nothing_twice(self, install: Callable, capsys) -> None:
-        assert install() == EVERYTHING
-        assert 'a quarter of an hour' in capsys.readouterr().out
-        assert install() == []
-        assert 'up to date' in capsys.readouterr().out
+def test_second_clone_takes_the_wheel_that_the_first_built(checkout: Path, pip: FakePip) -> None:
+    Installation(checkout).run()
+    pip.take_titles()
+    second = checkout.with_name('second')
+    shutil.copytree(checkout, second, ignore=shutil.ignore_patterns('.venv'))
+    Installation(second).run()
+    assert pip.take_titles() == [MAKE, TORCH, NEEDS, WHEEL, REST]
 
-    @pytest.mark.parametrize('stopped', range(1, 8))
-    def test_goes_on_where_it_was_interrupted(
-        self, install: Callable, pip: FakePip, stopped: int
-    ) -> None:
-        pip.stop_at = EVERYTHING[stopped]
-        with pytest.raises(KeyboardInterrupt):
-            install()
-        before = pip.take_titles()
-        assert before == EVERYTHING[:stopped]
-        again = install()
-        assert again[-1] == EVERYTHING[-1]
-        assert not {'Making .venv', '[1/5] torch'} & set(again) & set(before)
-        assert install() == []
 
-    def test_mmcv_from_a_ready_wheel(self, install: Callable, wheelhouse: Path) -> None:
-        titles = install(wheelhouse)
-        assert any(title.endswith('.whl') for title in titles)
-        assert not any(title.endswith('compiling') for title in titles)
+@pytest.mark.parametrize('works', [True, False])
+def test_wheelhouse(checkout: Path, pip: FakePip, tmp_path: Path, works: bool) -> None:
+    (tmp_path / 'wheels').mkdir()
+    (tmp_path / 'wheels' / WHEEL.split()[-1]).touch()
+    pip.broken = [None if works else 'undefined symbol: _ZN3c10']
+    Installation(checkout, tmp_path / 'wheels').run()
+    titles = pip.take_titles()
+    assert titles[3] == WHEEL
+    assert (COMPILE in titles) != works
 
-    def test_wheel_of_another_torch_is_replaced_by_a_build(
-        self, install: Callable, wheelhouse: Path, monkeypatch: pytest.MonkeyPatch, capsys
-    ) -> None:
-        reasons = iter(['undefined symbol: _ZN3c10', None])
-        monkeypatch.setattr(mmcv, 'why_broken', lambda environment: next(reasons))
-        titles = install(wheelhouse)
-        assert titles[4].endswith('.whl')
-        assert titles[6].endswith('compiling')
-        assert 'does not fit torch' in capsys.readouterr().out
 
-    def test_mmcv_is_rebuilt_when_torch_changed(
-        self, install: Callable, pip: FakePip, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        install()
-        pip.put('torch', '2.9.0+cu126')
-        reasons = iter(['undefined symbol: _ZN3c10', None])
-        monkeypatch.setattr(mmcv, 'why_broken', lambda environment: next(reasons))
-        titles = install()
-        assert '[3/5] mmcv with its operators: compiling' in titles
-        assert '[1/5] torch' not in titles
-        assert install() == []
+def test_mmcv_follows_torch(checkout: Path, pip: FakePip) -> None:
+    Installation(checkout).run()
+    pip.put('torch', '2.9.0+cu126')  # by hand
+    pip.take_titles()
+    pip.broken = ['undefined symbol: _ZN3c10']
+    Installation(checkout).run()
+    assert pip.take_titles() == [NEEDS, SOURCE, COMPILE, WHEEL, REST]
+    # Interrupted after torch was replaced, the run is not taken for a complete one.
+    pip.stop_at = NEEDS
+    with pytest.raises(KeyboardInterrupt):
+        Installation(checkout, torch='torch==2.6.0 --index-url URL').run()
+    assert pip.take_titles() == ['[1/4] torch: replacing', TORCH]
+    pip.broken = ['undefined symbol: _ZN3c10']
+    Installation(checkout).run()
+    assert COMPILE in pip.take_titles()
+    limits = (checkout / '.venv' / 'constraints.txt').read_text().splitlines()
+    assert 'torch==2.6.0' in limits and 'torch==2.13.0' not in limits
 
-    def test_another_torch_on_request(self, install: Callable, checkout: Path) -> None:
-        install()
-        titles = install(torch='torch==2.6.0 --index-url URL')
-        assert '[1/5] torch: replacing' in titles
-        assert 'torch==2.6.0' in (checkout / '.venv' / 'constraints.txt').read_text()
-        assert install() == []
 
-    def test_the_oldest_set_has_a_folder_of_its_own(
-        self, install: Callable, checkout: Path, pip: FakePip
-    ) -> None:
-        files = ('runtime.txt', 'export.txt', 'tests.txt')
-        texts = [(ROOT / 'requirements' / name).read_text() for name in files]
-        lowest = lowest_versions(''.join(texts))
-        assert {'torch', 'onnx', 'pytest'} <= set(lowest)
-        pip.use('.venv-oldest', lowest)
-        titles = install(oldest=True)
-        assert titles == ['Making .venv-oldest', *EVERYTHING[1:]]
-        limits = (checkout / '.venv-oldest' / 'constraints.txt').read_text().splitlines()
-        assert {f'{name}=={version}' for name, version in lowest.items()} <= set(limits)
-        assert not (checkout / '.venv').exists()
-        assert install(oldest=True) == []
+def test_what_changed_or_was_removed_is_installed(checkout: Path, pip: FakePip) -> None:
+    Installation(checkout).run()
+    pip.take_titles()
+    with (checkout / 'requirements' / 'tests.txt').open('a') as file:
+        file.write('coverage\n')
+    Installation(checkout).run()
+    assert pip.take_titles() == [NEEDS, REST]
+    shutil.rmtree(next(pip.site.glob('onedl_mmdetection-*')))
+    (next(pip.site.glob('onedl_mmcv-*')) / 'INSTALLER').unlink()
+    Installation(checkout).run()
+    assert pip.take_titles() == [NEEDS, WHEEL, REST]
 
-    def test_repair_looks_at_everything_and_keeps_the_torch_asked_for(
-        self, install: Callable
-    ) -> None:
-        asked = 'torch==2.6.0 --index-url URL'
-        install(torch=asked)
-        titles = install(repair=True)
-        assert not any('torch' in title for title in titles)
-        assert titles[-1] == EVERYTHING[-1]
-        assert install(torch=asked) == []
 
-    def test_only_what_changed_is_done(self, install: Callable, checkout: Path) -> None:
-        install()
-        with (checkout / 'requirements' / 'tests.txt').open('a') as file:
-            file.write('coverage\n')
-        assert install() == ['[4/5] OpenMMLab and the rest']
-        with (checkout / 'pyproject.toml').open('a') as file:
-            file.write('# changed\n')
-        assert install() == ['[5/5] this project']
+def test_oldest(checkout: Path, pip: FakePip) -> None:
+    Installation(checkout, oldest=True).run()
+    assert pip.take_titles()[0] == 'Making .venv-oldest'
+    limits = (checkout / '.venv-oldest' / 'constraints.txt').read_text().splitlines()
+    assert {'torch==2.6.0', 'onedl-mmengine==0.10.8', 'onnx==1.17', 'ruff==0.6'} <= set(limits)
+    assert 'torch==2.13.0' not in limits and 'onedl-mmengine==0.10.12' not in limits
+    assert not (checkout / '.venv').exists()
 
-    def test_package_removed_by_hand_comes_back(self, install: Callable, pip: FakePip) -> None:
-        install()
-        shutil.rmtree(next(pip.site.glob('onedl_mmsegmentation-*')))
-        assert install() == ['[4/5] OpenMMLab and the rest']
 
-    def test_half_installed_package_is_dropped(self, install: Callable, pip: FakePip) -> None:
-        install()
-        metadata = next(pip.site.glob('onedl_mmcv-*'))
-        (metadata / 'INSTALLER').unlink()
-        install(repair=True)
-        assert (next(pip.site.glob('onedl_mmcv-*')) / 'INSTALLER').exists()
+OURS = {'torch': 'torch==2.13.0', 'torch_pin': 'torch==2.13.0', 'versions': {'torch': '2.13.0'}}
+OLDER = {'torch': 'torch==2.12.0', 'torch_pin': 'torch==2.12.0', 'versions': {'torch': '2.12.0'}}
+THEIRS = {'torch': 'torch==2.6.0 -i X', 'torch_pin': '', 'versions': {'torch': '2.6.0+cu124'}}
+KEPT = {'torch': '', 'torch_pin': 'torch==2.13.0', 'versions': {'torch': '2.9.0'}}
+
+
+@pytest.mark.parametrize(
+    ('asked', 'version', 'state', 'chosen'),
+    [
+        pytest.param('', None, {}, 'torch==2.13.0', id='nothing-there'),
+        pytest.param('', '2.13.0', OURS, None, id='done'),
+        pytest.param('', '2.12.0', OLDER, 'torch==2.13.0', id='pin-moved'),
+        pytest.param('', '2.9.0+cu126', {}, None, id='found-one'),
+        pytest.param('', '2.9.0', KEPT, None, id='found-one-before'),
+        pytest.param('', '2.9.0+cu126', OURS, None, id='user-replaced-ours'),
+        pytest.param('', '2.6.0+cu124', THEIRS, None, id='asked-before'),
+        pytest.param('', None, THEIRS, 'torch==2.6.0 -i X', id='asked-before-venv-gone'),
+        pytest.param('torch==2.6.0 -i X', '2.6.0+cu124', THEIRS, None, id='same-again'),
+        pytest.param('torch==2.6.0 -i Y', '2.6.0+cu124', THEIRS, 'torch==2.6.0 -i Y', id='new'),
+        pytest.param('torch==2.6.0 -i X', '2.13.0', OURS, 'torch==2.6.0 -i X', id='other'),
+    ],
+)
+def test_choice_of_torch(asked: str, version: str | None, state: dict, chosen: str | None) -> None:
+    assert choose_torch(asked, 'torch==2.13.0', version, state) == chosen
+
+
+def test_pins() -> None:
+    lowest = lowest_versions('# a>=1\nonedl-mmcv>=2.3.0,<=2.3.6\nhuggingface_hub>=0.23\n')
+    assert lowest == {'onedl-mmcv': '2.3.0', 'huggingface-hub': '0.23'}
+    pinned = 'onedl_mmcv==2.3.6\nav==1 ; python_version < "3.11"\nnumpy==2.2.6\n'
+    replaced = replace_pins(pinned, {**lowest, 'av': None})
+    assert replaced.split() == ['numpy==2.2.6', 'onedl-mmcv==2.3.0', 'huggingface-hub==0.23']
+
+
+@pytest.mark.parametrize(
+    ('output', 'word'),
+    [
+        ('c++: fatal error: Killed signal terminated program cc1plus', 'MAX_JOBS=1'),
+        ('Failed to establish a new connection: [Errno -3]', 'network'),
+        ('ERROR: No matching distribution found for torch==9', 'torch==9'),
+    ],
+)
+def test_failure_shows_the_output_the_log_and_what_helps(
+    tmp_path: Path, output: str, word: str
+) -> None:
+    command = [sys.executable, '-c', f'print({output!r}); raise SystemExit(1)']
+    with pytest.raises(InstallError) as failure:
+        install.run(command, tmp_path / 'log', 'title')
+    for part in (output, word, str(tmp_path / 'log')):
+        assert part in str(failure.value)
+    assert output in (tmp_path / 'log').read_text()
+
+
+def test_progress(capsys) -> None:
+    install.show_progress('mmcv', 65.2, '[1/7] c++\n  [3/7] c++ a.cpp\nnote: [9/9]', terminal=False)
+    assert capsys.readouterr().out == 'mmcv  1:05  3 of 7 files compiled\n'
+
+
+NO_NETWORK = {
+    'PIP_INDEX_URL': 'http://127.0.0.1:9/simple',
+    'PIP_RETRIES': '1',
+    'PIP_CONFIG_FILE': os.devnull,
+}
+
+
+@pytest.mark.parametrize(
+    ('variables', 'words'),
+    [
+        ({'PATH': ''}, ['C++ compiler', 'WHEELHOUSE']),
+        ({'WHEELHOUSE': '/nowhere'}, ['WHEELHOUSE=/nowhere']),
+        (NO_NETWORK, ['network', 'install.log']),
+    ],
+)
+def test_errors_on_the_command_line(checkout: Path, variables: dict, words: list[str]) -> None:
+    if variables == NO_NETWORK:
+        (checkout / '.venv' / 'bin').mkdir(parents=True)
+        (checkout / '.venv' / 'bin' / 'python').write_text('left by an interruption')
+    dropped = ('PIP_', 'WHEELHOUSE', 'TORCH', 'CXX')
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    done = subprocess.run(
+        [sys.executable, checkout / 'tools' / 'install.py'],
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
+    for word in words:
+        assert word in done.stderr
