@@ -5,6 +5,12 @@ export WHEELHOUSE TORCH
 
 RUN := .venv/bin/python
 
+ifneq ($(filter demo,$(MAKECMDGOALS)),)
+ifeq ($(filter $(TASK),fpn mask_rcnn retinanet),)
+$(error TASK=$(TASK) is unknown; choose one of: fpn, mask_rcnn, retinanet)
+endif
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test fuzz test-oldest lint format clean
 
