@@ -1,9 +1,11 @@
-"""Models for inference: the same results in fewer steps.
+"""Whole detectors and segmentors for inference: the same results in fewer steps, and on any memory.
 
 In evaluation mode a BatchNorm multiplies and adds constants, which the weights and bias of the
 convolution before it can do as well. So can a layer scale, and convolutions of one input can be
 one convolution. What remains of a model computes the same, faster.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +18,13 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
 
     Parts that have a ``switch_to_deploy()`` of their own, the backbone for one, are switched by
     it; then the BatchNorms of the neck and the heads are folded into the convolutions that they
-    follow. Other norms stay. On a CPU, necks and heads that were tried so work in channels last
-    from then on (:mod:`backbones.channels_last`). Load the weights first: what is folded cannot
-    be loaded into, and the backbone can no longer be trained. A second call changes nothing.
+    follow. Other norms stay. On a CPU, necks and heads that are known to allow it work in channels
+    last from then on. Load the weights first: what is folded cannot be loaded into, and the
+    backbone can no longer be trained. A second call changes nothing.
 
     Args:
-        model: A backbone, or a detector or segmentor; changed in place and left in evaluation
-            mode, whatever mode it was in.
+        model: A backbone, or a detector or segmentor, wrapped or not; changed in place and left in
+            evaluation mode, whatever mode it was in.
 
     Returns:
         The model itself.
@@ -31,7 +33,42 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
     _switch_parts(model)
     fold_norms(model)
     put_channels_last(model)
+    return expect_contiguous(model)
+
+
+def expect_contiguous(model: nn.Module) -> nn.Module:
+    """Have every operator of mmcv in a model get contiguous tensors.
+
+    mmcv's kernels read memory as if every tensor were contiguous. Given a map in channels last,
+    RoIAlign and the deformable convolutions compute something else, on CPUs and GPUs, most of them
+    without an error (mmcv issue 2203). Results do not change otherwise.
+
+    Args:
+        model: Changed in place: operators anywhere inside get a hook. A second call changes
+            nothing.
+
+    Returns:
+        The model itself.
+    """
+    for module in model.modules():
+        if is_operator(module) and make_contiguous not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(make_contiguous, with_kwargs=True)
     return model
+
+
+def is_operator(module: nn.Module) -> bool:
+    """Whether a module is one of mmcv's operators, or made from one."""
+    return any(kind.__module__.startswith('mmcv.ops.') for kind in type(module).__mro__)
+
+
+def make_contiguous(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    """A hook in front of an operator: its tensors, contiguous."""
+    args = tuple(each.contiguous() if isinstance(each, Tensor) else each for each in args)
+    kwargs = {
+        name: each.contiguous() if isinstance(each, Tensor) else each
+        for name, each in kwargs.items()
+    }
+    return args, kwargs
 
 
 def _switch_parts(module: nn.Module) -> None:
@@ -42,9 +79,9 @@ def _switch_parts(module: nn.Module) -> None:
         _switch_parts(child)
 
 
-# Those that were tried. Others may `view` a map as if its channels came first, or hand it to an
-# operator that reads memory so, unasked.
-TRIED = {
+# Necks and heads that compute the same in channels last. Others may `view` a map as if its
+# channels came first.
+WORKS_CHANNELS_LAST = {
     ('mmdet', 'FPN'),
     ('mmdet', 'RPNHead'),
     ('mmdet', 'RetinaHead'),
@@ -53,38 +90,51 @@ TRIED = {
     ('mmseg', 'FPNHead'),
     ('mmseg', 'UPerHead'),
 }
+# Children of a detector or segmentor that take no maps of its neck at inference.
 NOT_BEHIND_THE_NECK = {'data_preprocessor', 'backbone', 'neck', 'auxiliary_head'}
 
 
 def put_channels_last(model: nn.Module) -> None:
-    """Have the neck and heads of a detector or segmentor on a CPU work in channels last.
+    """Have the necks and heads in a model on a CPU work in channels last, where they can.
 
-    Results stay the same up to rounding. Only parts in ``TRIED`` are changed, and maps reach all
-    others with the channels first.
+    What such a neck returns is made contiguous again, unless it is the ``neck`` of a detector or
+    segmentor all of whose heads work in channels last too.
 
     Args:
         model: Changed in place.
     """
     if any(parameter.device.type != 'cpu' for parameter in model.parameters()):
         return
+    understood = [whole.neck for whole in model.modules() if understands_neck(whole)]
     for part in model.modules():
-        if was_tried(part):
-            # What a convolution puts out follows its weights.
-            part.to(memory_format=torch.channels_last)
-    neck = getattr(model, 'neck', None)
-    takers = [part for name, part in model.named_children() if name not in NOT_BEHIND_THE_NECK]
-    if neck is None or not was_tried(neck) or all(was_tried(part) for part in takers):
-        return
-    if channels_first not in neck._forward_hooks.values():
-        neck.register_forward_hook(channels_first)
+        if not works_channels_last(part):
+            continue
+        # What a convolution puts out follows its weights.
+        part.to(memory_format=torch.channels_last)
+        is_neck = type(part).__name__ == 'FPN'
+        if (
+            is_neck
+            and part not in understood
+            and return_contiguous not in part._forward_hooks.values()
+        ):
+            part.register_forward_hook(return_contiguous)
 
 
-def was_tried(part: nn.Module) -> bool:
-    """Whether a part can do with maps in channels last."""
+def understands_neck(whole: nn.Module) -> bool:
+    """Whether a module has a neck and heads, and all of these heads work in channels last."""
+    heads = [head for name, head in whole.named_children() if name not in NOT_BEHIND_THE_NECK]
+    has_neck = isinstance(getattr(whole, 'neck', None), nn.Module)
+    return has_neck and bool(heads) and all(map(works_channels_last, heads))
+
+
+def works_channels_last(part: nn.Module) -> bool:
+    """Whether a neck or head is known to compute the same in channels last."""
     kind = type(part)
-    return (kind.__module__.partition('.')[0], kind.__name__) in TRIED
+    known = (kind.__module__.partition('.')[0], kind.__name__) in WORKS_CHANNELS_LAST
+    # An operator would read its own weights as if they were contiguous.
+    return known and not any(is_operator(module) for module in part.modules())
 
 
-def channels_first(neck: nn.Module, inputs: tuple, features: tuple[Tensor, ...]) -> tuple:
-    """A hook behind a neck: its maps with the channels first, as mmcv's RoIAlign takes them."""
-    return tuple(each.contiguous() for each in features)
+def return_contiguous(neck: nn.Module, inputs: tuple, maps: tuple[Tensor, ...]) -> tuple:
+    """A hook behind a neck: its maps, contiguous."""
+    return tuple(each.contiguous() for each in maps)

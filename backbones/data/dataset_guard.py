@@ -15,8 +15,10 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from PIL import Image, UnidentifiedImageError
+from torch import nn
 from torch.utils.data import DataLoader
 
+from backbones.deploy import expect_contiguous
 from backbones.errors import DataError
 
 from .check_files import content_fault, header_size
@@ -104,6 +106,10 @@ class GuardsDatasets:
 
 class GuardedRunner(GuardsDatasets, Runner):
     """mmengine's runner with guarded datasets."""
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """The model, of which mmcv's operators get the memory that they expect."""
+        return expect_contiguous(super().build_model(model))
 
 
 def sources_of(dataloader: dict) -> list[str]:

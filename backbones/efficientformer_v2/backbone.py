@@ -135,7 +135,9 @@ class EfficientFormerV2(BaseModule):
         norm_cfg = norm_cfg or dict(type='BN')
         channels = arch['channels']
         grids = token_grids(pretrain_img_size)
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(arch['depths'])).tolist()
+        drop_path_rates = torch.linspace(
+            0, drop_path_rate, sum(arch['depths']), device='cpu'
+        ).tolist()
 
         self.stem = Stem(channels[0], norm_cfg)
         self.stages = nn.ModuleList()
@@ -166,19 +168,19 @@ class EfficientFormerV2(BaseModule):
 
         Returns:
             For stage i a map (batch, channels[i], ceil(height / s), ceil(width / s)) with
-            s = 4, 8, 16, 32 for i = 0, 1, 2, 3.
+            s = 4, 8, 16, 32 for i = 0, 1, 2, 3, in channels last if x is so, else contiguous.
         """
+        memory_format = memory_format_of(x)
         # Channels last is how a CPU convolves fastest; others choose by themselves.
-        reorder = self.deployed and x.device.type == 'cpu' and not is_compiling()
-        if reorder:
+        if self.deployed and x.device.type == 'cpu' and not is_compiling():
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         features = []
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index in self.out_indices:
-                # Channels first is what mmcv's RoIAlign takes a CPU's feature maps for, unasked.
-                features.append(x.contiguous() if reorder else x)
+                # Attention leaves other formats, which mmcv's RoIAlign would read as contiguous.
+                features.append(x.contiguous(memory_format=memory_format))
         return tuple(features)
 
     def switch_to_deploy(self) -> None:
@@ -412,6 +414,12 @@ def fold_scale(layer: ConvNorm | nn.Conv2d, scale: LayerScale | nn.Identity) -> 
         return False
     scale_channels(affine, scale.gamma)
     return True
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Channels last if that is what x is in and nothing else, else contiguous."""
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 def resolve_architecture(arch: str | dict) -> dict:

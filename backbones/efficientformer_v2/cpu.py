@@ -116,7 +116,8 @@ def split_queries(rows: int, columns: int, budget: int, bytes_per_query: int) ->
         budget: What the scores of a part may take in bytes, if that is FEWEST_QUERIES at least.
         bytes_per_query: What the scores of a query take.
     """
-    most = max(FEWEST_QUERIES, budget // bytes_per_query)
+    # A batch without images has queries that take nothing.
+    most = max(FEWEST_QUERIES, budget // max(1, bytes_per_query))
     height = even_step(rows, max(1, most // columns))
     width = even_step(columns, min(most, columns))
     for top in range(0, rows, height):

@@ -6,9 +6,11 @@ from typing import Any
 from mmengine.optim import OptimWrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
 from backbones.data.dataset_guard import GuardsDatasets
+from backbones.deploy import expect_contiguous
 
 from .checkpointing import DURABLE
 from .draws import shield_workers
@@ -24,6 +26,10 @@ class ReliableRunner(Runner):
     The config stays as it is, so that every tool of mmdet and mmseg takes the one that is saved.
     Parts of which the config has its own kind (a train loop, a storage for checkpoints) stay too.
     """
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """The model, of which mmcv's operators get the memory that they expect."""
+        return expect_contiguous(super().build_model(model))
 
     @staticmethod
     def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:

@@ -86,8 +86,9 @@ def roi_align(
     for level, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
         index = (levels == level).nonzero()[:, 0]
         if len(index):
+            # mmcv reads every map as if it were contiguous.
             out[index] = mmcv_roi_align(
-                feature, rois[index], size, scale, sampling_ratio, 'avg', aligned
+                feature.contiguous(), rois[index], size, scale, sampling_ratio, 'avg', aligned
             )
     return out
 

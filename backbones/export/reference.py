@@ -7,6 +7,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from backbones.deploy import expect_contiguous
 from backbones.inference.masks import keep_masks_small
 
 from .agreement import Results
@@ -24,7 +25,7 @@ class Reference:
 
     def __init__(self, model: nn.Module, description: Description) -> None:
         self.description = description
-        self.model = copy.deepcopy(model)
+        self.model = expect_contiguous(copy.deepcopy(model))
         if not is_segmentor(model):
             keep_masks_small(self.model)
 

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 
 from backbones.data.classes import dataset_class, set_classes, set_num_classes
 from backbones.data.config_datasets import datasets_of, test_pipeline
-from backbones.deploy import switch_to_deploy
+from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.amp import inference_precision
 from backbones.engine.config import fit_to_device, load_config
 from backbones.engine.preflight import fit_whole
@@ -71,6 +71,7 @@ class TorchModel:
         fit_to_device(cfg)
         self.task = 'segmentation' if cfg.default_scope == 'mmseg' else 'detection'
         self.model = build_model(cfg, loaded, checkpoint).eval().to(self.device)
+        expect_contiguous(self.model)
         if deploy:
             switch_to_deploy(self.model)
         keep_logits_small(self.model)

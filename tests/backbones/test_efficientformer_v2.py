@@ -234,3 +234,34 @@ def test_another_network_of_the_family_needs_no_code():
     )
     table = backbone.stages[3].blocks[-1].token_mixer.relative_position_bias.table
     assert table.shape == (8, 3, 2)
+
+
+@pytest.mark.parametrize('gradients', [False, True])
+@pytest.mark.parametrize('deployed', [False, True])
+@pytest.mark.parametrize('bias_resize', ['offset', 'matrix'])
+def test_an_empty_batch_gives_empty_maps(bias_resize, deployed, gradients):
+    backbone = EfficientFormerV2(TINY_ARCH, bias_resize=bias_resize).eval()
+    if deployed:
+        backbone.switch_to_deploy()
+    with torch.set_grad_enabled(gradients):
+        features = backbone(torch.rand(0, 3, 50, 77))
+        shapes = [feature.shape[1:] for feature in backbone(torch.rand(1, 3, 50, 77))]
+    assert [feature.shape for feature in features] == [(0, *shape) for shape in shapes]
+
+
+@pytest.mark.parametrize('deployed', [False, True])
+def test_built_and_run_on_the_meta_device(deployed):
+    with torch.device('meta'):
+        backbone = EfficientFormerV2('s0').eval()
+    loaded = EfficientFormerV2('s0').eval()
+    if deployed:
+        backbone.switch_to_deploy()
+        loaded.switch_to_deploy()
+    image = torch.rand(1, 3, 50, 77)
+    with torch.no_grad():
+        shapes = [feature.shape for feature in backbone(image.to('meta'))]
+        expected = loaded(image)
+        backbone.load_state_dict(loaded.state_dict(), assign=True)
+        found = backbone(image)
+    assert shapes == [feature.shape for feature in expected]
+    torch.testing.assert_close(found, expected)
