@@ -1,4 +1,4 @@
-# The demo: Mask R-CNN from nothing on the set that tools/make_shapes.py draws.
+# The demo: Mask R-CNN from scratch on the dataset that tools/make_shapes.py draws.
 _base_ = './mask_rcnn_effv2_s0.py'
 
 data_root = 'data/shapes/coco/'
@@ -36,7 +36,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-# From nothing, every block has to take part from the start and BatchNorm has to learn. Fewer
+# From scratch, every block has to take part from the start and BatchNorm has to learn. Fewer
 # regions and a smaller mask head are what two CPU cores have time for.
 model = dict(
     backbone=dict(init_cfg=None, norm_eval=False, layer_scale_init_value=1.0),

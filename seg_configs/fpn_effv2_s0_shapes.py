@@ -1,4 +1,4 @@
-# The demo: Semantic FPN from nothing on the set that tools/make_shapes.py draws.
+# The demo: Semantic FPN from scratch on the dataset that tools/make_shapes.py draws.
 _base_ = './fpn_effv2_s0.py'
 
 classes = 'data/shapes/classes.txt'
@@ -31,7 +31,7 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# From nothing, every block has to take part from the start and BatchNorm has to learn.
+# From scratch, every block has to take part from the start and BatchNorm has to learn.
 model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(init_cfg=None, norm_eval=False, layer_scale_init_value=1.0),

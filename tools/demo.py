@@ -1,7 +1,9 @@
-"""The demo: draw a picture set, train a model on it from nothing, test it, and let it look."""
+"""The demo: draw a dataset, train a model on it from scratch, test it, and let it predict."""
 
 import argparse
 import json
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,11 @@ from pathlib import Path
 from _requirements import explain_missing
 
 with explain_missing():
+    import av
     import cv2
     import numpy as np
-    from _demo_scenes import draw_scenes
-    from mmengine.config import Config
+    import skimage
+    from make_shapes import CLASSES, SUPERSAMPLING, Sprite, draw_sprite, paste, window_at
 
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
@@ -21,20 +24,20 @@ CONFIGS = {
     'retinanet': 'det_configs/retinanet_effv2_s0_shapes.py',
     'mask_rcnn': 'det_configs/mask_rcnn_effv2_s0_shapes.py',
 }
-# What the last lines report: the metric's name, what to call it, and what makes it per cent.
+# Metrics of the last lines, what to call them, and what makes them percent.
 HEADLINES = {
-    'fpn': (('mIoU', 'mIoU', 1),),
-    'retinanet': (('coco/bbox_mAP_50', 'box AP50', 100), ('coco/bbox_mAP', 'box AP', 100)),
-    'mask_rcnn': (
-        ('coco/bbox_mAP_50', 'box AP50', 100),
-        ('coco/bbox_mAP', 'box AP', 100),
-        ('coco/segm_mAP', 'mask AP', 100),
-    ),
+    'mIoU': ('mIoU', 1),
+    'coco/bbox_mAP_50': ('box AP50', 100),
+    'coco/bbox_mAP': ('box AP', 100),
+    'coco/segm_mAP': ('mask AP', 100),
 }
-# On photographs the model is less sure of itself than on the pictures it was trained for.
+# On photographs the model is less sure of itself than on the images it was trained for.
 SCORE_THR = 0.6
-SHEET_ROWS, SHEET_PAIRS = 4, 2
-TILE = 200
+SHEET_ROWS, SHEET_COLUMNS = 4, 2
+# The size of the scenes, and the shapes' diameters as fractions of their height.
+WIDTH, HEIGHT = 320, 214
+SHAPE_SIZES = (0.28, 0.4)
+CLIP_FRAMES, CLIP_RATE = 40, 10
 EXAMPLES = """\
 examples:
   python tools/demo.py              Semantic FPN
@@ -51,100 +54,114 @@ def main() -> None:
     )
     parser.add_argument('task', nargs='?', choices=CONFIGS, default='fpn', help='default: fpn')
     task = parser.parse_args().task
-    work_dir = Path('work_dirs') / f'demo_{task}'
+    config, work_dir = CONFIGS[task], Path('work_dirs') / f'demo_{task}'
+    drawn, predictions = work_dir / 'drawn', work_dir / 'predictions'
+    for old in (drawn, predictions):
+        shutil.rmtree(ROOT / old, ignore_errors=True)
 
-    step('1/4', 'drawing the pictures')
-    run('make_shapes.py')
-    step('2/4', f'training {CONFIGS[task]} from nothing')
-    run('train.py', CONFIGS[task], '--work-dir', work_dir, '--seed', 0, '--resume')
-    step('3/4', 'testing on pictures that it has not seen')
-    checkpoint = best_checkpoint(ROOT / work_dir)
-    drawn = work_dir / 'drawn'
-    run(
-        *('test.py', CONFIGS[task], checkpoint, '--work-dir', work_dir),
-        *('--out', work_dir / 'metrics.json', '--show-dir', drawn),
+    run('1/4 drawing the dataset', 'make_shapes.py')
+    train = ('train.py', config, '--work-dir', work_dir, '--seed', 0, '--resume')
+    run(f'2/4 training {config} from scratch', *train)
+    best = sorted((ROOT / work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+    if not best:
+        sys.exit(f'error: training left no best_*.pth in {work_dir}; delete it and start again')
+    checkpoint = best[-1].relative_to(ROOT)
+    metrics = work_dir / 'metrics.json'
+    test = ('test.py', config, checkpoint, '--work-dir', work_dir, '--out', metrics)
+    run('3/4 testing on images that it has not seen', *test, '--show-dir', drawn)
+    draw_sheet(ROOT / drawn, ROOT / work_dir / 'sheet.png')
+    scenes = [path.relative_to(ROOT) for path in draw_scenes(ROOT / work_dir / 'scenes')]
+    infer = ('infer.py', config, checkpoint, *scenes, '--out-dir', predictions)
+    run('4/4 predicting on photographs and a clip', *infer, '--score-thr', SCORE_THR)
+
+    measured = json.loads((ROOT / metrics).read_text())
+    figures = ', '.join(
+        f'{name} {factor * measured[metric]:.1f}'
+        for metric, (name, factor) in HEADLINES.items()
+        if metric in measured
     )
-    sheet = draw_sheet(task, ROOT / drawn, ROOT / work_dir / 'sheet.png')
-    step('4/4', 'looking at two photographs with shapes on them, and at a clip')
-    scenes = draw_scenes(ROOT / work_dir / 'scenes')
-    run(
-        *('infer.py', CONFIGS[task], checkpoint, *(path.relative_to(ROOT) for path in scenes)),
-        *('--out-dir', work_dir / 'predictions', '--score-thr', SCORE_THR, '--overwrite'),
+    print(
+        f'\n{figures} on images that the model has not seen\n'
+        f'checkpoint:  {checkpoint}\n'
+        f'images:      {work_dir}/sheet.png, ground truth beside prediction\n'
+        f'curves:      {work_dir}/curves.png\n'
+        f'predictions: {predictions}'
     )
-    report(task, ROOT / work_dir, checkpoint, sheet)
 
 
-def step(number: str, what: str) -> None:
-    print(f'\n=== {number} {what}\n', flush=True)
-
-
-def run(tool: str, *arguments: object) -> None:
+def run(title: str, tool: str, *arguments: object) -> None:
     """Run one of our tools from the root of the project; end the demo where it fails."""
+    print(f'\n=== {title}\n', flush=True)
     command = [sys.executable, TOOLS / tool, *arguments]
     code = subprocess.run([str(part) for part in command], cwd=ROOT).returncode
     if code:
         sys.exit(code)
 
 
-def best_checkpoint(work_dir: Path) -> Path:
-    """The best checkpoint that training kept."""
-    found = sorted(work_dir.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
-    if not found:
-        sys.exit(f'error: training left no best_*.pth in {work_dir}; delete it and start again')
-    return found[-1].relative_to(ROOT)
+def draw_sheet(drawn: Path, path: Path) -> None:
+    """Put some of what test.py drew together on one sheet."""
+    files = sorted(drawn.rglob('*.jpg'))[: SHEET_ROWS * SHEET_COLUMNS]
+    images = [cv2.imread(str(file)) for file in files]
+    height, width = (max(image.shape[axis] for image in images) + 12 for axis in (0, 1))
+    sheet = np.full((SHEET_ROWS * height, SHEET_COLUMNS * width, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        y, x = number // SHEET_COLUMNS * height + 6, number % SHEET_COLUMNS * width + 6
+        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+    cv2.imwrite(str(path), sheet)
 
 
-def draw_sheet(task: str, drawn: Path, path: Path) -> Path:
-    """Put pictures, truths and predictions together on one sheet.
-
-    Args:
-        task: A key of ``CONFIGS``.
-        drawn: Where test.py drew truth and prediction side by side.
-        path: Where the sheet goes.
-
-    Returns:
-        ``path``.
-    """
-    config = Config.fromfile(ROOT / CONFIGS[task])
-    data = config.test_dataloader.dataset
-    pictures = ROOT / data.data_root / (data.data_prefix.get('img_path') or data.data_prefix['img'])
-    tiles = []
-    for file in sorted(drawn.glob('*.png'))[: SHEET_ROWS * SHEET_PAIRS]:
-        picture = cv2.imread(str(pictures / f'{file.stem}.jpg'))
-        truth, prediction = np.hsplit(cv2.imread(str(file)), 2)
-        tiles.append(np.hstack([framed(image) for image in (picture, truth, prediction)]))
-    rows = [np.hstack(tiles[i : i + SHEET_PAIRS]) for i in range(0, len(tiles), SHEET_PAIRS)]
-    titles = np.hstack([title(text) for text in ('input', 'truth', 'prediction')] * SHEET_PAIRS)
-    cv2.imwrite(str(path), np.vstack([titles, *rows]))
-    return path
-
-
-def framed(image: np.ndarray) -> np.ndarray:
-    """A picture at the tiles' size with a white frame."""
-    image = cv2.resize(image, (TILE, TILE), interpolation=cv2.INTER_AREA)
-    return cv2.copyMakeBorder(image, 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+def draw_scenes(folder: Path, seed: int = 7) -> list[Path]:
+    """Draw shapes on two photographs of scikit-image, and a clip in which they move on a third."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    paths = [folder / 'chelsea.png', folder / 'camera.png', folder / 'clip.mp4']
+    for path in paths[:2]:
+        sprites = [draw_shape(rng, name) for name in rng.permutation(CLASSES)[:3].tolist()]
+        places = [(0.22, 0.3), (0.72, 0.55), (0.46, 0.85)]
+        cv2.imwrite(str(path), draw_scene(read_photograph(path.name), sprites, places))
+    photograph = read_photograph('rocket.jpg')
+    sprites = [draw_shape(rng, name) for name in CLASSES]
+    with av.open(str(paths[2]), 'w') as file:
+        stream = file.add_stream('libx264', rate=CLIP_RATE)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, 'yuv420p'
+        for number in range(CLIP_FRAMES):
+            # They follow each other on a flat figure of eight.
+            shares = number / CLIP_FRAMES + np.arange(len(sprites)) / len(sprites)
+            places = [
+                (0.5 + 0.38 * math.cos(angle), 0.5 + 0.3 * math.sin(2 * angle))
+                for angle in 2 * math.pi * shares
+            ]
+            scene = draw_scene(photograph, sprites, places)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(scene, format='bgr24')))
+        file.mux(stream.encode())
+    return paths
 
 
-def title(text: str) -> np.ndarray:
-    """A column's heading."""
-    band = np.full((28, TILE + 6, 3), 255, np.uint8)
-    cv2.putText(band, text, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (40, 40, 40), 1, cv2.LINE_AA)
-    return band
+def read_photograph(name: str) -> np.ndarray:
+    """A photograph in fine pixels, float BGR from 0 to 1, in the muted colors of the dataset."""
+    photograph = cv2.imread(str(Path(skimage.data_dir) / name)).astype(np.float32) / 255
+    gray = photograph.mean(axis=2, keepdims=True)
+    size = (SUPERSAMPLING * WIDTH, SUPERSAMPLING * HEIGHT)
+    return cv2.resize(gray + 0.3 * (photograph - gray), size, interpolation=cv2.INTER_AREA)
 
 
-def report(task: str, work_dir: Path, checkpoint: Path, sheet: Path) -> None:
-    """The demo's last lines: figures, and where everything is."""
-    metrics = json.loads((work_dir / 'metrics.json').read_text())
-    figures = ', '.join(
-        f'{label} {factor * metrics[name]:.1f}' for name, label, factor in HEADLINES[task]
-    )
-    print(
-        f'\n{figures} on pictures that the model has not seen\n'
-        f'checkpoint:    {checkpoint}\n'
-        f'picture sheet: {sheet.relative_to(ROOT)}\n'
-        f'curves:        {(work_dir / "curves.png").relative_to(ROOT)}\n'
-        f'predictions:   {(work_dir / "predictions" / "drawn").relative_to(ROOT)}'
-    )
+def draw_shape(rng: np.random.Generator, name: str) -> Sprite:
+    size = rng.uniform(*SHAPE_SIZES) * SUPERSAMPLING * HEIGHT
+    return draw_sprite(rng, name, size, light=math.pi / 4)
+
+
+def draw_scene(
+    photograph: np.ndarray, sprites: list[Sprite], places: list[tuple[float, float]]
+) -> np.ndarray:
+    """Put shapes on a photograph, their centres (x, y) as fractions of it: (H, W, 3) uint8 BGR."""
+    margin = len(photograph)
+    canvas = np.pad(photograph, ((margin, margin), (margin, margin), (0, 0)))
+    height, width = photograph.shape[:2]
+    for sprite, (x, y) in zip(sprites, places, strict=True):
+        paste(canvas, sprite, window_at((y * height + margin, x * width + margin), sprite))
+    canvas = canvas[margin:-margin, margin:-margin]
+    scene = cv2.resize(canvas, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    return (scene.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 if __name__ == '__main__':
