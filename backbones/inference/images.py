@@ -1,7 +1,10 @@
-"""Reading picture files of every kind as the arrays that models are given."""
+"""Reading image files of every kind as the arrays that models are given.
+
+Pillow reads what OpenCV, which reads the images of training, does not: animations, CMYK and AVIF;
+of JPEG and PNG both give the same values. As in training, color profiles are not applied.
+"""
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,20 +18,22 @@ from backbones.errors import IMAGE_DECODE_ERRORS, InputError
 
 from .inputs import explain_os_error
 
-# More could not be worked on: a picture this large takes 3 GiB as an array.
+# More could not be worked on: an image this large takes 3 GiB as an array.
 MAX_PIXELS = 2**30
+# Pillow's own limit, for web servers, refuses what satellites and microscopes give.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
-# Pillow's readers that are tried. Others take almost any bytes for a picture, or start programs.
+# Pillow's readers that are tried. Others take almost any bytes for an image, or start programs.
 FORMATS = (
     *('JPEG', 'PNG', 'WEBP', 'GIF', 'TIFF', 'BMP', 'AVIF'),
-    *('MPO', 'JPEG2000', 'PPM', 'QOI'),
+    *('MPO', 'JPEG2000', 'PPM', 'QOI', 'HEIF'),
 )
 
-# Of these, several pictures in a file follow each other in time. In the others they are pages of a
+# Of these, several images in a file follow each other in time. In the others they are pages of a
 # document, or the same moment seen again (the MPO of phones).
 ANIMATED_FORMATS = ('GIF', 'PNG', 'WEBP', 'AVIF')
 
-# How files begin that hold a picture, whole or not.
+# How files begin that hold an image, whole or not.
 SIGNATURES = {
     b'\xff\xd8\xff': 'JPEG',
     b'\x89PNG\r\n': 'PNG',
@@ -39,30 +44,34 @@ SIGNATURES = {
     b'\0\0\0\x0cjP  ': 'JPEG 2000',
     b'qoif': 'QOI',
 }
-
-# Brands of the HEIF family other than AVIF, which begins the same way.
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
 
-# Browsers show a frame that asks for less than this as long as DEFAULT_DURATION: such files were
-# made for programs that could not be faster.
-SHORTEST_DURATION = 0.011
+# Seconds. Browsers show a frame that asks for less than this as long as DEFAULT_DURATION: such
+# files were made for programs that could not be faster.
+MIN_DURATION = 0.011
 DEFAULT_DURATION = 0.1
 
-# A picture is converted this many pixels at a time, so that what a conversion needs besides the
-# result stays small for any picture.
-STRIP_PIXELS = 2**22
+# What to do with the stored pixels, by the EXIF orientation.
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class NotAnImage(InputError):
-    """A file that is not a picture of any kind that is known here."""
+    """A file that is not an image of any kind that is known here."""
 
 
 def read_image(file: str | Path | BinaryIO) -> np.ndarray:
-    """Read a picture as it is meant to be seen.
+    """Read an image as it is meant to be seen.
 
-    It is turned as its EXIF data says. Transparent parts are white. Samples of more than 8 bits are
-    scaled to 8. Of a file with several pictures the first is taken. Colour profiles are not
-    applied, as they are not where models are trained.
+    It is rotated as its EXIF data says. Transparent parts are white. Samples of more than 8 bits
+    are scaled to 8. Of a file with several images the first is taken.
 
     Args:
         file: A path, or a binary file that can seek; it stays open.
@@ -73,70 +82,66 @@ def read_image(file: str | Path | BinaryIO) -> np.ndarray:
     Raises:
         InputError: The file cannot be read; the message says why.
     """
-    with ImageFile(file) as picture:
-        return picture.read()
+    with ImageFile(file) as image:
+        return image.read()
 
 
 class ImageFile:
-    """A picture file that is open; its pixels are read when they are asked for.
+    """An image file that is open; its pixels are read when they are asked for.
 
     Args:
         file: A path, or a binary file that can seek; the latter is left open.
 
     Attributes:
         format: Pillow's name for the file's format, such as 'JPEG'.
-        size: (height, width) of the picture as it is seen.
+        size: (height, width) of the upright image.
         is_animation: Whether the file has frames that follow each other in time.
 
     Raises:
         NotAnImage: The file is something else.
-        InputError: The file is missing, empty, damaged or too large; the message says which.
+        InputError: The file is missing, empty, corrupt or too large; the message says which.
     """
 
     def __init__(self, file: str | Path | BinaryIO):
-        by_path = isinstance(file, str | os.PathLike)
-        self._file = _open_file(file) if by_path else file
+        self._opened = None
+        if isinstance(file, str | os.PathLike):
+            try:
+                file = self._opened = open(file, 'rb')  # noqa: SIM115
+            except (OSError, ValueError) as error:
+                raise InputError(explain_os_error(error)) from error
         try:
             with _plain_errors():
-                self._image = _identify(self._file)
-                orientation = _orientation(self._image)
-                self.is_animation = self._image.format in ANIMATED_FORMATS and getattr(
-                    self._image, 'is_animated', False
+                self._image = image = _open(file)
+                self.format = image.format
+                self.is_animation = image.format in ANIMATED_FORMATS and getattr(
+                    image, 'is_animated', False
                 )
-            width, height = self._image.size
-            if width * height > MAX_PIXELS:
-                raise InputError(
-                    f'is too large: {width}x{height} pixels, and {MAX_PIXELS:,} are the most that '
-                    f'can be read; cut it into parts first'
-                )
+                # That of a PNG may be behind its pixels; asking would read them.
+                knows = image.format != 'PNG' or 'exif' in image.info
+                self._orientation = _orientation(image) if knows else 1
+                width, height = image.size
+                self.size = (width, height) if self._orientation >= 5 else (height, width)
         except BaseException:
-            if by_path:
-                self._file.close()
+            self.close()
             raise
-        self._by_path = by_path
-        self._stored = (height, width)
-        # Pillow turns a TIFF by itself, and gives the size of what is seen from the beginning.
-        turned = orientation >= 5 and self._image.format != 'TIFF'
-        self.size = (width, height) if turned else (height, width)
-        self.format = self._image.format
 
     def read(self) -> np.ndarray:
-        """The picture, or the first one of several, as :func:`read_image` returns it."""
+        """The image, or the first one of several, as :func:`read_image` returns it."""
         with _plain_errors():
             if self.is_animation:
                 self._image.seek(0)
             self._image.load()
-            return self._pixels()
+            return _to_bgr(self._image, _orientation(self._image))
 
     def frames(self) -> Iterator[tuple[float, float, np.ndarray]]:
-        """The frames of an animation, complete pictures of one size; a still picture is one frame.
+        """The frames of an animation, whole images of one size; a still image is one frame.
 
         Yields:
             The time at which the frame appears and how long it stays, in seconds, and its pixels
             as :func:`read_image` returns them.
 
         Raises:
-            InputError: A frame is damaged; those before it have been given.
+            InputError: A frame is corrupt; those before it have been given.
         """
         if not self.is_animation:
             yield 0.0, DEFAULT_DURATION, self.read()
@@ -147,11 +152,11 @@ class ImageFile:
                 with _plain_errors():
                     self._image.seek(self._first_frame + index)
                     self._image.load()
-                    pixels = self._pixels()
+                    pixels = _to_bgr(self._image, self._orientation)
             except InputError as error:
                 raise InputError(f'{error}; {index} frames before that were read') from error
             duration = self._image.info.get('duration', 0) / 1000
-            duration = duration if duration >= SHORTEST_DURATION else DEFAULT_DURATION
+            duration = duration if duration >= MIN_DURATION else DEFAULT_DURATION
             yield time, duration, pixels
             time += duration
 
@@ -164,11 +169,9 @@ class ImageFile:
             return self._image.n_frames - self._first_frame
 
     def close(self) -> None:
-        """Let go of the pixels, and close the file if it was opened here."""
-        # Not self._image.close(): that closes a file of the caller's as well.
-        del self._image
-        if self._by_path:
-            self._file.close()
+        """Close the file if it was opened here."""
+        if self._opened is not None:
+            self._opened.close()
 
     def __enter__(self) -> 'ImageFile':
         return self
@@ -178,105 +181,84 @@ class ImageFile:
 
     @property
     def _first_frame(self) -> int:
-        # The first picture of such a PNG is for programs that cannot show the animation.
+        # The first image of such a PNG is for programs that cannot show the animation.
         return 1 if self._image.info.get('default_image') else 0
-
-    def _pixels(self) -> np.ndarray:
-        # Asked for again: a PNG may have its EXIF data behind its pixels.
-        orientation = _orientation(self._image)
-        height, width = self._stored
-        shown = (width, height) if orientation >= 5 else (height, width)
-        pixels = np.empty((*shown, 3), np.uint8)
-        as_stored = _as_stored(pixels, orientation)
-        to_8_bits = _deep_gray_to_gray if _is_deep_gray(self._image) else _to_gray_or_rgb
-        rows = max(1, STRIP_PIXELS // width)
-        for top in range(0, height, rows):
-            bottom = min(top + rows, height)
-            strip = self._image
-            if strip.size != (width, bottom - top):
-                strip = strip.crop((0, top, width, bottom))
-            samples = to_8_bits(strip, self._image)
-            to_bgr = cv2.COLOR_GRAY2BGR if samples.ndim == 2 else cv2.COLOR_RGB2BGR
-            as_stored[top:bottom] = cv2.cvtColor(samples, to_bgr)
-        return pixels
 
 
 def begins_like_image(beginning: bytes) -> str | None:
-    """The format of the picture that a file with these first 12 bytes holds; None: not known."""
+    """The format of the image that a file with these first 12 bytes holds; None: not known."""
     if beginning[:4] == b'RIFF' and beginning[8:12] == b'WEBP':
         return 'WebP'
-    if beginning[4:12] in (b'ftypavif', b'ftypavis'):
-        return 'AVIF'
+    if beginning[4:8] == b'ftyp' and beginning[8:12] in (b'avif', b'avis', *HEIC_BRANDS):
+        return 'AVIF' if beginning[8:11] == b'avi' else 'HEIC'
     names = (name for start, name in SIGNATURES.items() if beginning.startswith(start))
     return next(names, None)
 
 
-def _open_file(path: str | Path) -> BinaryIO:
-    try:
-        return open(path, 'rb')
-    except (OSError, ValueError) as error:
-        raise InputError(explain_os_error(error)) from error
-
-
-def _identify(file: BinaryIO) -> Image.Image:
+def _open(file: BinaryIO) -> Image.Image:
     """Pillow's view of the file: the header is read, the pixels are not."""
     file.seek(0)
     beginning = file.read(12)
     if not beginning:
         raise InputError('is empty (0 bytes)')
+    name = begins_like_image(beginning)
+    if name == 'HEIC':
+        _register_heic()
     Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
     try:
-        return Image.open(file, formats=formats)
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except IMAGE_DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(explain_os_error(error)) from error
-        if beginning[4:8] == b'ftyp' and beginning[8:12] in HEIC_BRANDS:
-            raise InputError(
-                'is a HEIC picture, which cannot be read; convert it to JPEG or PNG'
-            ) from error
-        if name := begins_like_image(beginning):
-            if 'truncated' in str(error).lower():
-                raise
-            raise InputError(
-                f'begins like {name}, but is cut short, damaged or of a kind that cannot be read; '
-                f'save it as JPEG or PNG'
-            ) from error
-        raise NotAnImage('is not a picture') from error
+        if name is None:
+            raise NotAnImage('is not an image') from error
+        if 'truncated' in str(error).lower():
+            raise
+        raise InputError(
+            f'begins like {name}, but is cut short, corrupt or of a kind that cannot be read; '
+            f'save it as JPEG or PNG'
+        ) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(
+            f'is too large: {image.width}x{image.height} pixels, and {MAX_PIXELS:,} are the most '
+            'that can be read; cut it into parts first'
+        )
+    return image
+
+
+def _register_heic() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise InputError(
+            'is a HEIC image: pip install pillow-heif, or convert it to JPEG or PNG'
+        ) from error
+    register_heif_opener()
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, as far as it is known without reading the pixels."""
-    # Not image.getexif(): that of a PNG reads all pixels first.
-    with suppress(*IMAGE_DECODE_ERRORS):
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-        if orientation in range(1, 9):
-            return orientation
+    """The EXIF orientation, 1 to 8."""
+    # Pillow rotates a TIFF by itself.
+    if image.format != 'TIFF':
+        # Corrupt EXIF data does not hide the image; ImageOps.exif_transpose would stumble over it.
+        with suppress(*IMAGE_DECODE_ERRORS):
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            return orientation if orientation in TRANSPOSITIONS else 1
     return 1
 
 
-def _as_stored(shown: np.ndarray, orientation: int) -> np.ndarray:
-    """The array of the picture as it is seen, in the order in which the file has the pixels.
-
-    Writing through this view turns the picture without a second copy of it.
-    """
-    match orientation:
-        case 2:
-            return shown[:, ::-1]
-        case 3:
-            return shown[::-1, ::-1]
-        case 4:
-            return shown[::-1]
-        case 5:
-            return shown.swapaxes(0, 1)
-        case 6:
-            return np.rot90(shown)
-        case 7:
-            return shown[::-1, ::-1].swapaxes(0, 1)
-        case 8:
-            return np.rot90(shown, -1)
-        case _:
-            return shown
+def _to_bgr(image: Image.Image, orientation: int) -> np.ndarray:
+    if _is_deep_gray(image):
+        image = _to_8_bits(image)
+    elif 'A' in image.getbands() or 'transparency' in image.info:
+        white = Image.new('RGBA', image.size, 'white')
+        image = Image.alpha_composite(white, image.convert('RGBA'))
+    if image.mode not in ('L', 'RGB'):
+        image = image.convert('RGB')
+    if orientation > 1:
+        image = image.transpose(TRANSPOSITIONS[orientation])
+    to_bgr = cv2.COLOR_GRAY2BGR if image.mode == 'L' else cv2.COLOR_RGB2BGR
+    return cv2.cvtColor(np.asarray(image), to_bgr)
 
 
 def _is_deep_gray(image: Image.Image) -> bool:
@@ -288,29 +270,23 @@ def _is_deep_gray(image: Image.Image) -> bool:
     """
     if image.format == 'TIFF' and image.tag_v2.get(ExifTags.Base.PlanarConfiguration) == 2:
         # Pillow takes the samples of such a file for 8 bits each, and says nothing.
-        deep = max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (8,))) > 8
-        if deep and image.info.get('compression') == 'raw':
+        is_deep = max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (8,))) > 8
+        if is_deep and image.info.get('compression') == 'raw':
             raise InputError(
-                'has its colours in separate planes of more than 8 bits, uncompressed, which '
-                'cannot be read; save it as PNG, or as TIFF with interleaved colours'
+                'has its colors in separate planes of more than 8 bits, uncompressed, which '
+                'cannot be read; save it as PNG, or as TIFF with interleaved colors'
             )
-    if image.mode == 'F':
+    min_sample, max_sample = image.getextrema() if image.mode in ('I', 'F') else (0, 0)
+    if image.mode == 'F' or min_sample < 0 or max_sample >= 2**16:
         raise InputError(
-            'has floating-point samples, and nothing says which of them are black and white; '
-            'save it with 8 or 16 bits a sample first'
+            f'has 32-bit samples from {min_sample:g} to {max_sample:g}, and nothing says which of '
+            'them are black and white; save it with 8 or 16 bits a sample first'
         )
-    if image.mode == 'I':
-        lowest, highest = image.getextrema()
-        if lowest < 0 or highest >= 2**16:
-            raise InputError(
-                f'has 32-bit samples from {lowest} to {highest}, and nothing says which of them '
-                f'are black and white; save it with 8 or 16 bits a sample first'
-            )
     return image.mode == 'I' or image.mode.startswith('I;16')
 
 
-def _deep_gray_to_gray(strip: Image.Image, image: Image.Image) -> np.ndarray:
-    samples = np.asarray(strip)
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    samples = np.asarray(image)
     bits, white_is_zero = 16, False
     if image.format == 'TIFF':
         bits = min(image.tag_v2.get(ExifTags.Base.BitsPerSample, (16,))[0], 16)
@@ -318,60 +294,23 @@ def _deep_gray_to_gray(strip: Image.Image, image: Image.Image) -> np.ndarray:
     gray = (samples >> (bits - 8)).astype(np.uint8)
     if white_is_zero:
         gray = 255 - gray
-    if 'transparency' in strip.info:
-        gray[samples == strip.info['transparency']] = 255
-    return gray
-
-
-def _to_gray_or_rgb(strip: Image.Image, _: Image.Image) -> np.ndarray:
-    if 'A' in strip.getbands() or 'transparency' in strip.info:
-        white = Image.new('RGBA', strip.size, 'white')
-        strip = Image.alpha_composite(white, strip.convert('RGBA'))
-    if strip.mode not in ('L', 'RGB'):
-        strip = strip.convert('RGB')
-    return np.asarray(strip)
+    if 'transparency' in image.info:
+        gray[samples == image.info['transparency']] = 255
+    return Image.fromarray(gray)
 
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Pillow at work on a picture up to :data:`MAX_PIXELS`; its errors become InputError."""
+    """Whatever Pillow raises becomes an InputError."""
     try:
-        with _large_pictures():
-            yield
+        yield
     except InputError:
         raise
     except MemoryError as error:
         raise InputError('is too large for the memory of this computer') from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise InputError(f'is too large: more than {MAX_PIXELS:,} pixels') from error
     except IMAGE_DECODE_ERRORS as error:
         if 'truncated' in str(error).lower():
-            raise InputError('is cut short: the file ends before the picture does') from error
-        raise InputError(f'is damaged or cut short ({error})') from error
-
-
-_limit_lock = threading.Lock()
-_limit_users = 0
-_limit_before: int | None = None
-
-
-@contextmanager
-def _large_pictures() -> Iterator[None]:
-    """Pillow's limit on the size of pictures is ours for as long as any thread is in here.
-
-    The limit exists once for the whole process and is read at several moments of opening and
-    decoding. So the first who comes in sets it, and the last who leaves puts it back.
-    """
-    global _limit_users, _limit_before
-    with _limit_lock:
-        if _limit_users == 0:
-            _limit_before = Image.MAX_IMAGE_PIXELS
-            Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-        _limit_users += 1
-    try:
-        yield
-    finally:
-        with _limit_lock:
-            _limit_users -= 1
-            if _limit_users == 0:
-                Image.MAX_IMAGE_PIXELS = _limit_before
+            raise InputError('is cut short: the file ends before the image does') from error
+        raise InputError(f'is corrupt or cut short ({error})') from error
