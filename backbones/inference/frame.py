@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,20 @@ class Timing:
     time: float
     pts: int
     duration: int | None = None
+
+
+class TimedImage(NamedTuple):
+    """One frame of a video, animation or camera, as it was read.
+
+    Attributes:
+        index: Which frame from the first one on that was read; what is missing was left out.
+        timing: When it is shown.
+        image: (height, width, 3), uint8, BGR, upright. It may be drawn on.
+    """
+
+    index: int
+    timing: Timing
+    image: np.ndarray
 
 
 @dataclass

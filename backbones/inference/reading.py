@@ -171,12 +171,12 @@ def read_video(source: Source, clip: Clip) -> StreamParts:
     from .video_reader import VideoReader
 
     with VideoReader(source.file, every=clip.every, start=clip.start, end=clip.end) as reader:
-        size = reader.width, reader.height
         yield Stream(
-            'video', *size, reader.time_base, reader.frame_rate, reader.frames, audio=source.file
+            *('video', reader.width, reader.height),
+            *(reader.time_base, reader.frame_rate, reader.num_frames),
+            audio=source.file,
         )
-        for frame in reader:
-            yield frame.index, Timing(frame.time, frame.pts, frame.duration), frame.picture
+        yield from reader
         if reader.problem:
             raise InputError(reader.problem)
 

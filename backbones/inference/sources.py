@@ -114,11 +114,12 @@ def _image_source(image: ImageFile, file: str | io.BytesIO) -> Source:
 
 def _video_source(path: str) -> Source:
     try:
-        from .video_file import check_video
+        from .video_file import find_video, open_container
     except ImportError as error:
         raise NotMedia('is not an image, and videos need PyAV: pip install av') from error
     try:
-        check_video(path)
+        with open_container(path) as container:
+            find_video(container)
     except InputError as error:
         is_named_so = Path(path).suffix.lower() in MEDIA_SUFFIXES
         raise NotMedia(str(error) if is_named_so else NEITHER) from error

@@ -9,7 +9,7 @@ from av.stream import Disposition
 
 from backbones.errors import InputError
 
-from .inputs import WEB_SCHEMES, find_scheme
+from .inputs import WEB_SCHEMES, explain_os_error, find_scheme
 
 # Of ffmpeg's formats those that hold videos: others draw texts, or follow a list of files.
 FORMATS = (
@@ -18,75 +18,40 @@ FORMATS = (
     *('rm', 'vc1', 'vvc', 'webm', 'wtv', 'yuv4mpegpipe'),
 )
 
-# Seconds without a byte after which we give up on an address.
-NETWORK_TIMEOUT = 30.0
+# Seconds without a byte after which a web server is given up.
+WEB_TIMEOUT = 30.0
 
 
 def open_container(source: str | Path) -> av.container.InputContainer:
-    """Open a file or address with ffmpeg.
+    """Open a file or URL with ffmpeg.
 
     Raises:
         InputError: It cannot be opened.
     """
     scheme = find_scheme(str(source))
-    if scheme in WEB_SCHEMES:
-        name, timeout = str(source), NETWORK_TIMEOUT
-    elif scheme:
-        name, timeout = fsspec.open(str(source), 'rb').open(), None
-    else:
-        check_file(Path(source))
-        # Without "file:" in front, a colon in a name would make an address of it.
-        name, timeout = f'file:{source}', None
+    # Without "file:" in front, a colon in a name would make a URL of it.
+    file, options, timeout = f'file:{source}', {'format_whitelist': ','.join(FORMATS)}, None
     try:
-        options = {} if timeout else {'format_whitelist': ','.join(FORMATS)}
-        return av.open(name, options=options, metadata_errors='replace', timeout=timeout)
+        if scheme in WEB_SCHEMES:
+            file, options, timeout = str(source), {}, WEB_TIMEOUT
+        elif scheme:
+            file = fsspec.open(str(source), 'rb').open()
+        return av.open(file, options=options, metadata_errors='replace', timeout=timeout)
     # The latter: of a format that is not in FORMATS.
     except (av_error.InvalidDataError, av_error.ArgumentError) as error:
-        if not scheme and lacks_index(Path(source)):
-            raise InputError('is cut short: its index (moov) is missing') from error
+        if not scheme and is_mp4(Path(source)):
+            raise InputError('is cut short or corrupt: it has no index (moov)') from error
         raise InputError('is neither an image nor a video that can be read') from error
-    except (av_error.FFmpegError, OSError) as error:
-        raise InputError(f'cannot be opened: {error.strerror}') from error
+    except av_error.FFmpegError as error:
+        is_of_system = isinstance(error, OSError)
+        reason = explain_os_error(error) if is_of_system else f'cannot be read: {error.strerror}'
+        raise InputError(reason) from error
 
 
-def check_file(path: Path) -> None:
-    """Say in plain words what can be wrong with a file before it is read."""
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise InputError('does not exist') from None
-    except OSError as error:
-        raise InputError(f'cannot be opened: {error.strerror}') from error
-    if path.is_dir():
-        raise InputError('is a folder')
-    if size == 0 and path.is_file():
-        raise InputError('is empty (0 bytes)')
-
-
-def lacks_index(path: Path) -> bool:
-    """Whether a file is an MP4 or MOV without the ``moov`` box, which says where everything is."""
-    names = set()
-    with open(path, 'rb') as file:
-        position, file_size = 0, path.stat().st_size
-        while position + 8 <= file_size and len(names) < 100:
-            file.seek(position)
-            header = file.read(16)
-            box_size, name = int.from_bytes(header[:4], 'big'), header[4:8]
-            if box_size == 1:
-                box_size = int.from_bytes(header[8:16], 'big')
-            names.add(name)
-            if box_size < 8:
-                break
-            position += box_size
-    return bool(names & {b'ftyp', b'mdat'}) and b'moov' not in names
-
-
-def check_video(source: str) -> None:
-    """Raise InputError where there is no video in a file."""
-    with open_container(source) as container:
-        stream = find_video(container)
-        if not stream.width or not stream.height:
-            raise InputError('has no video in it that ffmpeg can decode')
+def is_mp4(path: Path) -> bool:
+    """Whether a file begins as an MP4 or MOV."""
+    with path.open('rb') as file:
+        return file.read(8)[4:] in (b'ftyp', b'mdat', b'wide')
 
 
 def find_video(container: av.container.InputContainer) -> av.VideoStream:
@@ -95,7 +60,7 @@ def find_video(container: av.container.InputContainer) -> av.VideoStream:
     Raises:
         InputError: There is none, or none that we can decode.
     """
-    # The cover of an album is a stream of one picture in a sound file.
+    # The cover of an album is a stream of one image in an audio file.
     cover = Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
@@ -103,7 +68,7 @@ def find_video(container: av.container.InputContainer) -> av.VideoStream:
         raise InputError(f'has no video in it, {kind}')
     best = container.streams.best('video')
     stream = best if best in streams else streams[0]
-    if stream.codec_context is None:
+    if stream.codec_context is None or not stream.width or not stream.height:
         raise InputError('is coded in a way that this build of ffmpeg cannot decode')
     return stream
 
@@ -111,7 +76,7 @@ def find_video(container: av.container.InputContainer) -> av.VideoStream:
 def find_origin(container: av.container.InputContainer) -> float:
     """Where in a file's own time its beginning is, in seconds.
 
-    Formats made for broadcast start anywhere. What lies before 0 is only sound that a decoder needs
+    Formats made for broadcast start anywhere. What lies before 0 is only audio that a decoder needs
     to get going.
     """
     return max(container.start_time or 0, 0) / av.time_base

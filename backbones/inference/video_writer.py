@@ -1,4 +1,4 @@
-"""Writing an H.264 MP4 that every browser plays."""
+"""Writing an H.264 MP4 with audio that every browser plays."""
 
 import errno
 import os
@@ -6,7 +6,6 @@ from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from uuid import uuid4
 
 import av
 import cv2
@@ -14,14 +13,15 @@ import numpy as np
 from av import error as av_error
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
+from backbones.files import atomic_write
+
 from .audio_track import AudioTrack
 from .video_reader import INTERPOLATION
 
 # Measured on one thread at 1280×720: 9 ms a frame. superfast takes as long for up to five times the
 # bytes, ultrafast a third of the time for twice the bytes, faster twice the time. B-frames would
 # save a fifth of the bytes for a third more time.
-PRESET = 'veryfast'
-QUALITY = 20
+ENCODER_OPTIONS = {'preset': 'veryfast', 'crf': '20', 'bf': '0'}
 
 # Most cores are the model's.
 CORES_PER_THREAD = 4
@@ -36,10 +36,10 @@ BT709 = 1
 
 
 class VideoWriter:
-    """Writes pictures, and the sound of the video they come from, to an MP4.
+    """Writes images, and the audio of the video they come from, to an MP4.
 
     H.264 in 4:2:0, BT.709, with the index in front so that it plays while it is still loading.
-    Frames keep their times, whatever their rate is. A picture with an odd width or height gets its
+    Frames keep their times, whatever their rate is. An image with an odd width or height gets its
     last column or row twice, because 4:2:0 needs even ones.
 
     Until it is finished the file has another name, in the same folder, and what was at ``path``
@@ -51,14 +51,14 @@ class VideoWriter:
 
     Args:
         path: File to write or to replace.
-        width: Of the pictures, in pixels.
-        height: Of the pictures, in pixels.
+        width: Of the images, in pixels.
+        height: Of the images, in pixels.
         time_base: Seconds; the unit of ``pts``.
         frame_rate: Frames a second, for the encoder to share out bits by; about is good enough.
-        source: File with the sound, or None for a video without sound.
+        source: File or URL with the audio, or None for a video without audio.
         start: Where the source was cut, in seconds, as given to the reader. The first frame then
             is the beginning of the new video, else the beginning of the source is.
-        end: Likewise; sound ends there at the latest.
+        end: Likewise; audio ends there at the latest.
 
     Attributes:
         path: As given.
@@ -85,47 +85,37 @@ class VideoWriter:
         self.num_frames = 0
         self._size = (width, height)
         self._time_base = Fraction(time_base)
-        self._frame_rate = Fraction(frame_rate) if frame_rate else Fraction(25)
-        self._start = Fraction(start) if start else None
-        self._end = Fraction(end) if end is not None else None
+        self._frame_rate = Fraction(frame_rate or 25)
+        self._is_cut = bool(start)
+        self._end = None if end is None else Fraction(end)
         self._origin = Fraction(0)
         self._last_pts = -1
         self._last_duration = 1
-        self._closed = False
-        self._sound: AudioTrack | None = None
+        self._audio: AudioTrack | None = None
+        self._output: av.container.OutputContainer | None = None
         self._reformatter = VideoReformatter()
-        # Short, because a name has at most 255 bytes.
-        self._partial = self.path.with_name(f'.{self.path.stem[:40]}.{uuid4().hex[:8]}.partial')
-        self._reserve()
-        try:
-            self._output = av.open(
-                f'file:{self._partial}',
-                'w',
-                format='mp4',
-                container_options={'movflags': '+faststart'},
-            )
-            self._stream = self._add_video()
-            if source is not None:
-                self._sound = AudioTrack(source, self._output)
-        except BaseException:
-            self._partial.unlink(missing_ok=True)
-            raise
-
-    def _reserve(self) -> None:
-        # So that a place that cannot be written to is an error before any work.
+        self._is_closed = False
+        self._file = atomic_write(self.path)
         try:
             if self.path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._partial.touch()
-        except OSError as error:
-            raise_disk_error(error, self.path)
+            partial = self._file.__enter__()
+            # Without "file:" in front, a colon in a name would make a URL of it.
+            self._output = av.open(
+                f'file:{partial}', 'w', format='mp4', container_options={'movflags': '+faststart'}
+            )
+            self._stream = self._add_video()
+            if source is not None:
+                self._audio = AudioTrack(source, self._output)
+            self._output.start_encoding()
+        except BaseException as error:
+            self.discard()
+            raise self._explained(error) from error
 
     def _add_video(self) -> av.VideoStream:
-        options = {'preset': PRESET, 'crf': str(QUALITY), 'bf': '0'}
         # Given as a rate, ffmpeg takes no more than 32 bits for each part.
         rate = self._frame_rate.limit_denominator(1001)
-        stream = self._output.add_stream('libx264', rate=rate, options=options)
+        stream = self._output.add_stream('libx264', rate=rate, options=ENCODER_OPTIONS)
         width, height = self._size
         stream.width, stream.height = width + width % 2, height + height % 2
         stream.pix_fmt = 'yuv420p'
@@ -134,8 +124,8 @@ class VideoWriter:
         if context.time_base < FINEST_TIME_BASE:
             context.time_base = USUAL_TIME_BASE
         self._ticks = Fraction(context.time_base)
-        cores = os.cpu_count() or 1
-        context.thread_count = min(max(cores // CORES_PER_THREAD, 1), MAX_ENCODER_THREADS)
+        threads = (os.cpu_count() or 1) // CORES_PER_THREAD
+        context.thread_count = min(max(threads, 1), MAX_ENCODER_THREADS)
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = ColorRange.MPEG
         return stream
@@ -156,14 +146,14 @@ class VideoWriter:
 
     @property
     def problem(self) -> str | None:
-        """What of the sound was lost; None when nothing was."""
-        return self._sound.problem if self._sound is not None else None
+        """What of the audio was lost; None when nothing was."""
+        return self._audio.problem if self._audio is not None else None
 
-    def write(self, picture: np.ndarray, pts: int, duration: int | None = None) -> None:
+    def write(self, image: np.ndarray, pts: int, duration: int | None = None) -> None:
         """Append a frame.
 
         Args:
-            picture: (height, width, 3), uint8, BGR. It is not kept.
+            image: (height, width, 3), uint8, BGR. It is not kept.
             pts: When it is shown, in units of ``time_base`` after the beginning of the source. One
                 that is not after the frame before is shown as soon after it as can be.
             duration: For how long, in the same units. Counts for the last frame only, as others are
@@ -171,45 +161,41 @@ class VideoWriter:
 
         Raises:
             OSError: See the class.
-            ValueError: The picture has another size.
+            ValueError: The image has another size.
         """
         width, height = self._size
-        if picture.shape != (height, width, 3) or picture.dtype != np.uint8:
+        if image.shape != (height, width, 3) or image.dtype != np.uint8:
             raise ValueError(
-                f'expected a picture of shape {(height, width, 3)} and type uint8, '
-                f'not {picture.shape} and {picture.dtype}'
+                f'expected an image of shape {(height, width, 3)} and type uint8, '
+                f'not {image.shape} and {image.dtype}'
             )
-        try:
-            self._write(picture, pts * self._time_base, duration)
-        except Exception as error:
-            self.discard()
-            raise_disk_error(error, self.path)
-            raise
-
-    def _write(self, picture: np.ndarray, time: Fraction, duration: int | None) -> None:
+        time = pts * self._time_base
         if self.num_frames == 0:
-            if self._start is not None:
-                self._origin = time
-            if self._sound is not None:
-                self._sound.begin(self._origin, self._start, self._end)
-        frame = self._convert(picture)
-        frame.pts = max(round((time - self._origin) / self._ticks), self._last_pts + 1)
-        frame.time_base = self._ticks
-        if duration is not None:
-            self._last_duration = max(round(duration * self._time_base / self._ticks), 1)
-        elif self.num_frames:
-            self._last_duration = frame.pts - self._last_pts
-        else:
-            self._last_duration = max(round(1 / self._frame_rate / self._ticks), 1)
-        self._last_pts = frame.pts
-        self.num_frames += 1
-        self._encode(frame)
+            self._origin = time if self._is_cut else self._origin
+            if self._audio is not None:
+                self._audio.begin(self._origin, self._is_cut, self._end)
+        try:
+            frame = self._convert(image)
+            frame.pts = max(round((time - self._origin) / self._ticks), self._last_pts + 1)
+            frame.time_base = self._ticks
+            if duration is not None:
+                self._last_duration = max(round(duration * self._time_base / self._ticks), 1)
+            elif self.num_frames:
+                self._last_duration = frame.pts - self._last_pts
+            else:
+                self._last_duration = max(round(1 / self._frame_rate / self._ticks), 1)
+            self._last_pts = frame.pts
+            self.num_frames += 1
+            self._encode(frame)
+        except BaseException as error:
+            self.discard()
+            raise self._explained(error) from error
 
-    def _convert(self, picture: np.ndarray) -> av.VideoFrame:
-        height, width = picture.shape[:2]
+    def _convert(self, image: np.ndarray) -> av.VideoFrame:
+        height, width = image.shape[:2]
         if height % 2 or width % 2:
-            picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-        frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(picture), 'bgr24')
+            image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(image), 'bgr24')
         return self._reformatter.reformat(
             frame,
             format='yuv420p',
@@ -225,68 +211,54 @@ class VideoWriter:
             # Without B-frames packets come in the order they are shown.
             if packet.pts == self._last_pts:
                 packet.duration = self._last_duration
-            if self._sound is not None:
-                self._sound.write_until(packet.pts * self._ticks)
+            if self._audio is not None:
+                self._audio.write_until(packet.pts * self._ticks)
             self._output.mux(packet)
 
     def close(self, whole_audio: bool = False) -> None:
         """Finish the file; without a single frame there is none. Calling it again does nothing.
 
         Args:
-            whole_audio: Sound goes on after the last frame as it does in the source; by default
-                it ends with the pictures.
+            whole_audio: Audio goes on after the last frame as it does in the source; by default it
+                ends with the images.
 
         Raises:
             OSError: See the class.
         """
-        if self._closed:
-            return
-        if self.num_frames == 0:
+        if self._is_closed or self.num_frames == 0:
             self.discard()
             return
         try:
-            self._finish(whole_audio)
+            self._encode(None)
+            if self._audio is not None:
+                until = (self._last_pts + self._last_duration) * self._ticks
+                self._audio.write_until(None if whole_audio else until)
+                self._audio.close()
+            self._output.close()
+            self._is_closed = True
+            self._file.__exit__(None, None, None)
         except BaseException as error:
             self.discard()
-            raise_disk_error(error, self.path)
-            raise
-
-    def _finish(self, whole_audio: bool) -> None:
-        self._encode(None)
-        if self._sound is not None:
-            until = (self._last_pts + self._last_duration) * self._ticks
-            self._sound.write_until(None if whole_audio else until)
-            self._sound.close()
-        self._output.close()
-        # A crash of the machine must not leave an empty file under the real name.
-        with open(self._partial, 'rb') as file:
-            os.fsync(file.fileno())
-        os.replace(self._partial, self.path)
-        self._closed = True
+            raise self._explained(error) from error
 
     def discard(self) -> None:
         """Leave nothing of the file; after :meth:`close` this does nothing."""
-        if self._closed:
+        if self._is_closed:
             return
-        self._closed = True
-        if self._sound is not None:
-            self._sound.close()
+        self._is_closed = True
+        if self._audio is not None:
+            self._audio.close()
         # What cannot be finished was not to be kept.
         with suppress(av_error.FFmpegError, OSError, ValueError):
-            self._output.close()
-        self._partial.unlink(missing_ok=True)
+            if self._output is not None:
+                self._output.close()
+        discarded = InterruptedError()
+        with suppress(InterruptedError):
+            self._file.__exit__(InterruptedError, discarded, None)
 
-
-def raise_disk_error(error: BaseException, path: Path) -> None:
-    """Raise an error of the file system, or another of ffmpeg, again, about the file it is about.
-
-    Raises:
-        OSError: If it was one.
-    """
-    if not isinstance(error, (OSError, av_error.FFmpegError)):
-        return
-    if error.errno == errno.ENOSPC:
-        message = 'no space left on the disk; nothing of the video was kept'
-    else:
-        message = f'{error.strerror or error}; the video is not written'
-    raise OSError(error.errno, message, str(path)) from error
+    def _explained(self, error: BaseException) -> BaseException:
+        """An error of the file system or of ffmpeg, about the file that is written."""
+        if not isinstance(error, (OSError, av_error.FFmpegError)):
+            return error
+        reason = error.strerror or str(error)
+        return OSError(error.errno, f'{reason}; the video is not written', str(self.path))

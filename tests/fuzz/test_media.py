@@ -1,6 +1,7 @@
 """Whatever is in a file, infer.py and check_dataset.py read it or say what is wrong with it."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -86,7 +87,7 @@ def test_damaged_sound(folder: Path, file: tuple[str, bytes]):
     path.write_bytes(file[1])
     with av.open(str(folder / 'copy.mp4'), 'w') as output:
         track = AudioTrack(path, output)
-        track.begin(0, None, None)
+        track.begin(Fraction(0), False, None)
         track.write_until(None)
         assert track.problem is None or track.problem
         track.close()

@@ -139,7 +139,7 @@ class TestEverythingInOneRun:
         }
         said = {
             'cut.jpg': 'cut short',
-            'damaged.mp4': 'damaged',
+            'damaged.mp4': 'corrupt',
             'empty.png': 'is empty (0 bytes)',
             'no_index.mp4': 'cut short',
             'text.jpg': 'neither',
