@@ -15,7 +15,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from backbones.errors import ConfigError
-from backbones.inference.torch_model import choose_device
+from backbones.inference.model import choose_device
 
 from . import counting, machine, memory, timing
 from .candidates import Candidate, Group, group_configs

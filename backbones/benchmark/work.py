@@ -18,7 +18,7 @@ from backbones.engine.amp import features_in_bfloat16, inference_precision
 from backbones.export.example_picture import example_picture
 from backbones.export.exportable import is_segmentor
 from backbones.inference.masks import keep_masks_small
-from backbones.inference.segmentor import keep_logits_small, label_maps
+from backbones.inference.seg_maps import keep_logits_small, predict_seg_maps
 
 PARTS = ('backbone', 'model')
 BACKENDS = ('torch', 'compile', 'onnxruntime', 'openvino')
@@ -154,7 +154,7 @@ def predict(model: nn.Module, pictures: dict[str, list]) -> list:
     inputs, samples = data['inputs'], data['data_samples']
     if not is_segmentor(model):
         return [sample.pred_instances for sample in model.predict(inputs, samples)]
-    return label_maps(model, inputs, samples)
+    return predict_seg_maps(model, inputs, samples)
 
 
 def compiled(model: nn.Module, setting: Setting) -> Ready:

@@ -19,7 +19,7 @@ from backbones.data.config_datasets import test_pipeline
 from backbones.deploy import switch_to_deploy
 from backbones.engine.config import load_config
 from backbones.errors import ExportError
-from backbones.inference.torch_model import build_model, classes_and_palette
+from backbones.inference.model import build_model, classes_and_palette
 from backbones.weights import load_checkpoint
 
 from .checking import check_file

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from backbones.errors import ExportError
-from backbones.inference.label_map import label_map_of
-from backbones.inference.logits import Logits
 from backbones.inference.masks import paste_masks
-from backbones.inference.prediction import Detections, Segmentation
+from backbones.inference.results import Detections, Segmentation
+from backbones.inference.seg_maps import Logits, seg_map_of
 
 from .runner import open_exported
 
@@ -33,7 +32,7 @@ class RawResult:
 
 class ExportedModel:
     """A file that tools/export.py wrote, with the methods of
-    :class:`backbones.inference.torch_model.TorchModel`.
+    :class:`backbones.inference.model.TorchModel`.
 
     Args:
         path: The file; it and the rest as in :func:`.runner.open_exported`, errors too.
@@ -61,7 +60,7 @@ class ExportedModel:
         self.classes = self.description.classes
         self.palette = self.description.palette
 
-    def prepare(self, picture: np.ndarray) -> dict[str, Any]:
+    def preprocess(self, picture: np.ndarray) -> dict[str, Any]:
         """Resize a picture as the config's test pipeline does.
 
         Args:
@@ -96,7 +95,7 @@ class ExportedModel:
             ]
         return raws
 
-    def finish(self, raw: RawResult, size: tuple[int, int]) -> Detections | Segmentation:
+    def postprocess(self, raw: RawResult, size: tuple[int, int]) -> Detections | Segmentation:
         """Make a result a prediction in pixels of the picture.
 
         Args:
@@ -126,7 +125,7 @@ class ExportedModel:
         if self.description.logits:
             logits = Logits.of(torch.from_numpy(raw.outputs['logits'][:, :height, :width]))
             logits = logits.resize(size, self.description.align_corners)
-            labels = label_map_of(logits, self.description.binary_threshold)
+            labels = seg_map_of(logits, self.description.binary_threshold)
             return labels.numpy().astype(dtype)
         labels = raw.outputs['label_map'][:height, :width].astype(dtype)
         return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

@@ -1,10 +1,11 @@
-"""Predictions for pictures, videos, cameras and arrays."""
+"""Predictions for images, videos, cameras and arrays."""
 
 from backbones.errors import InputError
 
 from .inferencer import Inferencer, Result
-from .prediction import CroppedMask, Detections, Segmentation
+from .masks import CroppedMask
 from .reading import Clip
+from .results import Detections, Segmentation
 
 __all__ = [
     'Clip',

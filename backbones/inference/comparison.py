@@ -12,11 +12,11 @@ from mmengine.runner import Runner
 
 from backbones.errors import OutputError
 
-from .drawing import Artist, font_size, has_room_for_text
+from .drawing import Visualizer, font_size, has_room_for_text
 from .legend import INK, PAPER, Entry, legend_band
 from .masks import crop_masks
 from .palette import choose_palette
-from .prediction import Detections, Segmentation
+from .results import Detections, Segmentation
 from .text import line_height, paint, render_text
 
 CAPTIONS = ('ground truth', 'prediction')
@@ -38,7 +38,7 @@ class ComparisonHook(Hook):
     def before_test(self, runner: Runner) -> None:
         meta = runner.test_dataloader.dataset.metainfo
         palette = choose_palette(None, meta['classes'], meta.get('palette'))
-        self.artist = Artist(meta['classes'], palette)
+        self.visualizer = Visualizer(meta['classes'], palette)
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list[Any]
@@ -49,7 +49,7 @@ class ComparisonHook(Hook):
             path = self.drawing_path(sample.img_path, root)
             path.parent.mkdir(parents=True, exist_ok=True)
             image = mmcv.imread(sample.img_path)
-            drawing = draw_comparison(self.artist, image, sample.cpu(), self.score_thr)
+            drawing = draw_comparison(self.visualizer, image, sample.cpu(), self.score_thr)
             if not cv2.imwrite(str(path), drawing):
                 raise OutputError(f'{path} could not be written')
 
@@ -60,11 +60,13 @@ class ComparisonHook(Hook):
         return (self.folder / inside).with_suffix('.jpg')
 
 
-def draw_comparison(artist: Artist, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
+def draw_comparison(
+    visualizer: Visualizer, image: np.ndarray, sample: Any, score_thr: float
+) -> np.ndarray:
     """An image with its ground truth, a gap, and the image with the prediction.
 
     Args:
-        artist: Draws both.
+        visualizer: Draws both.
         image: (height, width, 3), uint8, BGR.
         sample: A DetDataSample or SegDataSample on the CPU, predictions and ground truth at the
             image's own size.
@@ -77,17 +79,19 @@ def draw_comparison(artist: Artist, image: np.ndarray, sample: Any, score_thr: f
     size = font_size(image)
     if 'pred_sem_seg' in sample:
         both = [Segmentation(to_map(sample.gt_sem_seg)), Segmentation(to_map(sample.pred_sem_seg))]
-        drawings = [artist.draw_segmentation(image, one, legend='none') for one in both]
+        drawings = [visualizer.draw_segmentation(image, one, legend='none') for one in both]
         shares: dict[int, float] = {}
         for one in both:
-            for label, share in artist.class_shares(one.label_map).items():
+            for label, share in visualizer.class_shares(one.seg_map).items():
                 shares[label] = max(shares.get(label, 0), share)
         labels = sorted(shares, key=lambda label: -shares[label])
-        entries = [Entry(artist.class_names[label], artist.colors[label]) for label in labels]
+        entries = [
+            Entry(visualizer.class_names[label], visualizer.colors[label]) for label in labels
+        ]
     else:
         both = [to_detections(sample.gt_instances), to_detections(sample.pred_instances)]
         both[1] = both[1].select(score_thr, None)
-        drawings = [artist.draw_detections(image, one) for one in both]
+        drawings = [visualizer.draw_detections(image, one) for one in both]
         entries = []
     body = cv2.hconcat([drawings[0], np.full((len(image), GAP, 3), PAPER, np.uint8), drawings[1]])
     if not has_room_for_text(image):
@@ -112,7 +116,7 @@ def to_detections(instances: Any) -> Detections:
     masks = instances.get('masks')
     if masks is not None:
         pixels = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks.numpy()
-        masks = crop_masks(pixels, boxes)
+        masks = crop_masks(pixels)
     scores = instances.get('scores')
     if scores is not None:
         return Detections(boxes, scores.numpy().astype(np.float32), labels, masks)

@@ -1,4 +1,4 @@
-"""Predictions drawn over the picture they are about, fast enough for every frame of a video."""
+"""Predictions drawn over their image, fast enough for every frame of a video."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -6,35 +6,41 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from .legend import Entry, SteadyClasses, draw_panel, legend_band
+from .legend import Entry, draw_panel, legend_band
+from .masks import CroppedMask
 from .palette import Color
-from .prediction import CroppedMask, Detections, Segmentation
+from .results import Detections, Segmentation
 from .text import fit_text, line_height, paint, render_text, rounded_box, text_width
 
 BGR = tuple[int, int, int]
+Legend = Literal['below', 'inside', 'none']
 
-# Pixels worked on at a time: what a strip needs beside the picture stays small, and in the cache.
+# Pixels worked on at a time: temporary arrays of this size are small, and fit into the cache.
 STRIP_PIXELS = 1 << 18
-SMALLEST_FONT = 9
-# Text is drawn where a line of it takes at most this part of the picture's shorter side.
+MIN_FONT_SIZE = 9
+# Text is drawn where a line of it takes at most this share of the image's shorter side.
 TEXT_SHARE = 1 / 7
-# A label takes at most this part of the picture's width.
+# A label takes at most this share of the image's width.
 LABEL_SHARE = 0.45
-# How far a region's border moves from its colour towards white.
-BORDER_LIGHTNESS = 0.45
+# How far the outline of a mask or region is from its color towards white.
+OUTLINE_LIGHTNESS = 0.45
 HAIRLINE_OPACITY = 0.4
+# Boxes of one class that come as close as this share of their size are told apart by shade.
+CLOSENESS = 0.05
+# Hue (of 180), share of white, share of black; the first is the class's own color.
+SHADES = ((0, 0, 0), (0, 0.45, 0), (0, 0, 0.4), (10, 0.15, 0), (-10, 0, 0.15))
 
 
-class Artist:
-    """Draws what a model says about pictures of any size.
+class Visualizer:
+    """Draws predictions over images of any size.
 
-    Lines and letters grow with the square root of a picture's side, so that a small picture is not
-    covered by them; in one larger than screens with the side, so that they are seen in it as a
-    whole.
+    Lines and letters grow with the square root of an image's side, so that they do not cover a
+    small image; in an image larger than screens with the side, so that they are visible where it
+    is shown as a whole.
 
     Args:
         class_names: The model's classes, in order.
-        palette: (R, G, B) of every class; see :func:`choose_palette`.
+        palette: (R, G, B) of every class; see :func:`backbones.inference.palette.choose_palette`.
         opacity: Of masks and of a segmentation's regions, 0 to 1. Default: 0.5.
     """
 
@@ -42,123 +48,130 @@ class Artist:
         self, class_names: Sequence[str], palette: Sequence[Color], opacity: float = 0.5
     ) -> None:
         self.class_names = list(class_names)
+        self.palette = list(palette)
         self.colors: list[BGR] = [(blue, green, red) for red, green, blue in palette]
         self.opacity = opacity
 
-    def draw_detections(self, picture: np.ndarray, detections: Detections) -> np.ndarray:
-        """Masks with their outlines, boxes, and above each box its class and score.
+    def draw(
+        self, image: np.ndarray, prediction: Detections | Segmentation, legend: Legend = 'below'
+    ) -> np.ndarray:
+        """The prediction over the image; ``legend`` as in :meth:`draw_segmentation`."""
+        if isinstance(prediction, Segmentation):
+            return self.draw_segmentation(image, prediction, legend)
+        return self.draw_detections(image, prediction)
+
+    def draw_detections(self, image: np.ndarray, detections: Detections) -> np.ndarray:
+        """Masks with their outlines, boxes, and at each box its class and score.
 
         Args:
-            picture: (height, width, 3), uint8, BGR; not changed.
-            detections: What to draw. The surest lie on top.
+            image: (height, width, 3), uint8, BGR; not changed.
+            detections: What to draw, the highest score on top.
 
         Returns:
-            A new picture of the same size.
+            A new image of the same size.
         """
-        drawing = picture.copy()
+        drawing = image.copy()
         boxes, visible = clip_boxes(detections.boxes, drawing)
-        colors = [self.colors[label] for label in detections.labels]
-        surest_last = visible[::-1]
+        shades = assign_shades(boxes, detections.labels)
+        colors = [
+            shade_of(self.colors[label], shade)
+            for label, shade in zip(detections.labels, shades, strict=True)
+        ]
+        highest_last = visible[::-1]
         if detections.masks is not None:
-            for index in surest_last:
+            for index in highest_last:
                 draw_mask(drawing, detections.masks[index], colors[index], self.opacity)
-        for index in surest_last:
+        for index in highest_last:
             draw_box(drawing, boxes[index], colors[index])
         if has_room_for_text(drawing):
-            labels = [self.label(detections, index, drawing) for index in visible]
-            places = place_labels(boxes[visible], [label.shape for label in labels], drawing)
-            for place in reversed(range(len(labels))):
-                draw_label(drawing, labels[place], places[place], colors[visible[place]])
+            texts = [self._label_text(detections, index, drawing) for index in visible]
+            places = place_labels(boxes[visible], [text.shape for text in texts], drawing)
+            for place in reversed(range(len(texts))):
+                draw_label(drawing, texts[place], places[place], colors[visible[place]])
         return drawing
 
-    def label(self, detections: Detections, index: int, picture: np.ndarray) -> np.ndarray:
-        """The text of an object's label as a bitmap, in the size that suits the picture."""
-        size = font_size(picture)
+    def _label_text(self, detections: Detections, index: int, image: np.ndarray) -> np.ndarray:
+        """The text of an object's label as a bitmap."""
+        size = font_size(image)
         score = '' if detections.scores is None else f' {detections.scores[index]:.2f}'
-        room = round(picture.shape[1] * LABEL_SHARE) - text_width(score, size)
+        room = round(image.shape[1] * LABEL_SHARE) - text_width(score, size)
         name = fit_text(self.class_names[detections.labels[index]], size, room)
         return render_text(name + score, size)
 
     def draw_segmentation(
-        self,
-        picture: np.ndarray,
-        segmentation: Segmentation,
-        legend: Literal['below', 'inside', 'none'] = 'below',
-        steady: SteadyClasses | None = None,
+        self, image: np.ndarray, segmentation: Segmentation, legend: Legend = 'below'
     ) -> np.ndarray:
-        """Every region in its class's colour, and which colour means what.
+        """Every region in the color of its class, and which color means what.
 
         Args:
-            picture: (height, width, 3), uint8, BGR; not changed.
-            segmentation: Its classes. What was not asked for keeps the picture's colours.
-            legend: 'below': in a band under the picture, the largest class first, so the result
-                is higher than the picture; 'inside': over its lower left corner, in the order of
-                the classes, so the size stays and a video does not flicker; or 'none'.
-            steady: For a video, made once and given with every frame: keeps classes in the legend
-                that are missing for a moment only. Default: the picture's own classes.
+            image: (height, width, 3), uint8, BGR; not changed.
+            segmentation: Pixels without a class keep the image's colors.
+            legend: 'below': in a band below the image, the largest class first, which makes the
+                drawing higher than the image; 'inside': over its lower left corner, in the order
+                of the classes; or 'none'.
 
         Returns:
-            A new picture.
+            A new image.
         """
-        height, width = picture.shape[:2]
-        legend = legend if has_room_for_text(picture) else 'none'
-        shares = {} if legend == 'none' else self.class_shares(segmentation.label_map)
+        height, width = image.shape[:2]
+        legend = legend if has_room_for_text(image) else 'none'
+        shares = {} if legend == 'none' else self.class_shares(segmentation.seg_map)
         band = np.empty((0, width, 3), np.uint8)
         if legend == 'below':
             entries = [
-                Entry(self.class_names[index], self.colors[index], share)
-                for index, share in sorted(shares.items(), key=lambda item: -item[1])
+                Entry(self.class_names[label], self.colors[label], share)
+                for label, share in sorted(shares.items(), key=lambda item: -item[1])
             ]
-            band = legend_band(entries, width, height, font_size(picture))
+            band = legend_band(entries, width, height, font_size(image))
         drawing = np.empty((height + len(band), width, 3), np.uint8)
-        drawing[:height] = picture
+        drawing[:height] = image
         drawing[height:] = band
-        self.color_regions(drawing[:height], segmentation.label_map)
+        self._color_regions(drawing[:height], segmentation.seg_map)
         if legend == 'inside':
-            self.draw_legend(drawing, steady.update(shares) if steady else sorted(shares))
+            self.draw_legend(drawing, sorted(shares))
         return drawing
 
-    def draw_legend(self, drawing: np.ndarray, listed: Sequence[int]) -> None:
-        """Draw a legend over the lower left corner, in place, where there is room for text.
+    def draw_legend(self, drawing: np.ndarray, labels: Sequence[int]) -> None:
+        """Draw a legend over the lower left corner, in place, if the image has room for text.
 
         Args:
             drawing: (height, width, 3), uint8, BGR.
-            listed: Indices of the classes in it.
+            labels: The classes in it.
         """
         if has_room_for_text(drawing):
-            entries = [Entry(self.class_names[index], self.colors[index]) for index in listed]
+            entries = [Entry(self.class_names[label], self.colors[label]) for label in labels]
             draw_panel(drawing, entries, font_size(drawing))
 
-    def class_shares(self, label_map: np.ndarray) -> dict[int, float]:
-        """What part of the picture each class covers, of those that are there."""
+    def class_shares(self, seg_map: np.ndarray) -> dict[int, float]:
+        """The share of the image that each class covers, of the classes that are there."""
         count = len(self.class_names)
         pixels = np.zeros(count, np.int64)
-        for rows in strips(label_map.shape):
-            pixels += count_labels(np.ascontiguousarray(label_map[rows]))[:count]
-        return {int(index): pixels[index] / label_map.size for index in np.flatnonzero(pixels)}
+        for rows in strips(seg_map.shape):
+            pixels += count_labels(np.ascontiguousarray(seg_map[rows]))[:count]
+        return {int(index): pixels[index] / seg_map.size for index in np.flatnonzero(pixels)}
 
-    def color_regions(self, picture: np.ndarray, label_map: np.ndarray) -> None:
-        """Blend every class's colour into its pixels and draw the borders, in place."""
-        values = np.iinfo(label_map.dtype).max + 1
+    def _color_regions(self, image: np.ndarray, seg_map: np.ndarray) -> None:
+        """Blend the color of every class into its pixels and outline the regions, in place."""
+        values = np.iinfo(seg_map.dtype).max + 1
         colors = np.zeros((values, 1, 3), np.uint8)
         colors[: len(self.colors), 0] = self.colors
-        asked_for = np.zeros(values, np.uint8)
-        asked_for[: len(self.colors)] = 1
-        thickness = thin_width(picture)
-        for rows in strips(label_map.shape):
-            labels = np.ascontiguousarray(label_map[rows])
-            region = picture[rows]
-            layer, mask = look_up(colors, labels), look_up(asked_for, labels)
+        has_class = np.zeros(values, np.uint8)
+        has_class[: len(self.colors)] = 1
+        thickness = thin_width(image)
+        for rows in strips(seg_map.shape):
+            labels = np.ascontiguousarray(seg_map[rows])
+            region = image[rows]
+            layer, mask = look_up(colors, labels), look_up(has_class, labels)
             layer = cv2.addWeighted(region, 1 - self.opacity, layer, self.opacity, 0)
-            pale = cv2.convertScaleAbs(
-                layer, alpha=1 - BORDER_LIGHTNESS, beta=255 * BORDER_LIGHTNESS
+            light = cv2.convertScaleAbs(
+                layer, alpha=1 - OUTLINE_LIGHTNESS, beta=255 * OUTLINE_LIGHTNESS
             )
-            cv2.copyTo(pale, borders(label_map, rows, thickness), layer)
+            cv2.copyTo(light, borders(seg_map, rows, thickness), layer)
             cv2.copyTo(layer, mask, region)
 
 
 def strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Rows of a picture, few at a time."""
+    """The rows of an image, a few at a time."""
     height, width = shape[:2]
     step = max(STRIP_PIXELS // max(width, 1), 1)
     for start in range(0, height, step):
@@ -166,22 +179,22 @@ def strips(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def count_labels(labels: np.ndarray) -> np.ndarray:
-    """How often each value that the type has occurs."""
+    """How often each value of the type occurs."""
     values = np.iinfo(labels.dtype).max + 1
     return cv2.calcHist([labels], [0], None, [values], [0, values])[:, 0].astype(np.int64)
 
 
 def look_up(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """``table[labels]``, for 8 bits by OpenCV, which is ten times as fast."""
+    """``table[labels]``, for 8 bits by OpenCV, ten times as fast."""
     if labels.dtype != np.uint8:
         return table[labels].reshape(labels.shape + table.shape[2:])
     return cv2.applyColorMap(labels, table) if table.ndim == 3 else cv2.LUT(labels, table)
 
 
-def borders(label_map: np.ndarray, rows: slice, thickness: int) -> np.ndarray:
-    """Where regions meet, in some rows of a label map: (rows, width), uint8, not 0 on a border."""
+def borders(seg_map: np.ndarray, rows: slice, thickness: int) -> np.ndarray:
+    """Where regions meet, in some rows of a map: (rows, width), uint8, 1 on a border."""
     above = min(thickness, rows.start)
-    around = np.ascontiguousarray(label_map[rows.start - above : rows.stop + thickness])
+    around = np.ascontiguousarray(seg_map[rows.start - above : rows.stop + thickness])
     kernel = np.ones((thickness + 1, thickness + 1), np.uint8)
     differences = cv2.morphologyEx(around, cv2.MORPH_GRADIENT, kernel)
     return (differences[above : above + rows.stop - rows.start] > 0).view(np.uint8)
@@ -199,17 +212,19 @@ def draw_mask(drawing: np.ndarray, mask: CroppedMask, color: BGR, opacity: float
         layer = cv2.addWeighted(region[rows], 1 - opacity, layer, opacity, 0)
         cv2.copyTo(layer, pixels[rows], region[rows])
     outlines, _ = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    # Paler than its box, the outline parts neighbours of one class.
-    cv2.drawContours(region, outlines, -1, pale(color), thin_width(drawing), cv2.LINE_AA)
+    # Lighter than the mask, the outline separates neighbors of one class.
+    cv2.drawContours(
+        region, outlines, -1, lighten(color, OUTLINE_LIGHTNESS), thin_width(drawing), cv2.LINE_AA
+    )
 
 
 def draw_box(drawing: np.ndarray, box: np.ndarray, color: BGR) -> None:
     left, top, right, bottom = box
-    # A small object must not vanish under its own box.
+    # A small object must not disappear under its own box.
     width = max(min(line_width(drawing), (right - left) // 4, (bottom - top) // 4), 1)
     draw_frame(drawing, box, width, color)
     if min(right - left, bottom - top) > 16 * width:
-        # A hairline that is seen where the picture has the colour of the box.
+        # A hairline that is visible where the image has the color of the box.
         inner = (left + width, top + width, right - width, bottom - width)
         draw_frame(drawing, inner, thin_width(drawing), readable_on(color), HAIRLINE_OPACITY)
 
@@ -234,14 +249,14 @@ def draw_label(drawing: np.ndarray, text: np.ndarray, corner: tuple[int, int], c
     paint(drawing, text, x + (width - text.shape[1]) // 2, y + 1, readable_on(color))
 
 
-def clip_boxes(boxes: np.ndarray, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whole pixels of boxes, inside the picture, and the indices of those that can be seen.
+def clip_boxes(boxes: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes in whole pixels, inside the image, and the indices of the visible ones.
 
     Returns:
         (N, 4), int64: left, top, right, bottom, the last two exclusive, at least a pixel apart;
         and up to N indices.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     corners = boxes.astype(np.float64).reshape(-1, 2, 2)
     start, end = corners.min(axis=1), corners.max(axis=1)
     size = np.array([width, height])
@@ -252,14 +267,14 @@ def clip_boxes(boxes: np.ndarray, picture: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def place_labels(
-    boxes: np.ndarray, text_shapes: Sequence[tuple[int, ...]], picture: np.ndarray
+    boxes: np.ndarray, text_shapes: Sequence[tuple[int, ...]], image: np.ndarray
 ) -> list[tuple[int, int]]:
-    """Where labels go: at their box, inside the picture, and clear of each other if possible.
+    """Where labels go: at their box, inside the image, not over each other if possible.
 
     Args:
-        boxes: (N, 4): left, top, right, bottom; the most important first, which chooses first.
+        boxes: (N, 4): left, top, right, bottom; the first chooses first.
         text_shapes: (height, width) of the N texts.
-        picture: (height, width, 3).
+        image: (height, width, 3).
 
     Returns:
         N left upper corners (x, y).
@@ -283,7 +298,7 @@ def place_labels(
             (right - width, bottom - height),
         ]
     ).transpose(2, 0, 1)  # label, place, x and y
-    room = np.array(picture.shape[1::-1]) - sizes
+    room = np.array(image.shape[1::-1]) - sizes
     moved = np.clip(starts, 0, np.maximum(room, 0)[:, None])
     places = np.concatenate([moved, moved + sizes[:, None]], axis=2)
     areas = (right - left) * (bottom - top)
@@ -299,7 +314,7 @@ def place_labels(
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pixels that boxes share, each (..., 4), by broadcasting."""
+    """Pixels that boxes (..., 4) share, by broadcasting."""
     start = np.maximum(first[..., :2], second[..., :2])
     end = np.minimum(first[..., 2:], second[..., 2:])
     width, height = np.moveaxis((end - start).clip(0), -1, 0)
@@ -307,35 +322,72 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def label_size(text_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of a label round a text."""
+    """Height and width of a label around a text."""
     height, width = text_shape
     return height + 2, width + 2 * round(height * 0.28)
 
 
-def font_size(picture: np.ndarray) -> int:
-    return max(round(max(0.46 * side(picture) ** 0.5, side(picture) / 100)), SMALLEST_FONT)
+def font_size(image: np.ndarray) -> int:
+    return max(round(max(0.46 * side(image) ** 0.5, side(image) / 100)), MIN_FONT_SIZE)
 
 
-def line_width(picture: np.ndarray) -> int:
-    return max(round(max(side(picture) ** 0.5 / 13, side(picture) / 800)), 1)
+def line_width(image: np.ndarray) -> int:
+    return max(round(max(side(image) ** 0.5 / 13, side(image) / 800)), 1)
 
 
-def thin_width(picture: np.ndarray) -> int:
-    return max(line_width(picture) // 2, 1)
+def thin_width(image: np.ndarray) -> int:
+    return max(line_width(image) // 2, 1)
 
 
-def side(picture: np.ndarray) -> float:
-    """The side of a square with as many pixels; of a narrow strip, of as much as one looks at."""
-    height, width = picture.shape[:2]
+def side(image: np.ndarray) -> float:
+    """The side of a square with as many pixels, of a strip at most 3 times its width."""
+    height, width = image.shape[:2]
     return min((height * width) ** 0.5, 3 * min(height, width))
 
 
-def has_room_for_text(picture: np.ndarray) -> bool:
-    return line_height(font_size(picture)) <= min(picture.shape[:2]) * TEXT_SHARE
+def has_room_for_text(image: np.ndarray) -> bool:
+    return line_height(font_size(image)) <= min(image.shape[:2]) * TEXT_SHARE
 
 
-def pale(color: BGR) -> BGR:
-    return tuple(round(value + (255 - value) * BORDER_LIGHTNESS) for value in color)
+def assign_shades(boxes: np.ndarray, labels: np.ndarray) -> list[int]:
+    """A shade for each object: another one than those of its class that touch it.
+
+    Args:
+        boxes: (N, 4): left, top, right, bottom.
+        labels: (N,).
+
+    Returns:
+        N numbers for :func:`shade_of`; 0 where nothing of the class is near.
+    """
+    shades = np.zeros(len(boxes), np.int64)
+    if len(boxes) < 2:
+        return shades.tolist()
+    margin = CLOSENESS * np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    grown = boxes + margin[:, None] * (-1, -1, 1, 1)
+    near = (overlaps(grown[:, None], grown) > 0) & (labels[:, None] == labels)
+    # By place, not by score: in a video that changes less from frame to frame.
+    order = np.argsort(boxes[:, 0] + boxes[:, 2], kind='stable')
+    for done, index in enumerate(order):
+        others = order[:done][near[index, order[:done]]]
+        counts = np.bincount(shades[others], minlength=len(SHADES))
+        shades[index] = counts.argmin()
+    return shades.tolist()
+
+
+def shade_of(color: BGR, shade: int) -> BGR:
+    """A color that is still seen to be of its class, but not the same."""
+    hue_shift, white, black = SHADES[shade]
+    if not shade:
+        return color
+    hue, saturation, value = cv2.cvtColor(np.uint8([[color]]), cv2.COLOR_BGR2HSV)[0, 0].astype(int)
+    shifted = np.uint8([[((hue + hue_shift) % 180, saturation, value)]])
+    color = cv2.cvtColor(shifted, cv2.COLOR_HSV2BGR)[0, 0]
+    return lighten(tuple(round(int(channel) * (1 - black)) for channel in color), white)
+
+
+def lighten(color: BGR, share: float) -> BGR:
+    """A color, moved towards white."""
+    return tuple(round(channel + (255 - channel) * share) for channel in color)
 
 
 def readable_on(color: BGR) -> BGR:

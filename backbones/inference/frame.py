@@ -1,12 +1,10 @@
-"""What travels through the pipeline: pictures, each from an input."""
+"""What travels through the pipeline: images, each from an input."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from .prediction import Detections, Segmentation
 
 
 @dataclass(frozen=True)
@@ -16,7 +14,7 @@ class Timing:
     Attributes:
         time: Seconds from the beginning of the video.
         pts: The same in units of the video's time base.
-        duration: For how long, in the same units; None where nobody knows yet.
+        duration: For how long, in the same units; None where it is not known yet.
     """
 
     time: float
@@ -40,15 +38,15 @@ class TimedImage(NamedTuple):
 
 @dataclass
 class Frame:
-    """A picture, or one of the pictures of a video.
+    """An image, or a frame of a video.
 
     Attributes:
-        origin: Whatever the caller wants to know it by.
-        load: Returns the picture, (height, width, 3) uint8 in BGR order.
-        num_bytes: What the picture takes in memory.
-        index: Which picture of a video, from 0.
+        origin: Where it comes from; whatever the caller passes.
+        load: Returns the image, (height, width, 3), uint8, BGR.
+        num_bytes: The image's size in memory.
+        index: Which frame of a video, from 0.
         timing: When in a video it is shown.
-        started: When work on it began, by ``time.perf_counter``.
+        started: When the work on it began, by ``time.perf_counter``.
     """
 
     origin: Any
@@ -57,20 +55,3 @@ class Frame:
     index: int = 0
     timing: Timing | None = None
     started: float = 0.0
-
-
-@dataclass
-class Predicted:
-    """A frame with what the model says about it, or with what went wrong.
-
-    Attributes:
-        frame: The frame.
-        picture: Its picture, or None where it could not be had.
-        prediction: What the model says about it.
-        problem: What went wrong with this frame, or None.
-    """
-
-    frame: Frame
-    picture: np.ndarray | None = None
-    prediction: Detections | Segmentation | None = None
-    problem: Exception | None = None

@@ -1,92 +1,94 @@
-"""Predictions from Python, for whatever can be given as a picture."""
+"""Predictions from Python, for images, videos, folders, cameras and arrays."""
 
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from sys import stdin
 from typing import Any
 
 import numpy as np
 
 from backbones.errors import CheckpointError, ConfigError, InputError
-from backbones.export.runner import is_exported
 from backbones.weights import are_checkpoints_trusted
 
-from .drawing import Artist
-from .frame import Frame, Predicted
+from .drawing import Visualizer
+from .frame import Frame
 from .inputs import Input, list_inputs
 from .palette import choose_palette
-from .pipeline import Model, Pipeline
-from .prediction import Detections, Segmentation
+from .pipeline import Model, Pipeline, Predicted
 from .reading import Clip, Closed, Opened, read_inputs
-from .selection import SelectingModel, class_indices
-from .torch_model import TorchModel
+from .results import Detections, Segmentation
 
 Given = str | os.PathLike | np.ndarray
 
 
 @dataclass(frozen=True)
 class Result:
-    """A picture and what the model says about it.
+    """An image and its prediction, or why there is none.
 
     Attributes:
-        source: Where it comes from: a path, an address, or 'array 3' for the fourth array.
-        picture: (height, width, 3), uint8, BGR.
-        prediction: What the model says.
-        frame: Which frame of a video it is, from 0; 0 for a picture.
-        time: When that is shown, in seconds; None for a picture.
+        source: Where the image comes from: a path, a URL, or 'array 3' for the fourth array.
+        frame: Which frame of a video it is, from 0; 0 for an image; None where ``problem`` is
+            about the whole input.
+        time: When that frame is shown, in seconds; None for an image.
+        image: (height, width, 3), uint8, BGR; None where it could not be read.
+        prediction: What the model predicts; None where there is a problem.
+        problem: What is wrong with this input, in a line; None if nothing is.
     """
 
     source: str
-    picture: np.ndarray
-    prediction: Detections | Segmentation
-    frame: int
-    time: float | None
-    _artist: Artist
+    frame: int | None = None
+    time: float | None = None
+    image: np.ndarray | None = None
+    prediction: Detections | Segmentation | None = None
+    problem: str | None = None
+    _visualizer: Visualizer | None = None
 
-    def draw(self) -> np.ndarray:
-        """The picture with the prediction drawn over it, BGR.
+    def draw(self, legend: bool = True) -> np.ndarray:
+        """The image with the prediction drawn over it, (height, width, 3), uint8, BGR.
 
-        A segmentation's legend is in a band below the picture, so the drawing is higher.
+        Args:
+            legend: Of a segmentation: a legend below the image, which makes the drawing higher.
+
+        Raises:
+            InputError: There is a problem instead of a prediction.
         """
-        if isinstance(self.prediction, Segmentation):
-            return self._artist.draw_segmentation(self.picture, self.prediction)
-        return self._artist.draw_detections(self.picture, self.prediction)
+        if self.prediction is None:
+            raise InputError(f'{self.source} {self.problem}')
+        return self._visualizer.draw(self.image, self.prediction, 'below' if legend else 'none')
 
 
 class Inferencer:
-    """A detector or segmentor that takes pictures, videos, folders, cameras and arrays.
+    """A detector or segmentor for images, videos, folders, cameras and arrays.
 
     ::
 
         inferencer = Inferencer('seg_configs/fpn_effv2_s2.py', 'fpn_s2.pth')
         for result in inferencer(['street.jpg', 'drive.mp4']):
-            print(result.source, result.frame, result.prediction)
-            cv2.imwrite('drawn.png', result.draw())
+            print(result.source, result.frame, result.problem or result.prediction)
 
     Args:
-        config: Path of a config, or of a file that ``tools/export.py`` wrote: an .onnx, .xml or
-            .pt2.
-        checkpoint: Path or address of a checkpoint of the whole model; none for an exported file.
+        config: Path of a config, or of a file that ``tools/export.py`` wrote.
+        checkpoint: Path or URL of a checkpoint of the whole model; none for an exported file.
         device: For instance 'cuda:1'. Default: the first GPU, else the CPU; for an exported file
             see :func:`backbones.export.runner.open_exported`.
-        batch_size: Pictures that go through the model at once. Changes no result.
+        batch_size: Images that go through the model at once. Changes no result.
         amp: Mixed precision, see :func:`backbones.engine.amp.inference_precision`; of exported
             files for an .xml only.
         deploy: Fold what only training needs, which is faster and changes results by rounding
             only.
         score_thr: Detections below this score are left out.
         classes: Names of the classes to keep. Default: all.
-        palette: What :func:`backbones.inference.palette.choose_palette` takes. Default: the
-            model's own.
+        palette: See :func:`backbones.inference.palette.choose_palette`. Default: the model's own.
         cfg_options: Overrides for the config, by dotted key.
 
     Attributes:
+        task: 'detection' or 'segmentation'.
         classes: The model's class names; labels are indices into it.
-        palette: (R, G, B) of each class.
+        visualizer: Draws predictions.
 
     Raises:
         ConfigError: The config cannot be read or does not fit, or there is no such class.
@@ -109,44 +111,55 @@ class Inferencer:
         palette: str | None = None,
         cfg_options: dict[str, Any] | None = None,
     ) -> None:
+        # Exporting builds on this package.
+        from backbones.export.runner import is_exported
+
         if is_exported(config):
             model = load_exported(str(config), device, amp, not deploy or bool(cfg_options))
         else:
+            from .model import TorchModel
+
             model = TorchModel(str(config), str(checkpoint), device, amp, deploy, cfg_options)
-        self.classes = model.classes
-        self.palette = choose_palette(palette, model.classes, model.palette)
-        kept = class_indices(classes, model.classes)
-        self.model = SelectingModel(model, score_thr, kept)
+        self.task, self.classes = model.task, model.classes
+        colors = choose_palette(palette, model.classes, model.palette)
+        self.visualizer = Visualizer(self.classes, colors)
         self.batch_size = batch_size
-        self._artist = Artist(self.classes, self.palette)
+        self.preprocess, self.predict = model.preprocess, model.predict
+        self._model = model
+        self._score_thr = score_thr
+        self._labels = labels_of(classes, model.classes)
+
+    def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
+        """The model's prediction, of the chosen scores and classes only."""
+        prediction = self._model.postprocess(raw, size)
+        if isinstance(prediction, Detections):
+            return prediction.select(self._score_thr, self._labels)
+        return prediction.select(self._labels)
 
     def __call__(
         self, inputs: Given | Iterable[Given], clip: Clip | None = None
     ) -> Iterator[Result]:
-        """Predict, while what comes next is read and what came before is taken.
+        """Predict, while the next images are read and the last results are used.
 
         Args:
-            inputs: One or many of: the path of a picture, a video or a folder, a pattern, an
-                address, 'webcam:0', or an array (height, width, 3), uint8, BGR. May be endless.
-            clip: Which part of videos is taken. Default: all.
+            inputs: One or many of: the path of an image, a video or a folder, a glob, a URL,
+                'webcam:0', or an array (height, width, 3), uint8, BGR. May be endless.
+            clip: Which part of videos is read. Default: all.
 
         Yields:
-            A result for each picture and each frame of a video, in order.
-
-        Raises:
-            InputError: An input cannot be read. What came before it has been given.
+            A result for each image and each frame of a video, in order; for an input that cannot
+            be read, or not to its end, one with a ``problem``. The others go on.
         """
         if isinstance(inputs, str | os.PathLike | np.ndarray):
             inputs = [inputs]
         stop = threading.Event()
-        pipeline = Pipeline(self.model, self.batch_size)
         frames = chain.from_iterable(
             read_input(given, number, clip or Clip(), stop) for number, given in enumerate(inputs)
         )
         try:
-            for item in pipeline.run(frames, lambda predicted: predicted):
+            for item in Pipeline(self, self.batch_size).run(frames, lambda predicted: predicted):
                 if isinstance(item, Closed) and item.problem:
-                    raise InputError(f'{item.input.shown} {item.problem}')
+                    yield Result(item.input.shown, problem=item.problem)
                 if isinstance(item, Predicted):
                     yield self._result(item)
         finally:
@@ -155,36 +168,51 @@ class Inferencer:
     def _result(self, predicted: Predicted) -> Result:
         frame = predicted.frame
         job = frame.origin.input if isinstance(frame.origin, Opened) else frame.origin
-        if predicted.problem is not None:
-            raise InputError(f'{job.shown} {predicted.problem}') from predicted.problem
         return Result(
-            source=job.path,
-            picture=predicted.picture,
-            prediction=predicted.prediction,
-            frame=frame.index,
-            time=frame.timing.time if frame.timing else None,
-            _artist=self._artist,
+            job.shown,
+            frame.index,
+            frame.timing.time if frame.timing else None,
+            predicted.image,
+            predicted.prediction,
+            predicted.problem,
+            self.visualizer,
         )
 
 
-def load_exported(path: str, device: str | None, amp: bool, is_to_change: bool) -> Model:
+def labels_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] | None:
+    """The labels of the named classes; None for None.
+
+    Raises:
+        ConfigError: The model has no class of such a name.
+    """
+    if names is None:
+        return None
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        raise ConfigError(
+            f'the model has no class {", ".join(map(repr, unknown))}; it has '
+            f'{", ".join(map(repr, classes))}'
+        )
+    return [label for label, name in enumerate(classes) if name in names]
+
+
+def load_exported(path: str, device: str | None, amp: bool, has_options: bool) -> Model:
     """A model from an exported file.
 
     Args:
         path: The file.
         device: Where it runs.
         amp: Mixed precision.
-        is_to_change: Whether it is to be another than what was exported.
+        has_options: Whether the user asks for another folding or config.
 
     Raises:
-        ConfigError: It is, or there is no such device or no mixed precision.
-        CheckpointError: Reading it may run code.
+        ConfigError: Of these options, or there is no such device or no mixed precision.
+        CheckpointError: Reading the file may run code.
         ExportError: It cannot be run, or was not written by our tool.
     """
-    # Exporting builds on this package.
     from backbones.export.exported_model import ExportedModel
 
-    if is_to_change:
+    if has_options:
         raise ConfigError(
             f'{path} is exported: its folding and config were settled then, with the options of '
             'export.py'
@@ -201,21 +229,19 @@ def load_exported(path: str, device: str | None, amp: bool, is_to_change: bool) 
 def read_input(
     given: Given, number: int, clip: Clip, stop: threading.Event
 ) -> Iterator[Frame | Opened | Closed]:
-    """The frames of one thing that was given: a path or an array."""
+    """The frames of one input: a path or an array."""
     if isinstance(given, np.ndarray):
         job = Input(f'array {number}', f'array_{number}')
         if given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8 or not given.size:
             problem = (
-                f'is of shape {given.shape} and type {given.dtype}; pictures are (height, width, '
+                f'is of shape {given.shape} and type {given.dtype}; images are (height, width, '
                 '3), uint8, in BGR order'
             )
             yield Closed(job, problem=problem)
-            return
-        yield Frame(job, partial(np.asarray, given), given.nbytes)
+        else:
+            yield Frame(job, partial(np.asarray, given), given.nbytes)
         return
-    listed = list_inputs([os.fspath(given)], recursive=False, stdin=stdin)
-    yield from (
-        item
-        for item in read_inputs(listed, clip, stop)
-        if not (isinstance(item, Closed) and item.was_left_out)
-    )
+    listed = list_inputs([os.fspath(given)], recursive=False, stdin=sys.stdin)
+    for item in read_inputs(listed, clip, stop):
+        if not (isinstance(item, Closed) and item.was_left_out):
+            yield item

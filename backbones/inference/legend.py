@@ -1,4 +1,4 @@
-"""What the colours of a segmentation mean: a list of classes below a picture, or inside it."""
+"""The legend of a segmentation, below its image or inside it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from .text import fit_text, line_height, paint, render_text, rounded_box, text_w
 
 BGR = tuple[int, int, int]
 
-# Of the picture's height, what a legend takes at most.
+# A legend takes at most this share of the image's height.
 BAND_SHARE = 0.5
 PANEL_SHARE = 0.5
-# Wider names are shortened to this part of the picture's width.
+# Wider names are shortened to this share of the image's width.
 PANEL_WIDTH_SHARE = 0.4
 
 PAPER: BGR = (255, 255, 255)
@@ -31,8 +31,8 @@ class Entry:
 
     Attributes:
         name: The class.
-        color: Its colour, (B, G, R); None: text alone.
-        share: What part of the picture it covers, written behind the name; None: not written.
+        color: Its color, (B, G, R); None: text alone.
+        share: The share of the image that it covers, written after the name; None: not written.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Entry:
 
 
 class SteadyClasses:
-    """Keeps a video's legend from flickering: a class stays in it for a while.
+    """Keeps a video's legend from flickering: a class stays listed for a while.
 
     Args:
-        hold: For how many frames a class is listed after it was last seen. Default: 60.
-        min_share: A class that is not listed yet comes in when it covers this part of the picture.
+        hold: For how many frames a class stays listed after its last one. Default: 60.
+        min_share: The share of the image from which on a class is listed.
             Default: 0.002.
     """
 
@@ -61,7 +61,7 @@ class SteadyClasses:
         self.frames_left: dict[int, int] = {}
 
     def update(self, shares: dict[int, float]) -> list[int]:
-        """Take the next frame's classes, with the part of the picture that each covers.
+        """Take the next frame's classes, with the share of the image that each covers.
 
         Returns:
             The classes to list, in their own order.
@@ -77,12 +77,12 @@ class SteadyClasses:
 
 
 def legend_band(entries: Sequence[Entry], width: int, height: int, size: int) -> np.ndarray:
-    """A legend to stand below a picture, in as many columns as its width allows.
+    """A legend for below an image, in as many columns as fit its width.
 
     Args:
         entries: The most important first. Where not all fit, the last line says how many more.
-        width: Of the picture, and so of the band.
-        height: Of the picture; the band takes at most a part of it.
+        width: Of the image, and so of the band.
+        height: Of the image; the band is at most half as high.
         size: Height of the font.
 
     Returns:
@@ -92,7 +92,7 @@ def legend_band(entries: Sequence[Entry], width: int, height: int, size: int) ->
     rows = int(height * BAND_SHARE - 2 * margin) // row_height
     columns = arrange(entries, rows, width - 2 * margin, size)
     if sum(map(len, columns)) < len(entries):
-        # More names are worth more than how much each covers.
+        # More names matter more than their shares.
         entries = [Entry(entry.name, entry.color) for entry in entries]
         columns = arrange(entries, rows, width - 2 * margin, size)
     if not columns:
@@ -108,15 +108,15 @@ def legend_band(entries: Sequence[Entry], width: int, height: int, size: int) ->
     return band
 
 
-def draw_panel(picture: np.ndarray, entries: Sequence[Entry], size: int) -> None:
-    """Lay a half transparent legend over the lower left corner of a picture, in place.
+def draw_panel(image: np.ndarray, entries: Sequence[Entry], size: int) -> None:
+    """Draw a half transparent legend over the lower left corner of an image, in place.
 
     Args:
-        picture: (height, width, 3), uint8, BGR.
+        image: (height, width, 3), uint8, BGR.
         entries: From top to bottom. Where not all fit, the last line says how many more.
         size: Height of the font.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     row_height, padding, margin = line_height(size) + round(size * 0.35), size // 2, size // 2
     rows = int(height * PANEL_SHARE - 2 * padding) // row_height
     columns = arrange(entries, rows, int(width * PANEL_WIDTH_SHARE), size, max_columns=1)
@@ -127,28 +127,27 @@ def draw_panel(picture: np.ndarray, entries: Sequence[Entry], size: int) -> None
     panel_height = len(column) * row_height + 2 * padding
     x, y = margin, height - margin - panel_height
     panel = half_transparent(rounded_box(panel_width, panel_height, size // 2))
-    paint(picture, panel, x, y, PANEL)
+    paint(image, panel, x, y, PANEL)
     for row, entry in enumerate(column):
         top = y + padding + row * row_height
-        draw_entry(picture, entry, x + padding, top, row_height, size, PANEL_INK, PANEL_INK)
+        draw_entry(image, entry, x + padding, top, row_height, size, PANEL_INK, PANEL_INK)
 
 
 def arrange(
     entries: Sequence[Entry], rows: int, width: int, size: int, max_columns: int | None = None
 ) -> list[list[Entry]]:
-    """Deal entries into columns, read from top to bottom, as many as the width has room for.
+    """Arrange entries in columns, read from top to bottom, as many as fit the width.
 
     Returns:
-        Columns of entries; none where there is no room for one. Entries that are left out are
-        counted by the last one.
+        Columns of entries; none where not one fits. The last one counts those left out.
     """
     if rows < 1 or not entries:
         return []
-    most_columns = max(min(max_columns or width // (3 * size), len(entries)), 1)
-    shown = [shorten(entry, width, size) for entry in entries[: rows * most_columns]]
+    max_count = max(min(max_columns or width // (3 * size), len(entries)), 1)
+    shown = [shorten(entry, width, size) for entry in entries[: rows * max_count]]
     if not all(entry.name for entry in shown):
         return []
-    for count in range(most_columns, 0, -1):
+    for count in range(max_count, 0, -1):
         columns = deal(shown, len(entries), count, rows)
         if sum(column_width(column, size) for column in columns) - column_gap(size) <= width:
             return columns
@@ -156,7 +155,7 @@ def arrange(
 
 
 def deal(entries: list[Entry], total: int, count: int, rows: int) -> list[list[Entry]]:
-    """At most so many columns of so many rows, all but the last equally long."""
+    """At most this many columns of this many rows, all but the last equally long."""
     room = count * rows
     if total > room:
         entries = [*entries[: room - 1], Entry(f'+{total - room + 1} more', color=None)]
@@ -189,22 +188,22 @@ def swatch_gap(size: int) -> int:
 
 
 def draw_entry(
-    picture: np.ndarray, entry: Entry, x: int, y: int, height: int, size: int, ink: BGR, pale: BGR
+    image: np.ndarray, entry: Entry, x: int, y: int, height: int, size: int, ink: BGR, pale: BGR
 ) -> None:
-    """A swatch of the colour, the name, and the note in a paler ink, centred in a row."""
+    """A swatch of the color, the name, and the note in a paler ink, centered in a row."""
     name = render_text(entry.name, size)
     top = y + (height - name.shape[0]) // 2
     if entry.color is not None:
         swatch = rounded_box(size, size, max(size // 4, 1))
-        # Keeps a swatch in the colour of what it stands on visible.
-        paint(picture, half_transparent(swatch), x, y + (height - size) // 2, pale)
+        # Keeps a swatch visible on its own color.
+        paint(image, half_transparent(swatch), x, y + (height - size) // 2, pale)
         inner = rounded_box(size - 2, size - 2, max(size // 4 - 1, 1))
-        paint(picture, inner, x + 1, y + (height - size) // 2 + 1, entry.color)
+        paint(image, inner, x + 1, y + (height - size) // 2 + 1, entry.color)
         x += size + swatch_gap(size)
-    paint(picture, name, x, top, ink)
+    paint(image, name, x, top, ink)
     if entry.note:
         x += name.shape[1] + swatch_gap(size)
-        paint(picture, render_text(entry.note, size), x, top, pale)
+        paint(image, render_text(entry.note, size), x, top, pale)
 
 
 def half_transparent(bitmap: np.ndarray) -> np.ndarray:

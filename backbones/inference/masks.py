@@ -1,30 +1,62 @@
-"""Masks of instances, kept as what lies inside their boxes."""
+"""Masks of instances, each stored as the part of the image that it covers."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
 import numpy as np
 import torch
-from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
-from .prediction import CroppedMask
+if TYPE_CHECKING:
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+
+
+@dataclass(frozen=True)
+class CroppedMask:
+    """The mask of one instance, cut out of the image.
+
+    A hundred masks as large as an image of 20,000 pixels a side would not fit into memory, and
+    drawing them would take most of the time at any size.
+
+    Attributes:
+        x: Column of the image at which ``pixels`` begins.
+        y: Row of the image at which ``pixels`` begins.
+        pixels: (height, width), bool, inside the image; either may be 0.
+    """
+
+    x: int
+    y: int
+    pixels: np.ndarray
+
+    @property
+    def extent(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom of the part that is stored."""
+        height, width = self.pixels.shape
+        return self.x, self.y, self.x + width, self.y + height
 
 
 def keep_masks_small(model: nn.Module) -> None:
-    """Have Mask R-CNN's heads return mask probabilities at the head's own size.
+    """Make Mask R-CNN's heads return mask probabilities, float, at the head's own size.
 
-    mmdet pastes every mask into a picture of its own, which is most of the time and memory that a
-    large picture costs; :func:`paste_masks` does that for the boxes alone, and later.
+    mmdet pastes every mask into an array as large as the image, which takes most of the time and
+    memory of a large image; :func:`paste_masks` computes the pixels inside the boxes alone, later.
 
     Args:
-        model: A detector, changed in place. Boxes and scores stay what they are.
+        model: A detector, changed in place. Boxes and scores stay the same.
     """
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+
     for module in model.modules():
         if isinstance(module, FCNMaskHead):
             module._predict_by_feat_single = _ProbabilitiesOf(module)
 
 
 class _ProbabilitiesOf:
-    """Stands in for a mask head's ``_predict_by_feat_single``, with its arguments."""
+    """Replaces a mask head's ``_predict_by_feat_single``, with the same arguments."""
 
     def __init__(self, head: FCNMaskHead) -> None:
         self.class_agnostic = head.class_agnostic
@@ -49,14 +81,14 @@ class _ProbabilitiesOf:
 def paste_masks(
     probabilities: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float
 ) -> list[CroppedMask]:
-    """Masks of a picture from the probabilities inside their boxes (He et al., "Mask R-CNN", 3.1).
+    """Masks from the probabilities inside their boxes (He et al., "Mask R-CNN", section 3.1).
 
-    Bilinear between the centres of the cells, 0 beyond them; the same pixels as mmdet's.
+    Bilinear between the centers of the cells, 0 outside; the same pixels as mmdet's.
 
     Args:
         probabilities: (N, cells, cells), 0 to 1.
-        boxes: (N, 4): left, top, right, bottom in pixels of the picture.
-        size: Height and width of the picture.
+        boxes: (N, 4): left, top, right, bottom in pixels of the image.
+        size: Height and width of the image.
         threshold: A pixel belongs to the instance from this probability on.
     """
     masks = []
@@ -67,41 +99,45 @@ def paste_masks(
     return masks
 
 
-def crop_masks(masks: np.ndarray, boxes: np.ndarray) -> list[CroppedMask]:
-    """What lies inside the boxes of masks that have the size of the picture.
+def crop_masks(masks: np.ndarray) -> list[CroppedMask]:
+    """Masks as large as the image, (N, height, width), each cropped to its own extent.
 
-    Args:
-        masks: (N, height, width), bool.
-        boxes: (N, 4): left, top, right, bottom in pixels of the picture.
+    Not to its box: SOLO and SOLOv2 predict masks alone, and zeros for the boxes.
     """
     cropped = []
-    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
-        x, y = max(int(left) - 1, 0), max(int(top) - 1, 0)
-        pixels = mask[y : max(int(np.ceil(bottom)) + 1, y), x : max(int(np.ceil(right)) + 1, x)]
-        cropped.append(CroppedMask(x, y, pixels.astype(bool)))
+    for mask in np.asarray(masks, bool):
+        x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+        cropped.append(CroppedMask(x, y, mask[y : y + height, x : x + width].copy()))
     return cropped
 
 
+def fill_empty_boxes(boxes: np.ndarray, masks: list[CroppedMask]) -> np.ndarray:
+    """Boxes, (N, 4); where one has no area, the extent of its mask."""
+    extents = np.array([mask.extent for mask in masks], boxes.dtype).reshape(-1, 4)
+    is_empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1, keepdims=True)
+    return np.where(is_empty, extents, boxes)
+
+
 def encode_mask(mask: CroppedMask, size: tuple[int, int]) -> dict:
-    """A mask in COCO's run-length encoding, without ever making the whole picture.
+    """A mask in COCO's run-length encoding, without an array as large as the image.
 
     Args:
         mask: The mask.
-        size: Height and width of the picture.
+        size: Height and width of the image.
 
     Returns:
         ``{'size': [height, width], 'counts': str}``.
     """
     height, width = size
-    # Runs go down the columns; a frame of zeros gives every run a beginning and an end.
+    # Runs go down the columns; zeros around the mask give every run a beginning and an end.
     columns = np.pad(mask.pixels.T, ((0, 0), (1, 1))).astype(np.int8)
     change = np.diff(columns, axis=1)
     position = (mask.x + np.arange(len(change)))[:, None] * height + mask.y
     position = position + np.arange(change.shape[1])
     starts, ends = position[change == 1], position[change == -1]
-    # Where a column's last pixel and the next column's first belong together, so do their runs.
-    joined = np.isin(starts, ends)
-    starts, ends = starts[~joined], ends[~np.isin(ends, position[change == 1])]
+    # A run that ends with a column and one that begins with the next are one run.
+    continued = np.isin(starts, ends)
+    starts, ends = starts[~continued], ends[~np.isin(ends, position[change == 1])]
     edges = np.concatenate([[0], np.stack([starts, ends], 1).ravel(), [height * width]])
     counts = np.diff(edges).tolist()
     counts = counts[:-1] if counts[-1] == 0 else counts
@@ -110,7 +146,7 @@ def encode_mask(mask: CroppedMask, size: tuple[int, int]) -> dict:
 
 
 def _interpolation(low: float, high: float, limit: int, cells: int) -> tuple[int, np.ndarray]:
-    """Weights of the cells along one side of a box, for the pixels that they reach.
+    """Weights of the cells along one side of a box, for the pixels that they contribute to.
 
     Returns:
         The first pixel, and (pixels, cells) weights.
@@ -118,6 +154,6 @@ def _interpolation(low: float, high: float, limit: int, cells: int) -> tuple[int
     first = int(np.clip(np.floor(low) - 1, 0, limit))
     last = int(np.clip(np.ceil(high) + 1, first, limit))
     extent = max(float(high) - float(low), 1e-6)
-    centres = (np.arange(first, last) + 0.5 - float(low)) / extent * cells - 0.5
-    weights = 1 - np.abs(centres[:, None] - np.arange(cells))
+    centers = (np.arange(first, last) + 0.5 - float(low)) / extent * cells - 0.5
+    weights = 1 - np.abs(centers[:, None] - np.arange(cells))
     return first, np.maximum(weights, 0).astype(np.float32)

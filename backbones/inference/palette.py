@@ -1,4 +1,4 @@
-"""Which colour a class is drawn in."""
+"""The color of each class."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from backbones.errors import ConfigError
 Color = tuple[int, int, int]
 
 # Offered by mmdet.visualization.get_palette, by mmseg.utils.get_palette, or by both, which then
-# differ: Cityscapes has 8 classes for one and 19 for the other.
+# differ: Cityscapes has 8 classes in one and 19 in the other.
 MMDET_PALETTES = {'coco': 'coco', 'voc': 'voc', 'cityscapes': 'citys', 'citys': 'citys'}
 MMSEG_PALETTES = {
     **dict.fromkeys(('cityscapes', 'citys'), 'cityscapes'),
@@ -22,12 +22,12 @@ MMSEG_PALETTES = {
     **{name: name for name in ('voc', 'pcontext', 'cocostuff', 'loveda', 'potsdam', 'vaihingen')},
     **{name: name for name in ('isaid', 'stare', 'mapillary_v1', 'mapillary_v2', 'bdd100k')},
 }
-PALETTE_NAMES = sorted({*MMDET_PALETTES, *MMSEG_PALETTES, 'random'})
+PALETTE_NAMES = sorted({*MMDET_PALETTES, *MMSEG_PALETTES})
 
-# Whatever is not one of the things looked for; a strong colour would be most of the picture.
+# A strong color of the background would cover most of the image.
 BACKGROUND_NAMES = {'background', '_background_', '__background__'}
 BACKGROUND_COLOR = (118, 120, 124)
-# Chosen by eye, for most models have few classes; the others are computed.
+# Chosen by eye, since most models have few classes; the others are computed.
 FIRST_COLORS = [
     (235, 64, 72),
     (36, 140, 255),
@@ -36,82 +36,80 @@ FIRST_COLORS = [
     (164, 92, 245),
     (0, 200, 215),
     (255, 110, 185),
-    (255, 120, 30),
 ]
 
 
-def choose_palette(spec: str | None, class_names: Sequence[str], saved_palette: Any) -> list[Color]:
-    """A colour for every class.
+def choose_palette(spec: str | None, class_names: Sequence[str], saved: Any) -> list[Color]:
+    """A color for every class.
 
     Args:
-        spec: What the user asked for: one of ``PALETTE_NAMES``, or a text file with one colour a
-            line, ``230 80 50`` or ``#e65032``. None: the palette saved with the model where it has
-            a colour for every class, but no colour twice; else colours made to be told apart.
-        class_names: Names of the classes, in order.
-        saved_palette: ``dataset_meta['palette']`` of a checkpoint: colours as lists, tuples or
-            arrays, a name, or nothing.
+        spec: What the user asks for: one of ``PALETTE_NAMES``, or a text file with a color a line,
+            ``230 80 50`` or ``#e65032``. None: the palette saved with the model, if it has a color
+            for every class; else, and for a class whose color is another's too, distinct colors.
+        class_names: In the order of the labels.
+        saved: ``dataset_meta['palette']`` of a checkpoint: colors, a name, or nothing.
 
     Returns:
         (R, G, B), 0 to 255, for every class.
 
     Raises:
-        ConfigError: The palette asked for is unknown, unreadable, or has too few colours.
+        ConfigError: The palette asked for is unknown, unreadable, or has too few colors.
     """
-    if spec is not None:
-        return asked_palette(spec, class_names)
-    usable = usable_palette(saved_palette, len(class_names))
-    return without_repeats(usable) if usable else distinct_palette(class_names)
-
-
-def asked_palette(spec: str, class_names: Sequence[str]) -> list[Color]:
-    if spec == 'random':
-        return random_palette(len(class_names))
+    count = len(class_names)
+    if spec is None:
+        usable = saved_palette(saved, count)
+        return without_repeats(usable) if usable else distinct_palette(class_names)
     named = named_palettes(spec)
     if not named:
         return read_palette(spec, class_names)
-    palette = best_fit(named, len(class_names))
+    palette = best_fit(named, count)
     if palette is None:
         raise ConfigError(
-            f"the palette '{spec}' has {max(map(len, named))} colours, the model "
-            f'{len(class_names)} classes; leave it out, or give a text file with one colour a line'
+            f"the palette '{spec}' has {max(map(len, named))} colors, the model {count} classes; "
+            'leave it out, or give a text file with a color a line'
         )
     return palette
 
 
-def usable_palette(saved: Any, count: int) -> list[Color] | None:
-    """A checkpoint's palette, or None where it has no colour of its own for every class."""
+def saved_palette(saved: Any, count: int) -> list[Color] | None:
+    """A checkpoint's palette, or None where it has no chosen color for every class."""
     if isinstance(saved, str):
-        # 'random' is what mmdet's tools save where a dataset has no palette.
+        # mmdet saves 'random' for a dataset without a palette.
         return best_fit(named_palettes(saved), count)
     try:
         colors = np.asarray([] if saved is None else saved, dtype=float)
     except (TypeError, ValueError):
         return None
-    # One colour alone, (R, G, B), is mmdet's way to say it of all classes.
+    # mmdet gives a single class one color, (R, G, B).
     colors = colors[None] if colors.shape == (3,) else colors
     if colors.ndim != 2 or colors.shape[1] != 3 or len(colors) < count:
         return None
-    if not ((colors >= 0) & (colors <= 255)).all():
+    if not ((colors >= 0) & (colors <= 255)).all() or is_random(colors):
         return None
     return as_colors(colors[:count])
 
 
+def is_random(colors: np.ndarray) -> bool:
+    """Whether these are the colors that mmseg draws by chance for a dataset without a palette."""
+    return np.array_equal(colors, np.random.RandomState(42).randint(0, 255, colors.shape))
+
+
 def without_repeats(palette: list[Color]) -> list[Color]:
-    """A made colour for each class whose own is that of an earlier one too."""
+    """With another color for each class whose own is that of an earlier class too."""
     spare = (color for color in farthest_colors(2 * len(palette)) if color not in palette)
     repeated = [color in palette[:index] for index, color in enumerate(palette)]
     return [next(spare) if each else color for each, color in zip(repeated, palette, strict=True)]
 
 
 def best_fit(palettes: list[list[Color]], count: int) -> list[Color] | None:
-    """The palette made for so many classes, else the first that has enough colours."""
+    """The palette of exactly this many classes, else the first that has enough colors."""
     long_enough = [palette for palette in palettes if len(palette) >= count]
     exact = [palette for palette in long_enough if len(palette) == count]
     return (exact + long_enough)[0][:count] if long_enough else None
 
 
 def named_palettes(name: str) -> list[list[Color]]:
-    """What OpenMMLab knows under a name; nothing where it does not know it."""
+    """The palettes that mmdet and mmseg have under a name."""
     palettes = []
     if name in MMDET_PALETTES:
         from mmdet.visualization import get_palette
@@ -129,7 +127,7 @@ def named_palettes(name: str) -> list[list[Color]]:
 
 
 def read_palette(path: str, class_names: Sequence[str]) -> list[Color]:
-    """The colours of a text file, one a line; empty lines are left out."""
+    """The colors of a text file, one a line, without empty lines."""
     try:
         lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
     except FileNotFoundError:
@@ -145,13 +143,14 @@ def read_palette(path: str, class_names: Sequence[str]) -> list[Color]:
     ]
     if len(colors) < len(class_names):
         raise ConfigError(
-            f'{path}: ends at line {len(lines)} with {len(colors)} colours, but the model has '
-            f"{len(class_names)} classes; the first without one is '{class_names[len(colors)]}'"
+            f'{path}: has {len(colors)} colors, the model {len(class_names)} classes; the first '
+            f"without one is '{class_names[len(colors)]}'"
         )
     return colors[: len(class_names)]
 
 
 def parse_color(line: str, where: str) -> Color:
+    """'230 80 50', '230, 80, 50' or '#e65032'."""
     text = line.strip()
     if re.fullmatch('#[0-9a-fA-F]{6}', text):
         return tuple(bytes.fromhex(text[1:]))
@@ -159,22 +158,14 @@ def parse_color(line: str, where: str) -> Color:
     values = [int(part) for part in parts if re.fullmatch('[0-9]{1,3}', part)]
     if len(parts) != 3 or len(values) != 3 or max(values) > 255:
         raise ConfigError(
-            f"{where}: '{text[:40]}' is no colour; write red, green and blue from 0 to 255 as "
+            f"{where}: '{text[:40]}' is no color; write red, green and blue from 0 to 255 as "
             "'230 80 50', or '#e65032'"
         )
     return tuple(values)
 
 
-def random_palette(count: int) -> list[Color]:
-    """Colours drawn by chance, the same ones every time."""
-    return as_colors(np.random.default_rng(42).integers(0, 256, (count, 3)))
-
-
 def distinct_palette(class_names: Sequence[str]) -> list[Color]:
-    """Colours that are told apart well, over photographs and on white paper too.
-
-    A class called background is grey.
-    """
+    """Colors that are easily told apart, over photographs and on paper; background is gray."""
     colors = iter(farthest_colors(len(class_names)))
     return [
         BACKGROUND_COLOR if name.strip().lower() in BACKGROUND_NAMES else next(colors)
@@ -184,18 +175,18 @@ def distinct_palette(class_names: Sequence[str]) -> list[Color]:
 
 @lru_cache
 def farthest_colors(count: int) -> tuple[Color, ...]:
-    """After a few chosen ones, each colour the one farthest in CIELAB from all before it.
+    """After the chosen ones, each color is the one farthest in CIELAB from all before it.
 
-    So a class keeps its colour when others come after it.
+    So a class keeps its color when others come after it.
     """
     steps = np.linspace(0, 255, 22)
     grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
     colors = np.concatenate([FIRST_COLORS, grid]).astype(np.uint8)
     lab = cv2.cvtColor(colors[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
-    # Neither lost in shadows, nor on white paper, nor taken for the picture's own greys.
+    # Visible in shadows and on white paper, and unlike a photograph's own grays.
     usable = (lightness > 42) & (lightness < 88) & (chroma > 38) & (chroma < 92)
-    # A photograph shines through the colour, so that lightness says less than hue does.
+    # Since the photograph shines through, lightness says less than hue.
     lab = lab * np.float32([0.7, 1, 1])
     distance = np.where(usable, np.inf, -1)
     chosen: list[int] = []
@@ -207,4 +198,5 @@ def farthest_colors(count: int) -> tuple[Color, ...]:
 
 
 def as_colors(colors: Any) -> list[Color]:
+    """As tuples of int."""
     return [tuple(int(value) for value in color) for color in colors]

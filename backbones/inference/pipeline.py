@@ -1,63 +1,98 @@
-"""Frames in, finished results out: preparing, the model and finishing overlap."""
+"""Frames in, results out, in order: reading, the model and finishing work at the same time."""
 
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from queue import Queue
+from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
 import numpy as np
 
-from .frame import Frame, Predicted
-from .overlap import MemoryBudget, Overlapped
+from .frame import Frame
+from .results import Detections, Segmentation
 
 Marker = TypeVar('Marker')
+Item = TypeVar('Item')
 Result = TypeVar('Result')
 
-# Pictures under way, decoded and drawn, may take so many bytes in all.
-PICTURE_BUDGET = 2**30
+# Bytes that all images in the pipeline, decoded and drawn, may take.
+IMAGE_BUDGET = 2**30
 
-# What a transform, the network or its answer may raise on a picture that they do not suit, one so
-# thin that nothing is left of it in the network's size, for instance. InputError is a ValueError.
-PICTURE_ERRORS = (ValueError, RuntimeError, MemoryError, cv2.error)
+# What a transform or the network may raise on an image it cannot work with, one so thin that
+# nothing is left of it after resizing, for instance. InputError is a ValueError.
+IMAGE_ERRORS = (ValueError, RuntimeError, MemoryError, cv2.error)
 
 
 class Model(Protocol):
-    """What a pipeline runs, :class:`backbones.inference.torch_model.TorchModel` for one."""
+    """What a pipeline runs, :class:`backbones.inference.model.TorchModel` for one."""
 
-    def prepare(self, picture: np.ndarray) -> dict[str, Any]: ...
+    def preprocess(self, image: np.ndarray) -> dict[str, Any]: ...
 
-    def predict(self, prepared: list[dict[str, Any]]) -> list[Any]: ...
+    def predict(self, batch: list[dict[str, Any]]) -> list[Any]: ...
 
-    def finish(self, raw: Any, size: tuple[int, int]) -> Any: ...
+    def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation: ...
 
 
 @dataclass
-class _Prepared:
+class Predicted:
+    """A frame with the model's prediction, or with an error.
+
+    Attributes:
+        frame: The frame.
+        image: (height, width, 3), uint8, BGR; None where it could not be read.
+        prediction: The model's prediction, or None.
+        error: What was raised, or None.
+    """
+
     frame: Frame
-    picture: np.ndarray
+    image: np.ndarray | None = None
+    prediction: Detections | Segmentation | None = None
+    error: Exception | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """The error in one line, or None."""
+        return describe(self.error) if self.error else None
+
+
+def describe(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, MemoryError):
+        return 'there is not enough memory for it'
+    return str(error).strip().split('\n')[0]
+
+
+@dataclass
+class _Preprocessed:
+    frame: Frame
+    image: np.ndarray
     inputs: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.inputs['inputs'].shape)
 
 
 @dataclass
 class _Raw:
     frame: Frame
-    picture: np.ndarray
+    image: np.ndarray
     raw: Any
 
 
 class Pipeline:
-    """A model with everything around it working at the same time, in order, in bounded memory.
+    """Runs a model while other threads read, preprocess and finish, in order, in bounded memory.
 
     Args:
-        model: Turns pictures into predictions.
-        batch_size: Pictures that go through the model at once, if so many of one size are ready.
-            Their number changes no result.
-        ahead: Frames that are prepared ahead of the model, and finished behind it. Default: 2
+        model: The model.
+        batch_size: Images that go through the model at once, if this many of one size are ready;
+            changes no result.
+        ahead: Frames that are preprocessed ahead of the model, and finished behind it. Default: 2
             batches and as many frames as there are threads.
     """
 
@@ -75,20 +110,19 @@ class Pipeline:
         """Put frames through the model.
 
         Args:
-            items: Frames, drawn in a thread of its own. Anything else among them comes out
-                between the results where it went in.
-            finish: Called for each frame in one of several threads, out of order, with the
-                prediction or with the problem that there was instead.
+            items: Frames, drawn in a thread of its own. Anything else among them is a marker that
+                comes out between the same two results.
+            finish: Called for each frame, in several threads and out of order.
 
         Yields:
             What ``finish`` returns, in the order of the frames.
         """
-        budget = MemoryBudget(PICTURE_BUDGET)
+        budget = MemoryBudget(IMAGE_BUDGET)
         with ThreadPoolExecutor(self.threads, thread_name_prefix='frames') as executor:
-            prepared = Overlapped(self._prepare, within(budget, items), executor, self.ahead)
+            inputs = Overlapped(self._preprocess, _within(budget, items), executor, self.ahead)
             finished = Overlapped(
                 lambda item: self._finish(item, finish),
-                self._predict(prepared),
+                self._predict(inputs),
                 executor,
                 self.ahead,
             )
@@ -96,54 +130,54 @@ class Pipeline:
                 for num_bytes, result in finished:
                     yield result
                     if num_bytes is not None:
-                        budget.give_back(2 * num_bytes)
+                        budget.release(2 * num_bytes)
             finally:
-                # In this order: what is drawn last must not wait for what is drawn first.
+                # In this order: no stage may wait for one that is closed already.
                 budget.open()
-                prepared.close()
+                inputs.close()
                 finished.close()
 
-    def _prepare(self, item: Frame | Marker) -> _Prepared | Predicted | Marker:
+    def _preprocess(self, item: Frame | Marker) -> _Preprocessed | Predicted | Marker:
         if not isinstance(item, Frame):
             return item
         item.started = time.perf_counter()
-        picture = None
+        image = None
         try:
-            picture = item.load()
-            return _Prepared(item, picture, self.model.prepare(picture))
-        except PICTURE_ERRORS as error:
-            return Predicted(item, picture, problem=error)
+            image = item.load()
+            return _Preprocessed(item, image, self.model.preprocess(image))
+        except IMAGE_ERRORS as error:
+            return Predicted(item, image, error=error)
 
-    def _predict(self, prepared: Overlapped) -> Iterator[_Raw | Predicted | Marker]:
-        """Form batches of what is ready, so that nothing waits for a batch to fill."""
-        batch: list[_Prepared] = []
-        for item in prepared:
-            joins = isinstance(item, _Prepared)
-            if batch and not (joins and shape_of(item) == shape_of(batch[0])):
+    def _predict(self, inputs: 'Overlapped') -> Iterator[_Raw | Predicted | Marker]:
+        """Batch what is ready; nothing waits for a batch to fill."""
+        batch: list[_Preprocessed] = []
+        for item in inputs:
+            joins = isinstance(item, _Preprocessed)
+            if batch and not (joins and item.shape == batch[0].shape):
                 yield from self._predict_batch(batch)
                 batch = []
             if not joins:
                 yield item
                 continue
             batch.append(item)
-            if len(batch) == self.batch_size or not prepared.has_next_at_hand():
+            if len(batch) == self.batch_size or not inputs.is_next_ready():
                 yield from self._predict_batch(batch)
                 batch = []
 
-    def _predict_batch(self, batch: list[_Prepared]) -> Iterator[_Raw | Predicted]:
+    def _predict_batch(self, batch: list[_Preprocessed]) -> Iterator[_Raw | Predicted]:
         try:
             with self.model_clock.running(len(batch)):
                 raws = self.model.predict([item.inputs for item in batch])
-        except PICTURE_ERRORS as error:
+        except IMAGE_ERRORS as error:
             if len(batch) == 1:
-                yield Predicted(batch[0].frame, batch[0].picture, problem=error)
+                yield Predicted(batch[0].frame, batch[0].image, error=error)
             else:
-                # Perhaps memory is short, or one of them is at fault.
+                # Memory may be short, or a single image at fault.
                 for item in batch:
                     yield from self._predict_batch([item])
             return
         for item, raw in zip(batch, raws, strict=True):
-            yield _Raw(item.frame, item.picture, raw)
+            yield _Raw(item.frame, item.image, raw)
 
     def _finish(
         self, item: _Raw | Predicted | Marker, finish: Callable[[Predicted], Result]
@@ -152,19 +186,19 @@ class Pipeline:
             return None, item
         with self.finishing_clock.running():
             if isinstance(item, _Raw):
-                item = self._predicted(item)
+                item = self._postprocess(item)
             return item.frame.num_bytes, finish(item)
 
-    def _predicted(self, item: _Raw) -> Predicted:
+    def _postprocess(self, item: _Raw) -> Predicted:
         try:
-            prediction = self.model.finish(item.raw, item.picture.shape[:2])
-        except PICTURE_ERRORS as error:
-            return Predicted(item.frame, item.picture, problem=error)
-        return Predicted(item.frame, item.picture, prediction)
+            prediction = self.model.postprocess(item.raw, item.image.shape[:2])
+        except IMAGE_ERRORS as error:
+            return Predicted(item.frame, item.image, error=error)
+        return Predicted(item.frame, item.image, prediction)
 
 
 class Clock:
-    """How long something took, over all threads, and how often it was done."""
+    """How many frames were worked on, and how many seconds that took, over all threads."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -173,7 +207,7 @@ class Clock:
 
     @contextmanager
     def running(self, count: int = 1) -> Iterator[None]:
-        """Time what is done inside, which is so many frames."""
+        """Time the block, which works on this many frames."""
         start = time.perf_counter()
         yield
         with self._lock:
@@ -186,14 +220,119 @@ class Clock:
         return self.count / self.seconds if self.seconds else 0.0
 
 
-def within(budget: MemoryBudget, items: Iterable[Frame | Marker]) -> Iterator[Frame | Marker]:
-    """The items, each frame as soon as there is memory for it and for its drawing."""
+END = object()
+
+
+class Overlapped(Generic[Result]):
+    """``map(function, items)`` in the background: in order, and never far ahead of the reader.
+
+    A thread of its own draws the items; the calls run in ``executor``. What an item or a call
+    raises is raised where its result would come.
+
+    Args:
+        function: Called with every item.
+        items: Drawn one by one, in one thread.
+        executor: Where the calls run.
+        ahead: How many items at most are drawn whose results have not been taken.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        executor: Executor,
+        ahead: int,
+    ) -> None:
+        self._futures: Queue[Future] = Queue()
+        self._room = threading.Semaphore(ahead)
+        self._closed = threading.Event()
+        self._finished = False
+        arguments = (function, items, executor)
+        self._thread = threading.Thread(target=self._draw, args=arguments, daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Result]:
+        return self
+
+    def __next__(self) -> Result:
+        if self._finished:
+            raise StopIteration
+        result = self._futures.get().result()
+        self._room.release()
+        if result is END:
+            self._finished = True
+            self._thread.join()
+            raise StopIteration
+        return result
+
+    def is_next_ready(self) -> bool:
+        """Whether there is a next result that need not be waited for."""
+        queue = self._futures.queue
+        # Only one thread takes from the queue, so its first entry stays.
+        return bool(queue) and queue[0].done() and not _is_end(queue[0])
+
+    def close(self) -> None:
+        """Draw no more items, and wait until the drawing has stopped."""
+        self._closed.set()
+        self._room.release()
+        self._finished = True
+        self._thread.join()
+
+    def _draw(self, function: Callable, items: Iterable, executor: Executor) -> None:
+        last: Future = Future()
+        try:
+            for item in items:
+                self._room.acquire()
+                if self._closed.is_set():
+                    break
+                self._futures.put(executor.submit(function, item))
+            last.set_result(END)
+        except BaseException as error:
+            last.set_exception(error)
+        self._futures.put(last)
+
+
+def _is_end(future: Future) -> bool:
+    return future.exception() is None and future.result() is END
+
+
+class MemoryBudget:
+    """Bytes that the images in the pipeline may take; who needs more waits for others to finish.
+
+    Args:
+        total: Bytes. An image that is larger has to be alone.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._taken = 0
+        self._open = False
+        self._changed = threading.Condition()
+
+    def take(self, amount: int) -> None:
+        """Wait until there is room for this many bytes, and take them."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._open or not self._taken or self._taken + amount <= self._total
+            )
+            self._taken += amount
+
+    def release(self, amount: int) -> None:
+        """Return bytes that were taken."""
+        with self._changed:
+            self._taken -= amount
+            self._changed.notify_all()
+
+    def open(self) -> None:
+        """Let everyone through: the work is ending."""
+        with self._changed:
+            self._open = True
+            self._changed.notify_all()
+
+
+def _within(budget: MemoryBudget, items: Iterable[Frame | Marker]) -> Iterator[Frame | Marker]:
+    """The items, each frame as soon as there is memory for it and its drawing."""
     for item in items:
         if isinstance(item, Frame):
             budget.take(2 * item.num_bytes)
         yield item
-
-
-def shape_of(item: _Prepared) -> tuple[int, ...]:
-    """Size of what goes into the network."""
-    return tuple(item.inputs['inputs'].shape)

@@ -1,38 +1,47 @@
 """A run over many inputs: each is read, predicted, drawn and recorded; a bad one stops no other."""
 
+import errno
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
+
+from backbones.errors import raise_output_errors
 
 from .inputs import Input
+from .output import FinishedFrame, FinishedImage, StreamWriter, Writer
 from .pipeline import Model, Pipeline
-from .progress import Progress
 from .reading import Clip, Closed, Opened, read_inputs
-from .records import RecordFile
-from .stream_writing import StreamWriter
-from .writing import FinishedFrame, FinishedPicture, Writer
+from .results import to_json
+
+RECORDS_NAME = 'predictions.jsonl'
 
 
 @dataclass
 class Summary:
-    """What a run has done, and how fast.
+    """What a run did, and how fast.
 
     Attributes:
         done: Inputs without a problem.
-        failed: Inputs with a problem, with the reason of each.
+        failed: Inputs with a problem: (input, problem).
         interrupted: Inputs that were stopped before their end.
-        left_out: Files in the folders that are neither picture nor video.
-        frames: Pictures and frames of videos that were predicted.
+        left_out: Files found in folders that are neither image nor video.
+        frames: Images and frames of videos that were predicted.
         seconds: From the first input to the last.
-        model_rate: Pictures a second of the model alone, while it works.
-        finishing_rate: The same of drawing and writing, for one thread.
-        capture_rate: Pictures a second that a live source gave; 0 without one.
-        dropped: Pictures of a live source that there was no time for.
+        model_rate: Frames a second of the model alone, while it works.
+        finishing_rate: Frames a second of drawing and writing alone, in one thread.
+        capture_rate: Frames a second that a live source delivered; 0 without one.
+        dropped: Frames of a live source that there was no time for.
     """
 
     done: int = 0
@@ -46,17 +55,43 @@ class Summary:
     capture_rate: float = 0.0
     dropped: int = 0
 
+    def describe(self, num_skipped: int) -> str:
+        """A few lines for the user.
+
+        Args:
+            num_skipped: Inputs that had results before the run.
+        """
+        counts = {
+            'done': self.done,
+            'failed': len(self.failed),
+            'interrupted': self.interrupted,
+            'skipped, done earlier': num_skipped,
+            'left out, neither image nor video': self.left_out,
+        }
+        parts = [f'{count} {what}' for what, count in counts.items() if count or what == 'done']
+        lines = [f'inputs:  {", ".join(parts)}']
+        lines += [f'         failed: {path}: {problem}' for path, problem in self.failed[:10]]
+        if len(self.failed) > 10:
+            lines.append(f'         ... and {len(self.failed) - 10} more')
+        if self.frames:
+            lines.append(
+                f'speed:   {self.frames} frames in {self.seconds:.1f} s, '
+                f'{self.frames / self.seconds:.2f} a second (model alone {self.model_rate:.2f}, '
+                f'drawing and writing alone {self.finishing_rate:.1f})'
+            )
+        if self.capture_rate:
+            lines.append(f'capture: {self.capture_rate:.1f} a second, {self.dropped} dropped')
+        return '\n'.join(lines)
+
 
 class Run:
-    """Puts inputs through a model and writes what comes out.
+    """Puts inputs through a model and writes the results.
 
     Args:
-        model: Turns pictures into predictions.
-        writer: Makes files of predictions.
-        records: Gets a line for every input.
-        clip: Which part of videos is taken.
-        batch_size: Pictures that go through the model at once.
-        progress: Told what happens.
+        model: The model.
+        writer: Writes drawings and data.
+        clip: Which part of videos is read.
+        batch_size: Images that go through the model at once.
         show: Called with every drawing, for a window; returns whether to go on.
     """
 
@@ -64,84 +99,82 @@ class Run:
         self,
         model: Model,
         writer: Writer,
-        records: RecordFile,
         clip: Clip,
-        batch_size: int,
-        progress: Progress,
+        batch_size: int = 1,
         show: Callable[[np.ndarray], bool] | None = None,
     ) -> None:
         self.model = model
         self.writer = writer
-        self.records = records
         self.clip = clip
         self.batch_size = batch_size
-        self.progress = progress
         self.show = show
         self.stopping = threading.Event()
         self.summary = Summary()
-        self._open_stream: StreamWriter | None = None
+        self._stream_writer: StreamWriter | None = None
+        self._inputs_bar = self._frames_bar = None
 
     def stop(self) -> None:
         """Read no more; what has been read is still finished and written."""
         self.stopping.set()
 
-    def __call__(self, jobs: Sequence[Input], is_live: bool) -> Summary:
+    def __call__(self, jobs: Sequence[Input], is_live: bool = False) -> Summary:
         """Work through the inputs.
 
         Args:
             jobs: The inputs.
-            is_live: Whether there are live sources, where nothing is worked on ahead of time.
+            is_live: Whether they are live sources, of which nothing is read ahead.
 
         Raises:
             OutputError: Nothing more can be written. What is finished is whole and recorded.
         """
         pipeline = Pipeline(self.model, self.batch_size, ahead=1 if is_live else None)
         items = read_inputs(jobs, self.clip, self.stopping)
+        self._inputs_bar = progress_bar(len(jobs), 'input')
         start = time.perf_counter()
         try:
             with closing(pipeline.run(items, self.writer.finish)) as finished:
                 for item in finished:
                     self._take(item)
         except BaseException:
-            if self._open_stream is not None:
-                self._open_stream.discard()
+            if self._stream_writer is not None:
+                self._stream_writer.discard()
             self.writer.remove_partial()
             raise
         finally:
+            self._inputs_bar.close()
             self.summary.seconds = time.perf_counter() - start
             self.summary.frames = pipeline.model_clock.count
             self.summary.model_rate = pipeline.model_clock.rate
             self.summary.finishing_rate = pipeline.finishing_clock.rate
         return self.summary
 
-    def _take(self, item: FinishedPicture | FinishedFrame | Opened | Closed) -> None:
+    def _take(self, item: FinishedImage | FinishedFrame | Opened | Closed) -> None:
         match item:
-            case FinishedPicture(record, drawing):
+            case FinishedImage(record, drawing):
                 self._record(record)
                 self._show(drawing)
             case Opened(job, stream):
-                self.progress.open_stream(job, stream)
-                self._open_stream = StreamWriter(self.writer, job, stream, self.clip)
+                self._frames_bar = progress_bar(stream.num_frames, 'frame', Path(job.name).name)
+                self._stream_writer = StreamWriter(self.writer, job, stream, self.clip)
             case FinishedFrame():
-                self._show(self._open_stream.write(item))
-                self.progress.add_frame()
+                self._show(self._stream_writer.write(item))
+                self._frames_bar.update()
             case Closed() if item.was_left_out:
-                self.records.write({'input': item.input.shown, 'status': 'left out'})
                 self.summary.left_out += 1
-                self.progress.leave_out()
+                self._inputs_bar.update()
             case Closed(stream=None):
-                record = {'input': item.input.shown, 'name': item.input.name}
-                self._record({**record, 'status': 'failed', 'problem': item.problem})
+                record = {'input': item.input.shown, 'status': 'failed', 'problem': item.problem}
+                self._record(record)
             case Closed():
-                stream_writer, self._open_stream = self._open_stream, None
-                self.progress.close_stream()
+                stream_writer, self._stream_writer = self._stream_writer, None
+                self._frames_bar.close()
                 if item.stream.live:
                     self.summary.capture_rate = item.stream.live.capture_rate
                     self.summary.dropped = item.stream.live.dropped
                 self._record(stream_writer.close(item))
 
     def _record(self, record: dict[str, Any]) -> None:
-        self.records.write(record)
+        append_line(self.writer.folder / RECORDS_NAME, to_json(record))
         match record['status']:
             case 'done':
                 self.summary.done += 1
@@ -149,8 +182,52 @@ class Run:
                 self.summary.interrupted += 1
             case 'failed':
                 self.summary.failed.append((record['input'], record['problem']))
-        self.progress.finish_input(record)
+                tqdm.write(f'{record["input"]}: {record["problem"]}', file=sys.stderr)
+        self._inputs_bar.update()
 
     def _show(self, drawing: np.ndarray | None) -> None:
         if self.show and drawing is not None and not self.show(drawing):
             self.stop()
+
+
+def progress_bar(total: int | None, unit: str, title: str = '') -> tqdm:
+    """A bar on standard error; in a log file a line of it now and then."""
+    return tqdm(
+        total=total,
+        desc=title or None,
+        unit=unit,
+        leave=not title,
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 30,
+    )
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line to a file, whole or not at all.
+
+    Raises:
+        OutputError: The disk is full, for instance.
+    """
+    with raise_output_errors(), path.open('ab', buffering=0) as file:
+        size = file.tell()
+        if file.write(line) < len(line):
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Interruption:
+    """Ctrl-C and SIGTERM let a run finish what it has begun; a second one ends it at once."""
+
+    def __init__(self, run: Run) -> None:
+        self.happened = False
+        self._run = run
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.happened:
+            raise KeyboardInterrupt
+        self.happened = True
+        # Not print, which may be what was interrupted.
+        os.write(sys.stderr.fileno(), b'\nfinishing what is begun; once more ends at once\n')
+        self._run.stop()

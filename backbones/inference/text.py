@@ -1,7 +1,7 @@
-"""Text as small bitmaps, rendered once and laid over pictures as often as they are needed.
+"""Text as small bitmaps, rendered once and painted over images as often as needed.
 
-OpenCV's own text has ASCII letters only. Pillow's knows every letter that a font knows, and the
-font that comes with matplotlib knows those of Latin, Greek, Cyrillic, Arabic and more.
+OpenCV draws ASCII letters only. Pillow draws every letter of a font, and the font that comes with
+matplotlib has those of Latin, Greek, Cyrillic, Arabic and more.
 """
 
 import string
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 DEFAULT_FONT = Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')
 ELLIPSIS = '…'
-# Its every glyph is a box that says which script is missing.
+# Every glyph of it is a box that names the missing script.
 NO_FONTS = {'Last Resort High-Efficiency'}
 
 
@@ -45,7 +45,7 @@ def render_text(text: str, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def fit_text(text: str, size: int, max_width: int) -> str:
-    """The text, or as much of its beginning as fits in so many pixels and an ellipsis.
+    """The text, or as much of its beginning as fits into this many pixels with an ellipsis.
 
     Returns:
         The text; the empty one where not even a letter and the ellipsis fit.
@@ -71,28 +71,28 @@ def text_width(text: str, size: int) -> int:
 
 @lru_cache
 def line_height(size: int) -> int:
-    """Pixels that every text of a font size is high."""
+    """Height of every text of a font size."""
     return render_text('', size).shape[0]
 
 
 def paint(
-    picture: np.ndarray, bitmap: np.ndarray, x: int, y: int, color: tuple[int, int, int]
+    image: np.ndarray, bitmap: np.ndarray, x: int, y: int, color: tuple[int, int, int]
 ) -> None:
-    """Lay a bitmap over a picture in one colour; what would be outside is left out.
+    """Paint a bitmap over an image in one color; what would be outside is left out.
 
     Args:
-        picture: (height, width, 3), uint8; changed in place.
-        bitmap: (height, width), uint8: how opaque the colour is, from 0 to 255.
+        image: (height, width, 3), uint8; changed in place.
+        bitmap: (height, width), uint8: how opaque the color is, from 0 to 255.
         x: Column of the bitmap's left side.
         y: Row of its top.
-        color: In the picture's order of channels.
+        color: In the image's order of channels.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + bitmap.shape[1], width), min(y + bitmap.shape[0], height)
     if left >= right or top >= bottom:
         return
-    region = picture[top:bottom, left:right]
+    region = image[top:bottom, left:right]
     opacity = bitmap[top - y : bottom - y, left - x : right - x, None].astype(np.uint16)
     opaque = opacity * np.uint16(color)
     region[:] = (region * (255 - opacity) + opaque + 127) // 255
@@ -117,13 +117,13 @@ def rounded_box(width: int, height: int, radius: int) -> np.ndarray:
 
 
 def one_line(text: str) -> str:
-    # A name that was read in a wrong encoding can hold halves of characters, which no font draws.
+    # A name read in a wrong encoding can hold halves of characters, which no font draws.
     return ' '.join(text.encode(errors='replace').decode().split())
 
 
 @lru_cache(maxsize=1024)
 def font_for(text: str) -> str:
-    """The default font, or for letters that it lacks the installed one that has most of them."""
+    """The default font, or for letters that it lacks the installed font that has most of them."""
     letters = frozenset(text) - frozenset(string.printable + ELLIPSIS)
     return best_font(letters) if missing_letters(str(DEFAULT_FONT), letters) else str(DEFAULT_FONT)
 
@@ -139,7 +139,7 @@ def best_font(letters: frozenset[str]) -> str:
             if missing < fewest:
                 load_font(entry.fname, 12)
                 best, fewest = entry.fname, missing
-        except (OSError, RuntimeError):  # one that was removed, or of a kind that cannot be scaled
+        except (OSError, RuntimeError):  # removed, or not scalable
             continue
         if not fewest:
             break

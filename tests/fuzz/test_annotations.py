@@ -28,7 +28,6 @@ from backbones.data.skip_bad import leave_out_bad
 from backbones.data.split_checks import check_data, labels_in
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError, DataError
-from backbones.inference.records import FILE_NAME, read_records
 
 WIDTH, HEIGHT = 48, 36
 CLASSES = ('disc', 'square')
@@ -264,22 +263,3 @@ def test_class_lists(content: bytes, folder: Path):
         assert str(path) in str(error)
     else:
         assert names and all(name.strip() for name in names)
-
-
-RECORDS = ''.join(
-    json.dumps({'input': f'straße {n}.jpg', 'name': f'{n}', 'status': 'done'}, ensure_ascii=False)
-    + '\n'
-    for n in range(3)
-)
-
-
-@inputs(30, 500)
-@given(file=damaged({'records': RECORDS.encode()}))
-def test_records_of_earlier_runs(file: tuple[str, bytes], folder: Path):
-    (folder / FILE_NAME).write_bytes(file[1])
-    try:
-        records = read_records(folder)
-    except ConfigError as error:
-        assert FILE_NAME in str(error)
-    else:
-        assert all(isinstance(name, str) for name in records)

@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from tiny import TINY_ARCH
 from torch import nn
 
-from backbones.inference.torch_model import TorchModel
+from backbones.inference.model import TorchModel
 
 CLASSES = ('a', 'b')
 SIZE = (384, 512)
@@ -240,7 +240,7 @@ def test_in_python(detector, kind, deploy):
     model = TorchModel(made.config, made.checkpoint, device='cpu', deploy=deploy)
     found = []
     for path in made.images:
-        (raw,) = model.predict([model.prepare(cv2.imread(str(path)))])
+        (raw,) = model.predict([model.preprocess(cv2.imread(str(path)))])
         found.append((raw.bboxes, raw.scores, raw.labels))
     assert average_precision(made.ground_truth, found) == pytest.approx(made.expected, abs=1e-4)
 

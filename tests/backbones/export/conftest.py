@@ -15,7 +15,7 @@ from torch import nn
 from backbones.data.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
 from backbones.export.export import Options, export
-from backbones.inference.torch_model import TorchModel
+from backbones.inference.model import TorchModel
 
 # What takes time is the number of operators.
 FEWER_BLOCKS = """\
@@ -154,5 +154,5 @@ def predict() -> Callable[..., list]:
 
 def predictions(model: object, pictures: list[np.ndarray]) -> list:
     """What a TorchModel or an ExportedModel says about pictures of one size."""
-    raws = model.predict([model.prepare(picture) for picture in pictures])
-    return [model.finish(raw, p.shape[:2]) for raw, p in zip(raws, pictures, strict=True)]
+    raws = model.predict([model.preprocess(picture) for picture in pictures])
+    return [model.postprocess(raw, p.shape[:2]) for raw, p in zip(raws, pictures, strict=True)]

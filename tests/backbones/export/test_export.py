@@ -65,9 +65,9 @@ def test_label_maps_of_an_onnx_file_are_those_of_the_model(exported, predict, pi
     batch = [cv2.resize(picture, size[::-1]) for picture in pictures]
     expected, found = predict(made.model, batch), predict(in_file, batch)
     for one, other in zip(expected, found, strict=True):
-        assert other.label_map.dtype == np.uint8
-        assert np.mean(one.label_map == other.label_map) >= 0.999
-    assert len(np.unique(found[0].label_map)) > 1
+        assert other.seg_map.dtype == np.uint8
+        assert np.mean(one.seg_map == other.seg_map) >= 0.999
+    assert len(np.unique(found[0].seg_map)) > 1
 
 
 def test_an_onnx_file_says_how_it_is_used(exported):

@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
 from backbones.inference.comparison import GAP, draw_comparison
-from backbones.inference.drawing import Artist
+from backbones.inference.drawing import Visualizer
 
 NAMES = ['cat', 'dog']
 IMAGE = np.full((300, 400, 3), 128, np.uint8)
@@ -31,8 +31,8 @@ def test_boxes():
         scores=torch.tensor([0.9, 0.4]),
         labels=torch.tensor([1, 1]),
     )
-    artist = Artist(NAMES, [(255, 0, 0), (0, 255, 0)])
-    left, right = halves(draw_comparison(artist, IMAGE, sample, score_thr=0.5))
+    visualizer = Visualizer(NAMES, [(255, 0, 0), (0, 255, 0)])
+    left, right = halves(draw_comparison(visualizer, IMAGE, sample, score_thr=0.5))
     red, green, gray = (0, 0, 255), (0, 255, 0), (128, 128, 128)
     assert tuple(left[150, 100]) == red and tuple(left[150, 150]) == gray
     assert tuple(right[150, 150]) == green and tuple(right[150, 100]) == gray
@@ -45,8 +45,8 @@ def test_segmentation_maps():
     sample = SegDataSample()
     sample.gt_sem_seg = PixelData(data=ground_truth)
     sample.pred_sem_seg = PixelData(data=torch.zeros(1, 300, 400, dtype=torch.int64))
-    artist = Artist(NAMES, [(255, 0, 0), (0, 255, 0)], opacity=1)
-    drawing = draw_comparison(artist, IMAGE, sample, score_thr=0.5)
+    visualizer = Visualizer(NAMES, [(255, 0, 0), (0, 255, 0)], opacity=1)
+    drawing = draw_comparison(visualizer, IMAGE, sample, score_thr=0.5)
     caption_height = next(row for row in range(99) if tuple(drawing[row, 300]) == (128, 128, 128))
     left = drawing[caption_height:, :400]
     right = drawing[caption_height:, 400 + GAP :]

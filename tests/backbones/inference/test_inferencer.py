@@ -1,14 +1,20 @@
-"""From Python: the same predictions as mmdet's and mmseg's own inference, for whatever is given."""
+"""From Python: the same predictions as mmdet's and mmseg's own inference, for any input."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import skimage
+import torch
+from mmengine.registry import MODELS
 from trained_tiny import write_trained
-from videos import read_number, write_video
+from videos import corrupt, read_number, write_video
 
+from backbones.engine.config import load_config
 from backbones.errors import ConfigError, InputError
 from backbones.inference import Clip, Detections, Inferencer, Segmentation
 
@@ -42,7 +48,7 @@ def test_predictions_are_the_libraries_own(trained):
             assert len(np.unique(expected)) > 2
             assert isinstance(prediction, Segmentation)
             # Where two classes are as likely, the order of the sums decides.
-            assert (prediction.label_map == expected).mean() > 0.9999
+            assert (prediction.seg_map == expected).mean() > 0.9999
         return
     from mmdet.apis import inference_detector, init_detector
 
@@ -64,14 +70,14 @@ def test_predictions_are_the_libraries_own(trained):
 
 def test_batches_change_nothing(trained):
     task, config, checkpoint = trained
-    pictures = [cv2.imread(str(path)) for path in PHOTOGRAPHS]
+    images = [cv2.imread(str(path)) for path in PHOTOGRAPHS]
     # Three of one size, then another: the batch has to be cut.
-    given = [pictures[0], pictures[0][:, ::-1].copy(), pictures[0][::-1].copy(), pictures[1]]
+    given = [images[0], images[0][:, ::-1].copy(), images[0][::-1].copy(), images[1]]
     one = Inferencer(config, checkpoint, score_thr=0)
     three = Inferencer(config, checkpoint, score_thr=0, batch_size=3)
     for alone, together in zip(one(given), three(given), strict=True):
         if task == 'fpn':
-            same = alone.prediction.label_map == together.prediction.label_map
+            same = alone.prediction.seg_map == together.prediction.seg_map
             assert same.mean() > 0.9999
         else:
             np.testing.assert_allclose(alone.prediction.boxes, together.prediction.boxes, atol=1e-2)
@@ -83,25 +89,25 @@ def test_everything_that_can_be_given(segmentor, tmp_path):
     folder = tmp_path / 'photographs'
     folder.mkdir()
     cv2.imwrite(str(folder / 'a.png'), np.full((20, 30, 3), 7, np.uint8))
-    (folder / 'notes.txt').write_text('not a picture')
+    (folder / 'notes.txt').write_text('not a image')
     array = np.zeros((10, 12, 3), np.uint8)
     results = list(segmentor([str(video), folder, array]))
     assert [(Path(r.source).name, r.frame) for r in results] == [
         ('clip.mp4', 0), ('clip.mp4', 1), ('clip.mp4', 2), ('clip.mp4', 3),
         ('a.png', 0), ('array 2', 0),
     ]  # fmt: skip
-    assert [read_number(result.picture) for result in results[:4]] == [0, 1, 2, 3]
+    assert [read_number(result.image) for result in results[:4]] == [0, 1, 2, 3]
     assert [result.time for result in results] == [0, 0.1, 0.2, pytest.approx(0.3), None, None]
-    assert results[4].picture.tolist() == np.full((20, 30, 3), 7).tolist()
+    assert results[4].image.tolist() == np.full((20, 30, 3), 7).tolist()
     for result in results:
-        assert result.prediction.label_map.shape == result.picture.shape[:2]
-        assert result.draw().shape[1:] == result.picture.shape[1:]
+        assert result.prediction.seg_map.shape == result.image.shape[:2]
+        assert result.draw().shape[1:] == result.image.shape[1:]
 
 
 def test_a_part_of_a_video(segmentor, tmp_path):
     video = write_video(tmp_path / 'clip.mp4', 10)
     results = segmentor(video, Clip(every=2, start=0.2, end=0.9))
-    assert [read_number(result.picture) for result in results] == [2, 4, 6, 8]
+    assert [read_number(result.image) for result in results] == [2, 4, 6, 8]
 
 
 def test_an_endless_iterator_can_be_left(segmentor):
@@ -118,18 +124,90 @@ def test_an_endless_iterator_can_be_left(segmentor):
     assert len(drawn) < 50
 
 
-@pytest.mark.parametrize(
-    ('given', 'said'),
-    [
-        (np.zeros((4, 4), np.uint8), r'array 0 is of shape \(4, 4\)'),
-        (np.zeros((4, 4, 3), np.float32), 'float32; pictures are'),
-        ('nowhere.jpg', 'nowhere.jpg does not exist'),
-        (__file__, 'test_inferencer.py is neither'),
-    ],
+def test_a_bad_input_has_a_problem_and_stops_no_other(segmentor, tmp_path):
+    damaged = corrupt(write_video(tmp_path / 'damaged.mp4', 60), 0.67)
+    flat, floats = np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)
+    results = list(segmentor(['nowhere.jpg', flat, floats, __file__, damaged, PHOTOGRAPHS[0]]))
+    problems = [result for result in results if result.problem]
+    said = ['does not exist', r'shape (4, 4)', 'float32', 'neither', 'damaged']
+    assert len(problems) == len(said)
+    for result, part in zip(problems, said, strict=True):
+        assert part in result.problem
+        assert result.prediction is None and result.frame is None
+        with pytest.raises(InputError, match=re.escape(result.source)):
+            result.draw()
+    good = [result for result in results if not result.problem]
+    assert 30 < len(good) < 61 and good[-1].source == str(PHOTOGRAPHS[0])
+
+
+def test_an_image_as_small_as_a_masks_cells(tmp_path, shapes):
+    """28x28 probabilities were taken for masks of the image's size, all true."""
+    from mmdet.apis import inference_detector, init_detector
+
+    config, checkpoint = write_trained(tmp_path, 'mask_rcnn', shapes)
+    image = cv2.resize(cv2.imread(str(PHOTOGRAPHS[0])), (28, 28))
+    result = next(Inferencer(config, checkpoint, score_thr=0)(image))
+    model = init_detector(str(config), str(checkpoint), device='cpu')
+    expected = inference_detector(model, image).pred_instances.masks.numpy()
+    assert 0 < expected.mean() < 0.9
+    areas = [mask.pixels.sum() for mask in result.prediction.masks]
+    np.testing.assert_allclose(areas, expected.sum(axis=(1, 2)), atol=1)
+
+
+def test_masks_of_a_model_without_boxes(tmp_path):
+    """SOLOv2's boxes are zeros."""
+    from mmdet.apis import inference_detector, init_detector
+
+    config, checkpoint = write_solo(tmp_path)
+    image = cv2.resize(cv2.imread(str(PHOTOGRAPHS[0])), (96, 64))
+    model = init_detector(str(config), str(checkpoint), device='cpu')
+    expected = inference_detector(model, image).pred_instances.masks.numpy()
+    prediction = next(Inferencer(config, checkpoint, score_thr=0)(image)).prediction
+    assert len(expected) and expected.any(axis=(1, 2)).all()
+    for mask, box, whole in zip(prediction.masks, prediction.boxes, expected, strict=True):
+        assert mask.pixels.sum() == whole.sum()
+        rows, columns = np.nonzero(whole)
+        extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert box.tolist() == extent
+
+
+def write_solo(folder: Path) -> tuple[Path, Path]:
+    """A config and a checkpoint of a small SOLOv2 with random weights."""
+    config = folder / 'solo.py'
+    config.write_text("""
+_base_ = 'mmdet::solov2/solov2-light_r18_fpn_ms-3x_coco.py'
+model = dict(
+    backbone=dict(init_cfg=None),
+    test_cfg=dict(score_thr=0.0, filter_thr=0.0, max_per_img=5),
 )
-def test_what_cannot_be_read_is_said(segmentor, given, said):
-    with pytest.raises(InputError, match=said):
-        list(segmentor(given))
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(192, 128), keep_ratio=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+         'scale_factor')),
+]))
+""")
+    torch.manual_seed(0)
+    model = MODELS.build(load_config(str(config)).model)
+    checkpoint = folder / 'solo.pth'
+    meta = {'dataset_meta': {'classes': [f'class {index}' for index in range(80)]}}
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, checkpoint)
+    return config, checkpoint
+
+
+@pytest.mark.parametrize(('task', 'unused'), [('fpn', 'av'), ('retinanet', 'mmseg')])
+def test_only_what_a_model_needs_is_imported(task, unused, tmp_path, shapes):
+    # mmseg imports mmdet by itself.
+    config, checkpoint = write_trained(tmp_path, task, shapes)
+    code = f"""
+import sys, numpy
+from backbones.inference import Inferencer
+for result in Inferencer({str(config)!r}, {str(checkpoint)!r})({str(PHOTOGRAPHS[0])!r}):
+    result.draw()
+print([name for name in ({unused!r}, 'av', 'onnxruntime', 'openvino') if name in sys.modules])
+"""
+    process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert process.stdout.splitlines()[-1:] == ['[]'], process.stderr
 
 
 def test_classes_and_scores_are_chosen(tmp_path, shapes):
@@ -148,20 +226,20 @@ def test_classes_and_scores_are_chosen(tmp_path, shapes):
 
 def test_other_classes_are_left_blank(tmp_path, shapes):
     config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
-    every = next(Inferencer(config, checkpoint)(PHOTOGRAPHS[0])).prediction.label_map
+    every = next(Inferencer(config, checkpoint)(PHOTOGRAPHS[0])).prediction.seg_map
     kept = next(Inferencer(config, checkpoint, classes=['background'])(PHOTOGRAPHS[0]))
-    np.testing.assert_array_equal(kept.prediction.label_map, np.where(every == 0, 0, 255))
+    np.testing.assert_array_equal(kept.prediction.seg_map, np.where(every == 0, 0, 255))
 
 
 def test_amp_on_a_cpu(segmentor, tmp_path, shapes):
     config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
-    plain = next(segmentor(PHOTOGRAPHS[0])).prediction.label_map
-    mixed = next(Inferencer(config, checkpoint, amp=True)(PHOTOGRAPHS[0])).prediction.label_map
+    plain = next(segmentor(PHOTOGRAPHS[0])).prediction.seg_map
+    mixed = next(Inferencer(config, checkpoint, amp=True)(PHOTOGRAPHS[0])).prediction.seg_map
     assert (plain == mixed).mean() > 0.9
 
 
-def test_a_picture_too_large_for_every_logit_at_once(tmp_path, shapes):
-    """120 megapixels: at the picture's size the logits alone would take 3.4 GB."""
+def test_a_image_too_large_for_every_logit_at_once(tmp_path, shapes):
+    """120 megapixels: at the image's size the logits alone would take 3.4 GB."""
     pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='Resize', scale=(160, 160), keep_ratio=True),
@@ -171,9 +249,9 @@ def test_a_picture_too_large_for_every_logit_at_once(tmp_path, shapes):
         *write_trained(tmp_path, 'fpn', shapes),
         cfg_options={'test_dataloader.dataset.pipeline': pipeline},
     )
-    picture = np.zeros((12_000, 10_000, 3), np.uint8)
-    result = next(inferencer(picture))
-    assert result.prediction.label_map.shape == (12_000, 10_000)
+    image = np.zeros((12_000, 10_000, 3), np.uint8)
+    result = next(inferencer(image))
+    assert result.prediction.seg_map.shape == (12_000, 10_000)
 
 
 def test_folding_changes_nothing_but_rounding(trained):
@@ -182,7 +260,7 @@ def test_folding_changes_nothing_but_rounding(trained):
     plain = Inferencer(config, checkpoint, score_thr=0, deploy=False)
     expected = next(plain(PHOTOGRAPHS[0])).prediction
     if task == 'fpn':
-        assert (folded.label_map == expected.label_map).mean() > 0.9999
+        assert (folded.seg_map == expected.seg_map).mean() > 0.9999
     else:
         np.testing.assert_allclose(folded.scores, expected.scores, atol=1e-5)
         np.testing.assert_allclose(folded.boxes, expected.boxes, atol=1e-2)

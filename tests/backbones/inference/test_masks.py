@@ -1,23 +1,28 @@
-"""Masks inside boxes are mmdet's pixels and COCO's run lengths."""
+"""Cropped masks have mmdet's pixels and COCO's run lengths."""
 
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from backbones.inference.masks import crop_masks, encode_mask, paste_masks
-from backbones.inference.prediction import CroppedMask
+from backbones.inference.masks import (
+    CroppedMask,
+    crop_masks,
+    encode_mask,
+    fill_empty_boxes,
+    paste_masks,
+)
 
 
 def whole(mask: CroppedMask, size: tuple[int, int]) -> np.ndarray:
-    picture = np.zeros(size, np.uint8)
+    image = np.zeros(size, np.uint8)
     height, width = mask.pixels.shape
-    picture[mask.y : mask.y + height, mask.x : mask.x + width] = mask.pixels
-    return picture
+    image[mask.y : mask.y + height, mask.x : mask.x + width] = mask.pixels
+    return image
 
 
 def random_boxes(generator: np.random.Generator, count: int, size: tuple[int, int]) -> np.ndarray:
-    """Boxes that may lie partly or wholly outside the picture."""
+    """Boxes that may lie partly or wholly outside the image."""
     y = np.sort(generator.uniform(-0.3, 1.3, (count, 2)), axis=1) * size[0]
     x = np.sort(generator.uniform(-0.3, 1.3, (count, 2)), axis=1) * size[1]
     return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
@@ -54,16 +59,21 @@ def test_run_lengths_are_pycocotools(size):
         }
 
 
-def test_a_mask_in_a_huge_picture_is_encoded_without_that_picture():
+def test_a_mask_in_a_huge_image_is_encoded_without_that_image():
     mask = CroppedMask(19_000, 18_000, np.ones((2, 3), bool))
     runs = encode_mask(mask, (20_000, 20_000))
     assert coco_mask.area(runs) == 6
     assert coco_mask.toBbox(runs).tolist() == [19_000, 18_000, 3, 2]
 
 
-def test_cropping_keeps_everything_inside_the_box():
-    picture = np.zeros((40, 50), bool)
-    picture[10:20, 30:45] = True
-    (mask,) = crop_masks(picture[None], np.array([[30, 10, 45, 20]], np.float32))
-    np.testing.assert_array_equal(whole(mask, picture.shape), picture)
-    assert mask.pixels.size < 400
+def test_masks_are_cropped_to_their_own_extent():
+    """SOLO predicts masks alone: its boxes are zeros."""
+    image = np.zeros((2, 40, 50), bool)
+    image[0, 10:20, 30:45] = True
+    image[0, 15, 29] = True
+    masks = crop_masks(image)
+    np.testing.assert_array_equal(whole(masks[0], (40, 50)), image[0])
+    assert masks[0].extent == (29, 10, 45, 20)
+    assert masks[1].pixels.size == 0
+    boxes = np.array([[0, 0, 0, 0], [1, 2, 3, 4]], np.float32)
+    assert fill_empty_boxes(boxes, masks).tolist() == [[29, 10, 45, 20], [1, 2, 3, 4]]

@@ -1,7 +1,9 @@
 """Colours of classes: saved with a model, asked for by name or file, or made."""
 
+import cv2
 import numpy as np
 import pytest
+from mmseg.datasets import BaseSegDataset
 
 from backbones.errors import ConfigError
 from backbones.inference.palette import PALETTE_NAMES, choose_palette
@@ -34,11 +36,11 @@ def test_takes_the_palette_saved_with_the_model(saved):
         [(1, 2, 3), (1, 2)],
     ],
 )
-def test_makes_colours_where_the_saved_ones_do_not_do(saved):
+def test_makes_colors_where_the_saved_ones_do_not_do(saved):
     assert choose_palette(None, THREE, saved) == choose_palette(None, THREE, None)
 
 
-def test_a_saved_colour_of_two_classes_stays_with_the_first():
+def test_a_saved_color_of_two_classes_stays_with_the_first():
     """As of road and skyscraper in ADE20K's palette."""
     saved = [(1, 2, 3), (140, 140, 140), (4, 5, 6), (140, 140, 140), (140, 140, 140)]
     palette = choose_palette(None, ['x'] * 5, saved)
@@ -50,19 +52,19 @@ def test_a_saved_name_is_looked_up():
     assert choose_palette(None, THREE, 'coco') == choose_palette('coco', THREE, None)
 
 
-def test_one_saved_colour_is_that_of_a_single_class():
+def test_one_saved_color_is_that_of_a_single_class():
     assert choose_palette(None, ['cell'], (1, 2, 3)) == [(1, 2, 3)]
 
 
 @pytest.mark.parametrize('count', [1, 2, 9, 80, 150, 300])
-def test_made_colours_differ_and_stay_when_classes_are_added(count):
+def test_made_colors_differ_and_stay_when_classes_are_added(count):
     palette = choose_palette(None, ['x'] * count, None)
     assert len(set(palette)) == count
     assert all(0 <= value <= 255 for color in palette for value in color)
     assert choose_palette(None, ['x'] * (count + 1), None)[:count] == palette
 
 
-def test_background_is_grey_and_takes_no_colour_of_others():
+def test_background_is_gray_and_takes_no_color_of_others():
     background, *others = choose_palette(None, ['background', *THREE], None)
     assert max(background) - min(background) < 10
     assert others == choose_palette(None, THREE, None)
@@ -81,33 +83,43 @@ def test_a_name_of_two_palettes_means_the_one_for_as_many_classes(name, count, l
     assert choose_palette(name, ['x'] * count, None)[-1] == last
 
 
-def test_random_is_the_same_every_time():
-    assert choose_palette('random', THREE, COLORS) == choose_palette('random', THREE, None)
+def test_mmsegs_random_palette_is_not_taken_for_a_chosen_one():
+    """It made CamVid's sky, building and pavement green."""
+    dataset = BaseSegDataset(metainfo=dict(classes=['x'] * 11), lazy_init=True)
+    saved = dataset.metainfo['palette']
+    assert choose_palette(None, ['x'] * 11, saved) == choose_palette(None, ['x'] * 11, None)
+
+
+def test_the_first_colors_differ_strongly():
+    colors = np.float32(choose_palette(None, ['x'] * 11, None))[None] / 255
+    lab = cv2.cvtColor(colors, cv2.COLOR_RGB2LAB)[0]
+    distances = np.linalg.norm(lab[:, None] - lab, axis=2)
+    assert distances[~np.eye(11, dtype=bool)].min() > 40
 
 
 def test_a_named_palette_that_is_too_short_is_refused():
-    with pytest.raises(ConfigError, match=r"'ade' has 150 colours, the model 151 classes"):
+    with pytest.raises(ConfigError, match=r"'ade' has 150 colors, the model 151 classes"):
         choose_palette('ade', ['x'] * 151, None)
 
 
 def test_reads_a_file(tmp_path):
-    path = tmp_path / 'colours.txt'
+    path = tmp_path / 'colors.txt'
     path.write_text('230 80 50\n\n#0a0B0c\n 1, 2,3 \n9 9 9\n')
     assert choose_palette(str(path), THREE, COLORS) == [(230, 80, 50), (10, 11, 12), (1, 2, 3)]
 
 
 @pytest.mark.parametrize('line', ['230 80', '1 2 3 4', '256 0 0', '-1 0 0', '#12345', 'red', '#'])
 def test_a_bad_line_is_named(tmp_path, line):
-    path = tmp_path / 'colours.txt'
+    path = tmp_path / 'colors.txt'
     path.write_text(f'1 2 3\n{line}\n4 5 6\n')
-    with pytest.raises(ConfigError, match=r'colours\.txt, line 2: .* is no colour'):
+    with pytest.raises(ConfigError, match=r'colors\.txt, line 2: .* is no color'):
         choose_palette(str(path), THREE, None)
 
 
 def test_too_few_lines_are_refused(tmp_path):
-    path = tmp_path / 'colours.txt'
+    path = tmp_path / 'colors.txt'
     path.write_text('1 2 3\n4 5 6\n')
-    with pytest.raises(ConfigError, match=r"colours\.txt: ends at line 2 .* 3 classes.*'größe'"):
+    with pytest.raises(ConfigError, match=r"colors\.txt: has 2 colors.* 3 classes.*'größe'"):
         choose_palette(str(path), THREE, None)
 
 

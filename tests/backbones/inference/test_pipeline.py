@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from backbones.inference.overlap import MemoryBudget, Overlapped
+from backbones.inference.pipeline import MemoryBudget, Overlapped
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_errors_come_where_the_result_would(executor, where):
         next(overlapped)
 
 
-def test_what_is_at_hand_does_not_wait(executor):
+def test_what_is_ready_does_not_wait(executor):
     gate = threading.Event()
 
     def items():
@@ -71,12 +71,12 @@ def test_what_is_at_hand_does_not_wait(executor):
 
     overlapped = Overlapped(lambda number: number, items(), executor, 5)
     assert next(overlapped) == 1
-    assert not overlapped.has_next_at_hand()
+    assert not overlapped.is_next_ready()
     gate.set()
     assert next(overlapped) == 2
     with pytest.raises(StopIteration):
         next(overlapped)
-    assert not overlapped.has_next_at_hand()
+    assert not overlapped.is_next_ready()
 
 
 def test_memory_budget_waits_for_room_and_lets_a_giant_pass_alone():
@@ -87,12 +87,12 @@ def test_memory_budget_waits_for_room_and_lets_a_giant_pass_alone():
     def giant():
         budget.take(500)
         order.append('giant in')
-        budget.give_back(500)
+        budget.release(500)
 
     thread = threading.Thread(target=giant)
     thread.start()
     time.sleep(0.05)
     order.append('first out')
-    budget.give_back(60)
+    budget.release(60)
     thread.join()
     assert order == ['first out', 'giant in']

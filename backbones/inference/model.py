@@ -1,4 +1,4 @@
-"""A config and a checkpoint as something that turns pictures into predictions."""
+"""A config and a checkpoint, ready to predict."""
 
 import warnings
 from collections.abc import Sequence
@@ -21,19 +21,18 @@ from backbones.engine.saved_config import config_of
 from backbones.errors import ConfigError, DataError
 from backbones.weights import load_checkpoint
 
-from .masks import crop_masks, keep_masks_small, paste_masks
-from .prediction import Detections, Segmentation
-from .segmentor import keep_logits_small, label_maps
+from .masks import crop_masks, fill_empty_boxes, keep_masks_small, paste_masks
+from .results import Detections, Segmentation
+from .seg_maps import keep_logits_small, predict_seg_maps
 
-# Steps of a pipeline that read files.
-READING_STEPS = ('LoadImage', 'LoadAnnotations', 'LoadPanopticAnnotations', 'InferencerLoader')
+# Transforms that read files.
+LOADING_STEPS = ('LoadImage', 'LoadAnnotations', 'LoadPanopticAnnotations', 'InferencerLoader')
 
 
 class TorchModel:
     """A detector or segmentor of mmdet or mmseg, ready to predict.
 
-    :meth:`prepare` and :meth:`finish` are for other threads than the one that calls
-    :meth:`predict`.
+    :meth:`preprocess` and :meth:`postprocess` may run in other threads than :meth:`predict`.
 
     Args:
         config: Path of a config.
@@ -46,7 +45,7 @@ class TorchModel:
     Attributes:
         task: 'detection' or 'segmentation'.
         classes: The class names.
-        palette: What config and checkpoint say about colours, or None.
+        palette: The colors that the checkpoint or the config names, or None.
 
     Raises:
         ConfigError: The config cannot be read or does not fit.
@@ -74,27 +73,29 @@ class TorchModel:
         expect_contiguous(self.model)
         if deploy:
             switch_to_deploy(self.model)
-        keep_logits_small(self.model)
-        keep_masks_small(self.model)
-        self.transform = Compose(preparation(cfg, config))
+        if self.task == 'segmentation':
+            keep_logits_small(self.model)
+        else:
+            keep_masks_small(self.model)
+        self.transform = Compose(transforms_of(cfg, config))
 
-    def prepare(self, picture: np.ndarray) -> dict[str, Any]:
-        """Resize a picture and make it a tensor, as the config's test pipeline does.
+    def preprocess(self, image: np.ndarray) -> dict[str, Any]:
+        """Resize an image and make it a tensor, as the config's test pipeline does.
 
         Args:
-            picture: (height, width, 3), uint8, BGR.
+            image: (height, width, 3), uint8, BGR.
         """
-        size = picture.shape[:2]
-        # What the libraries' own loading transforms leave behind.
+        size = image.shape[:2]
+        # The keys that the libraries' own loading transforms would add.
         return self.transform(
-            dict(img=picture, img_id=0, img_path=None, img_shape=size, ori_shape=size)
+            dict(img=image, img_id=0, img_path=None, img_shape=size, ori_shape=size)
         )
 
     @torch.inference_mode()
-    def predict(self, prepared: Sequence[dict[str, Any]]) -> list[Any]:
-        """Run the network on pictures that were prepared, all of one size."""
+    def predict(self, batch: Sequence[dict[str, Any]]) -> list[Any]:
+        """Run the network on preprocessed images, all of one size."""
         data = self.model.data_preprocessor(
-            {key: [item[key] for item in prepared] for key in ('inputs', 'data_samples')}, False
+            {key: [item[key] for item in batch] for key in ('inputs', 'data_samples')}, False
         )
         inputs, samples = data['inputs'], data['data_samples']
         with inference_precision(self.model, self.device) if self.amp else nullcontext():
@@ -103,39 +104,35 @@ class TorchModel:
                     sample.pred_instances.to('cpu')
                     for sample in self.model.predict(inputs, samples, rescale=True)
                 ]
-            return [labels.cpu() for labels in label_maps(self.model, inputs, samples)]
+            return [seg_map.cpu() for seg_map in predict_seg_maps(self.model, inputs, samples)]
 
-    def finish(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
-        """Make what :meth:`predict` returns for a picture a prediction.
+    def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
+        """Turn an entry of what :meth:`predict` returns into a prediction.
 
         Args:
-            raw: An entry of what :meth:`predict` returns.
-            size: Height and width of the picture.
+            raw: The entry.
+            size: Height and width of the image.
         """
         if self.task == 'segmentation':
             dtype = np.uint8 if raw.dtype == torch.uint8 else np.uint16
             return Segmentation(raw.numpy().astype(dtype, copy=False))
         boxes = raw.bboxes.numpy().astype(np.float32)
-        masks = None
-        if 'masks' in raw:
-            masks = raw.masks.numpy()
-            if masks.dtype == bool or tuple(masks.shape[1:]) == tuple(size):
-                masks = crop_masks(masks, boxes)
-            else:
-                masks = paste_masks(masks, boxes, size, self.mask_threshold)
+        masks = raw.get('masks')
+        # The type tells, not the size: an image can be as small as a head's 28x28 cells.
+        if masks is not None and masks.is_floating_point():
+            threshold = self.model.test_cfg['rcnn']['mask_thr_binary']
+            masks = paste_masks(masks.float().numpy(), boxes, size, threshold)
+        elif masks is not None:
+            masks = crop_masks(masks.numpy())
+            boxes = fill_empty_boxes(boxes, masks)
         return Detections(boxes, raw.scores.numpy().astype(np.float32), raw.labels.numpy(), masks)
-
-    @property
-    def mask_threshold(self) -> float:
-        """Probability from which on a pixel belongs to an instance."""
-        return self.model.test_cfg['rcnn']['mask_thr_binary']
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, after a check; by default the first GPU, else the CPU.
+    """The device of that name; by default the first GPU, else the CPU.
 
     Raises:
-        ConfigError: There is no such device here.
+        ConfigError: This machine has no such device.
     """
     if name is None:
         return torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')
@@ -149,11 +146,10 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def classes_and_palette(config: Config, checkpoint: dict) -> tuple[tuple[str, ...], Any]:
-    """Class names and colours: the checkpoint's, else the config's, else those of its data.
+    """Class names and colors: the checkpoint's, else the config's, else those of its dataset.
 
     Raises:
-        ConfigError: None of them says.
-        DataError: The data would, but cannot be read.
+        ConfigError: None of them names classes.
     """
     meta = checkpoint['meta'].get('dataset_meta') or {}
     if meta.get('classes'):
@@ -189,7 +185,7 @@ def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Modul
         part.pop('init_cfg', None)
         part.pop('pretrained', None)
     with warnings.catch_warnings():
-        # What mmseg says about a loss matters in training only.
+        # This warning of mmseg's is about a loss.
         warnings.filterwarnings('ignore', 'Default ``avg_non_ignore``', UserWarning)
         try:
             model = MODELS.build(config.model)
@@ -199,16 +195,16 @@ def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Modul
     return model
 
 
-def preparation(config: Config, path: str) -> list[dict]:
-    """The test pipeline without what reads files: pictures come as arrays.
+def transforms_of(config: Config, path: str) -> list[dict]:
+    """The test pipeline without the transforms that read files: images come as arrays.
 
     Raises:
         ConfigError: There is none.
     """
     pipeline = test_pipeline(config)
     if not pipeline:
-        raise ConfigError(f'{path} has no test_dataloader, so how to prepare a picture is unknown')
-    kept = [step for step in pipeline if not any(name in str(step.type) for name in READING_STEPS)]
-    for step in kept:
+        raise ConfigError(f'{path} has no test_dataloader, so how to resize images is unknown')
+    steps = [step for step in pipeline if not any(n in str(step.type) for n in LOADING_STEPS)]
+    for step in steps:
         step.setdefault('_scope_', config.default_scope)
-    return kept
+    return steps

@@ -1,0 +1,130 @@
+"""Where results lie: below the output folder, at paths that mirror the inputs' own.
+
+``photos/a.jpg`` has its drawing at ``drawn/photos/a.jpg`` and its data at ``data/photos/a.json``.
+"""
+
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+from zlib import crc32
+
+from backbones.errors import ConfigError
+
+from .inputs import Input, find_scheme, is_live, without_password
+from .sources import MEDIA_SUFFIXES
+
+# What the results of an input can be, by their folder.
+SUFFIXES = {'drawn': ('.jpg', '.png', '.mp4'), 'data': ('.json', '.png', '.jsonl', '.frames')}
+# Of the 255 bytes that file systems allow, suffixes and temporary names need some.
+MAX_NAME_BYTES = 200
+
+Existing = Literal['refuse', 'overwrite', 'skip']
+
+
+def plan_jobs(
+    listed: Sequence[Input], folder: Path, existing: Existing, parts: Sequence[str]
+) -> tuple[list[Input], int]:
+    """Name the results of all inputs, and leave out inputs that have results.
+
+    Args:
+        listed: The inputs.
+        folder: The output folder; need not exist.
+        existing: What to do with inputs that have results: 'refuse' the run, 'overwrite' them, or
+            'skip' these inputs.
+        parts: Which of 'drawn' and 'data' will be written.
+
+    Returns:
+        The inputs to work on, named like their results, and how many were skipped.
+
+    Raises:
+        ConfigError: An input has results, and ``existing`` is 'refuse'.
+    """
+    jobs, num_skipped = [], 0
+    for item, stem in zip(listed, result_stems([item.path for item in listed]), strict=True):
+        found = [find_result(folder, part, stem) for part in parts]
+        if existing == 'refuse' and any(found):
+            raise ConfigError(
+                f'{next(filter(None, found))} is there already: --skip-existing leaves out inputs '
+                'that have results, --overwrite replaces them, --out-dir takes another folder'
+            )
+        if existing == 'skip' and all(found):
+            num_skipped += 1
+        else:
+            jobs.append(replace(item, name=stem))
+    return jobs, num_skipped
+
+
+def find_result(folder: Path, part: str, stem: str) -> Path | None:
+    """The result of an input in ``drawn/`` or ``data/``, if it has one."""
+    paths = (folder / part / f'{stem}{suffix}' for suffix in SUFFIXES[part])
+    return next(filter(Path.exists, paths), None)
+
+
+def result_stems(paths: Sequence[str]) -> list[str]:
+    """For each input the path of its results, without suffix, below ``drawn/`` and ``data/``.
+
+    It is that of the input, whatever other inputs there are: ``a`` for ``a.jpg``, but ``a.jpg`` and
+    ``a.png`` where both exist. A live source, every recording of which is another, gets the time.
+    """
+    names = [mirrored_path(path) for path in paths]
+    shared = Counter(map(without_suffix, names))
+    neighbors = lru_cache(stems_in)
+    stems: dict[str, None] = {}
+    for path, name in zip(paths, names, strict=True):
+        stem = without_suffix(name)
+        folder, last = os.path.split(os.path.abspath(path))
+        if shared[stem] > 1 or neighbors(folder)[without_suffix(last)] > 1:
+            stem = name
+        if is_live(path):
+            stem += time.strftime('_%Y-%m-%d_%H-%M-%S')
+        folder, separator, last = stem.rpartition('/')
+        encoded = last.encode('utf-8', 'surrogateescape')
+        if stem in stems or len(encoded) > MAX_NAME_BYTES:
+            last = encoded[:MAX_NAME_BYTES].decode('utf-8', 'ignore')
+            stem = f'{folder}{separator}{last}_{crc32(os.fsencode(path)):08x}'
+        stems[stem] = None
+    return list(stems)
+
+
+def mirrored_path(path: str) -> str:
+    """The path of an input below an output folder, with forward slashes.
+
+    From the current folder on for files in it, else from the root on; of a URL host and path.
+    """
+    if find_scheme(path) or is_live(path):
+        parts = urlsplit(without_password(path).replace('webcam:', 'webcam_'))
+        query = f'_{parts.query}' if parts.query else ''
+        path = f'{parts.hostname or ""}/{unquote(parts.path)}{query}'
+        path = re.sub(r'[\x00-\x1f\\:*?"<>|]', '_', path)
+        return '/'.join(part for part in path.split('/') if part not in ('', '.', '..'))
+    path = os.path.abspath(path)
+    try:
+        below = os.path.relpath(path)
+    except ValueError:  # on another drive of Windows
+        below = os.pardir
+    pure = PurePath(path)
+    if PurePath(below).parts[:1] == (os.pardir,):
+        below = pure.relative_to(pure.anchor)
+    return PurePath(below).as_posix()
+
+
+def without_suffix(name: str) -> str:
+    """``a`` for ``a.jpg``; only suffixes of images and videos are cut off."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in MEDIA_SUFFIXES else name
+
+
+def stems_in(folder: str) -> Counter:
+    """How many files of a folder have each stem."""
+    try:
+        with os.scandir(folder) as entries:
+            return Counter(without_suffix(entry.name) for entry in entries if entry.is_file())
+    except OSError:
+        return Counter()

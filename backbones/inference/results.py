@@ -1,0 +1,160 @@
+"""What a model predicts for an image, and the files that other programs read it from."""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from backbones.files import atomic_write
+
+from .masks import CroppedMask, encode_mask
+
+COCO_CLASSES = 80
+# COCO numbers its 80 categories from 1 to 90 and leaves these out.
+COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects in an image, the highest score first.
+
+    Attributes:
+        boxes: (N, 4), float32: left, top, right, bottom in pixels of the image.
+        scores: (N,), float32, 0 to 1; None for ground truth.
+        labels: (N,), int64, index into the model's class names.
+        masks: The mask of each object, or None where the model has no masks.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray | None
+    labels: np.ndarray
+    masks: list[CroppedMask] | None = None
+
+    def select(self, score_thr: float, labels: Sequence[int] | None = None) -> 'Detections':
+        """Those with at least this score, of these classes only (None: of all)."""
+        selected = self.scores >= score_thr
+        if labels is not None:
+            selected &= np.isin(self.labels, labels)
+        masks = self.masks
+        if masks is not None:
+            masks = list(itertools.compress(masks, selected))
+        return Detections(self.boxes[selected], self.scores[selected], self.labels[selected], masks)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A class for every pixel of an image.
+
+    Attributes:
+        seg_map: (height, width), index into the model's class names; uint8, or uint16 for more
+            than 255 classes. The largest value of the type marks pixels without a class.
+    """
+
+    seg_map: np.ndarray
+
+    def select(self, labels: Sequence[int] | None) -> 'Segmentation':
+        """These classes only (None: all); other pixels get the largest value of the type."""
+        if labels is None:
+            return self
+        ignored = np.iinfo(self.seg_map.dtype).max
+        return Segmentation(np.where(np.isin(self.seg_map, labels), self.seg_map, ignored))
+
+
+def categories_of(classes: Sequence[str], task: str) -> list[dict[str, Any]]:
+    """The classes as COCO's ``categories``.
+
+    Args:
+        classes: In the order of the labels.
+        task: 'segmentation': the ids are the labels, as in the PNGs. 'detection': COCO's own ids
+            for its 80 classes, else from 1 on.
+    """
+    if task == 'segmentation':
+        ids = itertools.count()
+    elif len(classes) == COCO_CLASSES and (classes[0], classes[-1]) == ('person', 'toothbrush'):
+        ids = (number for number in itertools.count(1) if number not in COCO_GAPS)
+    else:
+        ids = itertools.count(1)
+    return [{'id': number, 'name': name} for number, name in zip(ids, classes, strict=False)]
+
+
+def image_id_of(name: str, frame: int | None = None) -> int:
+    """The number of an image in COCO's results: depends on its name alone, so it stays the same.
+
+    Args:
+        name: The image's path below the output folder, with suffix. One whose name is a number of
+            12 digits, as all of COCO's own are, has that number; others a hash of 53 bits, which
+            every JSON reader takes for an integer.
+        frame: Which frame of a video.
+    """
+    if frame is None and re.fullmatch('[0-9]{12}', PurePosixPath(name).stem):
+        return int(PurePosixPath(name).stem)
+    key = name if frame is None else f'{name}#{frame}'
+    digest = hashlib.sha256(key.encode('utf-8', 'surrogateescape')).digest()
+    return int.from_bytes(digest[:7], 'big') >> 3
+
+
+def coco_results(
+    detections: Detections,
+    size: tuple[int, int],
+    image: dict[str, Any],
+    categories: Sequence[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Detections in COCO's results format, masks run-length encoded.
+
+    Args:
+        detections: The detections in an image.
+        size: Height and width of the image.
+        image: What every result says about its image, ``image_id`` at least.
+        categories: From :func:`categories_of`.
+    """
+    results = []
+    for index, (left, top, right, bottom) in enumerate(detections.boxes.tolist()):
+        result = {
+            **image,
+            'category_id': categories[int(detections.labels[index])]['id'],
+            'bbox': [round(value, 2) for value in (left, top, right - left, bottom - top)],
+            'score': round(float(detections.scores[index]), 5),
+        }
+        if detections.masks is not None:
+            result['segmentation'] = encode_mask(detections.masks[index], size)
+        results.append(result)
+    return results
+
+
+def to_json(content: Any) -> bytes:
+    """A line of JSON in UTF-8; what is no text in a file's name becomes one of JSON's escapes."""
+    return f'{json.dumps(content, ensure_ascii=False)}\n'.encode(errors='backslashreplace')
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(to_json(content))
+
+
+def write_seg_map(
+    path: Path, segmentation: Segmentation, palette: Sequence[tuple[int, int, int]]
+) -> None:
+    """Write a PNG whose values are labels, whole or not at all.
+
+    Up to 255 classes are an indexed PNG in the palette's colors, more a 16-bit one.
+
+    Args:
+        path: Where it goes.
+        segmentation: What to write.
+        palette: (R, G, B) of each class.
+    """
+    image = Image.fromarray(segmentation.seg_map)
+    if segmentation.seg_map.dtype == np.uint8:
+        image = image.convert('P') if image.mode != 'P' else image
+        channels = [channel for color in palette for channel in color]
+        image.putpalette(channels + [0] * (768 - len(channels)))
+    with atomic_write(path) as temporary, temporary.open('wb') as file:
+        image.save(file, format='PNG', compress_level=3)

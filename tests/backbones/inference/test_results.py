@@ -1,0 +1,88 @@
+"""Predictions as files that other programs read."""
+
+import numpy as np
+import pytest
+from mmdet.datasets import CocoDataset
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from backbones.inference import CroppedMask, Detections, Segmentation
+from backbones.inference.results import (
+    categories_of,
+    coco_results,
+    image_id_of,
+    write_json,
+    write_seg_map,
+)
+
+
+def test_cocos_own_category_ids():
+    """As in COCO's annotation files: 80 of the numbers from 1 to 90."""
+    by_name = {
+        category['name']: category['id']
+        for category in categories_of(CocoDataset.METAINFO['classes'], 'detection')
+    }
+    assert len(set(by_name.values())) == 80
+    some = ('person', 'fire hydrant', 'stop sign', 'backpack', 'dining table', 'toilet', 'tv')
+    assert [by_name[name] for name in some] == [1, 11, 13, 27, 67, 70, 72]
+    assert [by_name[name] for name in ('refrigerator', 'book', 'toothbrush')] == [82, 84, 90]
+
+
+@pytest.mark.parametrize(('task', 'ids'), [('detection', [1, 2]), ('segmentation', [0, 1])])
+def test_other_category_ids(task, ids):
+    """Of a segmentation those are the values in its PNGs."""
+    categories = categories_of(('disc', 'ring'), task)
+    assert [category['id'] for category in categories] == ids
+    assert [category['name'] for category in categories] == ['disc', 'ring']
+
+
+def test_image_ids_are_unique_integers():
+    assert image_id_of('val/000000000139.jpg') == 139
+    names = ['a/000001.jpg', 'b/000001.jpg', 'a/1.jpg', 'a/1.png', '².jpg', '12a.jpg', '\udce4.jpg']
+    ids = [image_id_of(name) for name in names]
+    ids += [image_id_of('000000000139.mp4', frame) for frame in range(3)]
+    assert len(set(ids)) == len(ids)
+    assert all(type(each) is int and 2**31 < each < 2**53 for each in ids)
+    assert image_id_of('a/000001.jpg') == ids[0]
+
+
+def test_detections_in_cocos_format():
+    pixels = np.array([[True, False, True], [True, True, True]])
+    detections = Detections(
+        boxes=np.array([[2, 1, 5, 3]], np.float32),
+        scores=np.array([0.75], np.float32),
+        labels=np.array([1]),
+        masks=[CroppedMask(2, 1, pixels)],
+    )
+    categories = categories_of(('disc', 'ring'), 'detection')
+    (result,) = coco_results(detections, (6, 8), {'image_id': 7}, categories)
+    assert result['image_id'] == 7 and result['category_id'] == 2
+    assert result['bbox'] == [2, 1, 3, 2] and result['score'] == 0.75
+    whole = np.zeros((6, 8), bool)
+    whole[1:3, 2:5] = pixels
+    np.testing.assert_array_equal(coco_mask.decode(result['segmentation']), whole)
+
+
+@pytest.mark.parametrize(
+    ('seg_map', 'mode'),
+    [
+        (np.array([[0, 1], [2, 255]], np.uint8), 'P'),
+        (np.array([[0, 255], [256, 65535]], np.uint16), 'I;16'),
+    ],
+)
+def test_a_segmentation_map_as_png(seg_map, mode, tmp_path):
+    write_seg_map(tmp_path / 'a.png', Segmentation(seg_map), [(1, 2, 3), (4, 5, 6), (7, 8, 9)])
+    with Image.open(tmp_path / 'a.png') as image:
+        assert image.mode == mode
+        np.testing.assert_array_equal(np.array(image), seg_map)
+        if mode == 'P':
+            colors = np.array(image.convert('RGB')).reshape(-1, 3).tolist()
+            assert colors == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 0, 0]]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    write_json(tmp_path / 'a.json', ['ä'])
+    with pytest.raises(TypeError):
+        write_json(tmp_path / 'a.json', [object()])
+    assert (tmp_path / 'a.json').read_text(encoding='utf-8') == '["ä"]\n'
+    assert [path.name for path in tmp_path.iterdir()] == ['a.json']
