@@ -5,12 +5,14 @@ convolution before it can do as well. So can a layer scale, and convolutions of 
 one convolution. What remains of a model computes the same, faster.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
+from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-from .efficientformer_v2.fold import fold_norms
+from .efficientformer_v2.fold import can_fold, fold_norm
 
 
 def switch_to_deploy(model: nn.Module) -> nn.Module:
@@ -34,6 +36,36 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
     fold_norms(model)
     put_channels_last(model)
     return expect_contiguous(model)
+
+
+def _switch_parts(module: nn.Module) -> None:
+    if hasattr(module, 'switch_to_deploy'):
+        module.switch_to_deploy()
+        return
+    for child in module.children():
+        _switch_parts(child)
+
+
+def fold_norms(model: nn.Module) -> None:
+    """Fold every BatchNorm into the convolution that it follows in its parent module.
+
+    A folded norm becomes an ``nn.Identity``. mmcv's ``fuse_conv_bn`` folds too, but changes a
+    convolution that several norms share once for each of them, and takes a ``ConvModule`` with the
+    norm in front for one with it behind.
+    """
+    for parent in list(model.modules()):
+        if isinstance(parent, ConvModule) and not _norm_follows_conv(parent):
+            continue
+        children = list(parent.named_children())
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
+            if can_fold(conv, norm):
+                setattr(parent, conv_name, fold_norm(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+
+
+def _norm_follows_conv(module: ConvModule) -> bool:
+    order = module.order
+    return order.index('norm') == order.index('conv') + 1
 
 
 def expect_contiguous(model: nn.Module) -> nn.Module:
@@ -69,14 +101,6 @@ def make_contiguous(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
         for name, each in kwargs.items()
     }
     return args, kwargs
-
-
-def _switch_parts(module: nn.Module) -> None:
-    if hasattr(module, 'switch_to_deploy'):
-        module.switch_to_deploy()
-        return
-    for child in module.children():
-        _switch_parts(child)
 
 
 # Necks and heads that compute the same in channels last. Others may `view` a map as if its

@@ -1,8 +1,8 @@
 """Attention of EfficientFormerV2 on token grids of any size.
 
-The two kinds of attention come first, then what both compute with, a part of the queries at a time.
-:mod:`.relative_position_bias` has what both add to their scores, :mod:`.onednn_attention` how the
-same is computed at inference on most CPUs.
+The two kinds of attention come first, then what both compute with, a part of the queries at a
+time. :mod:`.position_bias` has what both add to their scores, :mod:`.cpu` how the same is computed
+at inference on most CPUs.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu import FusedConv, add, add_attention, can_use_onednn, is_compiling, split_queries
+from .cpu import FusedConv, add_attention, can_use_onednn, split_queries
 from .fold import join_convs, scale_channels
-from .layers import GELU, ConvNorm
+from .layers import GELU, ConvNorm, add, is_compiling
 from .position_bias import RelativePositionBias
 
 # At inference the queries are split when the scores of all of them would take more bytes than
@@ -25,23 +25,15 @@ SCORE_BUDGET_CPU = 3 * 2**20
 class TalkingHeadAttention(nn.Module):
     """Attention of stages 3 and 4, with heads that talk to each other (the paper's MHSA, 3.3).
 
+    With stride 2 (stage 3, the paper's "stride attention") every second pixel is a token and the
+    result is upsampled; with stride 1 (stage 4) every pixel is.
+
     The second talking head comes after the softmax and has a bias, so that a constant times the
     sum of all values is part of every result. That sum grows with the grid, while the statistics
-    of the norms behind it stay: a network trained on small crops fails on whole pictures. With
+    of the norms behind it stay: a network trained on small crops fails on whole images. With
     'offset', the bias is therefore scaled by the tokens of the table's grid over those of the
-    picture's, which makes it a multiple of the values' mean. Nothing changes where the grids
-    agree. The authors' COCO and ADE20K models were trained without, as 'matrix' is.
-
-    Args:
-        channels: Channels of input and output.
-        stride: 2 makes tokens of every second pixel and upsamples the result (stage 3, the
-            paper's "stride attention"), 1 makes them of all pixels (stage 4).
-        table_size: Token grid (height, width) that the bias table is laid out for.
-        bias_resize: 'offset' or 'matrix', see :class:`RelativePositionBias`.
-        norm_cfg: Normalisation layer in mmcv's notation.
-        num_heads: Attention heads.
-        key_dim: Channels of a query or key, for each head.
-        value_dim: Channels of a value, for each head.
+    image's, which makes it a multiple of the values' mean. Nothing changes where the grids agree.
+    The authors' COCO and ADE20K models were trained without, as 'matrix' is.
     """
 
     def __init__(
@@ -103,18 +95,14 @@ class TalkingHeadAttention(nn.Module):
         scores = add_bias(q @ k.transpose(-2, -1), bias)
         scores = mix_heads(scores, self.talking_head1)
         if scores.requires_grad:
-            # The softmax takes it away again, but whoever waits for all gradients gets this one.
+            # The softmax cancels it, but DistributedDataParallel waits for its gradient.
             scores = scores + self.talking_head1.bias[:, None, None]
         return mix_heads(scores.softmax(dim=-1), self.talking_head2) @ v
 
     def constant_part(self, v: Tensor) -> Tensor:
         """What the second talking head's bias, which `attend` leaves out, makes of all values.
 
-        Args:
-            v: Values, (batch, channels, height, width).
-
-        Returns:
-            (batch, channels, 1, 1).
+        Maps values (batch, channels, height, width) to (batch, channels, 1, 1).
         """
         bias = self.talking_head2.bias
         bias = bias.repeat_interleave(v.shape[1] // len(bias), dim=0)[:, None, None]
@@ -143,18 +131,7 @@ class TalkingHeadAttention(nn.Module):
 
 
 class DownsamplingAttention(nn.Module):
-    """Attention between stages 3 and 4, whose queries are at half the size (the paper's 3.3).
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output, which is (batch, out_channels, H/2, W/2).
-        table_size: Token grid (height, width) of the keys that the bias table is laid out for.
-        bias_resize: 'offset' or 'matrix', see :class:`RelativePositionBias`.
-        norm_cfg: Normalisation layer in mmcv's notation.
-        num_heads: Attention heads.
-        key_dim: Channels of a query or key, for each head.
-        value_dim: Channels of a value, for each head.
-    """
+    """Attention between stages 3 and 4, whose queries are at half the size (the paper's 3.3)."""
 
     def __init__(
         self,
@@ -234,10 +211,10 @@ def attend_in_parts(
     Args:
         attend: Maps tokens of queries, keys and values (batch, num_heads, tokens, dim), and the
             bias of these queries, to their results.
-        q: (batch, num_heads * key_dim, query rows, query columns).
-        k: (batch, num_heads * key_dim, height, width).
-        v: (batch, num_heads * value_dim, height, width).
-        bias: Of all queries, as :class:`RelativePositionBias` gives it.
+        q: (batch, num_heads * key_dim, query rows, query columns); k and v likewise.
+        k: Keys.
+        v: Values.
+        bias: Of all queries, as :class:`RelativePositionBias` returns it.
 
     Returns:
         (batch, num_heads * value_dim, query rows, query columns).
@@ -251,10 +228,10 @@ def attend_in_parts(
     budget = SCORE_BUDGET_CPU if q.device.type == 'cpu' else SCORE_BUDGET
     bytes_per_query = k[:, :, :, 0].numel() * q.element_size()
     out = v.new_empty(len(q), height, width, num_heads, v.shape[3])
-    for _, rows, columns in split_queries(height, width, budget, bytes_per_query):
-        part = q[:, :, rows, columns]
-        mixed = attend(to_tokens(part, num_heads), k, v, bias[:, rows, columns])
-        out[:, rows, columns] = mixed.transpose(1, 2).unflatten(1, part.shape[2:])
+    for part in split_queries(height, width, budget, bytes_per_query):
+        queries = q[:, :, part.rows, part.columns]
+        mixed = attend(to_tokens(queries, num_heads), k, v, bias[:, part.rows, part.columns])
+        out[:, part.rows, part.columns] = mixed.transpose(1, 2).unflatten(1, queries.shape[2:])
     return out.flatten(3).permute(0, 3, 1, 2)
 
 
@@ -266,12 +243,8 @@ def mix_heads(scores: Tensor, talking_head: nn.Conv2d) -> Tensor:
 
 
 def add_bias(scores: Tensor, bias: Tensor) -> Tensor:
-    """Add a bias to scores.
-
-    Args:
-        scores: (batch, num_heads, queries, keys).
-        bias: (num_heads, query rows, query columns, key rows, key columns).
-    """
+    """Add (num_heads, query rows, query columns, key rows, key columns) to scores
+    (batch, num_heads, queries, keys)."""
     if is_compiling():
         return scores + bias.flatten(3).flatten(1, 2)
     by_row = scores.unflatten(3, bias.shape[3:]).unflatten(2, bias.shape[1:3])

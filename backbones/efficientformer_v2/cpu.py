@@ -1,31 +1,47 @@
-"""Convolutions for inference on x86 processors, through the operators of torch's own compiler.
+"""The fast path of inference on x86 CPUs: oneDNN through the operators of torch's own compiler.
 
 torch's ``conv2d`` reorders its weights at every call and leaves an activation to a second pass
-over the result. oneDNN, which does the work, needs neither when it is asked through the operators
-that torch.compile calls; they can be called without compiling anything.
+over the result. oneDNN, which does the work, needs neither when it is called through the operators
+that torch.compile uses; they can be called without compiling anything. What would not fit in the
+processor's cache is computed in strips of a feature map and in parts of the queries.
+
+First when this path is taken, then convolutions, strips and attention, last torch's private
+operators, which are tried before they are used.
 """
 
+import math
 import platform
+import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Where it has been since torch 2.3, and where it was before.
-is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
+from .layers import gelu, is_compiling, version_of
+
+
+def can_use_onednn(x: Tensor) -> bool:
+    """Whether what is computed from x may be computed by the functions of this module."""
+    return (
+        x.device.type == 'cpu'
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        # What records operators knows torch's public ones.
+        and not is_recording()
+        and not torch.is_grad_enabled()
+        and not is_autocasting_on_cpu()
+        # torch.backends.mkldnn.flags(enabled=False) turns it off, as it does for conv2d.
+        and torch.backends.mkldnn.enabled
+        and has_operators()
+    )
 
 
 def is_recording() -> bool:
     """Whether a compiler, an exporter, a tracer or a counter of FLOPs looks at every operator."""
     return is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-
-
-def version_of(parameter: Tensor) -> tuple[int, int]:
-    """Something that changes when a parameter does, but for what is written to its ``data``."""
-    version = 0 if parameter.is_inference() else parameter._version
-    return version, parameter.data_ptr()
 
 
 def is_autocasting_on_cpu() -> bool:
@@ -36,134 +52,11 @@ def is_autocasting_on_cpu() -> bool:
     return torch.is_autocast_cpu_enabled()
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU (erf) of a new x."""
-    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
-
-
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y for a new x."""
-    if x.requires_grad or y.requires_grad or x.dtype != y.dtype:
-        return x + y
-    return x.add_(y)
-
-
-# What the widest map inside may take, in bytes.
-STRIP_BUDGET = 6 * 2**20
-
-
-def in_strips(part: Callable[[Tensor], Tensor], x: Tensor, most_channels: int) -> Tensor:
-    """What ``part`` makes of x, strip by strip where all of it would take too much.
-
-    Args:
-        part: Maps (batch, channels, height, width) to the same shape. A pixel's result depends on
-            the pixel and its eight neighbours; beyond the edges it takes zeros for them. Needs no
-            gradient.
-        x: Channels last.
-        most_channels: Channels of the widest map inside ``part``.
-    """
-    height, width = x.shape[2:]
-    most = max(1, STRIP_BUDGET // (x.element_size() * most_channels * width))
-    if len(x) * height <= most:
-        return part(x)
-    rows = even_step(height, most)
-    # A row more on either side. All strips have the same size, for which weights are in order.
-    window = min(height, rows + 2)
-    out = torch.empty_like(x, memory_format=torch.channels_last)
-    for picture, result in zip(x.split(1), out.split(1), strict=True):
-        for top in range(0, height, rows):
-            bottom = min(height, top + rows)
-            first = min(max(0, top - 1), height - window)
-            strip = part(picture[:, :, first : first + window])
-            result[:, :, top:bottom] = strip[:, :, top - first : bottom - first]
-    return out
-
-
-def even_step(length: int, most: int) -> int:
-    """The step that divides a length into as few steps as possible, as alike as possible."""
-    return -(-length // -(-length // most))
-
-
-# Matrix products of fewer queries are slow.
-FEWEST_QUERIES = 32
-
-
-class Part(NamedTuple):
-    """Some of the queries: rows of their grid, or a part of one row.
-
-    Attributes:
-        all: Their place among all queries.
-        rows: Their place in the grid.
-        columns: Their place in the grid.
-    """
-
-    all: slice
-    rows: slice
-    columns: slice
-
-    @property
-    def size(self) -> int:
-        """How many they are."""
-        return self.all.stop - self.all.start
-
-
-def split_queries(rows: int, columns: int, budget: int, bytes_per_query: int) -> Iterator[Part]:
-    """Split a grid of queries into parts of about the same size, the first the largest.
-
-    Args:
-        rows: Of the grid.
-        columns: Of the grid.
-        budget: What the scores of a part may take in bytes, if that is FEWEST_QUERIES at least.
-        bytes_per_query: What the scores of a query take.
-    """
-    # A batch without images has queries that take nothing.
-    most = max(FEWEST_QUERIES, budget // max(1, bytes_per_query))
-    height = even_step(rows, max(1, most // columns))
-    width = even_step(columns, min(most, columns))
-    for top in range(0, rows, height):
-        bottom = min(rows, top + height)
-        for left in range(0, columns, width):
-            right = min(columns, left + width)
-            place = slice(top * columns + left, (bottom - 1) * columns + right)
-            yield Part(place, slice(top, bottom), slice(left, right))
-
-
-HAS_OPERATORS = (
-    platform.machine().lower() in ('x86_64', 'amd64')
-    and torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, '_convolution_pointwise')
-    and hasattr(torch.ops.mkldnn, '_reorder_convolution_weight')
-)
-
-# Padding, stride, dilation and groups of a convolution.
-Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
-
-
-def can_use_onednn(x: Tensor) -> bool:
-    """Whether what is computed from x may be computed by the functions of this module."""
-    return (
-        HAS_OPERATORS
-        and x.device.type == 'cpu'
-        and x.dtype == torch.float32
-        and x.numel() > 0
-        # What records operators knows torch's public ones.
-        and not is_recording()
-        and not torch.is_grad_enabled()
-        and not is_autocasting_on_cpu()
-        # torch.backends.mkldnn.flags(enabled=False) turns it off, as it does for conv2d.
-        and torch.backends.mkldnn.enabled
-    )
-
-
 class FusedConv(nn.Conv2d):
-    """A convolution of a network for inference, and the GELU behind it if there is one.
+    """A convolution for inference, and the GELU behind it if there is one.
 
-    Where oneDNN can be used the result is in channels last.
-
-    Args:
-        conv: The convolution, whose weights and bias are shared. Its padding is a number of
-            zeros.
-        gelu: Whether a GELU follows.
+    Weight and bias are those of ``conv``, whose padding is a number of zeros. Where oneDNN can be
+    used the result is in channels last.
     """
 
     def __init__(self, conv: nn.Conv2d, gelu: bool = False) -> None:
@@ -188,10 +81,7 @@ class FusedConv(nn.Conv2d):
         x = x.contiguous(memory_format=torch.channels_last)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         weight = self._packed(self.weight, geometry, x.shape)
-        activation = 'gelu' if self.gelu else 'none'
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, weight, self.bias, *geometry, activation, [], 'none'
-        )
+        return convolve(x, weight, self.bias, geometry, self.gelu)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ', gelu=True' * self.gelu
@@ -201,21 +91,25 @@ class FusedConv(nn.Conv2d):
         return super()._apply(*args, **kwargs)
 
 
-class PackedWeight:
-    """Keeps a weight in oneDNN's own order until the weight or the size of the input changes.
+# Padding, stride, dilation and groups of a convolution.
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
-    A copy begins empty: what is kept can be neither copied nor saved.
+
+class PackedWeight:
+    """Caches a weight in oneDNN's own order until the weight or the size of the input changes.
+
+    A copy begins empty: a packed weight can be neither copied nor saved.
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[tuple, Tensor] | None = None
+        self._cached: tuple[tuple, Tensor] | None = None
 
     def __call__(self, weight: Tensor, geometry: Geometry, input_size: torch.Size) -> Tensor:
-        # Which order is best depends on the size, and oneDNN is slow to mend one that is not.
+        # Which order is best depends on the size, and oneDNN is slow to reorder one that is not.
         described = (*version_of(weight), input_size)
-        if self._kept is None or self._kept[0] != described:
-            self._kept = described, pack(weight, geometry, input_size)
-        return self._kept[1]
+        if self._cached is None or self._cached[0] != described:
+            self._cached = described, pack(weight, geometry, input_size)
+        return self._cached[1]
 
     def __deepcopy__(self, memo: dict) -> 'PackedWeight':
         return PackedWeight()
@@ -224,34 +118,40 @@ class PackedWeight:
         return PackedWeight, ()
 
 
-def pack(weight: Tensor, geometry: Geometry, input_size: tuple[int, ...]) -> Tensor:
-    """A weight in the order that oneDNN reads it in.
+# What the widest map inside a strip may take, in bytes.
+STRIP_BUDGET = 6 * 2**20
+
+
+def in_strips(part: Callable[[Tensor], Tensor], x: Tensor, max_channels: int) -> Tensor:
+    """``part(x)``, strip by strip where all of x at once would take too much.
 
     Args:
-        weight: (out_channels, in_channels / groups, height, width).
-        geometry: Of the convolution.
-        input_size: (batch, channels, height, width) that the order is best for.
+        part: Maps (batch, channels, height, width) to the same shape. A pixel's result depends on
+            the pixel and its eight neighbours; beyond the edges it takes zeros for them. Needs no
+            gradient.
+        x: Channels last.
+        max_channels: Channels of the widest map inside ``part``.
     """
-    return torch.ops.mkldnn._reorder_convolution_weight(
-        weight.detach(), *geometry, list(input_size)
-    )
+    height, width = x.shape[2:]
+    max_rows = max(1, STRIP_BUDGET // (x.element_size() * max_channels * width))
+    if len(x) * height <= max_rows:
+        return part(x)
+    rows = even_step(height, max_rows)
+    # A row more on either side. All strips have the same size, for which weights are packed.
+    window = min(height, rows + 2)
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    for image, result in zip(x.split(1), out.split(1), strict=True):
+        for top in range(0, height, rows):
+            bottom = min(height, top + rows)
+            first = min(max(0, top - 1), height - window)
+            strip = part(image[:, :, first : first + window])
+            result[:, :, top:bottom] = strip[:, :, top - first : bottom - first]
+    return out
 
 
-def add_convolution_(
-    out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
-) -> None:
-    """Add a convolution's result to ``out``, in place.
-
-    Args:
-        out: (batch, out_channels, height, width), channels last.
-        x: (batch, channels, height, width), channels last.
-        weight: What :func:`pack` returns.
-        bias: (out_channels,) or None.
-        geometry: Of the convolution.
-    """
-    torch.ops.mkldnn._convolution_pointwise_.binary(
-        out, x, weight, bias, *geometry, 'add', 1.0, None, [], None
-    )
+def even_step(length: int, max_step: int) -> int:
+    """The step that divides a length into as few steps as possible, as alike as possible."""
+    return -(-length // -(-length // max_step))
 
 
 # What the scores of a part of the queries may take, in bytes: small enough for the cache, large
@@ -268,7 +168,7 @@ def add_attention(
     talking_heads: tuple[Tensor, Tensor] | None = None,
     constant: Tensor | None = None,
 ) -> Tensor:
-    """x plus attention's result.
+    """x plus the result of attention, as two grouped convolutions with keys and values as weights.
 
     Args:
         x: (batch, num_heads * value_dim, query rows, query columns), overwritten if it is
@@ -292,11 +192,11 @@ def add_attention(
     bias = bias.permute(1, 2, 0, 3, 4)
     bytes_per_query = num_heads * height * width * x.element_size()
     parts = list(split_queries(rows, columns, SCORE_BUDGET, bytes_per_query))
-    # For all parts, since memory that is new costs more than what is computed in it.
+    # For all parts, since new memory costs more than what is computed in it.
     buffers = x.new_empty(2, parts[0].size, num_heads, height * width)
     for index in range(len(x)):
         queries, results = to_rows(q[index]), to_rows(x[index])
-        of_picture = None if constant is None else constant[index]
+        of_image = None if constant is None else constant[index]
         keys, values = as_weights(k[index], v[index], num_heads)
         packed = {
             size: (
@@ -310,9 +210,7 @@ def add_attention(
             scores, weights = buffers[:, : part.size]
             of_part = bias[part.rows, part.columns]
             scores.view(of_part.shape).copy_(of_part)
-            add_convolution_(
-                to_picture(scores), to_picture(queries[part.all]), keys, None, geometry
-            )
+            add_convolution_(to_map(scores), to_map(queries[part.all]), keys, None, geometry)
             if talking_heads is None:
                 torch.softmax(scores, 2, out=weights)
             else:
@@ -320,23 +218,15 @@ def add_attention(
                 torch.bmm(before, scores, out=weights)
                 torch.softmax(weights, 2, out=scores)
                 torch.bmm(after, scores, out=weights)
-            add_convolution_(
-                to_picture(results[part.all]), to_picture(weights), values, of_picture, geometry
-            )
+            add_convolution_(to_map(results[part.all]), to_map(weights), values, of_image, geometry)
     return x
 
 
 def as_weights(k: Tensor, v: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Weights of the convolutions from queries to scores, and from what keys count to results.
+    """Keys and values as weights of convolutions with ``num_heads`` groups.
 
-    Args:
-        k: (num_heads * key_dim, height, width).
-        v: (num_heads * value_dim, height, width).
-        num_heads: Groups of the convolutions.
-
-    Returns:
-        (num_heads * keys, key_dim, 1, 1) and (num_heads * value_dim, keys, 1, 1), with the keys
-        from last to first.
+    Maps (channels, height, width) to (num_heads * keys, key_dim, 1, 1), from queries to scores,
+    and (num_heads * value_dim, keys, 1, 1), from scores to results, the keys from last to first.
     """
     keys = to_rows(k).flip(0).unflatten(1, (num_heads, -1)).transpose(0, 1).flatten(0, 1)
     values = to_rows(v).flip(0).t().contiguous()
@@ -348,6 +238,105 @@ def to_rows(x: Tensor) -> Tensor:
     return x.permute(1, 2, 0).reshape(-1, len(x))
 
 
-def to_picture(rows: Tensor) -> Tensor:
-    """(pixels, ...) to a picture of one row, (1, channels, 1, pixels), channels last."""
+def to_map(rows: Tensor) -> Tensor:
+    """(pixels, ...) to a map of one row, (1, channels, 1, pixels), channels last."""
     return rows.flatten(1).t()[None, :, None]
+
+
+class Part(NamedTuple):
+    """Some of the queries: rows of their grid, or a part of one row."""
+
+    all: slice
+    rows: slice
+    columns: slice
+
+    @property
+    def size(self) -> int:
+        """The number of queries."""
+        return self.all.stop - self.all.start
+
+
+# Matrix products of fewer queries are slow.
+MIN_QUERIES = 32
+
+
+def split_queries(rows: int, columns: int, budget: int, bytes_per_query: int) -> Iterator[Part]:
+    """Split a grid of queries into parts of about the same size, the first the largest.
+
+    The scores of a part take at most ``budget`` bytes, where MIN_QUERIES of them do.
+    """
+    # A batch without images has queries that take nothing.
+    max_queries = max(MIN_QUERIES, budget // max(1, bytes_per_query))
+    height = even_step(rows, max(1, max_queries // columns))
+    width = even_step(columns, min(max_queries, columns))
+    for top in range(0, rows, height):
+        bottom = min(rows, top + height)
+        for left in range(0, columns, width):
+            right = min(columns, left + width)
+            place = slice(top * columns + left, (bottom - 1) * columns + right)
+            yield Part(place, slice(top, bottom), slice(left, right))
+
+
+def pack(weight: Tensor, geometry: Geometry, input_size: tuple[int, ...]) -> Tensor:
+    """A weight in the order in which oneDNN reads it fastest for inputs of that size."""
+    return torch.ops.mkldnn._reorder_convolution_weight(
+        weight.detach(), *geometry, list(input_size)
+    )
+
+
+def convolve(
+    x: Tensor, packed: Tensor, bias: Tensor | None, geometry: Geometry, gelu: bool
+) -> Tensor:
+    """A convolution of x, which is channels last, and the GELU behind it if there is one."""
+    activation = 'gelu' if gelu else 'none'
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, packed, bias, *geometry, activation, [], 'none'
+    )
+
+
+def add_convolution_(
+    out: Tensor, x: Tensor, packed: Tensor, bias: Tensor | None, geometry: Geometry
+) -> None:
+    """Add a convolution of x to ``out``, in place; both are channels last."""
+    torch.ops.mkldnn._convolution_pointwise_.binary(
+        out, x, packed, bias, *geometry, 'add', 1.0, None, [], None
+    )
+
+
+@cache
+def has_operators() -> bool:
+    """Whether the three operators above are there and agree with conv2d; tried once a process."""
+    is_x86 = platform.machine().lower() in ('x86_64', 'amd64')
+    if not is_x86 or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        agree = operators_agree_with_conv2d()
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        agree = False
+    if not agree:
+        warnings.warn(
+            f'the oneDNN operators of torch {torch.__version__} are not as expected: inference '
+            'on the CPU takes the slower way through conv2d, with the same results',
+            stacklevel=2,
+        )
+    return agree
+
+
+def operators_agree_with_conv2d() -> bool:
+    """Try the operators on a small convolution of two groups and stride 2."""
+
+    def waves(*shape: int) -> Tensor:
+        return torch.arange(math.prod(shape), dtype=torch.float32, device='cpu').sin().view(shape)
+
+    x = waves(2, 4, 5, 6).contiguous(memory_format=torch.channels_last)
+    weight, bias = waves(6, 2, 3, 3), waves(6)
+    geometry = padding, stride, dilation, groups = (1, 1), (2, 2), (1, 1), 2
+    expected = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    packed = pack(weight, geometry, x.shape)
+    fused = convolve(x, packed, bias, geometry, gelu=True)
+    added = torch.ones_like(expected, memory_format=torch.channels_last)
+    add_convolution_(added, x, packed, bias, geometry)
+    # Reduced precision of matrix products, where a user allows it, is no disagreement.
+    return torch.allclose(fused, F.gelu(expected), atol=0.05) and torch.allclose(
+        added, expected + 1, atol=0.05
+    )

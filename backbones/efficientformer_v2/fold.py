@@ -2,37 +2,14 @@
 
 import copy
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
-from mmcv.cnn import Conv2d, ConvModule
+from mmcv.cnn import Conv2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-
-def fold_norms(model: nn.Module) -> None:
-    """Fold every BatchNorm into the convolution that it follows in its parent module.
-
-    mmcv's ``fuse_conv_bn`` does so too, but changes a convolution that several norms share once
-    for each of them, and takes a ``ConvModule`` with the norm in front for one with it behind.
-
-    Args:
-        model: Changed in place; a folded norm becomes an ``nn.Identity``.
-    """
-    for parent in list(model.modules()):
-        if isinstance(parent, ConvModule) and not _norm_follows_conv(parent):
-            continue
-        children = list(parent.named_children())
-        for (conv_name, conv), (norm_name, norm) in pairwise(children):
-            if can_fold(conv, norm):
-                setattr(parent, conv_name, fold_norm(conv, norm))
-                setattr(parent, norm_name, nn.Identity())
-
-
-def _norm_follows_conv(module: ConvModule) -> bool:
-    order = module.order
-    return order.index('norm') == order.index('conv') + 1
+from .layers import ConvNorm, LayerScale
 
 
 def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
@@ -43,21 +20,16 @@ def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
         # Spectral norm computes the weight anew at every call, from another parameter.
         and isinstance(conv.weight, nn.Parameter)
         and isinstance(norm, _BatchNorm)
-        # Without running statistics a BatchNorm takes the picture's own.
+        # Without running statistics a BatchNorm takes the image's own.
         and norm.running_mean is not None
         and norm.num_features == conv.out_channels
     )
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """A convolution that does what a convolution and a BatchNorm in evaluation mode do.
+    """A new convolution that computes what ``conv`` and a BatchNorm in evaluation mode do.
 
-    Args:
-        conv: Left as it is.
-        norm: A BatchNorm for which :func:`can_fold` holds; left as it is.
-
-    Returns:
-        A new convolution with the weights' data type, computed in float32 or better.
+    Its weights have the data type of ``conv`` and are computed in float32 or better.
     """
     dtype = conv.weight.dtype
     precise = torch.promote_types(dtype, torch.float32)
@@ -67,13 +39,7 @@ def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
 
 @torch.no_grad()
 def scale_channels(affine: nn.Module, factor: Tensor | float) -> None:
-    """Multiply what a layer puts out, in place.
-
-    Args:
-        affine: A convolution or a norm with ``weight`` and ``bias``, each of which has the
-            output's channels as its first dimension.
-        factor: One for all channels, or (channels,).
-    """
+    """Multiply the output of a convolution or a norm by a number or by (channels,), in place."""
     affine.bias.mul_(factor)
     if isinstance(factor, Tensor):
         factor = factor.view(-1, *[1] * (affine.weight.dim() - 1))
@@ -82,13 +48,21 @@ def scale_channels(affine: nn.Module, factor: Tensor | float) -> None:
 
 @torch.no_grad()
 def join_convs(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
-    """One convolution that puts out what several of the same input do, one after the other.
+    """One convolution with the outputs of several one after the other.
 
-    Args:
-        convs: Convolutions with biases that differ in ``out_channels`` alone; left as they are.
+    All have the same input and a bias, and differ in ``out_channels`` alone.
     """
     joined = copy.deepcopy(convs[0])
     joined.out_channels = sum(conv.out_channels for conv in convs)
     joined.weight = nn.Parameter(torch.cat([conv.weight for conv in convs]))
     joined.bias = nn.Parameter(torch.cat([conv.bias for conv in convs]))
     return joined
+
+
+def fold_scale(layer: ConvNorm | nn.Conv2d, scale: LayerScale | nn.Identity) -> bool:
+    """Let a layer's own weights do what the layer scale behind it does, if it has any."""
+    affine = layer.norm if isinstance(layer, ConvNorm) else layer
+    if isinstance(scale, nn.Identity) or getattr(affine, 'weight', None) is None:
+        return False
+    scale_channels(affine, scale.gamma)
+    return True

@@ -1,80 +1,16 @@
-"""Stem and feed-forward block: everything in EfficientFormerV2 that is not attention.
+"""Everything in EfficientFormerV2 that is not attention, and what torch has to be asked for it.
 
 All feature maps are (batch, channels, height, width).
 """
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
-from .cpu import FusedConv, gelu
-
-
-class ConvNorm(nn.Sequential):
-    """Convolution with a bias, followed by a normalisation layer.
-
-    Padding keeps the size at stride 1 and gives ceil(size / 2) at stride 2, for every size.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Side of the kernel, an odd number.
-        norm_cfg: Normalisation layer in mmcv's notation, ``dict(type='BN')`` for instance.
-        stride: Stride of the convolution.
-        groups: Groups of the convolution; ``in_channels`` makes it depthwise.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        norm_cfg: dict,
-        stride: int = 1,
-        groups: int = 1,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=kernel_size // 2,
-            groups=groups,
-        )
-        self.norm = build_norm_layer(norm_cfg, out_channels)[1]
-
-
-class GELU(nn.Module):
-    """GELU that overwrites its input wherever no gradient needs it, to save memory traffic."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return gelu(x)
-
-
-class LayerScale(nn.Module):
-    """A learned factor for each channel (Touvron et al., "Going deeper with Image Transformers").
-
-    Args:
-        channels: Channels of the input.
-        init_value: What every factor starts from.
-    """
-
-    def __init__(self, channels: int, init_value: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((channels,), float(init_value)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma[:, None, None]
-
 
 class Stem(nn.Module):
-    """Two 3x3 convolutions of stride 2: from the picture to (batch, channels, H/4, W/4).
-
-    Args:
-        channels: Channels of the output; between the convolutions there are half as many.
-        norm_cfg: Normalisation layer in mmcv's notation.
-    """
+    """Two 3x3 convolutions of stride 2: from the image to (batch, channels, H/4, W/4)."""
 
     def __init__(self, channels: int, norm_cfg: dict) -> None:
         super().__init__()
@@ -91,14 +27,28 @@ class Stem(nn.Module):
             self.act = nn.Identity()
 
 
-class FeedForward(nn.Module):
-    """Pointwise expansion, depthwise 3x3, pointwise projection (the paper's unified FFN, 3.1).
+class Downsample(nn.Module):
+    """3x3 convolution of stride 2, with attention of the same output added where there is one."""
 
-    Args:
-        channels: Channels of input and output.
-        mlp_ratio: Channels in between, as a multiple of ``channels``.
-        norm_cfg: Normalisation layer in mmcv's notation.
-    """
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm_cfg: dict,
+        attention: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.conv = ConvNorm(in_channels, out_channels, 3, norm_cfg, stride=2)
+        self.attn = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.attn is None:
+            return self.conv(x)
+        return add(self.conv(x), self.attn(x))
+
+
+class FeedForward(nn.Module):
+    """Pointwise expansion, depthwise 3x3, pointwise projection (the paper's unified FFN, 3.1)."""
 
     def __init__(self, channels: int, mlp_ratio: float, norm_cfg: dict) -> None:
         super().__init__()
@@ -119,10 +69,78 @@ class FeedForward(nn.Module):
             self.act = nn.Identity()
 
 
+class ConvNorm(nn.Sequential):
+    """Convolution with a bias, then a norm.
+
+    Padding keeps the size at stride 1 and gives ceil(size / 2) at stride 2, for every size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        norm_cfg: dict,
+        stride: int = 1,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups
+        )
+        self.norm = build_norm_layer(norm_cfg, out_channels)[1]
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel (Touvron et al., arXiv 2103.17239)."""
+
+    def __init__(self, channels: int, init_value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), float(init_value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma[:, None, None]
+
+
+class GELU(nn.Module):
+    """GELU that overwrites its input wherever no gradient needs it, to save memory traffic."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(x)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU (erf) of a tensor that nothing else uses."""
+    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y for an x that nothing else uses; overwrites x wherever no gradient needs it."""
+    if x.requires_grad or y.requires_grad or x.dtype != y.dtype:
+        return x + y
+    return x.add_(y)
+
+
 def fuse_gelu(*layers: nn.Module) -> bool:
-    """Let layers do the GELU behind them, if all are convolutions and nothing else."""
-    if not all(isinstance(layer, FusedConv) for layer in layers):
-        return False
-    for layer in layers:
+    """Let layers compute the GELU behind them too, if all of them can (:class:`.cpu.FusedConv`)."""
+    can_fuse = all(hasattr(layer, 'gelu') for layer in layers)
+    for layer in layers if can_fuse else ():
         layer.gelu = True
-    return True
+    return can_fuse
+
+
+# Where it has been since torch 2.3, and where it was before.
+is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
+
+
+def version_of(parameter: Tensor) -> tuple[int, int]:
+    """Changes whenever a parameter does, except through its ``data``."""
+    version = 0 if parameter.is_inference() else parameter._version
+    return version, parameter.data_ptr()
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Channels last if that is what x is in and nothing else, else contiguous."""
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_channels_last else torch.contiguous_format

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cpu import is_compiling, version_of
+from .layers import is_compiling, version_of
 
 BIAS_RESIZE_MODES = ('offset', 'matrix')
 
@@ -12,22 +12,16 @@ BIAS_RESIZE_MODES = ('offset', 'matrix')
 class RelativePositionBias(nn.Module):
     """What the distance between a query and a key adds to their score, learned for each head.
 
-    The table has an entry for every offset (|dy|, |dx|) on the token grid of pre-training
-    (LeViT's attention bias, which the paper takes over). For another grid it is carried over by
+    The table (num_heads, height, width) has an entry for every offset (|dy|, |dx|) on the token
+    grid of pre-training (LeViT's attention bias, which the paper takes over). For another grid
 
-    - 'offset': the table is resized (bicubic, offset 0 and the largest offset stay what they
-      are) and then looked up. Exact where the grids agree, and cheap.
-    - 'matrix': the table is looked up for the grid of pre-training and the matrix of queries
-      and keys is resized as if it were a picture. The authors' published COCO and ADE20K
-      models were trained with it; it serves them alone.
+    - 'offset' resizes the table (bicubic; offset 0 and the largest offset stay what they are) and
+      looks up in the result. Exact where the grids agree, and cheap.
+    - 'matrix' looks up for the grid of pre-training and resizes the matrix of queries and keys as
+      if it were an image. The authors' published COCO and ADE20K models were trained so; it
+      serves them alone.
 
-    At inference the bias of the last grid is kept until the table changes.
-
-    Args:
-        num_heads: Attention heads.
-        table_size: Token grid (height, width) of the keys that the table is laid out for.
-        query_stride: Queries are at every ``query_stride``-th key of both axes.
-        resize: 'offset' or 'matrix'.
+    At inference the bias of the last grid is cached until the table changes.
     """
 
     def __init__(
@@ -40,17 +34,11 @@ class RelativePositionBias(nn.Module):
         self._kept: tuple[tuple, Tensor] | None = None
 
     def forward(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """Bias of all queries.
-
-        With 'offset' it is a view of a table twice as wide and high, see :func:`look_up`: it
-        takes no memory.
-
-        Args:
-            grid: Height and width of the keys, in tokens.
-            dtype: What the scores are in, which autocast may have made another than the table's.
+        """Bias of all queries for keys on ``grid`` (height, width), in the scores' data type.
 
         Returns:
-            (num_heads, query rows, query columns, *grid), with the keys from last to first.
+            (num_heads, query rows, query columns, *grid), with the keys from last to first. With
+            'offset' a view of a table twice as wide and high, see :func:`look_up`.
         """
         if self.training or torch.is_grad_enabled() or is_compiling():
             return self._look_up(grid, dtype)
@@ -84,16 +72,8 @@ class RelativePositionBias(nn.Module):
 
 
 def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Lay a table of offsets out for another grid.
-
-    Args:
-        table: (num_heads, height, width).
-        grid: The new height and width.
-
-    Returns:
-        (num_heads, *grid); the table itself where the grids agree.
-    """
-    # An exported network is not to depend on the grid of the picture that it was exported with.
+    """A table (num_heads, height, width) laid out for another grid; itself where they agree."""
+    # An exported network must not depend on the grid of the image that it was exported with.
     if not is_compiling() and tuple(table.shape[1:]) == tuple(grid):
         return table
     # In float32, since half precision has no bicubic kernel on every device.
@@ -102,19 +82,16 @@ def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def look_up(table: Tensor, query_stride: int) -> Tensor:
-    """Spread a table of offsets over the pairs of queries and keys of its grid.
+    """Spread a table (num_heads, height, width) over the pairs of queries and keys of its grid.
 
     Beside its mirror images, so that entry (dy, dx) of all signs has a place of its own, the
     table holds what a query adds to all keys as a window of the grid's size, which moves with
-    the query. It moves the other way than the keys run, so that they are taken backwards.
-
-    Args:
-        table: (num_heads, height, width), entry (|dy|, |dx|).
-        query_stride: Queries are at every ``query_stride``-th key of both axes.
+    the query. It moves the other way than the keys run, so the keys are taken backwards.
 
     Returns:
-        (num_heads, query rows, query columns, height, width): entry (qy, qx, y, x) is of the key
-        at (height - 1 - y, width - 1 - x). A view of the mirrored table.
+        (num_heads, query rows, query columns, height, width): entry (qy, qx, y, x) is of the query
+        at ``query_stride`` * (qy, qx) and the key at (height - 1 - y, width - 1 - x). A view of
+        the mirrored table.
     """
     num_heads, height, width = table.shape
     if is_compiling():

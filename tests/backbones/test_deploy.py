@@ -15,9 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import CheckpointError, EfficientFormerV2
-from backbones.deploy import switch_to_deploy
+from backbones.deploy import fold_norms, switch_to_deploy
 from backbones.efficientformer_v2.attention import DownsamplingAttention, TalkingHeadAttention
-from backbones.efficientformer_v2.fold import fold_norms
 from backbones.efficientformer_v2.layers import LayerScale
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1}

