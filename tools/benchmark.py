@@ -29,6 +29,7 @@ with explain_missing():
     from backbones.benchmark.timing import Effort
     from backbones.benchmark.work import BACKENDS, PARTS
     from backbones.errors import exit_on_user_error
+    from backbones.weights import use_safe_loading
 
 SOME_FAILED = 3
 EXAMPLES = """\
@@ -119,6 +120,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     with exit_on_user_error():
+        use_safe_loading()
         request = Request(
             configs=args.configs,
             peers=args.peers,

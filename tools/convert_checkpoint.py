@@ -11,7 +11,7 @@ with explain_missing():
     from backbones.engine.conversion import LAYOUTS, TASKS, Conversion, convert
     from backbones.errors import CheckpointError, ConfigError, exit_on_user_error
     from backbones.files import atomic_write
-    from backbones.weights import encode_checkpoint, fetch, read_checkpoint, trust_checkpoints
+    from backbones.weights import encode_checkpoint, read_checkpoint, use_safe_loading
 
 EXAMPLES = """\
 examples:
@@ -58,9 +58,8 @@ def main() -> None:
     args = parse_args()
     with exit_on_user_error():
         check_out(args.out, args.overwrite)
-        if args.trust_checkpoint:
-            trust_checkpoints()
-        checkpoint = read_checkpoint(fetch(args.source))
+        use_safe_loading(args.trust_checkpoint)
+        checkpoint = read_checkpoint(args.source)
         try:
             conversion = convert(checkpoint, args.task)
         except CheckpointError as error:

@@ -22,9 +22,9 @@ with explain_missing():
         parse,
     )
 
-    from backbones import trust_checkpoints
     from backbones.errors import exit_on_user_error
     from backbones.export.export import Options, export
+    from backbones.weights import use_safe_loading
 
 EXAMPLES = """\
 examples:
@@ -105,8 +105,7 @@ def main() -> None:
         picture=args.picture,
     )
     with exit_on_user_error():
-        if args.trust_checkpoint:
-            trust_checkpoints()
+        use_safe_loading(args.trust_checkpoint)
         say = partial(print, flush=True)
         export(args.config, args.checkpoint, args.out, options, args.cfg_options, say)
 

@@ -35,7 +35,6 @@ with explain_missing():
         positive,
     )
 
-    from backbones import trust_checkpoints
     from backbones.errors import ConfigError, OutputError, exit_on_user_error
     from backbones.export.runner import is_exported
     from backbones.inference import Clip, Inferencer
@@ -43,6 +42,7 @@ with explain_missing():
     from backbones.inference.output import Writer
     from backbones.inference.output_paths import plan_jobs
     from backbones.inference.run import RECORDS_NAME, Interruption, Run
+    from backbones.weights import use_safe_loading
 
 SOME_FAILED, INTERRUPTED = 3, 130
 EXAMPLES = """\
@@ -202,8 +202,7 @@ def main() -> int:
 
 def infer(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    if args.trust_checkpoint:
-        trust_checkpoints()
+    use_safe_loading(args.trust_checkpoint)
     listed = list_inputs(args.inputs, args.recursive, sys.stdin)
     live = [item for item in listed if is_live(item.path)]
     if live and len(listed) > 1:

@@ -10,10 +10,9 @@ from _requirements import explain_missing
 with explain_missing():
     from torch import Tensor
 
-    from backbones.engine.saved_config import config_of
     from backbones.errors import CheckpointError, ConfigError, exit_on_user_error
     from backbones.files import atomic_write
-    from backbones.weights import encode_checkpoint, load_checkpoint, trust_checkpoints
+    from backbones.weights import config_of, encode_checkpoint, load_checkpoint, use_safe_loading
 
 # Of the config, what only says where and how one run was started.
 RUN_ONLY = ('work_dir', 'load_from', 'resume', 'launcher')
@@ -63,8 +62,7 @@ def main() -> None:
     with exit_on_user_error():
         if args.out.suffix not in ('.pth', '.safetensors'):
             raise ConfigError(f'OUT ends in .pth or .safetensors, not {str(args.out)!r}')
-        if args.trust_checkpoint:
-            trust_checkpoints()
+        use_safe_loading(args.trust_checkpoint)
         checkpoint = load_checkpoint(args.checkpoint)
         tensors, kind = choose_weights(checkpoint, args.weights)
         meta = published_meta(checkpoint)

@@ -11,7 +11,6 @@ with explain_missing():
     from mmengine.config import Config
     from mmengine.dist import is_main_process
 
-    from backbones import trust_checkpoints
     from backbones.data.dataset_guard import GuardedRunner
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.deployment import deploy_before_test
@@ -19,6 +18,7 @@ with explain_missing():
     from backbones.engine.report import format_metrics, report_every_class, write_metrics
     from backbones.engine.tta import use_test_time_augmentation
     from backbones.errors import ConfigError, exit_on_user_error
+    from backbones.weights import use_safe_loading
 
 EXAMPLES = """\
 examples:
@@ -81,8 +81,7 @@ def configure(args: argparse.Namespace) -> Config:
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        if args.trust_checkpoint:
-            trust_checkpoints()
+        use_safe_loading(args.trust_checkpoint)
         config = prepare_test(configure(args))
         runner = GuardedRunner.from_cfg(config)
         if args.show_dir:

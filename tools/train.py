@@ -11,7 +11,6 @@ with explain_missing():
     from mmengine.config import Config, ConfigDict
     from mmengine.dist import is_main_process
 
-    from backbones import trust_checkpoints
     from backbones.engine.checkpointing import explain_full_disk, remove_partial_checkpoints
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
     from backbones.engine.curves import draw_curves
@@ -22,6 +21,7 @@ with explain_missing():
     from backbones.engine.run_defaults import keep_best_checkpoint, log_to_tensorboard
     from backbones.engine.runner import TrainRunner
     from backbones.errors import ConfigError, exit_on_user_error
+    from backbones.weights import use_safe_loading
 
 EXAMPLES = """\
 examples:
@@ -153,8 +153,7 @@ def train(config: Config) -> None:
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        if args.trust_checkpoint:
-            trust_checkpoints()
+        use_safe_loading(args.trust_checkpoint)
         config = configure(args)
         try:
             with explain_full_disk(config.work_dir):

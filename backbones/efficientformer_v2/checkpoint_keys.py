@@ -52,8 +52,9 @@ RENAMING = {
 # Classifiers, and the index tables that the authors' files carry beside the bias tables.
 LEFT_OUT = re.compile(r'^(norm|head|dist_head|head_dist)\.|\.attention_bias_idxs(_seg)?$')
 
-# Keys that published files keep their tensors under.
+# Keys that published files keep their tensors under, and where a whole model has its backbone.
 WRAPPERS = ('state_dict', 'model')
+PREFIX = 'backbone.'
 
 
 def adapt_state_dict(
@@ -75,7 +76,9 @@ def adapt_state_dict(
         for key in list(state_dict)
         if key.startswith(prefix)
     }
-    tensors = to_own_layout(unwrap(given))
+    tensors = tensors_of(given)
+    inside = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
+    tensors = to_own_layout(inside or tensors)
     check_complete(tensors, expected, given)
     built = {key.split('.')[1] for key in expected if key.startswith('stages.')}
     for key, tensor in tensors.items():
@@ -84,16 +87,37 @@ def adapt_state_dict(
             state_dict[prefix + key] = tensor
 
 
-def unwrap(checkpoint: Mapping) -> dict:
-    """The tensors of a backbone, out of a file's wrappers and out of a whole model's."""
+def tensors_of(checkpoint: object) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, out of the wrappers that they are published in."""
+    if not isinstance(checkpoint, Mapping):
+        return {}
     for wrapper in WRAPPERS:
         if isinstance(checkpoint.get(wrapper), Mapping):
-            return unwrap(checkpoint[wrapper])
-    prefix = 'backbone.'
-    inside = {
-        key[len(prefix) :]: value for key, value in checkpoint.items() if key.startswith(prefix)
+            return tensors_of(checkpoint[wrapper])
+    return {
+        # Models are saved under 'module.' out of a wrapper for distributed training.
+        key.removeprefix('module.'): value
+        for key, value in checkpoint.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
     }
-    return inside or dict(checkpoint)
+
+
+def check_nan(tensors: Mapping[str, Tensor], source: str = 'the checkpoint') -> None:
+    """Refuse weights with NaN, which a training that diverged leaves behind.
+
+    Raises:
+        CheckpointError: There are some. The message has ``source`` and names the tensors.
+    """
+    nan = [
+        key
+        for key, tensor in tensors.items()
+        if tensor.is_floating_point() and not tensor.is_meta and tensor.isnan().any()
+    ]
+    if nan:
+        raise CheckpointError(
+            f'{source}: {len(nan)} of {len(tensors)} tensors contain NaN, as after a training that '
+            f'diverged: {enumerate_keys(nan)}'
+        )
 
 
 def layout_of(tensors: Mapping) -> str | None:
@@ -168,6 +192,7 @@ def check_complete(
             f'the checkpoint lacks {len(missing)} of the {len(needed)} tensors of the backbone: '
             f'{enumerate_keys(missing)}'
         )
+    check_nan({key: tensors[key] for key in needed})
 
 
 def fits(key: str, tensor: Tensor, expected: Tensor) -> bool:

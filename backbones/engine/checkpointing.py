@@ -10,9 +10,10 @@ from typing import ClassVar
 
 from mmengine.fileio import LocalBackend, register_backend
 
+from backbones.efficientformer_v2.checkpoint_keys import check_nan, tensors_of
 from backbones.errors import CheckpointError
 from backbones.files import atomic_write
-from backbones.weights import read_checkpoint
+from backbones.weights import are_checkpoints_trusted, read_checkpoint
 
 # What a training saves at intervals; the best and the published ones cannot be resumed.
 SAVED_AT_INTERVALS = ('iter_*.pth', 'epoch_*.pth', 'preempted.pth')
@@ -135,6 +136,9 @@ def read_resumable(path: Path) -> dict:
         raise CheckpointError(f'checkpoint {path} cannot be read: {error}') from error
     if spoilt:
         raise CheckpointError(f'checkpoint {path} is damaged: the checksum of {spoilt} differs')
+    # Which of them are weights is not known here, so that there has to be a way past it.
+    if not are_checkpoints_trusted():
+        check_nan(tensors_of(checkpoint), f'checkpoint {path} (--trust-checkpoint resumes it)')
     missing = [key for key in ('optimizer', 'message_hub') if key not in checkpoint]
     if missing:
         raise CheckpointError(

@@ -24,10 +24,10 @@ from backbones.efficientformer_v2.checkpoint_keys import (
     describe,
     enumerate_keys,
     layout_of,
+    tensors_of,
     to_own_layout,
 )
 from backbones.errors import CheckpointError
-from backbones.weights import tensors_of
 
 from .config import fit_to_device, load_config
 

@@ -1,5 +1,6 @@
 """What a run starts from, checked before any data are read."""
 
+import sys
 from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
@@ -10,7 +11,7 @@ from backbones.data.classes import set_classes
 from backbones.data.skip_bad import leave_out_bad
 from backbones.data.split_checks import check_data
 from backbones.efficientformer_v2.backbone import EfficientFormerV2
-from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
+from backbones.efficientformer_v2.checkpoint_keys import check_nan, enumerate_keys
 from backbones.errors import CheckpointError
 from backbones.weights import load_checkpoint
 
@@ -108,6 +109,11 @@ def check_start(config: Config) -> dict | None:
         fitted = MODELS.build({**backbone, 'init_cfg': None})
         model = fitted if source is None else nn.ModuleDict({'backbone': fitted})
         fit(model, checkpoint, source or pretrained)
+    try:
+        check_nan(checkpoint['state_dict'], f'checkpoint {source or pretrained}')
+    except CheckpointError as error:
+        # What the model does not use does no harm, and buffers may have NaN by design.
+        print(f'warning: {error}', file=sys.stderr, flush=True)
     return checkpoint if source else None
 
 
@@ -157,11 +163,17 @@ def fit(model: nn.Module, checkpoint: dict, source: str) -> list[str]:
     """Load a checkpoint into a model and name the tensors that it lacks.
 
     Raises:
-        CheckpointError: A tensor has another shape, or the backbone is another one.
+        CheckpointError: A tensor has another shape, the backbone is another one, or weights
+            contain NaN.
     """
     try:
         missing, _ = model.load_state_dict(checkpoint['state_dict'], strict=False)
     except RuntimeError as error:
         raise CheckpointError(f'checkpoint {source} does not fit: {error}') from error
+    # Buffers may have NaN by design, those of norms do not.
+    weights = {key for key, _ in model.named_parameters()}
+    weights |= {k for k, _ in model.named_buffers() if k.endswith(('running_mean', 'running_var'))}
+    used = {key: tensor for key, tensor in checkpoint['state_dict'].items() if key in weights}
+    check_nan(used, f'checkpoint {source}')
     # Older files lack BatchNorm's counter, which nothing depends on.
     return [key for key in missing if not key.endswith('num_batches_tracked')]

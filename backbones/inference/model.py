@@ -17,9 +17,8 @@ from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.amp import inference_precision
 from backbones.engine.config import fit_to_device, load_config
 from backbones.engine.preflight import fit_whole
-from backbones.engine.saved_config import config_of
 from backbones.errors import ConfigError, DataError
-from backbones.weights import load_checkpoint
+from backbones.weights import config_of, load_checkpoint
 
 from .masks import crop_masks, fill_empty_boxes, keep_masks_small, paste_masks
 from .results import Detections, Segmentation

@@ -1,6 +1,7 @@
 """No tool lets a checkpoint run code, and every one says what is wrong before it reads data."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from mmengine.registry import MODELS
 
 from backbones import CheckpointError
+from backbones.engine.checkpointing import read_resumable
 from backbones.engine.config import fit_to_device, load_config
+from backbones.engine.preflight import fit_whole
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'seg_configs' / 'fpn_effv2_s0_shapes.py'
@@ -72,28 +75,12 @@ def test_trust_is_given_by_a_switch_that_every_tool_has(command, evil, run_tool)
     assert evil.exists()
 
 
-def test_mmdets_and_mmsegs_own_inference_runs_no_code_either(evil, tmp_path):
-    """Whoever builds a model from our config goes through the same loaders."""
-    from mmdet.apis import DetInferencer, init_detector
-    from mmseg.apis import MMSegInferencer, init_model
-
-    detector = str(ROOT / 'det_configs' / 'retinanet_effv2_s0_shapes.py')
-    file = str(tmp_path / 'in.pth')
-    for load in (
-        lambda: init_detector(detector, file, device='cpu'),
-        lambda: DetInferencer(detector, file, device='cpu'),
-        lambda: init_model(str(CONFIG), file, device='cpu'),
-        lambda: MMSegInferencer(str(CONFIG), file, device='cpu'),
-    ):
-        with pytest.raises(CheckpointError, match=r'posix\.mkdir'):
-            load()
-        assert not evil.exists()
-
-
 def broken(kind: str, tensors: dict[str, torch.Tensor]) -> object:
     match kind:
-        case 'NaN':
-            return {'state_dict': {**tensors, 'x': torch.tensor(float('nan'))}}
+        case 'NaN in the backbone' | 'NaN in a head':
+            module = 'backbone.stem.conv1.norm' if 'backbone' in kind else 'decode_head.conv_seg'
+            part = f'{module}.bias'
+            return {'state_dict': {**tensors, part: torch.full_like(tensors[part], torch.nan)}}
         case 'half a backbone':
             kept = list(tensors)[: len(tensors) // 2]
             return {'state_dict': {key: tensors[key] for key in kept}}
@@ -112,7 +99,8 @@ def broken(kind: str, tensors: dict[str, torch.Tensor]) -> object:
 @pytest.mark.parametrize(
     ('kind', 'said'),
     [
-        ('NaN', 'contain NaN'),
+        ('NaN in the backbone', 'contain NaN'),
+        ('NaN in a head', 'contain NaN'),
         ('half a backbone', 'lacks'),
         ('another network', 'nothing in the checkpoint belongs to an EfficientFormerV2'),
         ('another architecture', 'another architecture'),
@@ -130,6 +118,24 @@ def test_checkpoints_are_checked_before_data(
     assert process.returncode == 1
     assert said in process.stderr and 'in.pth' in process.stderr
     assert 'Traceback' not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ('where', 'refused'), [('backbone.stem.conv1.norm.running_var', True), ('unused', False)]
+)
+def test_nan_is_refused_where_it_does_harm(where, refused, model_tensors):
+    config = load_config(str(CONFIG))
+    fit_to_device(config)
+    tensors = {**model_tensors, where: torch.tensor([torch.nan] * 16)}
+    with pytest.raises(CheckpointError, match=where) if refused else nullcontext():
+        fit_whole(MODELS.build(config.model), {'state_dict': tensors, 'meta': {}}, 'in.pth')
+
+
+def test_a_training_with_nan_is_not_resumed(tmp_path):
+    content = {'state_dict': {'x': torch.tensor(torch.nan)}, 'optimizer': {}, 'message_hub': {}}
+    torch.save(content, tmp_path / 'in.pth')
+    with pytest.raises(CheckpointError, match=r'in\.pth.*contain NaN: x'):
+        read_resumable(tmp_path / 'in.pth')
 
 
 def test_a_backbone_alone_is_not_tested(model_tensors, shapes, run_tool, tmp_path):
