@@ -27,7 +27,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
     """Read a config for mmdet or mmseg, and make that the library in which types are looked up.
 
     Args:
-        path: The config, whose bases may be ``mmdet::...`` and ``mmseg::...`` too.
+        path: The config, whose bases may be ``mmdet::...``, ``mmseg::...`` and ``backbones::...``
+            too.
         options: Overrides by dotted key, as ``--cfg-options`` gives them. Default: none.
 
     Raises:
@@ -40,7 +41,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
             f'{path} is no config: those end in {", ".join(CONFIG_ENDINGS)}, and come before the '
             'checkpoint'
         )
-    find_mmseg_configs()
+    register_config_packages()
     try:
         config = Config.fromfile(path)
         config.merge_from_dict(options or {})
@@ -51,6 +52,10 @@ def load_config(path: str, options: dict | None = None) -> Config:
             f'{path}: default_scope is {config.get("default_scope")!r}; it must be one of '
             f'{SCOPES}, which tells a detector from a segmentor'
         )
+    for node in walk(config._cfg_dict):
+        # mmengine takes what stands before '::' for the library that the types are in.
+        if node.get('_scope_') == 'backbones':
+            del node['_scope_']
     init_default_scope(config.default_scope)
     name_library_of_transforms(config)
     return config
@@ -66,11 +71,13 @@ def name_library_of_transforms(config: Config) -> None:
         transform.setdefault('_scope_', config.default_scope)
 
 
-def find_mmseg_configs() -> None:
-    """Let ``_base_ = 'mmseg::...'`` find mmseg whatever its distribution is called.
+def register_config_packages() -> None:
+    """Let ``_base_ = 'backbones::...'`` find our configs, and ``'mmseg::...'`` those of mmseg.
 
-    mmengine looks for a distribution 'mmsegmentation', which the maintained line has renamed.
+    mmengine takes mmseg's distribution to be 'mmsegmentation', which the maintained line has
+    renamed.
     """
+    config_utils.MODULE2PACKAGE['backbones'] = 'backbones'
     try:
         distribution('mmsegmentation')
     except PackageNotFoundError:
