@@ -1,6 +1,5 @@
-"""The smallest RTSP server: one client, one H.264 stream, over UDP or inside the TCP connection."""
+"""The smallest RTSP server: one client, one H.264 stream, inside the TCP connection."""
 
-import re
 import socket
 import threading
 from fractions import Fraction
@@ -22,16 +21,14 @@ a=control:video
 
 
 class RtspServer:
-    """Plays grey pictures that become lighter, as often as asked, then falls silent or hangs up.
+    """Plays gray images that become lighter, then falls silent or hangs up.
 
     Args:
-        transport: 'tcp' or 'udp': the only one it agrees to.
-        num_frames: How many pictures of 64x48 pixels it sends, 25 a second.
+        num_frames: How many images of 64x48 pixels it sends, 25 a second.
         hang_up: Whether it closes the connection after the last one.
     """
 
-    def __init__(self, transport: str, num_frames: int, hang_up: bool = True) -> None:
-        self.transport = transport
+    def __init__(self, num_frames: int, hang_up: bool = True) -> None:
         self.num_frames = num_frames
         self.hang_up = hang_up
         self.listener = socket.create_server(('127.0.0.1', 0))
@@ -50,45 +47,31 @@ class RtspServer:
 
     def _serve(self) -> None:
         connection, _ = self.listener.accept()
-        client_port = 0
         with connection, connection.makefile('rb') as requests:
-            while not self.stopped.is_set():
+            method = ''
+            while method != 'PLAY' and not self.stopped.is_set():
                 method, headers = read_request(requests)
                 reply = {'CSeq': headers['cseq'], 'Session': '1'}
-                status = '200 OK'
-                body = ''
+                body = SDP if method == 'DESCRIBE' else ''
                 if method == 'OPTIONS':
                     reply['Public'] = 'DESCRIBE, SETUP, PLAY, TEARDOWN'
                 elif method == 'DESCRIBE':
                     reply['Content-Type'] = 'application/sdp'
-                    body = SDP
                 elif method == 'SETUP':
-                    wanted = headers['transport']
-                    if ('TCP' in wanted) != (self.transport == 'tcp'):
-                        status = '461 Unsupported Transport'
-                    elif self.transport == 'udp':
-                        client_port = int(re.search(r'client_port=(\d+)', wanted)[1])
-                        reply['Transport'] = f'{wanted};server_port=0-1'
-                    else:
-                        reply['Transport'] = 'RTP/AVP/TCP;unicast;interleaved=0-1'
+                    reply['Transport'] = 'RTP/AVP/TCP;unicast;interleaved=0-1'
                 reply['Content-Length'] = str(len(body))
-                lines = [f'RTSP/1.0 {status}', *(f'{key}: {value}' for key, value in reply.items())]
+                lines = ['RTSP/1.0 200 OK', *(f'{key}: {value}' for key, value in reply.items())]
                 connection.sendall(('\r\n'.join(lines) + '\r\n\r\n' + body).encode())
-                if method == 'PLAY':
-                    break
-            if self.transport == 'udp':
-                self._play(client_port)
-            else:
-                self._play_over(connection)
+            self._play(connection)
             if not self.hang_up:
                 self.stopped.wait()
 
-    def _play_over(self, connection: socket.socket) -> None:
+    def _play(self, connection: socket.socket) -> None:
         """RTP between the replies: a dollar sign, the channel, the length, the packet."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as relay:
             relay.bind(('127.0.0.1', 0))
             relay.settimeout(0.05)
-            player = threading.Thread(target=self._play, args=(relay.getsockname()[1],))
+            player = threading.Thread(target=self._send, args=(relay.getsockname()[1],))
             player.start()
             try:
                 while True:
@@ -106,7 +89,7 @@ class RtspServer:
             finally:
                 player.join()
 
-    def _play(self, port: int) -> None:
+    def _send(self, port: int) -> None:
         with av.open(f'rtp://127.0.0.1:{port}', 'w', format='rtp') as container:
             stream = container.add_stream('libx264', rate=25)
             stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
@@ -114,9 +97,8 @@ class RtspServer:
             for index in range(self.num_frames):
                 if self.stopped.wait(0.04):
                     return
-                level = min(255, 20 + 4 * index)
-                picture = np.full((48, 64, 3), level, np.uint8)
-                frame = av.VideoFrame.from_ndarray(picture, format='bgr24')
+                image = np.full((48, 64, 3), min(255, 20 + 4 * index), np.uint8)
+                frame = av.VideoFrame.from_ndarray(image, format='bgr24')
                 frame.pts, frame.time_base = index, Fraction(1, 25)
                 container.mux(stream.encode(frame))
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from backbones.errors import InputError
 
-from .frame import Frame, Timing
+from .frame import Frame, TimedImage, Timing
 from .images import ImageFile
 from .inputs import Input
 from .sources import NotMedia, Source, identify
@@ -163,7 +163,7 @@ def read_stream(
 
 # Readers of streams give the stream itself, then its frames, and raise InputError at the end where
 # something was lost on the way.
-StreamParts = Iterator[Stream | tuple[int, Timing, np.ndarray]]
+StreamParts = Iterator[Stream | TimedImage]
 
 
 def read_video(source: Source, clip: Clip) -> StreamParts:
@@ -189,7 +189,7 @@ def read_animation(source: Source, clip: Clip) -> StreamParts:
         for index, (time, duration, pixels) in enumerate(image.frames()):
             if index % clip.every == 0 and clip.start <= time and (not clip.end or time < clip.end):
                 milliseconds = round(time * 1000), round(duration * 1000)
-                yield index, Timing(time, *milliseconds), pixels
+                yield TimedImage(index, Timing(time, *milliseconds), pixels)
 
 
 def read_live(source: Source, clip: Clip) -> StreamParts:
@@ -199,10 +199,10 @@ def read_live(source: Source, clip: Clip) -> StreamParts:
     with CameraReader(source.file, clip.policy) as reader:
         yield Stream('live', reader.width, reader.height, live=reader)
         for number, frame in enumerate(reader):
-            if clip.end is not None and frame.time >= clip.end:
+            if clip.end is not None and frame.timing.time >= clip.end:
                 return
-            if number % clip.every == 0 and frame.time >= clip.start:
-                yield frame.index, Timing(frame.time, round(frame.time * 1000)), frame.picture
+            if number % clip.every == 0 and frame.timing.time >= clip.start:
+                yield frame
 
 
 STREAM_READERS = {'video': read_video, 'animation': read_animation, 'live': read_live}
