@@ -327,11 +327,12 @@ class StreamWriter:
         mark = '.interrupted' if record['status'] == 'interrupted' else ''
         problem = None
         if self._video is not None:
-            self._video.path = self._path('drawn', f'{mark}.mp4')
             # Where the frames end early, the audio ends with them.
             is_whole = not (closed.was_interrupted or closed.problem or self.clip.end)
             self._video.close(whole_audio=is_whole)
-            record['drawn'] = self.writer.relative(self._video.path)
+            path = self._path('drawn', f'{mark}.mp4')
+            os.replace(self._video.path, path)
+            record['drawn'] = self.writer.relative(path)
             problem = self._video.problem
         frames = self.writer.partial_frames(self.job)
         if self._lines is not None:
@@ -347,9 +348,8 @@ class StreamWriter:
             frames.rename(path)
             record['data'] = self.writer.relative(path)
         if not mark:
-            for part, suffix in (('drawn', '.mp4'), ('data', '.jsonl'), ('data', '.frames')):
-                path = self._path(part, f'.interrupted{suffix}')
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            self._path('data', '.interrupted.jsonl').unlink(missing_ok=True)
+            shutil.rmtree(self._path('data', '.interrupted.frames'), ignore_errors=True)
         return problem
 
     def _fail(self, error: OSError) -> None:
@@ -365,7 +365,7 @@ class StreamWriter:
         from .video_writer import VideoWriter
 
         return VideoWriter(
-            self._path('drawn', '.mp4'),
+            self._path('drawn', '.interrupted.mp4'),
             self.stream.width,
             self.stream.height,
             time_base=self.stream.time_base,
