@@ -1,7 +1,7 @@
 """The legend of a segmentation, below its image or inside it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
@@ -12,9 +12,8 @@ from .text import fit_text, line_height, paint, render_text, rounded_box, text_w
 BGR = tuple[int, int, int]
 
 # A legend takes at most this share of the image's height.
-BAND_SHARE = 0.5
-PANEL_SHARE = 0.5
-# Wider names are shortened to this share of the image's width.
+HEIGHT_SHARE = 0.5
+# Inside the image, wider names are shortened to this share of its width.
 PANEL_WIDTH_SHARE = 0.4
 
 PAPER: BGR = (255, 255, 255)
@@ -51,8 +50,7 @@ class SteadyClasses:
 
     Args:
         hold: For how many frames a class stays listed after its last one. Default: 60.
-        min_share: The share of the image from which on a class is listed.
-            Default: 0.002.
+        min_share: The share of the image from which on a class is listed. Default: 0.002.
     """
 
     def __init__(self, hold: int = 60, min_share: float = 0.002) -> None:
@@ -61,11 +59,7 @@ class SteadyClasses:
         self.frames_left: dict[int, int] = {}
 
     def update(self, shares: dict[int, float]) -> list[int]:
-        """Take the next frame's classes, with the share of the image that each covers.
-
-        Returns:
-            The classes to list, in their own order.
-        """
+        """The classes to list in the next frame, whose classes cover these shares of it."""
         left = {index: frames - 1 for index, frames in self.frames_left.items() if frames > 1}
         left |= {
             index: self.hold
@@ -89,17 +83,14 @@ def legend_band(entries: Sequence[Entry], width: int, height: int, size: int) ->
         (rows, width, 3), uint8, BGR; no rows where not one entry fits.
     """
     row_height, margin = line_height(size) + round(size * 0.4), round(size * 0.8)
-    rows = int(height * BAND_SHARE - 2 * margin) // row_height
+    rows = int(height * HEIGHT_SHARE - 2 * margin) // row_height
     columns = arrange(entries, rows, width - 2 * margin, size)
     if sum(map(len, columns)) < len(entries):
         # More names matter more than their shares.
-        entries = [Entry(entry.name, entry.color) for entry in entries]
+        entries = [replace(entry, share=None) for entry in entries]
         columns = arrange(entries, rows, width - 2 * margin, size)
-    if not columns:
-        return np.empty((0, width, 3), np.uint8)
-    used = max(map(len, columns))
-    band = np.empty((2 * margin + used * row_height, width, 3), np.uint8)
-    band[:] = PAPER
+    used = max(map(len, columns), default=0)
+    band = np.full((2 * margin + used * row_height if used else 0, width, 3), PAPER, np.uint8)
     x = margin
     for column in columns:
         for row, entry in enumerate(column):
@@ -118,7 +109,7 @@ def draw_panel(image: np.ndarray, entries: Sequence[Entry], size: int) -> None:
     """
     height, width = image.shape[:2]
     row_height, padding, margin = line_height(size) + round(size * 0.35), size // 2, size // 2
-    rows = int(height * PANEL_SHARE - 2 * padding) // row_height
+    rows = int(height * HEIGHT_SHARE - 2 * padding) // row_height
     columns = arrange(entries, rows, int(width * PANEL_WIDTH_SHARE), size, max_columns=1)
     if not columns:
         return
@@ -139,33 +130,25 @@ def arrange(
     """Arrange entries in columns, read from top to bottom, as many as fit the width.
 
     Returns:
-        Columns of entries; none where not one fits. The last one counts those left out.
+        Columns of entries; none where not one fits. The last entry counts those left out.
     """
-    if rows < 1 or not entries:
+    max_columns = max(min(max_columns or width // (3 * size), len(entries)), 1)
+    shown = []
+    for entry in entries[: max(rows, 0) * max_columns]:
+        room = width - entry_width(replace(entry, name=''), size)
+        shown.append(replace(entry, name=fit_text(entry.name, size, room)))
+    if not shown or not all(entry.name for entry in shown):
         return []
-    max_count = max(min(max_columns or width // (3 * size), len(entries)), 1)
-    shown = [shorten(entry, width, size) for entry in entries[: rows * max_count]]
-    if not all(entry.name for entry in shown):
-        return []
-    for count in range(max_count, 0, -1):
-        columns = deal(shown, len(entries), count, rows)
+    for count in range(max_columns, 0, -1):
+        fitting = shown
+        if len(entries) > count * rows:
+            more = Entry(f'+{len(entries) - count * rows + 1} more', color=None)
+            fitting = [*shown[: count * rows - 1], more]
+        length = -(-len(fitting) // count)
+        columns = [fitting[start : start + length] for start in range(0, len(fitting), length)]
         if sum(column_width(column, size) for column in columns) - column_gap(size) <= width:
             return columns
     return []
-
-
-def deal(entries: list[Entry], total: int, count: int, rows: int) -> list[list[Entry]]:
-    """At most this many columns of this many rows, all but the last equally long."""
-    room = count * rows
-    if total > room:
-        entries = [*entries[: room - 1], Entry(f'+{total - room + 1} more', color=None)]
-    length = -(-len(entries) // count)
-    return [entries[start : start + length] for start in range(0, len(entries), length)]
-
-
-def shorten(entry: Entry, width: int, size: int) -> Entry:
-    room = width - entry_width(Entry('', entry.color, entry.share), size)
-    return Entry(fit_text(entry.name, size, room), entry.color, entry.share)
 
 
 def column_width(column: list[Entry], size: int) -> int:

@@ -18,6 +18,7 @@ from backbones.engine.config import load_config
 from backbones.errors import ConfigError, InputError
 from backbones.inference import Clip, Detections, Inferencer, Segmentation
 
+ROOT = Path(__file__).resolve().parents[3]
 PHOTOGRAPHS = [Path(skimage.data_dir) / name for name in ('coffee.png', 'rocket.jpg')]
 TASKS = ('fpn', 'retinanet', 'mask_rcnn')
 
@@ -278,3 +279,20 @@ def test_devices_that_are_not_there(tmp_path, shapes):
         Inferencer(config, checkpoint, device='cuda:77')
     with pytest.raises(ConfigError, match="device 'gpu' cannot be used here"):
         Inferencer(config, checkpoint, device='gpu')
+
+
+def test_the_example_of_the_docs(tmp_path, shapes, monkeypatch):
+    """As it stands there, with the tiny model's files under the names it has."""
+    text = (ROOT / 'docs' / 'inference.md').read_text(encoding='utf-8')
+    (example,) = re.findall('```python\n(from pathlib .*?)```', text, re.DOTALL)
+    config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
+    (tmp_path / 'seg_configs').mkdir()
+    config.rename(tmp_path / 'seg_configs' / 'fpn_effv2_s2.py')
+    checkpoint.rename(tmp_path / 'fpn_s2.pth')
+    write_video(tmp_path / 'drive.mp4', 3)
+    cv2.imwrite(str(tmp_path / 'street.jpg'), np.full((96, 128, 3), 80, np.uint8))
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert sorted(path.name for path in Path('drawn').iterdir()) == [
+        *('drive_000000.jpg', 'drive_000001.jpg', 'drive_000002.jpg', 'street_000000.jpg')
+    ]
