@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from queue import Empty, Full, Queue
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -43,9 +44,8 @@ Stamped = tuple[float | None, np.ndarray]
 class CameraReader:
     """Reads a camera or a stream in a thread of its own; iterating gives :class:`TimedImage`.
 
-    Once constructed, the first frame has arrived. Iteration ends where the stream ends and after
-    :meth:`close`, which any thread may call at any time. A connection that is lost is opened again,
-    after longer and longer waits.
+    Iteration ends where the stream ends and after :meth:`close`, which any thread may call at any
+    time. A connection that is lost is opened again, after longer and longer waits.
 
     Args:
         source: ``webcam:N``, or a URL with rtsp, rtmp, udp, http or https in front.
@@ -55,48 +55,35 @@ class CameraReader:
         timeout: Seconds without a frame after which a connection is given up.
 
     Attributes:
-        width: In pixels.
-        height: In pixels.
         num_captured: Frames that have come.
         dropped: Frames that nobody had time for.
 
     Raises:
-        InputError: There is no such camera or server, or it gives no frame. While iterating: the
-            connection is lost and cannot be opened again, or a camera gives no more frames.
+        InputError: There is no such camera. While iterating: there is no such server, it gives no
+            frame, or the connection is lost and cannot be opened again.
     """
 
     def __init__(
         self, source: str, policy: Literal['latest', 'all'] = 'latest', timeout: float = 10.0
     ) -> None:
-        self.policy = policy
         self.timeout = timeout
-        self.width = self.height = 0
         self.num_captured = self.dropped = 0
         self._source = source
+        self._drops = policy == 'latest'
+        self._queue: Queue[TimedImage | Exception] = Queue(1 if self._drops else QUEUE_SIZE)
         self._arrivals: deque[float] = deque(maxlen=30)
-        self._clock = StreamClock()
-        self._waiting: deque[TimedImage] = deque()
-        self._changed = threading.Condition()
-        self._is_closed = self._has_ended = self._is_reconnecting = False
-        self._error: Exception | None = None
+        self._is_closed = threading.Event()
+        self._is_reconnecting = False
         # Here and not in the thread: macOS asks the user for permission in the main one alone.
         self._camera = open_webcam(source) if source.startswith('webcam:') else None
         # A daemon, since a read of the network that gets no answer cannot be interrupted.
         self._thread = threading.Thread(target=self._capture, daemon=True)
         self._thread.start()
-        with self._changed:
-            self._wait_until(lambda: self.num_captured or self._has_ended)
-            has_frame = self.num_captured
-            error = self._error or InputError(f'gave no frame for {timeout:g} s')
-        if not has_frame:
-            self.close()
-            raise error
 
     @property
     def capture_rate(self) -> float:
         """Frames a second that the source gives, over the last 30; 0 before the second one."""
-        with self._changed:
-            arrivals = list(self._arrivals)
+        arrivals = tuple(self._arrivals)
         seconds = arrivals[-1] - arrivals[0] if arrivals else 0.0
         return (len(arrivals) - 1) / seconds if seconds > 0 else 0.0
 
@@ -104,30 +91,27 @@ class CameraReader:
         return self
 
     def __next__(self) -> TimedImage:
-        with self._changed:
-            self._wait_until(lambda: self._waiting or self._has_ended or self._is_closed)
-            if self._waiting:
-                frame = self._waiting.popleft()
-                self._changed.notify_all()
-                return frame
-            has_ended = self._has_ended or self._is_closed
-            error, self._error = self._error, None
-        if not has_ended:
-            self.close()
-            raise InputError(f'gave no frame for {self.timeout:g} s')
-        if error:
-            raise error
-        raise StopIteration
+        item = None
+        while item is None and not self._is_closed.is_set():
+            try:
+                # Longer than ffmpeg waits, so that its own timeout can lead to a new connection.
+                item = self._queue.get(timeout=1.5 * self.timeout)
+            except Empty:
+                if not self._is_reconnecting:
+                    item = InputError(f'gave no frame for {self.timeout:g} s')
+        if isinstance(item, TimedImage):
+            return item
+        self.close()
+        raise item or StopIteration
 
     def close(self) -> None:
         """Stop reading; whoever waits for a frame is told that there are no more."""
-        with self._changed:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            self._waiting.clear()
-            self._error = None
-            self._changed.notify_all()
+        self._is_closed.set()
+        with suppress(Empty):
+            while True:
+                self._queue.get_nowait()
+        with suppress(Full):
+            self._queue.put_nowait(StopIteration())
         # Time for a camera to be free again. A read that gets no answer ends by itself, later.
         self._thread.join(1.0)
 
@@ -137,61 +121,45 @@ class CameraReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _wait_until(self, condition) -> None:
-        # Longer than ffmpeg waits, so that its own timeout can lead to a new connection.
-        while not self._changed.wait_for(condition, 1.5 * self.timeout):
-            if not self._is_reconnecting:
-                return
-
     def _capture(self) -> None:
         """What the thread does."""
-        delays = iter(RETRY_DELAYS)
-        error = None
-        while True:
+        clock, delays = StreamClock(), iter(RETRY_DELAYS)
+        end: Exception | None = None
+        while not isinstance(end, StopIteration):
             try:
                 with closing(self._frames()) as frames:
                     for stamp, image in frames:
-                        if not self._put(stamp, image):
+                        now = time.monotonic()
+                        seconds = clock(stamp, now)
+                        timing = Timing(seconds, round(seconds * 1000))
+                        self._arrivals.append(now)
+                        self.num_captured += 1
+                        self._is_reconnecting = False
+                        if not self._put(TimedImage(self.num_captured - 1, timing, image)):
                             break
                         delays = iter(RETRY_DELAYS)
-                error = None
-                break
-            except Exception as caught:
-                error = caught
-            delay = next(delays, None)
-            if self._camera is not None or not self.num_captured or delay is None:
-                break
-            with self._changed:
-                self._is_reconnecting = True
-                if self._changed.wait_for(lambda: self._is_closed, delay):
+                end = StopIteration()
+            except Exception as error:
+                end = error
+                delay = next(delays, None)
+                if self._camera is not None or not self.num_captured or delay is None:
                     break
-        with self._changed:
-            self._has_ended = True
-            # Of no interest to who has closed the reader: closing may be what caused it.
-            self._error = None if self._is_closed else error
-            self._changed.notify_all()
+                self._is_reconnecting = True
+                if self._is_closed.wait(delay):
+                    break
+        self._put(end)
 
-    def _put(self, stamp: float | None, image: np.ndarray) -> bool:
-        """Hand a frame on; returns False when nobody wants more."""
-        with self._changed:
-            now = time.monotonic()
-            seconds = self._clock(stamp, now)
-            timing = Timing(seconds, round(seconds * 1000))
-            frame = TimedImage(self.num_captured, timing, image)
-            self.num_captured += 1
-            self._is_reconnecting = False
-            self.height, self.width = image.shape[:2]
-            self._arrivals.append(now)
-            if self.policy == 'latest':
-                self.dropped += len(self._waiting)
-                self._waiting.clear()
-            else:
-                self._changed.wait_for(lambda: self._is_closed or len(self._waiting) < QUEUE_SIZE)
-            if self._is_closed:
-                return False
-            self._waiting.append(frame)
-            self._changed.notify_all()
-            return True
+    def _put(self, item: TimedImage | Exception) -> bool:
+        """Hand a frame or the end on; returns False when nobody wants more."""
+        while not self._is_closed.is_set():
+            if self._drops and isinstance(item, TimedImage):
+                with suppress(Empty):
+                    self._queue.get_nowait()
+                    self.dropped += 1
+            with suppress(Full):
+                self._queue.put(item, timeout=0.1)
+                return True
+        return False
 
     def _frames(self) -> Iterator[Stamped]:
         if self._camera is not None:

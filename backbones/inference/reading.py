@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -197,8 +198,12 @@ def read_live(source: Source, clip: Clip) -> StreamParts:
     from .camera import CameraReader
 
     with CameraReader(source.file, clip.policy) as reader:
-        yield Stream('live', reader.width, reader.height, live=reader)
-        for number, frame in enumerate(reader):
+        first = next(reader, None)
+        if first is None:
+            raise InputError('ended before the first frame')
+        height, width = first.image.shape[:2]
+        yield Stream('live', width, height, live=reader)
+        for number, frame in enumerate(chain([first], reader)):
             if clip.end is not None and frame.timing.time >= clip.end:
                 return
             if number % clip.every == 0 and frame.timing.time >= clip.start:

@@ -91,7 +91,6 @@ def test_latest_gives_the_newest_and_counts_the_dropped(webcam: Camera):
             webcam.wait_until(lambda: webcam.num_asked > webcam.num_allowed)
             assert next(reader).index == newest
         assert (reader.num_captured, reader.dropped) == (10, 7)
-        assert (reader.width, reader.height) == (8, 6)
         assert reader.capture_rate > 0
 
 
@@ -309,7 +308,7 @@ def test_mjpeg(site: str):
 )
 def test_pages_without_a_stream(site: str, page: str, says: str):
     with pytest.raises(InputError, match=says):
-        CameraReader(f'{site}/{page}')
+        next(CameraReader(f'{site}/{page}'))
 
 
 @pytest.mark.parametrize('scheme', ['rtsp', 'RTSP', 'rtmp', 'http'])
@@ -318,7 +317,7 @@ def test_server_that_refuses(scheme: str):
         taken.bind(('127.0.0.1', 0))
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match='refuses') as error:
-            CameraReader(f'{scheme}://me:secret@127.0.0.1:{port}/live/1')
+            next(CameraReader(f'{scheme}://me:secret@127.0.0.1:{port}/live/1'))
     assert 'secret' not in str(error.value)
 
 
@@ -327,12 +326,12 @@ def test_server_that_never_answers(scheme: str):
     with socket.create_server(('127.0.0.1', 0)) as silent:
         url = f'{scheme}://127.0.0.1:{silent.getsockname()[1]}/live/1'
         with pytest.raises(InputError, match=r'no frame for 0\.3 s'):
-            CameraReader(find_udp_url() if scheme == 'udp' else url, timeout=0.3)
+            next(CameraReader(find_udp_url() if scheme == 'udp' else url, timeout=0.3))
 
 
 def test_url_that_is_none():
     with pytest.raises(InputError, match='not a valid URL'):
-        CameraReader('rtsp://127.0.0.1:99999/live')
+        next(CameraReader('rtsp://127.0.0.1:99999/live'))
 
 
 # ------------------------------------------------------------------------------------- window
