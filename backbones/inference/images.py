@@ -134,7 +134,7 @@ class ImageFile:
             return _to_bgr(self._image, _orientation(self._image))
 
     def frames(self) -> Iterator[tuple[float, float, np.ndarray]]:
-        """The frames of an animation, whole images of one size; a still image is one frame.
+        """The frames of an animation, whole images of one size.
 
         Yields:
             The time at which the frame appears and how long it stays, in seconds, and its pixels
@@ -143,9 +143,6 @@ class ImageFile:
         Raises:
             InputError: A frame is corrupt; those before it have been given.
         """
-        if not self.is_animation:
-            yield 0.0, DEFAULT_DURATION, self.read()
-            return
         time, num_frames = 0.0, self.num_frames
         for index in range(num_frames):
             try:
@@ -162,9 +159,7 @@ class ImageFile:
 
     @property
     def num_frames(self) -> int:
-        """How many frames :meth:`frames` gives; a GIF is read through for it, but not decoded."""
-        if not self.is_animation:
-            return 1
+        """How many frames an animation has; a GIF is read through for it, but not decoded."""
         with _plain_errors():
             return self._image.n_frames - self._first_frame
 

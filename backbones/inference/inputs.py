@@ -119,7 +119,8 @@ def explain_os_error(error: OSError | ValueError) -> str:
 
 def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:
     try:
-        paths = [line for line in stdin.read().splitlines() if line.strip()]
+        # Not splitlines(), which splits at characters that names may have.
+        paths = [path for line in stdin if (path := line.rstrip('\r\n')).strip()]
     except UnicodeDecodeError as error:
         yield Input('-', '-', problem=f'standard input is no list of paths: {error}')
         return
@@ -142,7 +143,7 @@ def _list(given: str, recursive: bool) -> Iterator[Input]:
 def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
     """Files of a storage that fsspec has a package for: s3://, gs://, hf://, ..."""
     try:
-        storage, path = fsspec.url_to_fs(url)
+        storage, path = fsspec.core.url_to_fs(url)
         if is_glob(path):
             base, paths = _fixed_part(path), storage.glob(path)
         elif storage.isdir(path):

@@ -145,10 +145,10 @@ def test_links_in_circles(tree: Path):
 
 
 def test_list_on_standard_input(tree: Path):
-    lines = f'{tree / "frame_2.jpg"}\r\n\n{tree / "Ünï cödé 写真.jpg"}\n{tree / "none.jpg"}'
+    lines = f'{tree / "frame_2.jpg"}\r\n\n{tree / "Ünï cödé 写真.jpg"}\n{tree}/no\u2028ne.jpg'
     items = listed(tree / 'a.png', '-', stdin=lines)
     assert [item.name for item in items] == [
-        *('a.png', 'frame_2.jpg', 'Ünï cödé 写真.jpg', 'none.jpg')
+        *('a.png', 'frame_2.jpg', 'Ünï cödé 写真.jpg', 'no\u2028ne.jpg')
     ]
     assert [item.problem for item in items] == [None, None, None, 'does not exist']
     (nothing,) = listed('-', stdin='\n')
