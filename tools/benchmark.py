@@ -8,7 +8,9 @@ Exit code: 0 all is well; 1 nothing could be done, the message says why; 3 some 
 """
 
 import argparse
+import json
 import sys
+from itertools import product
 from pathlib import Path
 
 from _requirements import explain_missing
@@ -23,12 +25,12 @@ with explain_missing():
         positive,
     )
 
-    from backbones.benchmark.benchmark import Request, benchmark
-    from backbones.benchmark.plot import draw_plot
-    from backbones.benchmark.report import format_outcome, write_json
-    from backbones.benchmark.timing import Effort
-    from backbones.benchmark.work import BACKENDS, PARTS
+    from backbones.benchmark.benchmark import benchmark, default_threads
+    from backbones.benchmark.measure import Effort
+    from backbones.benchmark.report import draw_plot, format_outcome
+    from backbones.benchmark.work import BACKENDS, PARTS, Setting
     from backbones.errors import exit_on_user_error
+    from backbones.inference.model import choose_device
     from backbones.weights import use_safe_loading
 
 SOME_FAILED = 3
@@ -65,10 +67,10 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         type=image_size,
         metavar='HEIGHTxWIDTH',
-        help='of the pictures (default: 512x512 for segmentors, 800x1333 for detectors)',
+        help='of the images (default: 512x512 for segmentors, 800x1333 for detectors)',
     )
     parser.add_argument(
-        '--batch', nargs='+', type=positive, default=[1], metavar='N', help='pictures at once'
+        '--batch', nargs='+', type=positive, default=[1], metavar='N', help='images at once'
     )
     parser.add_argument(
         '--backend',
@@ -121,25 +123,26 @@ def main() -> int:
     args = parse_args()
     with exit_on_user_error():
         use_safe_loading()
-        request = Request(
-            configs=args.configs,
-            peers=args.peers,
-            parts=args.part,
-            sizes=args.sizes,
-            batches=args.batch,
-            backends=args.backend,
-            train=args.train,
-            deploy=args.deploy,
-            amp=args.amp,
-            device=args.device,
-            threads=args.threads,
-            effort=Effort(args.rounds, args.seconds),
-            options=args.cfg_options,
+        device, threads = str(choose_device(args.device)), args.threads or default_threads()
+        # Training is measured in torch, which alone can do it.
+        steps = [('predict', name) for name in args.backend] + [('train', 'torch')] * args.train
+        settings = [
+            Setting(part, step, backend, size, batch, args.deploy, args.amp, device, threads)
+            for size, batch, part, (step, backend) in product(
+                args.sizes or [None], args.batch, args.part, steps
+            )
+        ]
+        outcome = benchmark(
+            args.configs,
+            settings,
+            args.peers,
+            Effort(args.rounds, args.seconds),
+            args.cfg_options,
+            lambda line: print(line, file=sys.stderr, flush=True),
         )
-        outcome = benchmark(request, lambda line: print(line, file=sys.stderr, flush=True))
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    write_json(outcome, args.out_dir / 'benchmark.json')
     text = format_outcome(outcome)
+    (args.out_dir / 'benchmark.json').write_text(json.dumps(outcome, indent=2) + '\n')
     (args.out_dir / 'benchmark.md').write_text(f'{text}\n', encoding='utf-8')
     print(f'\n{text}\n\nwritten: {args.out_dir}/benchmark.json, benchmark.md', end='')
     print(', benchmark.png' if draw_plot(outcome, args.out_dir / 'benchmark.png') else '')

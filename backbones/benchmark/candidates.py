@@ -3,8 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,37 +55,45 @@ class Candidate:
             node.pop('init_cfg', None)
             node.pop('pretrained', None)
         if self.peer:
-            put_peer(config.model, self.peer, self.config_path)
+            backbone, channels = PEERS[self.peer]
+            neck = config.model.get('neck')
+            if not isinstance(neck, dict) or len(neck.get('in_channels', ())) != len(channels):
+                raise ConfigError(
+                    f'{self.config_path}: --peers needs a model whose neck has {len(channels)} '
+                    'in_channels, and this one has none such'
+                )
+            norm_eval = config.model.backbone.get('norm_eval', False)
+            config.model.backbone = ConfigDict(**backbone, norm_eval=norm_eval)
+            neck.in_channels = list(channels)
         return config
 
     def build(self) -> nn.Module:
         """The model, with random weights and statistics that fit them, in evaluation mode."""
         torch.manual_seed(0)
         config = self.load()
-        with quiet_logger(), warnings.catch_warnings():
-            # What mmseg says about a loss is for those who train.
+        logger = MMLogger.get_current_instance()
+        level = logger.level
+        # mmengine logs a line about every weight, and mmseg warns those who train.
+        logger.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'Default ``avg_non_ignore``', UserWarning)
             model = revert_sync_batchnorm(MODELS.build(config.model))
             model.init_weights()
+        logger.setLevel(level)
         fit_statistics(model.backbone)
         return model.eval()
 
     @property
-    def is_ours(self) -> bool:
-        """Whether the backbone is EfficientFormerV2."""
-        return self.load().model.backbone.type.rpartition('.')[2] == OURS
-
-    @property
     def name(self) -> str:
-        """The backbone's name."""
+        """The backbone's name, such as EfficientFormerV2-S0 or ResNet-18."""
         if self.peer:
             return self.peer
         backbone = self.load().model.backbone
-        variant = backbone.get('arch', backbone.get('depth'))
         kind = backbone.type.rpartition('.')[2]
-        if isinstance(variant, str) and kind == OURS:
-            variant = variant.upper()
-        return f'{kind}-{variant}' if isinstance(variant, str | int) else kind
+        variant = backbone.get('arch', backbone.get('depth'))
+        if not isinstance(variant, str | int):
+            return kind
+        return f'{kind}-{variant.upper() if kind == OURS else variant}'
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,11 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
     for path in paths:
         candidate = Candidate(path, options=options)
         config = candidate.load()
-        key = json.dumps(without_backbone(config.model), sort_keys=True, default=str)
+        # The neck's channels come from the backbone.
+        rest = {key: value for key, value in config.model.to_dict().items() if key != 'backbone'}
+        if isinstance(rest.get('neck'), dict):
+            rest['neck'].pop('in_channels', None)
+        key = json.dumps(rest, sort_keys=True, default=str)
         group = groups.setdefault(key, Group(head_name(config.model), config.default_scope, {}))
         # Two variants of one backbone are told apart by the names of their configs.
         name = candidate.name if candidate.name not in group.candidates else Path(path).stem
@@ -135,50 +146,17 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
     return list(groups.values())
 
 
-def without_backbone(model: ConfigDict) -> dict:
-    """A model's config without its backbone and the channels that come from it."""
-    rest = {key: value for key, value in model.to_dict().items() if key != 'backbone'}
-    if isinstance(rest.get('neck'), dict):
-        rest['neck'] = {k: v for k, v in rest['neck'].items() if k != 'in_channels'}
-    return rest
-
-
 def head_name(model: ConfigDict) -> str:
-    """MaskRCNN, RetinaNet, or of a segmentor its head: FPNHead."""
+    """MaskRCNN, RetinaNet, or a segmentor's head: FPNHead."""
     named = model.decode_head if 'decode_head' in model else model
     if isinstance(named, list):
         named = named[-1]
     return named.type.rpartition('.')[2]
 
 
-def put_peer(model: ConfigDict, peer: str, path: str) -> None:
-    """Replace a model's backbone.
-
-    Raises:
-        ConfigError: The model has no neck that takes four maps.
-    """
-    backbone, channels = PEERS[peer]
-    neck = model.get('neck')
-    if not isinstance(neck, dict) or len(neck.get('in_channels', ())) != len(channels):
-        raise ConfigError(
-            f'{path}: --peers replaces a backbone under a neck whose in_channels are '
-            f'{len(channels)} numbers, and this model has none'
-        )
-    norm_eval = model.backbone.get('norm_eval', False)
-    model.backbone = ConfigDict(**backbone, norm_eval=norm_eval)
-    neck.in_channels = list(channels)
-
-
-@contextmanager
-def quiet_logger() -> Iterator[None]:
-    """Without mmengine's lines about every weight."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def is_segmentor(model: nn.Module) -> bool:
+    """Whether a model is mmseg's; others are mmdet's."""
+    return hasattr(model, 'decode_head')
 
 
 @torch.no_grad()

@@ -1,128 +1,164 @@
-"""The figures as tables, and as JSON."""
+"""The figures as tables and as a plot."""
 
-import json
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from .measure import NOTES
+
 Result = dict[str, Any]
-HEADER = (
-    'model',
-    'parameters',
-    'multiply-adds',
-    'median',
-    'p90',
-    'spread',
-    'pictures/s',
-    'time ratio',
-    'peak memory',
+COLUMNS = (
+    *('model', 'parameters', 'multiply-adds', 'median', 'p90', 'spread', 'images/s'),
+    *('time ratio', 'peak memory'),
 )
+FOLDED = (
+    'All networks were folded for inference by backbones.deploy and on a CPU torch runs them in '
+    "channels last, the peers' too; training steps are left as they are."
+)
+NOT_FOLDED = "No network was folded (--no-deploy): the peers are as mmdet's and mmseg's users have."
 MIXED = (
-    'float16 on a GPU; on a CPU bfloat16, for all of a segmentor, in detectors and in training for '
-    'backbone and neck only; in OpenVINO what it chooses.'
+    'Mixed precision (--amp): float16 on a GPU; on a CPU bfloat16, for all of a segmentor, in '
+    'detectors and in training for backbone and neck; in OpenVINO what it chooses.'
 )
-
-
-def write_json(outcome: dict[str, Any], path: Path) -> None:
-    """Write everything that was measured."""
-    path.write_text(json.dumps(outcome, indent=2) + '\n', encoding='utf-8')
+WHAT = (
+    "'Backbone' is the backbone alone, on a preprocessed photograph; 'whole model' goes from the "
+    'pixels of a photograph to segmentation maps, or to boxes, scores, labels and mask '
+    'probabilities inside the boxes; reading, resizing and pasting masks are not included. Weights '
+    'are random, so detectors find other objects than trained ones would.'
+)
+PANELS = (('parameters', 1e6, 'parameters (M)'), ('macs', 1e9, 'multiply-adds (G)'))
 
 
 def format_outcome(outcome: dict[str, Any]) -> str:
     """Tables in Markdown that are aligned for the console too, the machine, and how it was done."""
     sections = [
         f'## {title_of(results[0])}\n\n{format_table(results)}'
-        for results in lanes(outcome['results'])
+        for results in by_title(outcome['results'])
     ]
-    check = outcome['paper_check']
-    folded = (
-        "All networks were folded for inference by backbones.deploy, the peers' too, and in torch "
-        "on a CPU they work in channels last, the peers' too; training steps are left as they are."
-        if outcome['deploy']
-        else "No network was folded for inference (--no-deploy): the peers are as mmdet's and "
-        "mmseg's users have them."
-    )
+    machine = outcome['machine']
+    pinned = machine['pinned_to']
+    where = f'pinned to processors {", ".join(map(str, pinned))}' if pinned else 'not pinned'
+    versions = ', '.join(f'{name} {number}' for name, number in machine['versions'].items())
     notes = [
-        *(f'**Warning:** {warning}.' for warning in outcome['warnings']),
-        describe(outcome['machine']),
-        folded,
-        *(['Mixed precision (--amp): ' + MIXED] if outcome['amp'] else []),
-        *outcome['notes'],
-        f'Counted so, s2 at 224x224 has {check["counted"] / 1e9:.3f} G multiply-adds, '
-        f'{check["with_classifier"] / 1e9:.3f} G with its classifiers; the paper says '
-        f'{check["paper"] / 1e9:.2f} G.',
-        f'Measuring took {outcome["seconds"]:.0f} s.',
+        f'{processor(machine)} ({where}); {machine["system"]}, Python {machine["python"]}, '
+        f'{versions}; {machine["date"]}; it took {outcome["seconds"]:.0f} s.',
+        FOLDED if outcome['deploy'] else NOT_FOLDED,
+        *([MIXED] if outcome['amp'] else []),
+        WHAT,
+        *NOTES,
     ]
     how = '\n'.join(f'- {note}' for note in notes)
     return '\n\n'.join([*sections, f'## How it was measured\n\n{how}'])
 
 
-def lanes(results: Iterable[Result]) -> list[list[Result]]:
+def by_title(results: Iterable[Result]) -> list[list[Result]]:
     """The results that were measured against each other, together."""
     return [list(group) for _, group in groupby(results, title_of)]
 
 
 def title_of(result: Result) -> str:
     """What the results of one table have in common."""
-    part = 'backbone' if result['part'] == 'backbone' else f'{result["head"]}, whole model'
-    height, width = result['size']
+    head, (height, width) = result['head'], result['size']
+    part = f'backbone (under {head})' if result['part'] == 'backbone' else f'{head}, whole model'
     step = ', training step' if result['step'] == 'train' else ''
-    under = f' (under {result["head"]})' if result['part'] == 'backbone' else ''
-    return f'{part}{under}{step}: {height}x{width}, batch {result["batch"]}, {result["backend"]}'
+    return f'{part}{step}: {height}x{width}, batch {result["batch"]}, {result["backend"]}'
+
+
+def processor(machine: dict[str, Any]) -> str:
+    gpu = f'{machine["gpu"]} (CUDA {machine["cuda"]}), ' if 'gpu' in machine else ''
+    return f'{gpu}{machine["cpu"]}, threads: {machine["threads"]}'
 
 
 def format_table(results: list[Result]) -> str:
     """One line for each model."""
-    rows = [list(HEADER), *(row_of(result) for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    rows = [COLUMNS, *map(row_of, results)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # Names to the left, figures to the right.
+    rows.insert(1, ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])])
     lines = [
-        '| ' + ' | '.join(align(cell, width, i) for i, (cell, width) in enumerate(zipped)) + ' |'
-        for zipped in (list(zip(row, widths, strict=True)) for row in rows)
+        f'| {row[0]:<{widths[0]}} | '
+        + ' | '.join(f'{cell:>{width}}' for cell, width in zip(row[1:], widths[1:], strict=True))
+        + ' |'
+        for row in rows
     ]
-    rule = ['-' * (width - (i > 0)) + ':' * (i > 0) for i, width in enumerate(widths)]
-    lines.insert(1, '| ' + ' | '.join(rule) + ' |')
-    problems = [f'{each["model"]}: {each["problem"]}' for each in results if each['problem']]
-    setup = [
-        f'{each["model"]} {each["setup_seconds"]:.1f} s'
-        for each in results
-        if each.get('setup_seconds')
-    ]
-    if setup:
-        problems.append(f'compiling or exporting took: {", ".join(setup)}')
-    return '\n'.join(lines) + ''.join(f'\n\n{problem}' for problem in problems)
-
-
-def align(cell: str, width: int, column: int) -> str:
-    """Names to the left, figures to the right."""
-    return cell.ljust(width) if column == 0 else cell.rjust(width)
+    problems = [f'\n\n{each["model"]}: {each["problem"]}' for each in results if each['problem']]
+    return '\n'.join(lines) + ''.join(problems)
 
 
 def row_of(result: Result) -> list[str]:
     """A model's line; a dash for what there is not."""
-    row = [result['model'], '–', '–', '–', '–', '–', '–', '–', '–']
+    row = [result['model'], *'–' * 8]
     if 'macs' in result:
-        row[1] = f'{result["parameters"] / 1e6:.2f} M'
-        row[2] = f'{result["macs"] / 1e9:.2f} G'
+        row[1:3] = f'{result["parameters"] / 1e6:.2f} M', f'{result["macs"] / 1e9:.2f} G'
     if 'latency_ms' in result:
         latency = result['latency_ms']
-        row[3], row[4] = f'{latency["median"]:.1f} ms', f'{latency["p90"]:.1f} ms'
-        row[5] = f'{latency["spread_percent"]:.0f} %'
-        row[6] = f'{result["pictures_per_second"]:.1f}'
+        row[3:5] = f'{latency["median"]:.1f} ms', f'{latency["p90"]:.1f} ms'
+        row[5:7] = f'{latency["spread_percent"]:.0f} %', f'{result["images_per_second"]:.1f}'
         row[7] = f'{result["ratio"]:.2f}'
     if result.get('peak_memory_mib') is not None:
         row[8] = f'{result["peak_memory_mib"]:.0f} MiB'
     return row
 
 
-def describe(machine: dict[str, Any]) -> str:
-    """The machine in a sentence."""
-    pinned = machine['pinned_to']
-    where = f' pinned to processors {", ".join(map(str, pinned))}' if pinned else ' (not pinned)'
-    gpu = f'{machine["gpu"]} (CUDA {machine["cuda"]}), ' if 'gpu' in machine else ''
-    versions = ', '.join(f'{name} {number}' for name, number in machine['versions'].items())
-    return (
-        f'{gpu}{machine["cpu"]}, {machine["physical_cores"]} cores, {machine["memory_gib"]} GiB; '
-        f'threads: {machine["threads"]}{where}; {machine["system"]}, Python {machine["python"]}, '
-        f'{versions}; {machine["date"]}.'
-    )
+def draw_plot(outcome: dict[str, Any], path: Path) -> bool:
+    """Draw latency against parameters and multiply-adds, a row for every table.
+
+    Returns:
+        Whether there was something to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tables = [
+        [each for each in results if 'latency_ms' in each]
+        for results in by_title(outcome['results'])
+    ]
+    tables = [results for results in tables if results]
+    if not tables:
+        return False
+    figure = Figure(figsize=(11, 4.6 * len(tables) + 0.5), layout='constrained')
+    FigureCanvasAgg(figure)
+    for axes, results in zip(
+        figure.subplots(len(tables), 2, squeeze=False, sharey='row'), tables, strict=True
+    ):
+        axes[0].set_title(title_of(results[0]), loc='left', fontsize=12, fontweight='bold')
+        axes[0].set_ylabel('latency (ms), median; bar: 10 % to 90 %')
+        for one, panel in zip(axes, PANELS, strict=True):
+            draw_panel(one, results, *panel)
+    machine, folded = outcome['machine'], 'folded' if outcome['deploy'] else 'not folded'
+    precision = 'mixed precision' if outcome['amp'] else 'float32'
+    below = f'{processor(machine)}; {folded}; {precision}; {machine["date"][:10]}'
+    figure.supxlabel(below, fontsize=8, color='#555555')
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def draw_panel(axes: Any, results: list[Result], key: str, unit: float, label: str) -> None:
+    """Points for all models, ours joined by a line, on logarithmic axes with plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for ours, color, marker in ((False, '#c2541b', 's'), (True, '#0b5fa5', 'o-')):
+        group = sorted((each for each in results if each['ours'] == ours), key=lambda e: e[key])
+        x = [each[key] / unit for each in group]
+        latencies = [each['latency_ms'] for each in group]
+        y = [each['median'] for each in latencies]
+        bars = [[abs(each[end] - each['median']) for each in latencies] for end in ('p10', 'p90')]
+        if group:
+            axes.errorbar(x, y, bars, fmt=marker, color=color, elinewidth=1, capsize=3)
+        for each, left, height in zip(group, x, y, strict=True):
+            name = each['model'].removeprefix('EfficientFormerV2-')
+            # Ours above their line, others below their points.
+            place = dict(ha='right', va='bottom') if ours else dict(ha='center', va='top')
+            offset = (-8, 4) if ours else (0, -8)
+            axes.annotate(
+                name, (left, height), offset, textcoords='offset points', color=color, **place
+            )
+    axes.set(xscale='log', yscale='log', xlabel=label)
+    axes.margins(x=0.15, y=0.15)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter('{x:g}'))
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)

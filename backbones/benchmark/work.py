@@ -1,29 +1,33 @@
 """One thing to measure, and how to make a function of it."""
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from backbones.deploy import switch_to_deploy
+from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.amp import features_in_bfloat16, inference_precision
 from backbones.export.example_picture import example_picture
-from backbones.export.exportable import is_segmentor
 from backbones.inference.masks import keep_masks_small
 from backbones.inference.seg_maps import keep_logits_small, predict_seg_maps
 
+from .candidates import Candidate, is_segmentor
+
 PARTS = ('backbone', 'model')
-BACKENDS = ('torch', 'compile', 'onnxruntime', 'openvino')
-# Not heads of regions, whose number differs from picture to picture.
+SUFFIXES = {'onnxruntime': '.onnx', 'openvino': '.xml'}
+BACKENDS = ('torch', 'compile', *SUFFIXES)
+# Not heads of regions, whose number differs from image to image.
 COMPILED = ('backbone', 'neck', 'decode_head', 'rpn_head', 'bbox_head')
+NUM_OBJECTS = 8
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class Setting:
         part: 'backbone', or 'model' for all of it, post-processing included.
         step: 'predict', or 'train' for forward and backward pass and the optimizer's step.
         backend: One of ``BACKENDS``.
-        size: Height and width of the pictures.
-        batch: Pictures at once.
-        deploy: Fold the networks for inference.
-        amp: Mixed precision.
+        size: Height and width of the images. None: 512x512 for segmentors, 800x1333 for detectors.
+        batch: Images at once.
+        deploy: Fold the networks for inference, the peers' too.
+        amp: Mixed precision, as infer.py and train.py have it.
         device: For instance 'cuda:0'.
         threads: Of the processor.
     """
@@ -45,89 +49,72 @@ class Setting:
     part: str
     step: str
     backend: str
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     batch: int
     deploy: bool
     amp: bool
     device: str
     threads: int
 
-    def described(self) -> dict[str, Any]:
-        """The entries that differ within a run."""
-        names = ('part', 'step', 'backend', 'size', 'batch')
-        return {name: value for name, value in asdict(self).items() if name in names}
 
-
-@dataclass
-class Ready:
-    """A function that does the work once.
-
-    Attributes:
-        run: Does it; what it returns is on the device.
-        setup_seconds: What compiling or exporting took; None where there was none.
-    """
-
-    run: Callable[[], Any]
-    setup_seconds: float | None = None
-
-
-def prepare(model: nn.Module, setting: Setting) -> Ready:
-    """Make a model ready to be run in torch.
+def make_runner(
+    model: nn.Module | None, setting: Setting, file: Path | None = None
+) -> Callable[[], Any]:
+    """Make a function that does the work once.
 
     Args:
         model: What :meth:`.candidates.Candidate.build` returns; changed in place.
         setting: What is to be done with it.
+        file: What :func:`export_model` wrote, in place of the model.
     """
-    model = model.to(setting.device)
-    if setting.deploy and setting.step == 'predict':
+    if file is not None:
+        return file_runner(file, setting)
+    model = expect_contiguous(model.to(setting.device))
+    if setting.step == 'train':
+        return train_runner(model, setting)
+    if setting.deploy:
         model = switch_to_deploy(model)
         if setting.device == 'cpu' and not hasattr(model.backbone, 'switch_to_deploy'):
             # It makes a CPU's ResNets and MobileNets faster by half; our backbone does so itself.
             model.backbone.to(memory_format=torch.channels_last)
-    if setting.step == 'train':
-        return Ready(train_step(model, setting))
-    if setting.backend == 'compile':
-        return compiled(model, setting)
-    return Ready(predict_step(model, setting))
+    if setting.backend != 'compile':
+        return predict_runner(model, setting)
+    model.requires_grad_(False)
+    for name in COMPILED if setting.part == 'model' else COMPILED[:1]:
+        module = getattr(model, name, None)
+        if module is not None:
+            module.forward = torch.compile(module.forward, dynamic=False)
+    from torch._inductor import config
+
+    run = predict_runner(model, setting)
+    # As an option of torch.compile it has no effect: tracing, which comes first, does not see it.
+    with config.patch(freezing=True):
+        run()
+    return run
 
 
-def make_pictures(model: nn.Module, setting: Setting) -> dict[str, list]:
-    """Copies of a photograph on the model's device, and the samples of mmdet or mmseg that go with
-    them: what a model's data preprocessor takes."""
-    if is_segmentor(model):
-        from mmseg.structures import SegDataSample as Sample
-    else:
-        from mmdet.structures import DetDataSample as Sample
-    meta = dict(img_shape=setting.size, ori_shape=setting.size, scale_factor=(1.0, 1.0))
-    picture = torch.from_numpy(photograph(setting.size).transpose(2, 0, 1).copy())
-    return dict(
-        inputs=[picture.to(model.data_preprocessor.device)] * setting.batch,
-        data_samples=[Sample(metainfo=meta) for _ in range(setting.batch)],
-    )
-
-
-def make_batch(model: nn.Module, setting: Setting) -> tuple[Tensor, list]:
-    """The same pictures, preprocessed."""
-    data = model.data_preprocessor(make_pictures(model, setting), False)
-    return data['inputs'], data['data_samples']
-
-
-def photograph(size: tuple[int, int]) -> np.ndarray:
-    """A picture of that height and width, (height, width, 3), uint8, BGR."""
-    return cv2.resize(example_picture(), size[::-1], interpolation=cv2.INTER_AREA)
-
-
-def predict_step(model: nn.Module, setting: Setting) -> Callable[[], Any]:
-    """A function that makes feature maps, or predictions."""
+def predict_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
+    """A function that computes feature maps, or predictions as infer.py does."""
+    context = partial(precision, model, setting) if setting.amp else nullcontext
     if setting.part == 'backbone':
         inputs, _ = make_batch(model, setting)
         # The rest of the model is not kept, so that memory is the backbone's.
-        run = torch.inference_mode()(partial(model.backbone, inputs))
-    else:
+        run = partial(model.backbone, inputs)
+    elif is_segmentor(model):
         keep_logits_small(model)
+        images = make_images(model, setting)
+        run = lambda: predict_seg_maps(model, *preprocess(model, images))  # noqa: E731
+    else:
         keep_masks_small(model)
-        run = partial(predict, model, make_pictures(model, setting))
-    return partial(run_in, partial(precision, model, setting), run) if setting.amp else run
+        images = make_images(model, setting)
+        run = lambda: model.predict(*preprocess(model, images))  # noqa: E731
+
+    @torch.inference_mode()
+    def predict() -> Any:
+        with context():
+            return run()
+
+    return predict
 
 
 def precision(model: nn.Module, setting: Setting) -> AbstractContextManager[None]:
@@ -140,52 +127,43 @@ def precision(model: nn.Module, setting: Setting) -> AbstractContextManager[None
     return inference_precision(model, setting.device)
 
 
-def run_in(context: Callable[[], AbstractContextManager[None]], run: Callable[[], Any]) -> Any:
-    """Run within a context."""
-    with context():
-        return run()
+def make_images(model: nn.Module, setting: Setting) -> dict[str, list]:
+    """Copies of a photograph and their samples: what a model's data preprocessor takes."""
+    if is_segmentor(model):
+        from mmseg.structures import SegDataSample as Sample
+    else:
+        from mmdet.structures import DetDataSample as Sample
+    meta = dict(img_shape=setting.size, ori_shape=setting.size, scale_factor=(1.0, 1.0))
+    image = torch.from_numpy(photograph(setting.size).transpose(2, 0, 1).copy())
+    return dict(
+        inputs=[image.to(model.data_preprocessor.device)] * setting.batch,
+        data_samples=[Sample(metainfo=meta) for _ in range(setting.batch)],
+    )
 
 
-@torch.inference_mode()
-def predict(model: nn.Module, pictures: dict[str, list]) -> list:
-    """What infer.py has a model do, and what an exported file does: from pixels to label maps, or
-    to instances with mask probabilities inside their boxes."""
-    data = model.data_preprocessor(pictures, False)
-    inputs, samples = data['inputs'], data['data_samples']
-    if not is_segmentor(model):
-        return [sample.pred_instances for sample in model.predict(inputs, samples)]
-    return predict_seg_maps(model, inputs, samples)
+def preprocess(model: nn.Module, images: dict[str, list]) -> tuple[Tensor, list]:
+    data = model.data_preprocessor(images, False)
+    return data['inputs'], data['data_samples']
 
 
-def compiled(model: nn.Module, setting: Setting) -> Ready:
-    """The same, after torch.compile of backbone, neck and dense heads, weights frozen into the
-    code."""
-    from torch._inductor import config
-
-    model.requires_grad_(False)
-    for name in COMPILED if setting.part == 'model' else COMPILED[:1]:
-        module = getattr(model, name, None)
-        if module is not None:
-            module.forward = torch.compile(module.forward, dynamic=False)
-    run = predict_step(model, setting)
-    start = time.perf_counter()
-    # As an option of torch.compile it has no effect: tracing, which comes first, does not see it.
-    with config.patch(freezing=True):
-        run()
-    return Ready(run, time.perf_counter() - start)
+def make_batch(model: nn.Module, setting: Setting) -> tuple[Tensor, list]:
+    return preprocess(model, make_images(model, setting))
 
 
-def train_step(model: nn.Module, setting: Setting) -> Callable[[], Any]:
+def photograph(size: tuple[int, int]) -> np.ndarray:
+    """A photograph of that height and width, (height, width, 3), uint8, BGR."""
+    return cv2.resize(example_picture(), size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def train_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
     """A function that trains for a step, with a learning rate of 0 so that it can be repeated."""
-    from .targets import add_targets
-
     inputs, samples = make_batch(model, setting)
     model.train()
     if setting.part == 'backbone':
-        trained, loss_of = model.backbone, mean_loss
+        trained = model.backbone
     else:
-        add_targets(model, samples, tuple(inputs.shape[2:]), inputs.device)
-        trained, loss_of = model, partial(task_loss, samples=samples)
+        trained = model
+        add_ground_truth(model, samples, tuple(inputs.shape[2:]), inputs.device)
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=0.0)
     # float16 needs its losses scaled; bfloat16, on a CPU, does not.
     scales = setting.amp and setting.device != 'cpu'
@@ -193,18 +171,86 @@ def train_step(model: nn.Module, setting: Setting) -> Callable[[], Any]:
 
     def run() -> Tensor:
         with precision(trained, setting) if setting.amp else nullcontext():
-            loss = loss_of(trained, inputs)
+            if setting.part == 'backbone':
+                loss = sum(features.float().mean() for features in trained(inputs))
+            else:
+                loss = trained.parse_losses(trained.loss(inputs, samples))[0]
         wrapper.update_params(loss)
         return loss.detach()
 
     return run
 
 
-def mean_loss(backbone: nn.Module, inputs: Tensor) -> Tensor:
-    """A loss that reaches all of a backbone."""
-    return sum(features.float().mean() for features in backbone(inputs))
+def add_ground_truth(
+    model: nn.Module, samples: list, size: tuple[int, int], device: torch.device
+) -> None:
+    """Give every sample a segmentation map of blocks, or eight objects with boxes and masks."""
+    rng = np.random.default_rng(0)
+    height, width = size
+    for sample in samples:
+        if is_segmentor(model):
+            shape = (-(-height // 32), -(-width // 32))
+            blocks = rng.integers(0, model.decode_head.num_classes, shape)
+            labels = np.kron(blocks, np.ones((32, 32), np.int64))[:height, :width]
+            sample.gt_sem_seg = PixelData(data=torch.from_numpy(labels)[None])
+        else:
+            from mmdet.structures.mask import BitmapMasks
+
+            corner = rng.uniform(0, 0.5, (NUM_OBJECTS, 2))
+            corners = np.concatenate([corner, corner + rng.uniform(0.1, 0.5, corner.shape)], axis=1)
+            boxes = corners * [width, height, width, height]
+            masks = np.zeros((NUM_OBJECTS, height, width), np.uint8)
+            for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int), strict=True):
+                mask[top : bottom + 1, left : right + 1] = 1
+            sample.gt_instances = InstanceData(
+                bboxes=torch.from_numpy(boxes).float(),
+                labels=torch.zeros(NUM_OBJECTS, dtype=torch.long),
+                masks=BitmapMasks(masks, height, width),
+            )
+            sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
+        sample.to(device)
 
 
-def task_loss(model: nn.Module, inputs: Tensor, samples: list) -> Tensor:
-    """What mmdet or mmseg minimises."""
-    return model.parse_losses(model.loss(inputs, samples))[0]
+def export_model(candidate: Candidate, model: nn.Module, setting: Setting, folder: Path) -> Path:
+    """Export a model for one size and batch.
+
+    Args:
+        candidate: Where it comes from.
+        model: What ``candidate.build()`` returns.
+        setting: What is to be done with it.
+        folder: Where the file goes.
+
+    Raises:
+        ExportError: It cannot be, or a package is missing.
+    """
+    from backbones.export.export import Options, convert, describe
+    from backbones.export.exportable import exportable
+    from backbones.export.formats import packages_for
+
+    path = folder / f'{candidate.name}{SUFFIXES[setting.backend]}'
+    packages_for(path.suffix)
+    is_backbone = setting.part == 'backbone'
+    options = Options(
+        # Alone, the backbone gets in every backend what the rest of the model would give it.
+        size=tuple(make_batch(model, setting)[0].shape[2:]) if is_backbone else setting.size,
+        batch=setting.batch,
+        backbone_only=is_backbone,
+        deploy=setting.deploy,
+    )
+    description = describe(candidate.load(), model, options, candidate.name, (), None)
+    traceable = model.backbone if is_backbone else exportable(model)
+    convert(switch_to_deploy(traceable) if setting.deploy else traceable, path, description)
+    return path
+
+
+def file_runner(path: Path, setting: Setting) -> Callable[[], Any]:
+    """A function that runs an exported file on a photograph."""
+    from backbones.export.runner import open_exported
+
+    runner = open_exported(path, setting.device, setting.threads, setting.amp)
+    description = runner.description
+    image = photograph(description.size).astype(np.float32)
+    if setting.part == 'backbone':
+        image = (image[:, :, ::-1] - description.mean) / description.std
+    inputs = np.stack([image.transpose(2, 0, 1)] * setting.batch).astype(np.float32)
+    return partial(runner, np.ascontiguousarray(inputs))

@@ -3,30 +3,48 @@
 import json
 import runpy
 import sys
+from pathlib import Path
 from shutil import which
 
 import pytest
 import torch
 from exporting import needs_export
-from mmengine.registry import MODELS
 from tiny import ROOT
 
+from backbones import ARCHITECTURES, EfficientFormerV2
 from backbones.benchmark import benchmark as benchmarking
 from backbones.benchmark import work
-from backbones.benchmark.candidates import PEERS, Candidate, group_configs
-from backbones.benchmark.counting import check_against_paper, count_macs
+from backbones.benchmark.candidates import PEERS, Candidate, Group, group_configs
+from backbones.benchmark.measure import Effort, Timed, count_macs
 from backbones.benchmark.report import format_table
-from backbones.benchmark.timing import Timed
-from backbones.benchmark.work import Setting
+from backbones.benchmark.work import Setting, make_runner
 from backbones.deploy import switch_to_deploy
 from backbones.errors import ConfigError
 
 FPN = str(ROOT / 'seg_configs' / 'fpn_effv2_s0.py')
 
 
+def setting(
+    part: str = 'backbone', step: str = 'predict', backend: str = 'torch', amp: bool = False
+) -> Setting:
+    return Setting(part, step, backend, (70, 100), 2, True, amp, 'cpu', 1)
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    """Measures a group in one round, without memory, which takes a process for each model."""
+    monkeypatch.setattr(benchmarking, 'peak_memory', lambda *_: None)
+    return lambda group, what: benchmarking.compare(group, what, Effort(1, 0), lambda _: None)
+
+
+def group_of(config: object, with_peers: bool = False) -> Group:
+    [group] = group_configs([str(config)], with_peers, {})
+    return group
+
+
 @pytest.fixture
 def run_benchmark(run_tool, tmp_path):
-    """Runs the tool on small pictures; returns the finished process and what it measured."""
+    """Runs the tool on small images; returns the finished process and what it measured."""
 
     def run(*arguments: object) -> tuple:
         quick = ('--sizes', '64x96', '--rounds', 2, '--seconds', 0, '--out-dir', tmp_path / 'out')
@@ -47,8 +65,7 @@ def test_one_command_compares_backbones_with_peers(run_benchmark, tiny_config, t
         latency = each['latency_ms']
         assert 0 < latency['p10'] <= latency['median'] <= latency['p90']
         assert len(latency['round_medians']) == 2
-        assert each['pictures_per_second'] == pytest.approx(1000 / latency['median'])
-        assert each['problem'] is None
+        assert each['images_per_second'] == pytest.approx(1000 / latency['median'])
         # At least the weights have to be there.
         assert each['peak_memory_mib'] * 2**20 > 0.9 * 4 * each['parameters']
         assert name in done.stdout
@@ -58,19 +75,17 @@ def test_one_command_compares_backbones_with_peers(run_benchmark, tiny_config, t
     assert (tmp_path / 'out' / 'benchmark.png').read_bytes().startswith(b'\x89PNG\r\n')
 
 
-@pytest.mark.parametrize('amp', [False, True])
+@pytest.mark.parametrize(('step', 'amp'), [('predict', False), ('train', False), ('train', True)])
 @pytest.mark.parametrize('task', ['fpn', 'retinanet', 'mask_rcnn'])
-def test_whole_models_predict_and_train(tiny_config, task, amp, monkeypatch):
-    monkeypatch.setattr(benchmarking.memory, 'peak_memory', lambda *_: None)
-    [group] = group_configs([str(tiny_config(task))], False, {})
-    for step in ('predict', 'train'):
-        setting = Setting('model', step, 'torch', (70, 100), 2, True, amp, 'cpu', 1)
-        effort = benchmarking.timing.Effort(1, 0)
-        [result] = benchmarking.compare(group, setting, effort, lambda _: None)
-        assert result['problem'] is None
-        assert result['pictures_per_second'] == pytest.approx(2000 / result['latency_ms']['median'])
-        assert result['input_size'] == ((70, 100) if task == 'fpn' else (96, 128))
-        assert (result['detections'] is None) == (task == 'fpn' or step == 'train')
+def test_whole_models_predict_and_train(tiny_config, task, step, amp, compare):
+    group = group_of(tiny_config(task))
+    [result] = compare(group, setting('model', step, amp=amp))
+    assert result['problem'] is None
+    assert result['images_per_second'] == pytest.approx(2000 / result['latency_ms']['median'])
+    assert result['input_size'] == ((70, 100) if task == 'fpn' else (96, 128))
+    [candidate] = group.candidates.values()
+    # Those of the network as trained, not folded.
+    assert result['parameters'] == sum(p.numel() for p in candidate.build().parameters())
 
 
 @pytest.mark.parametrize('part', ['backbone', 'model'])
@@ -79,8 +94,7 @@ def test_mixed_precision_is_bfloat16_on_a_cpu(tiny_config, part):
     seen = []
     model.backbone.stages[-1].register_forward_hook(lambda *args: seen.append(args[2].dtype))
     for amp in (False, True):
-        setting = Setting(part, 'predict', 'torch', (64, 64), 1, True, amp, 'cpu', 1)
-        work.prepare(model, setting).run()
+        make_runner(model, setting(part, amp=amp))()
     assert seen == [torch.float32, torch.bfloat16]
 
 
@@ -91,23 +105,18 @@ def test_mixed_precision_of_files_is_openvinos(run_benchmark, tiny_config):
     )
     assert done.returncode == 3 and outcome['amp']
     onnx, openvino = outcome['results']
-    assert 'mixed precision (--amp) is for .xml files' in onnx['problem']
+    assert '--amp' in onnx['problem']
     assert openvino['problem'] is None and openvino['latency_ms']['median'] > 0
 
 
-def test_what_fails_for_one_model_leaves_the_others(tiny_config, monkeypatch):
-    monkeypatch.setattr(benchmarking.memory, 'peak_memory', lambda *_: None)
-    [group] = group_configs([str(tiny_config('fpn'))], True, {})
-    prepare = benchmarking.prepare
-
-    def fail_on_resnet_50(model, setting):
+def test_what_fails_for_one_model_leaves_the_others(tiny_config, monkeypatch, compare):
+    def fail_on_resnet_50(model, what, file):
         if sum(p.numel() for p in model.backbone.parameters()) > 20e6:
             raise RuntimeError('not enough memory')
-        return prepare(model, setting)
+        return make_runner(model, what, file)
 
-    monkeypatch.setattr(benchmarking, 'prepare', fail_on_resnet_50)
-    setting = Setting('backbone', 'predict', 'torch', (64, 64), 1, True, False, 'cpu', 1)
-    results = benchmarking.compare(group, setting, benchmarking.timing.Effort(1, 0), lambda _: None)
+    monkeypatch.setattr(benchmarking, 'make_runner', fail_on_resnet_50)
+    results = compare(group_of(tiny_config('fpn'), with_peers=True), setting())
     assert [each['problem'] for each in results] == [None, None, None, 'not enough memory']
     assert ['latency_ms' in each for each in results] == [True, True, True, False]
     assert 'ResNet-50: not enough memory' in format_table(results)
@@ -121,16 +130,20 @@ def test_compiling_freezes_the_weights(monkeypatch):
     model = torch.nn.Module()
     model.backbone = torch.nn.Conv2d(3, 8, 3).eval()
     monkeypatch.setattr(work, 'make_batch', lambda *_: (torch.randn(1, 3, 32, 32), []))
+    monkeypatch.setattr(work, 'switch_to_deploy', lambda model: model)
     counters.clear()
-    setting = Setting('backbone', 'predict', 'compile', (32, 32), 1, True, False, 'cpu', 1)
-    work.compiled(model, setting).run()
+    make_runner(model, setting(backend='compile'))()
     assert counters['inductor']['mkldnn_conv_weight_pack_matcher_count'] == 1
 
 
 def test_counts_s2_as_the_paper_does():
-    check = check_against_paper()
-    assert check['with_classifier'] == pytest.approx(1.25e9, rel=0.01)
-    assert check['counted'] == pytest.approx(1.246e9, rel=0.001)
+    """1.25 G at 224x224 with the classifiers, two because of distillation (Table 2)."""
+    holder = torch.nn.Module()
+    holder.backbone = EfficientFormerV2('s2').eval()
+    macs = count_macs(holder, 'backbone', (224, 224))
+    assert macs == pytest.approx(1.246e9, rel=0.001)
+    classifiers = 2 * 1000 * ARCHITECTURES['s2']['channels'][-1]
+    assert macs + classifiers == pytest.approx(1.25e9, rel=0.01)
 
 
 def test_counts_resnet_18_as_is_known():
@@ -139,25 +152,13 @@ def test_counts_resnet_18_as_is_known():
     assert macs + 512 * 1000 == pytest.approx(1.814e9, rel=0.001)
 
 
-def test_counts_parameters_of_the_network_as_trained(tiny_config, monkeypatch):
-    monkeypatch.setattr(benchmarking.memory, 'peak_memory', lambda *_: None)
-    [group] = group_configs([str(tiny_config('fpn'))], False, {})
-    [candidate] = group.candidates.values()
-    model = MODELS.build(candidate.load().model)
-    for part, module in (('backbone', model.backbone), ('model', model)):
-        setting = Setting(part, 'predict', 'torch', (64, 64), 1, True, False, 'cpu', 1)
-        effort = benchmarking.timing.Effort(1, 0)
-        [result] = benchmarking.compare(group, setting, effort, lambda _: None)
-        assert result['parameters'] == sum(p.numel() for p in module.parameters())
-
-
 @pytest.mark.parametrize('peer', PEERS)
 def test_peers_are_folded_too(peer):
     model = Candidate(FPN, peer).build().backbone
-    pictures = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        before = model(pictures)
-        after = switch_to_deploy(model)(pictures)
+        before = model(images)
+        after = switch_to_deploy(model)(images)
     assert not any(isinstance(each, torch.nn.BatchNorm2d) for each in model.modules())
     for one, other, stride in zip(before, after, (4, 8, 16, 32), strict=True):
         assert one.shape[2:] == (64 // stride, 64 // stride)
@@ -171,7 +172,7 @@ def test_models_that_differ_in_more_than_the_backbone_are_not_compared():
         ['EfficientFormerV2-S0', 'EfficientFormerV2-S1', *PEERS],
         ['EfficientFormerV2-S0', *PEERS],
     ]
-    with pytest.raises(ConfigError, match='given twice'):
+    with pytest.raises(ConfigError, match='twice'):
         group_configs([FPN, FPN, FPN], False, {})
 
 
@@ -183,17 +184,11 @@ def test_ratio_is_that_of_rounds():
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
-    [
-        ((FPN, '--sizes', '512'), "'512' is not HEIGHTxWIDTH"),
-        ((FPN, '--batch', '0'), "'0' is not a number from 1 on"),
-        ((FPN, '--backend', 'tensorflow'), 'invalid choice'),
-        (('none.py',), 'there is no config none.py'),
-    ],
+    [((FPN, '--sizes', '512'), '512'), ((FPN, '--batch', '0'), "'0'"), (('none.py',), 'none.py')],
 )
-def test_bad_arguments_are_said(arguments, message, monkeypatch, capsys, tmp_path):
+def test_bad_arguments_are_said(arguments, message, monkeypatch, capsys, tmp_path: Path):
     tool = ROOT / 'tools' / 'benchmark.py'
     monkeypatch.setattr(sys, 'argv', [str(tool), *arguments, '--out-dir', str(tmp_path / 'out')])
-    monkeypatch.setattr(benchmarking.machine, 'pin', lambda *_: None)
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(tool), run_name='__main__')
     assert left.value.code in (1, 2)

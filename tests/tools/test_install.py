@@ -5,11 +5,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import install
 import pytest
-from install import Installation, InstallError, choose_torch, lowest_versions, replace_pins
+from install import Installation, InstallError, choose_torch
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKE, TORCH, NEEDS = 'Making .venv', '[1/4] torch', '[2/4] what mmcv needs'
@@ -25,10 +26,6 @@ class FakePip:
         self.stop_at = ''
         # What importing mmcv's operators answers, call by call; then they work.
         self.broken: list[str | None] = []
-
-    def take_titles(self) -> list[str]:
-        titles, self.titles = self.titles, []
-        return titles
 
     def try_code(self, installation: Installation, code: str) -> str | None:
         if not installation.python.exists():
@@ -101,87 +98,83 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> FakePip:
     return fake
 
 
-def test_order_and_nothing_twice(checkout: Path, pip: FakePip, capsys) -> None:
-    everything = [MAKE, TORCH, NEEDS, SOURCE, COMPILE, WHEEL, REST]
-    Installation(checkout).run()
-    assert pip.take_titles() == everything
-    Installation(checkout).run()
-    assert pip.take_titles() == []
-    assert 'up to date' in capsys.readouterr().out
-    Installation(checkout, repair=True).run()
-    assert pip.take_titles() == [NEEDS, REST]
+@pytest.fixture
+def run(checkout: Path, pip: FakePip) -> Callable[..., list[str]]:
+    """Runs the installer; returns the titles of its commands."""
+
+    def run(*arguments: object, root: Path = checkout, **options: object) -> list[str]:
+        pip.titles = []
+        Installation(root, *arguments, **options).run()
+        return pip.titles
+
+    return run
+
+
+def test_order_and_nothing_twice(run: Callable) -> None:
+    assert run() == [MAKE, TORCH, NEEDS, SOURCE, COMPILE, WHEEL, REST]
+    assert run() == []
+    assert run(repair=True) == [NEEDS, REST]
 
 
 @pytest.mark.parametrize('stopped', [TORCH, NEEDS, SOURCE, COMPILE, WHEEL, REST])
-def test_goes_on_where_it_was_interrupted(checkout: Path, pip: FakePip, stopped: str) -> None:
+def test_goes_on_where_it_was_interrupted(run: Callable, pip: FakePip, stopped: str) -> None:
     pip.stop_at = stopped
     with pytest.raises(KeyboardInterrupt):
-        Installation(checkout).run()
-    before = pip.take_titles()
-    Installation(checkout).run()
-    again = pip.take_titles()
+        run()
+    before, again = pip.titles, run()
     assert again[-1] == REST
     # The built wheel is taken from the cache; objects of a build that was stopped are kept.
     assert not {MAKE, TORCH, SOURCE, COMPILE} & set(before) & set(again)
-    Installation(checkout).run()
-    assert pip.take_titles() == []
+    assert run() == []
 
 
-def test_second_clone_takes_the_wheel_that_the_first_built(checkout: Path, pip: FakePip) -> None:
-    Installation(checkout).run()
-    pip.take_titles()
+def test_second_clone_takes_the_wheel_that_the_first_built(run: Callable, checkout: Path) -> None:
+    run()
     second = checkout.with_name('second')
     shutil.copytree(checkout, second, ignore=shutil.ignore_patterns('.venv'))
-    Installation(second).run()
-    assert pip.take_titles() == [MAKE, TORCH, NEEDS, WHEEL, REST]
+    assert run(root=second) == [MAKE, TORCH, NEEDS, WHEEL, REST]
 
 
 @pytest.mark.parametrize('works', [True, False])
-def test_wheelhouse(checkout: Path, pip: FakePip, tmp_path: Path, works: bool) -> None:
+def test_wheelhouse(run: Callable, pip: FakePip, tmp_path: Path, works: bool) -> None:
     (tmp_path / 'wheels').mkdir()
     (tmp_path / 'wheels' / WHEEL.split()[-1]).touch()
     pip.broken = [None if works else 'undefined symbol: _ZN3c10']
-    Installation(checkout, tmp_path / 'wheels').run()
-    titles = pip.take_titles()
+    titles = run(tmp_path / 'wheels')
     assert titles[3] == WHEEL
     assert (COMPILE in titles) != works
 
 
-def test_mmcv_follows_torch(checkout: Path, pip: FakePip) -> None:
-    Installation(checkout).run()
+def test_mmcv_follows_torch(run: Callable, pip: FakePip, checkout: Path) -> None:
+    run()
     pip.put('torch', '2.9.0+cu126')  # by hand
-    pip.take_titles()
     pip.broken = ['undefined symbol: _ZN3c10']
-    Installation(checkout).run()
-    assert pip.take_titles() == [NEEDS, SOURCE, COMPILE, WHEEL, REST]
+    assert run() == [NEEDS, SOURCE, COMPILE, WHEEL, REST]
     # Interrupted after torch was replaced, the run is not taken for a complete one.
     pip.stop_at = NEEDS
     with pytest.raises(KeyboardInterrupt):
-        Installation(checkout, torch='torch==2.6.0 --index-url URL').run()
-    assert pip.take_titles() == ['[1/4] torch: replacing', TORCH]
+        run(torch='torch==2.6.0 --index-url URL')
+    assert pip.titles == ['[1/4] torch: replacing', TORCH]
     pip.broken = ['undefined symbol: _ZN3c10']
-    Installation(checkout).run()
-    assert COMPILE in pip.take_titles()
+    assert COMPILE in run()
     limits = (checkout / '.venv' / 'constraints.txt').read_text().splitlines()
     assert 'torch==2.6.0' in limits and 'torch==2.13.0' not in limits
 
 
-def test_what_changed_or_was_removed_is_installed(checkout: Path, pip: FakePip) -> None:
-    Installation(checkout).run()
-    pip.take_titles()
+def test_what_changed_or_was_removed_is_installed(
+    run: Callable, pip: FakePip, checkout: Path
+) -> None:
+    run()
     with (checkout / 'requirements' / 'tests.txt').open('a') as file:
         file.write('coverage\n')
-    Installation(checkout).run()
-    assert pip.take_titles() == [NEEDS, REST]
+    assert run() == [NEEDS, REST]
     shutil.rmtree(next(pip.site.glob('onedl_mmdetection-*')))
     (next(pip.site.glob('onedl_mmcv-*')) / 'INSTALLER').unlink()
-    Installation(checkout).run()
-    assert pip.take_titles() == [NEEDS, WHEEL, REST]
+    assert run() == [NEEDS, WHEEL, REST]
 
 
-def test_oldest(checkout: Path, pip: FakePip) -> None:
-    Installation(checkout, oldest=True).run()
-    assert pip.take_titles()[0] == 'Making .venv-oldest'
+def test_oldest(run: Callable, checkout: Path) -> None:
+    assert run(oldest=True)[0] == 'Making .venv-oldest'
     limits = (checkout / '.venv-oldest' / 'constraints.txt').read_text().splitlines()
     assert {'torch==2.6.0', 'onedl-mmengine==0.10.8', 'onnx==1.17', 'ruff==0.6'} <= set(limits)
     assert 'torch==2.13.0' not in limits and 'onedl-mmengine==0.10.12' not in limits
@@ -212,14 +205,6 @@ KEPT = {'torch': '', 'torch_pin': 'torch==2.13.0', 'versions': {'torch': '2.9.0'
 )
 def test_choice_of_torch(asked: str, version: str | None, state: dict, chosen: str | None) -> None:
     assert choose_torch(asked, 'torch==2.13.0', version, state) == chosen
-
-
-def test_pins() -> None:
-    lowest = lowest_versions('# a>=1\nonedl-mmcv>=2.3.0,<=2.3.6\nhuggingface_hub>=0.23\n')
-    assert lowest == {'onedl-mmcv': '2.3.0', 'huggingface-hub': '0.23'}
-    pinned = 'onedl_mmcv==2.3.6\nav==1 ; python_version < "3.11"\nnumpy==2.2.6\n'
-    replaced = replace_pins(pinned, {**lowest, 'av': None})
-    assert replaced.split() == ['numpy==2.2.6', 'onedl-mmcv==2.3.0', 'huggingface-hub==0.23']
 
 
 @pytest.mark.parametrize(
