@@ -136,7 +136,7 @@ def draw_plot(outcome: dict[str, Any], path: Path) -> bool:
 
 def draw_panel(axes: Any, results: list[Result], key: str, unit: float, label: str) -> None:
     """Points for all models, ours joined by a line, on logarithmic axes with plain numbers."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     for ours, color, marker in ((False, '#c2541b', 's'), (True, '#0b5fa5', 'o-')):
         group = sorted((each for each in results if each['ours'] == ours), key=lambda e: e[key])
@@ -157,7 +157,9 @@ def draw_panel(axes: Any, results: list[Result], key: str, unit: float, label: s
     axes.set(xscale='log', yscale='log', xlabel=label)
     axes.margins(x=0.15, y=0.15)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axis.get_view_interval()
+        # Of 1, 2, 5, 10, ... a narrow range may hold none.
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
         axis.set_major_formatter(StrMethodFormatter('{x:g}'))
         axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
