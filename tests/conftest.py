@@ -8,9 +8,11 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tool_process
 import torch
 from tiny import write_tiny_config
 
@@ -35,15 +37,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_tool(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Runs one of our tools as a user would, in an empty folder; returns the finished process."""
-
-    def run(tool: str, *arguments: object, **options) -> subprocess.CompletedProcess:
-        command = [sys.executable, ROOT / 'tools' / tool, *arguments]
-        return subprocess.run(
-            [str(part) for part in command],
-            **{'cwd': tmp_path, 'capture_output': True, 'text': True, 'timeout': 600, **options},
-        )
-
-    return run
+    return partial(tool_process.run_tool, tmp_path)
 
 
 @pytest.fixture

@@ -86,12 +86,12 @@ def fail_in_second_process(runner: ReliableRunner) -> None:
         raise RuntimeError('the second process has had enough')
 
 
-def spoil_weights(runner: ReliableRunner) -> None:
+def corrupt_weights(runner: ReliableRunner) -> None:
     """Let the next losses be NaN."""
     nn.init.constant_(runner.model.layers[0].weight, float('nan'))
 
 
-def spoil_gradients(runner: ReliableRunner) -> None:
+def corrupt_gradients(runner: ReliableRunner) -> None:
     """Let all gradients from here on be infinite, and the losses finite."""
     runner.model.layers[0].weight.register_hook(lambda gradient: gradient * float('inf'))
 
@@ -99,11 +99,11 @@ def spoil_gradients(runner: ReliableRunner) -> None:
 def overflow_once(runner: ReliableRunner) -> None:
     """Let the next gradient alone be infinite."""
 
-    def spoil(gradient: Tensor) -> Tensor:
+    def corrupt(gradient: Tensor) -> Tensor:
         handle.remove()
         return gradient * float('inf')
 
-    handle = runner.model.layers[0].weight.register_hook(spoil)
+    handle = runner.model.layers[0].weight.register_hook(corrupt)
 
 
 @HOOKS.register_module(force=True)

@@ -11,11 +11,12 @@ with explain_missing():
     from mmengine.config import Config
     from mmengine.dist import is_main_process
 
-    from backbones.data.dataset_guard import GuardedRunner
     from backbones.engine.config import default_work_dir, fit_to_device, load_config
-    from backbones.engine.deployment import deploy_before_test
-    from backbones.engine.preflight import leave_out_init_cfg, prepare_test
-    from backbones.engine.report import format_metrics, report_every_class, write_metrics
+    from backbones.engine.distributed import prepare_on_first
+    from backbones.engine.hooks import DeployHook
+    from backbones.engine.metrics import format_metrics, write_metrics
+    from backbones.engine.preflight import check_test, leave_out_init_cfg
+    from backbones.engine.runner import ReliableRunner
     from backbones.engine.tta import use_test_time_augmentation
     from backbones.errors import ConfigError, exit_on_user_error
     from backbones.weights import use_safe_loading
@@ -23,7 +24,7 @@ with explain_missing():
 EXAMPLES = """\
 examples:
   python tools/test.py seg_configs/fpn_effv2_s2.py work_dirs/fpn_effv2_s2/best_mIoU_iter_40000.pth
-      mIoU on ADE20K's validation pictures
+      mIoU on ADE20K's validation images
   python tools/test.py det_configs/mask_rcnn_effv2_s0.py CHECKPOINT --show-dir drawn
       box and mask AP on COCO, and every image with ground truth and prediction in drawn/
   tools/dist_test.sh det_configs/retinanet_effv2_l.py CHECKPOINT 8 --out metrics.json
@@ -69,11 +70,12 @@ def configure(args: argparse.Namespace) -> Config:
     config.load_from = args.checkpoint
     config.resume = False
     leave_out_init_cfg(config)
+    # A checkpoint's weights are already the moving average that this hook would compute.
+    config.custom_hooks = [
+        hook for hook in config.get('custom_hooks') or [] if 'EMAHook' not in str(hook.type)
+    ]
     if args.tta:
         use_test_time_augmentation(config)
-    if args.deploy:
-        deploy_before_test(config)
-    report_every_class(config, 'test')
     fit_to_device(config)
     return config
 
@@ -82,8 +84,10 @@ def main() -> None:
     args = parse_args()
     with exit_on_user_error():
         use_safe_loading(args.trust_checkpoint)
-        config = prepare_test(configure(args))
-        runner = GuardedRunner.from_cfg(config)
+        config = prepare_on_first(configure(args), check_test)
+        runner = ReliableRunner.from_cfg(config)
+        if args.deploy:
+            runner.register_hook(DeployHook())
         if args.show_dir:
             from backbones.inference.comparison import ComparisonHook
 

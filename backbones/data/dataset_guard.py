@@ -13,12 +13,9 @@ from pathlib import Path
 
 from mmengine.dataset import BaseDataset
 from mmengine.dist import is_main_process
-from mmengine.runner import Runner
 from PIL import Image, UnidentifiedImageError
-from torch import nn
 from torch.utils.data import DataLoader
 
-from backbones.deploy import expect_contiguous
 from backbones.errors import DataError
 
 from .check_files import content_fault, header_size
@@ -97,19 +94,12 @@ class GuardsDatasets:
         lines = [f'{one["file"]} ({one["times"]}x): {one["reason"]}' for one in skipped]
         if len(lines) > NAMED_IN_LOG:
             lines = [*lines[:NAMED_IN_LOG], f'... and {len(lines) - NAMED_IN_LOG} more']
-        self.logger.info(
+        # mmengine's info goes to the log file alone.
+        self.logger.warning(
             '\n  '.join(
                 [f'--skip-bad: {count(len(skipped), "picture")} replaced by others; {path}', *lines]
             )
         )
-
-
-class GuardedRunner(GuardsDatasets, Runner):
-    """mmengine's runner with guarded datasets."""
-
-    def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """The model, of which mmcv's operators get the memory that they expect."""
-        return expect_contiguous(super().build_model(model))
 
 
 def sources_of(dataloader: dict) -> list[str]:

@@ -1,30 +1,37 @@
 """Reading a config, and fitting it to the machine and to the command line."""
 
+import io
 import itertools
+import warnings
+from contextlib import redirect_stdout
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.config import utils as config_utils
 from mmengine.registry import init_default_scope
 
 from backbones.data.config_datasets import datasets_of, walk
 from backbones.errors import ConfigError
 
-# What reading a config raises when there is something wrong in it.
+from .amp import CPUAmpOptimWrapper
+from .metrics import main_metric
+
+# What reading a faulty config raises.
 CONFIG_ERRORS = (
     *(SyntaxError, NameError, KeyError, TypeError),
     *(AttributeError, ImportError, OSError),
 )
 
 SCOPES = ('mmdet', 'mmseg')
-CONFIG_ENDINGS = ('.py', '.json', '.yaml', '.yml')
+CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
-    """Read a config for mmdet or mmseg, and make that the library in which types are looked up.
+    """Read a config for mmdet or mmseg, and make that library the one that builds its types.
 
     Args:
         path: The config, whose bases may be ``mmdet::...``, ``mmseg::...`` and ``backbones::...``
@@ -36,9 +43,9 @@ def load_config(path: str, options: dict | None = None) -> Config:
     """
     if not Path(path).is_file():
         raise ConfigError(f'there is no config {path}; ours are in det_configs/ and seg_configs/')
-    if not path.endswith(CONFIG_ENDINGS):
+    if not path.endswith(CONFIG_SUFFIXES):
         raise ConfigError(
-            f'{path} is no config: those end in {", ".join(CONFIG_ENDINGS)}, and come before the '
+            f'{path} is not a config ({", ".join(CONFIG_SUFFIXES)}); the config comes before the '
             'checkpoint'
         )
     register_config_packages()
@@ -56,15 +63,35 @@ def load_config(path: str, options: dict | None = None) -> Config:
         # mmengine takes what stands before '::' for the library that the types are in.
         if node.get('_scope_') == 'backbones':
             del node['_scope_']
+    import_library(config.default_scope)
     init_default_scope(config.default_scope)
     name_library_of_transforms(config)
     return config
 
 
-def name_library_of_transforms(config: Config) -> None:
-    """Let pipelines work after a model of the other library was made in the same process.
+def import_library(scope: str) -> None:
+    """Import mmdet or mmseg without what they print about optional packages.
 
-    Both libraries look their transforms up in the scope of the model that was made last.
+    Raises:
+        ConfigError: It is missing, or does not fit mmcv (AssertionError) or torch (OSError).
+    """
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            for part in ('datasets', 'evaluation', 'models'):
+                import_module(f'{scope}.{part}')
+        except (ImportError, AssertionError, OSError) as error:
+            reason = ' '.join(str(error).split())
+            raise ConfigError(
+                f'the config needs {scope}, which cannot be imported: {reason}. Run `python '
+                'tools/doctor.py`: it says what does not fit'
+            ) from error
+
+
+def name_library_of_transforms(config: Config) -> None:
+    """Let pipelines work after a model of the other library was built in the same process.
+
+    Both libraries look up transforms in the scope of the model that was built last.
     """
     pipelines = [dataset.get('pipeline', []) for dataset in datasets_of(config)]
     for transform in itertools.chain(*pipelines, config.get('test_pipeline', [])):
@@ -86,7 +113,7 @@ def register_config_packages() -> None:
 
 
 def fit_to_device(config: Config) -> None:
-    """Take BatchNorm for SyncBN, which needs GPUs, where there are none."""
+    """Use BatchNorm instead of SyncBN, which needs GPUs, where there are none."""
     if torch.cuda.is_available():
         return
     for node in walk(config.model):
@@ -96,5 +123,45 @@ def fit_to_device(config: Config) -> None:
 
 
 def default_work_dir(config_path: str) -> str:
-    """``work_dirs/NAME`` for a config ``.../NAME.py``, as mmdet and mmseg have it."""
+    """``work_dirs/NAME`` for a config ``.../NAME.py``, as in mmdet and mmseg."""
     return str(Path('work_dirs') / Path(config_path).stem)
+
+
+def keep_best_checkpoint(config: Config) -> None:
+    """Keep the checkpoint that is best by the task's metric, unless the config names a metric."""
+    hook = config.get('default_hooks', {}).get('checkpoint')
+    if hook is None or hook.get('save_best') or not config.get('val_evaluator'):
+        return
+    hook.save_best, hook.rule = main_metric(config), 'greater'
+
+
+def log_to_tensorboard(config: Config) -> None:
+    """Add TensorBoard to the places that a config logs to."""
+    visualizer = config.setdefault('visualizer', ConfigDict(type='Visualizer'))
+    backends = visualizer.get('vis_backends') or [ConfigDict(type='LocalVisBackend')]
+    if not any('Tensorboard' in str(backend.type) for backend in backends):
+        visualizer.vis_backends = [*backends, ConfigDict(type='TensorboardVisBackend')]
+
+
+def use_amp(config: Config) -> None:
+    """Train in mixed precision: float16 on a GPU, bfloat16 on a CPU."""
+    if torch.cuda.is_available():
+        config.optim_wrapper.type = 'AmpOptimWrapper'
+        config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        return
+    config.optim_wrapper.type = CPUAmpOptimWrapper.__name__
+    config.optim_wrapper.pop('loss_scale', None)
+
+
+def scale_learning_rate(config: Config) -> None:
+    """Let mmengine scale the learning rate to the batch of this run.
+
+    Raises:
+        ConfigError: The config does not say which batch its learning rate is for.
+    """
+    if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise ConfigError(
+            '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=N) in the config: the '
+            'batch, over all GPUs, that its learning rate is meant for'
+        )
+    config.auto_scale_lr.enable = True

@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from .report import is_of_class
+from .metrics import is_of_size, is_per_class
 
 # What the log holds beside losses and metrics.
 BOOKKEEPING = {'lr', 'base_lr', 'epoch', 'iter', 'step', 'time', 'data_time', 'memory', 'grad_norm'}
@@ -20,7 +20,7 @@ def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
         metric: The metric to draw boldly, 'mIoU' for instance. Default: none.
 
     Returns:
-        The picture, or None where nothing has been logged.
+        The image, or None where nothing has been logged.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
     metrics = {
         name: curve
         for name, curve in validation.items()
-        if not name.startswith('val/') and not is_of_class(name) and not is_of_size(name)
+        if not name.startswith('val/') and not is_per_class(name) and not is_of_size(name)
     }
     panels = [
         ('loss', losses, 'loss'),
@@ -79,11 +79,6 @@ def read_log(work_dir: str) -> tuple[dict[str, Curve], dict[str, Curve]]:
                 if name not in BOOKKEEPING - {'lr'} and isinstance(value, (int, float)):
                     curves[name][iteration] = value
     return as_curves(training), as_curves(validation)
-
-
-def is_of_size(name: str) -> bool:
-    """Whether a metric is COCO's for objects of one size, which is -1 where there are none."""
-    return name.endswith(('_mAP_s', '_mAP_m', '_mAP_l'))
 
 
 def as_curves(values: dict[str, dict[int, float]]) -> dict[str, Curve]:

@@ -1,6 +1,5 @@
 """Several processes: how they find each other, and what the first does for all."""
 
-import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -8,27 +7,20 @@ from datetime import timedelta
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_rank, get_world_size, init_dist, is_distributed
+from mmengine.utils.dl_utils import set_multi_processing
 from torch import distributed
 
 from backbones.errors import ConfigError
 
-# The first process may read a large dataset meanwhile; that it ended is noticed at once.
+# Checking a large dataset takes hours; if the first process ends, the others notice at once.
 MAX_WAIT = timedelta(days=7)
-
-# Where torchrun, SLURM and Open MPI say which process this is.
-RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-
-
-def is_first_process() -> bool:
-    """Whether this process is the only one or the first, known before they are connected."""
-    return int(next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), 0)) == 0
 
 
 def prepare_on_first(config: Config, prepare: Callable[[Config], None]) -> Config:
-    """Let the first process prepare a config, and hand what it made of it to all others.
+    """Let the first process prepare a config, and return the result in all of them.
 
-    What is read for it, such as annotation files, is read and kept in memory once. The other
-    processes wait as long as it takes; where the first one fails, they end without a message.
+    Annotation files are read and kept in memory once. If the first process fails, the others end
+    without a message.
 
     Args:
         config: The config; its ``launcher`` says what started the processes.
@@ -61,8 +53,7 @@ def prepare_on_first(config: Config, prepare: Callable[[Config], None]) -> Confi
 def connect(config: Config) -> None:
     """Connect the processes of a run: by mmengine with GPUs, else by gloo.
 
-    mmengine asks for a GPU as soon as there are several processes: when it connects them, and when
-    it wraps the model.
+    mmengine needs a GPU to connect several processes, and again to wrap the model.
 
     Args:
         config: Changed in place.
@@ -72,8 +63,11 @@ def connect(config: Config) -> None:
     """
     if config.launcher == 'none' or is_distributed():
         return
+    environment = config.get('env_cfg', {})
     if torch.cuda.is_available():
-        init_dist(config.launcher, **config.get('env_cfg', {}).get('dist_cfg', {}))
+        # Before init_dist(), which would choose another way of starting the loaders' workers.
+        set_multi_processing(**environment.get('mp_cfg', {}), distributed=True)
+        init_dist(config.launcher, **environment.get('dist_cfg', {}))
         return
     if config.launcher != 'pytorch':
         raise ConfigError(

@@ -1,7 +1,7 @@
 """mmengine's training loops, resumed at any step as if they had not been stopped.
 
-mmengine's own save the model and what belongs to it. What is missing there: random numbers, the
-place in the data within an epoch, and a validation that was due when the run was killed.
+mmengine saves the model, the optimizer and the schedule. These loops add the random numbers, the
+place within the epoch, and a validation that was due when the run was killed.
 """
 
 from contextlib import closing
@@ -14,10 +14,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
-from backbones.errors import ConfigError
-
-from .checkpointing import DURABLE, write_durably
-from .draws import STEP, VALIDATION, DrawLoader, seed_randomness
+from .checkpoints import DURABLE, write_durably
 from .preemption import (
     Preempted,
     PreemptionHook,
@@ -26,13 +23,17 @@ from .preemption import (
     leave_note,
     may_save,
 )
+from .sampler import STEP, VALIDATION, ResumableLoader, seed_randomness
+
+# Not 'validated_at': mmengine logs every entry whose name begins with 'val' as a metric.
+LAST_VALIDATION = 'last_validation'
 
 
 class Resumable:
     """What both loops share; comes before one of mmengine's in the bases.
 
     Attributes:
-        first_iter: The step with which the current epoch begins.
+        first_iter: The iteration with which the current epoch begins.
     """
 
     endless: bool
@@ -40,25 +41,18 @@ class Resumable:
     def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
         different = runner.cfg.get('randomness', {}).get('diff_rank_seed', False)
         loader = runner.build_dataloader(dataloader, runner.seed, different)
-        super().__init__(runner, DrawLoader(loader, runner.seed, self.endless), **kwargs)
+        super().__init__(runner, ResumableLoader(loader, runner.seed, self.endless), **kwargs)
         self.first_iter = 0
         self.preemption = PreemptionHook()
         runner.register_hook(self.preemption)
         runner.register_hook(PlaceHook(self), 'LOW')
 
     def run(self) -> nn.Module:
-        """Train from where the loop is to the end.
+        """Train to the end.
 
         Raises:
             Preempted: SIGTERM asked to stop; the training is saved.
-            ConfigError: The processes have not resumed the same checkpoint.
         """
-        iterations = set(dist.all_gather_object(self._iter))
-        if len(iterations) > 1:
-            raise ConfigError(
-                f'the processes are at different iterations, {sorted(iterations)}: all machines '
-                'have to see the same work folder'
-            )
         with self.preemption.watch():
             self.runner.call_hook('before_train')
             self.train()
@@ -66,14 +60,14 @@ class Resumable:
         return self.runner.model
 
     def run_iter(self, *batch: Any) -> None:
-        """Train one step, with the random numbers of its place in the run."""
+        """Train one iteration, with the random numbers of its place in the run."""
         seed_randomness(self.runner.seed, STEP, dist.get_rank(), self._iter)
         super().run_iter(*batch)
         if may_save(self.runner) and is_agreement_due(self._iter) and self.preemption.agreed():
-            self.save_and_leave()
+            self.save_and_stop()
 
     def validate_if_due(self) -> None:
-        """Validate where the interval says so."""
+        """Validate if the interval says so."""
         self._decide_current_val_interval()
         if not self.is_validation_due():
             return
@@ -83,23 +77,21 @@ class Resumable:
         except StopRequested:
             for hook in self.runner.hooks:
                 if isinstance(hook, EMAHook):
-                    # The average stands in for the model during validation.
+                    # Puts the model back, which the average replaces during validation.
                     hook.after_val_epoch(self.runner)
-            self.save_and_leave()
+            self.save_and_stop()
 
     def catch_up_validation(self) -> None:
-        """Validate what a killed training has saved and not come to validate.
-
-        Checkpoints that mmengine's own loops wrote do not tell.
-        """
-        validated = self.runner.message_hub.get_info('validated_at')
+        """Validate a checkpoint that a killed training had saved but not validated yet."""
+        validated = self.runner.message_hub.get_info(LAST_VALIDATION)
         if self._iter == 0:
-            self.runner.message_hub.update_info('validated_at', 0)
+            self.runner.message_hub.update_info(LAST_VALIDATION, 0)
+        # None: a checkpoint that mmengine's own loops wrote, which does not tell.
         elif self._iter == self.first_iter and validated not in (None, self._iter):
             self.validate_if_due()
 
-    def save_and_leave(self) -> None:
-        """Save the training as it is, and end it.
+    def save_and_stop(self) -> None:
+        """Save the training and end it.
 
         Raises:
             Preempted: Always.
@@ -161,7 +153,7 @@ class ResumableEpochLoop(Resumable, EpochBasedTrainLoop):
             self.validate_if_due()
 
     def run_epoch(self) -> None:
-        """Train what is left of the epoch."""
+        """Train the rest of the epoch."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         done = self._iter - self.first_iter
@@ -182,23 +174,23 @@ class ResumableEpochLoop(Resumable, EpochBasedTrainLoop):
 
 
 class PlaceHook(Hook):
-    """Keeps in every checkpoint how far its epoch is, and when it was validated.
+    """Keeps the place within the epoch and the last validated iteration in every checkpoint.
 
     Args:
-        loop: The loop whose place it is.
+        loop: The loop that runs.
     """
 
     def __init__(self, loop: Resumable) -> None:
         self.loop = loop
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        # Before mmengine's CheckpointHook, which saves again what has turned out the best.
-        runner.message_hub.update_info('validated_at', runner.iter)
+        # Before mmengine's CheckpointHook, which saves the best checkpoint.
+        runner.message_hub.update_info(LAST_VALIDATION, runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Validate the model that is saved, the first process's, in all of them.
+        """Let all processes validate the model that is saved, which is the first one's.
 
-        Their weights are the same; running means and variances are not.
+        Their weights are equal; BatchNorm's running means and variances are not.
         """
         if dist.get_world_size() > 1:
             for buffer in runner.model.buffers():
@@ -208,7 +200,7 @@ class PlaceHook(Hook):
         if self.loop.endless:
             return
         meta = checkpoint['meta']
-        # At the end of an epoch mmengine's CheckpointHook saves the begin of the next one.
+        # At the end of an epoch mmengine's CheckpointHook saves the start of the next one.
         begun = meta['epoch'] == self.loop.epoch
         checkpoint['place_in_epoch'] = {
             'batch': meta['iter'] - self.loop.first_iter if begun else 0,

@@ -1,4 +1,4 @@
-"""SIGTERM, by which a scheduler announces that a job has to leave: save, and say so."""
+"""SIGTERM, by which a scheduler announces that a job has to stop: save, then end with code 75."""
 
 import os
 import signal
@@ -14,24 +14,24 @@ from mmengine.runner import Runner
 # sysexits.h: "temporary failure; the user is invited to retry".
 PREEMPTED = 75
 
-# In several processes SIGTERM does not reach all of them at the same step, so they have to agree on
-# one. Asking every so many steps costs nothing and still leaves most of the notice for saving.
+# SIGTERM does not reach all processes at the same step, so they have to agree on one. Asking every
+# tenth step costs nothing and still leaves most of the notice for saving.
 STEPS_BETWEEN_AGREEMENTS = 10
 
-# torchrun and srun end with exit codes of their own. Their scripts name a file in this variable,
-# and find it there if the training was saved.
+# torchrun and srun replace the exit code by their own. The launchers name a file in this variable,
+# which the training creates once it is saved.
 NOTE_VARIABLE = 'PREEMPTION_NOTE'
 
 
 class Preempted(Exception):
-    """The training was asked to leave, and is saved.
+    """The training was asked to stop, and is saved.
 
     Attributes:
         path: The checkpoint to resume.
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__(f'SIGTERM: the training is saved in {path}; go on with --resume')
+        super().__init__(f'SIGTERM: the training is saved in {path}; continue with --resume')
         self.path = path
 
 
@@ -40,19 +40,19 @@ class StopRequested(Exception):
 
 
 class PreemptionHook(Hook):
-    """Watches for SIGTERM while a training runs, and stops a validation for it."""
+    """Catches SIGTERM while a training runs, and stops a validation for it."""
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Take note of SIGTERM instead of ending by it."""
+        """Remember SIGTERM instead of ending by it."""
 
-        def take_note(*_: object) -> None:
+        def remember(*_: object) -> None:
             self.requested = True
 
-        previous = signal.signal(signal.SIGTERM, take_note)
+        previous = signal.signal(signal.SIGTERM, remember)
         try:
             yield
         finally:
@@ -69,7 +69,7 @@ class PreemptionHook(Hook):
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: object = None
     ) -> None:
-        # Where processes have different numbers of batches, only these are reached by all.
+        # Processes may have different numbers of batches; all of them reach this many.
         loader = runner.val_dataloader
         shared = len(loader.dataset) // (dist.get_world_size() * (loader.batch_size or 1))
         if (
@@ -82,16 +82,16 @@ class PreemptionHook(Hook):
 
 
 def may_save(runner: Runner) -> bool:
-    """Whether a checkpoint holds all there is: gradients that are being accumulated are in none."""
+    """Whether a checkpoint would be complete: accumulated gradients are not part of it."""
     return runner.optim_wrapper.should_update()
 
 
 def is_agreement_due(step: int) -> bool:
-    """Whether the processes ask each other for SIGTERM after a step, counted from 0."""
+    """Whether the processes ask each other about SIGTERM after this step, counted from 0."""
     return dist.get_world_size() == 1 or step % STEPS_BETWEEN_AGREEMENTS == 0
 
 
 def leave_note() -> None:
-    """Tell the script that started this process that the training is saved, if it asked."""
+    """Tell the launcher that the training is saved, if it asked."""
     if NOTE_VARIABLE in os.environ:
         Path(os.environ[NOTE_VARIABLE]).touch()

@@ -15,59 +15,38 @@ from backbones.efficientformer_v2.checkpoint_keys import check_nan, enumerate_ke
 from backbones.errors import CheckpointError
 from backbones.weights import load_checkpoint
 
-from .distributed import prepare_on_first
 
-
-def prepare_training(config: Config) -> Config:
+def check_training(config: Config) -> None:
     """Check what a training starts from and what it reads, and fit the config to its data.
 
-    The first process does so for all.
-
     Args:
-        config: The config, with everything from the command line in it.
-
-    Returns:
-        The config to train with.
+        config: The config, with everything from the command line in it; changed in place.
 
     Raises:
         CheckpointError: What it starts from cannot be read or does not fit.
         ConfigError: The config does not fit its data.
         DataError: The data cannot be trained on.
     """
-    return prepare_on_first(config, check_training)
-
-
-def check_training(config: Config) -> None:
     check_start(config)
     splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
     classes = set_classes(config, splits)
-    print(f'{len(classes)} classes: {", ".join(classes)}', flush=True)
     if config.get('skip_bad'):
         leave_out_bad(config, splits)
     else:
         check_data(config, splits, classes)
 
 
-def prepare_test(config: Config) -> Config:
+def check_test(config: Config) -> None:
     """Check the checkpoint and the data of a test, and fit the config to its data.
 
-    The first process does so for all.
-
     Args:
-        config: The config; its ``load_from`` names the checkpoint.
-
-    Returns:
-        The config to test with.
+        config: The config; its ``load_from`` names the checkpoint; changed in place.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, or is of another model or other classes.
         ConfigError: The config does not fit its data.
         DataError: The data cannot be tested on.
     """
-    return prepare_on_first(config, check_test)
-
-
-def check_test(config: Config) -> None:
     checkpoint = check_start(config)
     classes = set_classes(config, ('test',))
     check_whole(config, checkpoint, classes)

@@ -1,8 +1,11 @@
-"""A training that loses nothing when it is stopped, and stops when its numbers go wrong."""
+"""mmengine's Runner, for trainings that can be stopped at any moment and for tests."""
 
 import copy
 from typing import Any
 
+from mmengine.dist import is_main_process
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -12,32 +15,57 @@ from torch.utils.data import DataLoader
 from backbones.data.dataset_guard import GuardsDatasets
 from backbones.deploy import expect_contiguous
 
-from .checkpointing import DURABLE
-from .draws import shield_workers
+from .checkpoints import DURABLE
+from .console import ConsoleHook, prints_to, quiet
 from .loops import ResumableEpochLoop, ResumableIterLoop
-from .numerics import NO_CLIPPING, NumericsHook
+from .metrics import add_per_class
+from .nan_guard import NO_CLIPPING, NanGuardHook
+from .sampler import shield_workers
 
 LOOPS_FOR = {EpochBasedTrainLoop: ResumableEpochLoop, IterBasedTrainLoop: ResumableIterLoop}
 
 
-class ReliableRunner(Runner):
-    """mmengine's Runner with other parts in the place of some of its own.
+class ReliableRunner(GuardsDatasets, Runner):
+    """mmengine's Runner with other parts in place of some of its own.
 
-    The config stays as it is, so that every tool of mmdet and mmseg takes the one that is saved.
-    Parts of which the config has its own kind (a train loop, a storage for checkpoints) stay too.
+    The config stays as it is, so that every tool of mmdet and mmseg takes the saved one. Parts for
+    which the config names a kind of its own (a train loop, a storage for checkpoints) stay too.
     """
 
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """A logger whose messages go to the log file, warnings and errors to the console too."""
+        logger = super().build_logger(*args, **kwargs)
+        quiet(logger)
+        return logger
+
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """The model, of which mmcv's operators get the memory that they expect."""
+        """The model, in which mmcv's operators get the memory that they expect."""
         return expect_contiguous(super().build_model(model))
 
-    @staticmethod
-    def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:
-        """A loader whose workers outlive the SIGTERM that their process is sent."""
-        return shield_workers(Runner.build_dataloader(*args, **kwargs))
+    def build_dataloader(
+        self, dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """A loader whose workers survive the SIGTERM that their process is sent."""
+        with prints_to(self.logger):
+            return shield_workers(super().build_dataloader(dataloader, seed, diff_rank_seed))
+
+    def build_evaluator(self, evaluator: Evaluator | dict | list) -> Evaluator:
+        """An evaluator whose metrics include those of every class."""
+        with prints_to(self.logger):
+            evaluator = super().build_evaluator(evaluator)
+        for metric in evaluator.metrics:
+            add_per_class(metric)
+        evaluate = evaluator.evaluate
+
+        def log_prints(size: int) -> dict:
+            with prints_to(self.logger):
+                return evaluate(size)
+
+        evaluator.evaluate = log_prints
+        return evaluator
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """A loop that resumes exactly, in the place of mmengine's of the same kind."""
+        """A loop that resumes exactly, in place of mmengine's of the same kind."""
         if isinstance(loop, dict):
             loop = dict(loop)
             by_epoch = loop.pop('by_epoch', None)
@@ -56,20 +84,18 @@ class ReliableRunner(Runner):
         return super().build_optim_wrapper(optim_wrapper)
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """mmengine's, the checkpoint's with a storage that loses nothing, and NumericsHook."""
+        """mmengine's, with durable checkpoints, the NaN guard and the console."""
         hooks = dict(hooks or {})
         checkpoint = hooks.get('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
         if isinstance(checkpoint, dict) and is_local(checkpoint):
             hooks['checkpoint'] = {**checkpoint, 'backend_args': DURABLE}
         super().register_default_hooks(hooks)
-        self.register_hook(NumericsHook())
-
-
-class TrainRunner(GuardsDatasets, ReliableRunner):
-    """What tools/train.py runs: also names the picture when one cannot be read, or skips it."""
+        self.register_hook(NanGuardHook())
+        if is_main_process():
+            self.register_hook(ConsoleHook())
 
 
 def is_local(checkpoint_hook: dict) -> bool:
-    """Whether a CheckpointHook writes to files, and is not told how."""
+    """Whether a CheckpointHook writes to files without a storage of its own."""
     storage = checkpoint_hook.get('backend_args') or checkpoint_hook.get('file_client_args')
     return not storage and '://' not in str(checkpoint_hook.get('out_dir'))

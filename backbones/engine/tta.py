@@ -1,10 +1,10 @@
-"""Test-time augmentation: predictions averaged over flipped and resized pictures."""
+"""Test-time augmentation: predictions averaged over flipped and resized images."""
 
 import copy
 
 from mmengine.config import Config, ConfigDict
 
-from backbones.data.config_datasets import datasets_of
+from backbones.data.config_datasets import datasets_of, walk
 from backbones.errors import ConfigError
 
 DETECTION_META_KEYS = (
@@ -21,8 +21,8 @@ DETECTION_META_KEYS = (
 def use_test_time_augmentation(config: Config) -> None:
     """Wrap the model of a config and replace its test pipeline.
 
-    The config's own ``tta_model`` and ``tta_pipeline`` are used where it has them. A detector
-    without is tested on each picture and its mirror image.
+    The config's own ``tta_model`` and ``tta_pipeline`` are used if it has them. A detector without
+    them is tested on each image and its mirror image.
 
     Args:
         config: Changed in place.
@@ -31,8 +31,8 @@ def use_test_time_augmentation(config: Config) -> None:
         ConfigError: The model predicts masks, which mmdet cannot merge, or there is no
             ``tta_pipeline`` for a segmentor.
     """
-    if 'mask_head' in config.model.get('roi_head', {}) or 'mask_head' in config.model:
-        raise ConfigError('--tta: mmdet merges boxes only, a model with masks is tested without')
+    if any(node.get('mask_head') for node in walk(config.model)):
+        raise ConfigError('--tta: mmdet merges boxes only; test a model with masks without --tta')
     if config.default_scope == 'mmdet':
         add_detection_defaults(config)
     for key in ('tta_model', 'tta_pipeline'):
@@ -44,7 +44,7 @@ def use_test_time_augmentation(config: Config) -> None:
 
 
 def add_detection_defaults(config: Config) -> None:
-    """Give a detector's config the model and the pipeline that mmdet's own tool defaults to."""
+    """Give a detector's config the model and pipeline that mmdet's own tool defaults to."""
     config.setdefault(
         'tta_model',
         ConfigDict(

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from backbones import CheckpointError
-from backbones.engine.checkpointing import read_resumable
+from backbones.engine.checkpoints import read_resumable
 from backbones.engine.config import fit_to_device, load_config
 from backbones.engine.preflight import check_start, fit_whole
 

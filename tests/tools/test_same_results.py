@@ -267,7 +267,7 @@ def test_by_validation_in_training(detector, run_tool, tmp_path):
         *('--cfg-options', f'load_from={made.checkpoint}'),
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (found,) = re.findall(r'coco/bbox_mAP: ([\d.]+)', done.stdout + done.stderr)
+    (found,) = re.findall(r'validation at .*?coco/bbox_mAP ([\d.]+)', done.stdout)
     assert float(found) == pytest.approx(made.expected, abs=6e-4)
 
 

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DATASETS, MODELS
 from tiny import TINY_ARCH, write_tiny_config
 
 from backbones import EfficientFormerV2
+from backbones.data.classes import set_classes
+from backbones.engine.config import fit_to_device, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +36,7 @@ def train_in_two(config: Path, *arguments: object, **environment: str) -> tuple:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The address of a backbone's weights on this machine, and a list of who asked for them."""
+    """The URL of a backbone's weights on this machine, and a list of the requests for them."""
     folder = tmp_path / 'served'
     folder.mkdir()
     torch.save(EfficientFormerV2(TINY_ARCH).state_dict(), folder / 'weights.pth')
@@ -62,9 +65,8 @@ def test_metrics_are_those_of_the_saved_model_and_one_process_downloads(
     )
     config = write_tiny_config(tmp_path, 'fpn', shapes, extra)
     run_folder = tmp_path / 'run'
-    done = train_in_two(
-        config, '--work-dir', run_folder, TORCH_HOME=str(tmp_path / 'torch'), NO_PROXY='127.0.0.1'
-    )
+    options = ['--val-loss', '--work-dir', run_folder]
+    done = train_in_two(config, *options, TORCH_HOME=str(tmp_path / 'torch'), NO_PROXY='127.0.0.1')
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(asked) == 1
 
@@ -77,10 +79,29 @@ def test_metrics_are_those_of_the_saved_model_and_one_process_downloads(
     figures = {name: value for name, value in figures.items() if 'time' not in name}
     assert figures['aAcc'] > 0
     assert figures == pytest.approx({name: metrics[name] for name in figures}, nan_ok=True)
+    assert validated['val/loss'] == pytest.approx(loss_of(config, run_folder / 'iter_2.pth'))
+
+
+def loss_of(path: Path, checkpoint: Path) -> float:
+    """The mean of a segmentor's loss over all five validation images, one by one."""
+    config = load_config(str(path))
+    set_classes(config, ('val',))
+    fit_to_device(config)
+    config.model.backbone.init_cfg = None
+    model = MODELS.build(config.model).eval()
+    model.load_state_dict(torch.load(checkpoint, weights_only=False)['state_dict'])
+    losses = []
+    for sample in DATASETS.build(config.val_dataloader.dataset):
+        batch = {name: [value] for name, value in sample.items()}
+        with torch.no_grad():
+            found = model(**model.data_preprocessor(batch, False), mode='loss')
+        losses.append(float(found['decode.loss_ce']))
+    assert len(losses) == 5
+    return sum(losses) / 5
 
 
 def test_one_that_fails_takes_the_other_down_and_its_error_is_shown(shapes, tmp_path):
-    """After steps in which the pictures of the two had different sizes."""
+    """After steps in which the images of the two had different sizes."""
     config = write_tiny_config(
         tmp_path,
         'retinanet',

@@ -10,9 +10,9 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler
 from toy_training import PowerCut, ToyNumbers, disturb, end_of, same, toy_config, train
 
-from backbones.engine.draws import DrawSampler
+from backbones.engine.checkpoints import resume
 from backbones.engine.preemption import Preempted
-from backbones.engine.resume import resume
+from backbones.engine.sampler import ResumableSampler
 
 
 def finish(folder: Path, **settings: Any) -> dict:
@@ -80,7 +80,7 @@ def test_a_damaged_newest_checkpoint_costs_its_interval_only(settings, alone, tm
     newest = Path((tmp_path / 'last_checkpoint').read_text())
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert same(finish(tmp_path, **settings), alone)
-    assert f'passed over: checkpoint {newest}' in capsys.readouterr().out
+    assert f'skipped: checkpoint {newest}' in capsys.readouterr().out
 
 
 def test_a_drawn_seed_is_kept(tmp_path):
@@ -100,7 +100,7 @@ def test_a_finished_training_stays_as_it_is(alone, settings, tmp_path):
 def draws_of(rank: int, world_size: int, batch_size: int, sampler_type: type) -> list:
     """The first 24 pictures, and the numbers that their random ones come from."""
     sampler = sampler_type(ToyNumbers(21), seed=0)
-    draws = DrawSampler(BatchSampler(sampler, batch_size, drop_last=False), endless=True)
+    draws = ResumableSampler(BatchSampler(sampler, batch_size, drop_last=False), endless=True)
     sampler.rank, sampler.world_size = rank, world_size
     draws.rank, draws.world_size = rank, world_size
     return [
@@ -123,8 +123,8 @@ def test_a_finite_sampler_begins_anew_in_another_order():
 
 
 def test_skipping_reads_no_picture():
-    sampler = DrawSampler(BatchSampler(InfiniteSampler(ToyNumbers(7), seed=0), 2, False), True)
+    sampler = ResumableSampler(BatchSampler(InfiniteSampler(ToyNumbers(7), seed=0), 2, False), True)
     whole = [batch for _, batch in zip(range(10), sampler, strict=False)]
-    again = DrawSampler(BatchSampler(InfiniteSampler(ToyNumbers(7), seed=0), 2, False), True)
+    again = ResumableSampler(BatchSampler(InfiniteSampler(ToyNumbers(7), seed=0), 2, False), True)
     again.start_at(0, 6)
     assert next(iter(again)) == whole[6]

@@ -10,8 +10,8 @@ import torch
 from mmengine.fileio import get_file_backend
 
 from backbones import CheckpointError
-from backbones.engine import checkpointing
-from backbones.engine.checkpointing import (
+from backbones.engine import checkpoints
+from backbones.engine.checkpoints import (
     explain_full_disk,
     newest_checkpoint,
     remove_partial_checkpoints,
@@ -55,13 +55,13 @@ def zero_a_block(path: Path) -> None:
 DAMAGES = [truncate, cut_a_little, empty, flip_bits, zero_a_block, Path.unlink]
 
 
-@pytest.mark.parametrize('damage', DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_newest_is_passed_over(damage: Callable[[Path], None], tmp_path):
+@pytest.mark.parametrize('corrupt', DAMAGES, ids=lambda corrupt: corrupt.__name__)
+def test_a_corruptd_newest_is_passed_over(corrupt: Callable[[Path], None], tmp_path):
     good = save(tmp_path / 'iter_8.pth', age=20)
     save(tmp_path / 'iter_4.pth', age=30)
     newest = save(tmp_path / 'iter_12.pth', age=10)
     (tmp_path / 'last_checkpoint').write_text(str(newest))
-    damage(newest)
+    corrupt(newest)
     path, checkpoint, reasons = newest_checkpoint(tmp_path)
     assert path == good and 'optimizer' in checkpoint
     assert len(reasons) == (1 if newest.exists() else 0)
@@ -90,7 +90,7 @@ def test_the_best_checkpoint_is_none_to_resume(tmp_path):
     assert newest_checkpoint(tmp_path / 'nowhere') is None
 
 
-def test_only_damaged_ones_are_no_reason_to_start_anew(tmp_path):
+def test_only_corruptd_ones_are_no_reason_to_start_anew(tmp_path):
     truncate(save(tmp_path / 'iter_8.pth', age=10))
     torch.save({'state_dict': {'x': torch.ones(1)}}, tmp_path / 'epoch_1.pth')
     with pytest.raises(CheckpointError) as refused:
@@ -108,7 +108,7 @@ def fail_with(code: int) -> Callable:
 
 @pytest.mark.parametrize('function', ['fsync', 'replace'])
 def test_what_cannot_be_written_leaves_everything_as_it_was(function, tmp_path, monkeypatch):
-    backend = get_file_backend(str(tmp_path), backend_args=checkpointing.DURABLE)
+    backend = get_file_backend(str(tmp_path), backend_args=checkpoints.DURABLE)
     old, oldest = tmp_path / 'iter_8.pth', tmp_path / 'iter_4.pth'
     for path in (old, oldest):
         backend.put(b'whole', str(path))

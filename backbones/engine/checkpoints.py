@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all, and the newest of them that can be read."""
+"""Checkpoints: written whole or not at all, the newest good one found, a training resumed."""
 
 import errno
 import os
@@ -8,24 +8,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+from mmengine.config import Config, ConfigDict
 from mmengine.fileio import LocalBackend, register_backend
 
 from backbones.efficientformer_v2.checkpoint_keys import check_nan, tensors_of
-from backbones.errors import CheckpointError
+from backbones.errors import CheckpointError, ConfigError
 from backbones.files import atomic_write
 from backbones.weights import are_checkpoints_trusted, read_checkpoint
 
-# What a training saves at intervals; the best and the published ones cannot be resumed.
-SAVED_AT_INTERVALS = ('iter_*.pth', 'epoch_*.pth', 'preempted.pth')
+# The best and the published checkpoints hold no optimizer, so they cannot be resumed.
+RESUMABLE = ('iter_*.pth', 'epoch_*.pth', 'preempted.pth')
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DURABLE = {'backend': 'durable'}
 
 
 class DurableBackend(LocalBackend):
-    """mmengine's local files, of which none is lost while another one is written.
+    """mmengine's local files, written whole or not at all.
 
-    A file takes its place when it is whole and on the disk. mmengine removes an old checkpoint
-    before it writes a new one; here the old one stays until the new one is there.
+    mmengine removes an old checkpoint before it writes a new one; here the old one stays until the
+    new one is on the disk.
     """
 
     _to_remove: ClassVar[set[Path]] = set()
@@ -34,7 +35,7 @@ class DurableBackend(LocalBackend):
         """Write a file whole or not at all.
 
         Raises:
-            CheckpointError: It cannot be written; what was there before is as it was.
+            CheckpointError: It cannot be written; existing files are unchanged.
         """
         path = Path(filepath)
         try:
@@ -42,7 +43,7 @@ class DurableBackend(LocalBackend):
         except OSError as error:
             raise CheckpointError(
                 f'checkpoint {path} could not be written: {error.strerror}. Earlier checkpoints in '
-                f'{path.parent} are as they were: go on from the newest with --resume'
+                f'{path.parent} are unchanged: continue from the newest with --resume'
             ) from error
         self._to_remove.discard(path)
         while self._to_remove:
@@ -57,16 +58,16 @@ register_backend('durable', DurableBackend, force=True)
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that is there whole even if the machine fails in the next moment.
+    """Write a file that survives even a power failure in the next moment.
 
     Raises:
-        OSError: It cannot be written; what was there before is as it was.
+        OSError: It cannot be written; an existing file is unchanged.
     """
     with atomic_write(path) as partial, partial.open('wb') as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    # The name is a matter of the folder, which has to reach the disk as well.
+    # The file's name is part of the folder, which has to reach the disk as well.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -75,7 +76,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def remove_partial_checkpoints(work_dir: str | Path) -> None:
-    """Remove what was being written when an earlier training was killed."""
+    """Remove what a training that was killed left half written."""
     for partial in Path(work_dir).glob('*.pth.*.partial'):
         partial.unlink(missing_ok=True)
 
@@ -84,11 +85,10 @@ def newest_checkpoint(work_dir: str | Path) -> tuple[Path, dict, list[str]] | No
     """The newest checkpoint of a training that can be read and resumed.
 
     Args:
-        work_dir: Where the training wrote ``last_checkpoint``.
+        work_dir: The training's work folder.
 
     Returns:
-        The file, what it holds, and why each newer one was passed over; None where there is no
-        checkpoint at all.
+        The file, its content, and why each newer one was skipped; None without any checkpoint.
 
     Raises:
         CheckpointError: There are checkpoints, and none can be resumed.
@@ -108,20 +108,20 @@ def newest_checkpoint(work_dir: str | Path) -> tuple[Path, dict, list[str]] | No
 
 
 def candidates(work_dir: Path) -> list[Path]:
-    """The checkpoints of a training, the newest first: that which was noted last, then by age."""
+    """The checkpoints of a training: the one that ``last_checkpoint`` names, then by age."""
     noted, folder = [], work_dir
     note = work_dir / 'last_checkpoint'
     if note.is_file() and (name := note.read_text().strip()):
-        # After a move of the work folder the note still has the old one.
+        # A work folder that was moved still names its old place.
         noted = [path for path in (Path(name), work_dir / Path(name).name) if path.is_file()][:1]
         folder = noted[0].parent if noted else folder
-    found = {path for pattern in SAVED_AT_INTERVALS for path in folder.glob(pattern)}
+    found = {path for glob in RESUMABLE for path in folder.glob(glob)}
     others = {path for path in found if not any(path.samefile(other) for other in noted)}
     return noted + sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def read_resumable(path: Path) -> dict:
-    """Read a checkpoint that a training can go on from.
+    """Read a checkpoint that a training can continue from.
 
     Raises:
         CheckpointError: It cannot be read, or holds a model, but not its training.
@@ -130,31 +130,31 @@ def read_resumable(path: Path) -> dict:
         checkpoint = read_checkpoint(path)
         # torch reads tensors without comparing them with the checksums that it wrote.
         with zipfile.ZipFile(path) as archive:
-            spoilt = archive.testzip()
+            corrupt = archive.testzip()
     except (OSError, zipfile.BadZipFile) as error:
-        # What torch makes of some files that are cut short.
+        # torch raises OSError for some truncated files.
         raise CheckpointError(f'checkpoint {path} cannot be read: {error}') from error
-    if spoilt:
-        raise CheckpointError(f'checkpoint {path} is damaged: the checksum of {spoilt} differs')
+    if corrupt:
+        raise CheckpointError(f'checkpoint {path} is corrupt: the checksum of {corrupt} differs')
     # Which of them are weights is not known here, so that there has to be a way past it.
     if not are_checkpoints_trusted():
         check_nan(tensors_of(checkpoint), f'checkpoint {path} (--trust-checkpoint resumes it)')
     missing = [key for key in ('optimizer', 'message_hub') if key not in checkpoint]
     if missing:
         raise CheckpointError(
-            f'checkpoint {path} cannot be resumed: it has no {" and no ".join(missing)}, as '
-            'the best and the published ones have not. Resume one of those that are saved at '
-            'intervals (iter_*.pth, epoch_*.pth), or start from it: --cfg-options load_from=...'
+            f'checkpoint {path} cannot be resumed: it has no {" and no ".join(missing)}. Resume '
+            'one that was saved at an interval (iter_*.pth, epoch_*.pth), or start a new training '
+            f'from its weights: --cfg-options load_from={path}'
         )
     return checkpoint
 
 
 @contextmanager
 def explain_full_disk(work_dir: str) -> Iterator[None]:
-    """Say that a disk is full, whatever was being written to it: logs, curves.
+    """Report a full disk in one message, also when it was a log or the curves that did not fit.
 
     Raises:
-        CheckpointError: It was full.
+        CheckpointError: The disk is full.
     """
     try:
         yield
@@ -163,5 +163,40 @@ def explain_full_disk(work_dir: str) -> Iterator[None]:
             raise
         raise CheckpointError(
             f'{error.filename or work_dir} could not be written: {error.strerror}. Checkpoints in '
-            f'{work_dir} are as they were: make space, and go on from the newest with --resume'
+            f'{work_dir} are unchanged: free some space and continue with --resume'
         ) from error
+
+
+def resume(config: Config, source: str) -> None:
+    """Continue from a checkpoint, with the seed of its training.
+
+    Args:
+        config: Changed in place. Without any checkpoint yet it stays as it is.
+        source: A file, or 'auto' for the newest in the work folder that can be read.
+
+    Raises:
+        ConfigError: There is no such file.
+        CheckpointError: It cannot be read, or none of those in the work folder can.
+    """
+    if source == 'auto':
+        newest = newest_checkpoint(config.work_dir)
+        if newest is None:
+            print(f'--resume: no checkpoint in {config.work_dir} yet, starting from the beginning')
+            config.resume = False
+            return
+        path, checkpoint, reasons = newest
+        for reason in reasons:
+            print(f'--resume: skipped: {reason}')
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise ConfigError(f'--resume: there is no checkpoint {path}')
+        checkpoint = read_resumable(path)
+    config.resume, config.load_from = True, str(path)
+    seed = (checkpoint.get('meta') or {}).get('seed')
+    if seed is None:
+        return
+    randomness = config.get('randomness', {})
+    if randomness.get('seed') not in (None, seed):
+        print(f'--resume: the seed stays {seed}, which this training began with')
+    config.randomness = ConfigDict({**randomness, 'seed': seed})

@@ -1,9 +1,9 @@
-"""Which picture is drawn when, and with which random numbers: by the seed and the place in the run.
+"""Which image is read when, and with which random numbers: by the seed and the place in the run.
 
-A loader that remembers what it has drawn so far cannot be taken up in the middle without drawing
-all of it again. Here nothing is remembered: every picture's random numbers, and every training
-step's, follow from the seed and from how far the run is. So a resumed training goes on exactly as
-if it had not been stopped, with any number of workers and without reading a picture twice.
+A loader with a state of its own can only be resumed in the middle of an epoch by reading all of the
+epoch again. This one has none: the random numbers of every image and of every training step follow
+from the seed and from how far the run is. So a resumed training continues exactly as if it had not
+been stopped, with any number of workers and without reading an image twice.
 """
 
 import itertools
@@ -22,8 +22,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from backbones.errors import DataError
 
-# What random numbers are for, so that a step and a picture of the same number differ.
-STEP, PICTURE, VALIDATION = range(3)
+# What random numbers are for, so that a step and an image of the same number differ.
+STEP, IMAGE, VALIDATION = range(3)
 
 
 def seed_randomness(*place: int) -> None:
@@ -38,13 +38,13 @@ def seed_randomness(*place: int) -> None:
     torch.manual_seed(int(second) >> 1)
 
 
-class Draw(NamedTuple):
-    """A picture of a data set that is read at a place of the run.
+class SampleIndex(NamedTuple):
+    """An image of the dataset and its place in the run.
 
     Attributes:
-        index: Which picture.
-        epoch: How many times the data set has been gone through before.
-        number: Which draw of this epoch it is, counted over all processes.
+        index: Of the image in the dataset.
+        epoch: The number of whole passes through the dataset before.
+        number: The position within the epoch, counted over all processes.
     """
 
     index: int
@@ -52,21 +52,21 @@ class Draw(NamedTuple):
     number: int
 
 
-class DrawLoader(DataLoader):
-    """A loader that starts at any batch, and whose pictures depend on their place alone.
+class ResumableLoader(DataLoader):
+    """A loader that starts at any batch, and whose images depend on their place in the run alone.
 
     Args:
-        loader: A loader of numbered pictures, as ``Runner.build_dataloader`` makes it.
+        loader: As ``Runner.build_dataloader`` returns it.
         seed: The run's seed.
         endless: Whether to begin again where the sampler ends. Default: one epoch at a time.
     """
 
-    batch_sampler: 'DrawSampler'
+    batch_sampler: 'ResumableSampler'
 
     def __init__(self, loader: DataLoader, seed: int, endless: bool = False) -> None:
         super().__init__(
             SeededDataset(loader.dataset, seed),
-            batch_sampler=DrawSampler(loader.batch_sampler, endless),
+            batch_sampler=ResumableSampler(loader.batch_sampler, endless),
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
@@ -79,66 +79,65 @@ class DrawLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator, so that no worker starts to read before it is known where to start.
+        # A generator: workers must not read ahead before start_at() has been called.
         try:
             yield from super().__iter__()
         except GeneratorExit:
-            # Ends the workers now; as part of the garbage of an error they would be waited for.
+            # Ends the workers now; after an error, garbage collection would wait for them.
             self._iterator = None
             raise
 
 
-class DrawSampler(Sampler[list[Draw]]):
-    """The batches of another sampler, from any place on, with their places.
+class ResumableSampler(Sampler[list[SampleIndex]]):
+    """The batches of another sampler from any batch on, each sample with its place in the run.
 
     Args:
-        batches: What chooses the pictures of a batch.
+        batches: Chooses the images of each batch.
         endless: Whether to begin again where it ends.
     """
 
     def __init__(self, batches: BatchSampler, endless: bool) -> None:
         self.batches = batches
-        # Where mmengine's hooks look for it.
+        # mmengine's hooks look for it here.
         self.sampler = batches.sampler
         self.endless = endless
         self.rank, self.world_size = get_dist_info()
         self.start_at(0, 0)
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Let the next iteration begin with a batch of an epoch, both counted from 0.
-
-        The batches before it are counted, their pictures are not read.
-        """
+        """Let the next iteration begin with this batch of this epoch, both counted from 0."""
         self.epoch, self.start = epoch, batch
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         skipped = 0
         for epoch in itertools.count(self.epoch) if self.endless else (self.epoch,):
             if hasattr(self.sampler, 'set_epoch'):
                 self.sampler.set_epoch(epoch)
-            drawn = 0
+            seen = 0
             for batch in self.batches:
-                places = itertools.count(drawn * self.world_size + self.rank, self.world_size)
-                drawn += len(batch)
+                places = itertools.count(seen * self.world_size + self.rank, self.world_size)
+                seen += len(batch)
                 if skipped < self.start:
                     skipped += 1
                     continue
-                yield [Draw(index, epoch, n) for index, n in zip(batch, places, strict=False)]
-            if not drawn:
+                yield [
+                    SampleIndex(index, epoch, n) for index, n in zip(batch, places, strict=False)
+                ]
+            if not seen:
                 raise DataError(
-                    'there is not one whole batch of training pictures: add pictures, or lower '
+                    'there is not one whole batch of training images: add images, or lower '
                     'train_dataloader.batch_size'
                 )
 
 
 class SeededDataset(Dataset):
-    """A data set whose random transforms follow from the place of the draw.
+    """A dataset whose random transforms depend on the sample's place in the run alone.
 
     Args:
-        dataset: The data set; its attributes are found here too.
+        dataset: The dataset; its attributes are found here too.
         seed: The run's seed.
     """
 
@@ -147,7 +146,7 @@ class SeededDataset(Dataset):
         self.seed = seed
 
     def __getattr__(self, name: str) -> Any:
-        # Python and torch ask for such names to learn what an object can do by itself.
+        # Python and torch look for such names to learn what this object itself supports.
         if name.startswith('__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)
@@ -155,25 +154,25 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: Draw | int) -> Any:
-        if not isinstance(draw, Draw):
-            return self.dataset[draw]
-        seed_randomness(self.seed, PICTURE, draw.epoch, draw.number)
-        return self.dataset[draw.index]
+    def __getitem__(self, sample: SampleIndex | int) -> Any:
+        if not isinstance(sample, SampleIndex):
+            return self.dataset[sample]
+        seed_randomness(self.seed, IMAGE, sample.epoch, sample.number)
+        return self.dataset[sample.index]
 
 
 def shield_workers(loader: DataLoader) -> DataLoader:
-    """Let a loader's workers outlive a SIGTERM that a scheduler sends to every process of a job.
+    """Let workers survive a SIGTERM that a scheduler sends to every process of a job.
 
-    They are needed until the step is done; then their parent ends them.
+    The training needs them until it has saved; then their parent ends them.
     """
-    loader.worker_init_fn = partial(obey_parent_only, initialize=loader.worker_init_fn)
+    loader.worker_init_fn = partial(ignore_foreign_sigterm, initialize=loader.worker_init_fn)
     return loader
 
 
-def obey_parent_only(worker_id: int, initialize: Callable[[int], None] | None) -> None:
-    """In a worker: ignore SIGTERM from anybody but the parent process."""
-    # Not on macOS, where no scheduler is.
+def ignore_foreign_sigterm(worker_id: int, initialize: Callable[[int], None] | None) -> None:
+    """In a worker: ignore SIGTERM from any process but the parent."""
+    # macOS lacks it, and has no such schedulers.
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=wait_for_parent, args=(getppid(),), daemon=True).start()

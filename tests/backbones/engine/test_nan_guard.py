@@ -10,7 +10,7 @@ import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from toy_training import disturb, end_of, toy_config, train
 
-from backbones.engine.numerics import DivergenceError
+from backbones.engine.nan_guard import DivergenceError
 
 OFTEN = {'default_hooks__checkpoint__interval': 1}
 
@@ -19,26 +19,26 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob('iter_*.pth'))
 
 
-def test_a_loss_that_is_nan_is_named_with_its_pictures(tmp_path):
+def test_a_loss_that_is_nan_is_named_with_its_images(tmp_path):
     with pytest.raises(DivergenceError) as stopped:
-        train(toy_config(tmp_path, **OFTEN, **disturb(4, 'spoil_weights')))
+        train(toy_config(tmp_path, **OFTEN, **disturb(4, 'corrupt_weights')))
     message = str(stopped.value)
     assert 'loss_a is nan, loss_b is nan at iteration 5' in message
     assert len(re.findall(r'\d+\.jpg', message)) == 2
     assert f'the last good checkpoint is {tmp_path}/iter_4.pth' in message
-    assert checkpoints(tmp_path) == ['iter_3.pth', 'iter_4.pth'], 'the spoilt step is not saved'
+    assert checkpoints(tmp_path) == ['iter_3.pth', 'iter_4.pth'], 'the corrupt step is not saved'
     assert all(tensor.isfinite().all() for tensor in end_of(tmp_path)['weights'].values())
 
 
 def test_a_gradient_that_is_infinite_stops_too(tmp_path):
     with pytest.raises(DivergenceError, match=r'the gradient norm is (inf|nan) at iteration 3'):
-        train(toy_config(tmp_path, **OFTEN, **disturb(2, 'spoil_gradients')))
+        train(toy_config(tmp_path, **OFTEN, **disturb(2, 'corrupt_gradients')))
     assert checkpoints(tmp_path) == ['iter_1.pth', 'iter_2.pth']
 
 
 def test_before_the_first_checkpoint_that_is_said(tmp_path):
     with pytest.raises(DivergenceError, match='there is no checkpoint before it'):
-        train(toy_config(tmp_path, **disturb(0, 'spoil_weights')))
+        train(toy_config(tmp_path, **disturb(0, 'corrupt_weights')))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_an_overflow_without_end_is_none(float16, tmp_path):
     """Each one halves the scale, until that cannot be the reason any more."""
     float16['optim_wrapper__loss_scale'] = {'init_scale': 2.0**-10}
     with pytest.raises(DivergenceError, match=r'the gradient norm is (inf|nan) at iteration 10'):
-        train(toy_config(tmp_path, **float16, **disturb(5, 'spoil_gradients')))
+        train(toy_config(tmp_path, **float16, **disturb(5, 'corrupt_gradients')))
 
 
 @pytest.mark.parametrize('clip_grad', [None, {'max_norm': 0.5}])

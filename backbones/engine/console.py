@@ -1,0 +1,275 @@
+"""What a run prints: a dozen lines at its start, one progress line, and its results.
+
+Everything that mmengine logs (environment, config, hooks, every interval) goes to the log file.
+"""
+
+import io
+import logging
+import re
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.logging import MMLogger
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .hooks import unwrap
+from .metrics import figure, format_metrics, is_of_size, overall
+
+# What the libraries warn about whatever the user does.
+NOISE = (
+    'Default ``avg_non_ignore`` is False',
+    'The draw is False, it means that the hook for visualization',
+    'The prefix is not set in metric class',
+    '"FileClient" will be deprecated',
+    '"HardDiskBackend" is the alias',
+)
+MAX_NAMED_CLASSES = 8
+BAR = '{desc} {n_fmt}/{total_fmt} {bar:20}{postfix}, {rate_fmt}, {remaining} left'
+LINE = BAR.replace(' {bar:20}', '')
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints warnings and errors without breaking the progress line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if not message.startswith(NOISE):
+            tqdm.write(f'{record.levelname.lower()}: {message}', file=sys.stderr)
+
+
+def quiet(logger: MMLogger) -> None:
+    """Show warnings and errors alone; the log file gets everything."""
+    for index, handler in enumerate(logger.handlers):
+        if type(handler) is logging.StreamHandler:
+            logger.handlers[index] = ConsoleHandler(max(handler.level, logging.WARNING))
+    for message in NOISE:
+        warnings.filterwarnings('ignore', re.escape(message))
+
+
+@contextmanager
+def prints_to(logger: MMLogger) -> Iterator[None]:
+    """Send what libraries print, such as pycocotools' tables, to the log file."""
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text):
+            yield
+    finally:
+        if text.getvalue().strip():
+            logger.info(f'\n{text.getvalue().rstrip()}')
+
+
+class Progress:
+    """A line that moves on a terminal; elsewhere a new line at every interval.
+
+    Args:
+        description: What is counted.
+        total: How many there are.
+        initial: How many were done before.
+        interval: Elsewhere than on a terminal, after how many a line is printed.
+        leave: Whether the line stays on the terminal at the end.
+    """
+
+    def __init__(
+        self, description: str, total: int, initial: int = 0, interval: int = 50, leave: bool = True
+    ) -> None:
+        self.description, self.total = description, total
+        self.initial = self.done = initial
+        self.interval = interval
+        self.start = time.monotonic()
+        self.bar = None
+        if sys.stdout.isatty():
+            self.bar = tqdm(
+                desc=description,
+                total=total,
+                initial=initial,
+                leave=leave,
+                file=sys.stdout,
+                dynamic_ncols=True,
+                bar_format=BAR,
+            )
+
+    def step(self, note: str = '') -> None:
+        """Count one more."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update()
+        elif self.done in (self.initial + 1, self.total) or self.done % self.interval == 0:
+            elapsed = time.monotonic() - self.start
+            line = tqdm.format_meter(
+                self.done,
+                self.total,
+                elapsed,
+                prefix=self.description,
+                postfix=note,
+                initial=self.initial,
+                bar_format=LINE,
+            )
+            print(line.replace(',  ', ', '), flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class ConsoleHook(Hook):
+    """Prints what a run is, how far it is, and what it has measured; in the first process only."""
+
+    # After mmengine's CheckpointHook, which finds the best checkpoint.
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self.training: Progress | None = None
+        self.evaluation: Progress | None = None
+        self.metrics: dict[str, Any] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        print_summary(summarize(runner, training=True))
+        interval = next((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), 50)
+        self.training = Progress('iteration', runner.max_iters, runner.iter, interval)
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        scalars = runner.message_hub.log_scalars
+        notes = {
+            name: scalars[f'train/{name}'] for name in ('loss', 'lr') if f'train/{name}' in scalars
+        }
+        notes = [f'{name} {history.current():.4g}' for name, history in notes.items()]
+        self.training.step(', '.join(notes))
+
+    def before_val(self, runner: Runner) -> None:
+        self.start_evaluation(runner.val_dataloader, 'validation batch')
+
+    def before_test(self, runner: Runner) -> None:
+        print_summary(summarize(runner, training=False))
+        self.start_evaluation(runner.test_dataloader, 'test batch')
+
+    def start_evaluation(self, loader: DataLoader, description: str) -> None:
+        interval = max(len(loader) // 5, 1)
+        self.evaluation = Progress(description, len(loader), interval=interval, leave=False)
+
+    def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        self.evaluation.step()
+
+    after_test_iter = after_val_iter
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        self.evaluation.close()
+        self.metrics = metrics or {}
+        shown = [
+            f'{name} {figure(value).strip()}'
+            for name, value in overall(self.metrics).items()
+            if not is_of_size(name) and (name == 'val/loss' or not name.startswith('val/'))
+        ]
+        tqdm.write(f'validation at iteration {runner.iter}: {", ".join(shown) or "no metrics"}')
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        self.evaluation.close()
+
+    def after_train(self, runner: Runner) -> None:
+        self.training.close()
+        if self.metrics:
+            print(f'\nlast validation:\n{format_metrics(overall(self.metrics))}')
+        best = runner.message_hub.runtime_info
+        if 'best_score' in best and 'best_ckpt' in best:
+            print(f'\nbest: {figure(best["best_score"]).strip()}, {best["best_ckpt"]}')
+
+
+def print_summary(summary: dict[str, str]) -> None:
+    width = max(map(len, summary))
+    print('\n'.join(f'{name:<{width}}  {value}' for name, value in summary.items()), flush=True)
+
+
+def summarize(runner: Runner, training: bool) -> dict[str, str]:
+    """What a run is about to do, by catchword."""
+    model = unwrap(runner.model)
+    parameters = list(model.parameters())
+    millions = sum(p.numel() for p in parameters) / 1e6
+    trained = sum(p.numel() for p in parameters if p.requires_grad) / 1e6
+    config = runner.cfg
+    backbone = config.model.get('module', config.model).get('backbone') or {}
+    parts = [type(model).__name__, str(backbone.get('type', '')), str(backbone.get('arch', ''))]
+    names = ' '.join(part for part in parts if part and len(part) < 40)
+    summary = {'model': f'{names}, {millions:.1f} M parameters'}
+    if training:
+        summary['model'] += f', {trained:.1f} M of them trained'
+    pretrained = (backbone.get('init_cfg') or {}).get('checkpoint')
+    summary['weights'] = config.get('load_from') or (
+        f'{pretrained} (backbone)' if pretrained else 'random'
+    )
+    loaders = (
+        {'test': runner.test_dataloader}
+        if not training
+        else {
+            'training': runner.train_dataloader,
+            'validation': runner.val_dataloader if config.get('val_dataloader') else None,
+        }
+    )
+    for name, loader in loaders.items():
+        if loader is not None:
+            summary[name] = f'{len(loader.dataset)} images, {source_of(loader.dataset)}'
+    dataset = next(iter(loaders.values())).dataset
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+    more = ', ...' if len(classes) > MAX_NAMED_CLASSES else ''
+    summary['classes'] = f'{len(classes)}: {", ".join(classes[:MAX_NAMED_CLASSES])}{more}'
+    if training:
+        summary |= summarize_schedule(runner)
+    summary['device'] = f'{describe_device(parameters[0].device)}, {describe_precision(runner)}'
+    if runner.world_size > 1:
+        summary['device'] = f'{runner.world_size} processes, each on {summary["device"]}'
+    summary['log'] = str(runner.logger.log_file)
+    return summary
+
+
+def summarize_schedule(runner: Runner) -> dict[str, str]:
+    """How long a training is, with which batch and learning rate, and where it starts."""
+    loop, loader = runner.train_loop, runner.train_dataloader
+    if isinstance(loop, EpochBasedTrainLoop):
+        length, unit = f'{loop.max_epochs} epochs of {len(loader)} iterations', 'epochs'
+    else:
+        length, unit = f'{loop.max_iters} iterations', 'iterations'
+    if runner.val_loop is not None:
+        length += f', validation every {loop.val_interval} {unit}'
+    size = runner.cfg.train_dataloader.get('batch_size')
+    batch = f'{size} images'
+    if runner.world_size > 1 and size:
+        batch += f' x {runner.world_size} processes = {size * runner.world_size}'
+    groups = runner.optim_wrapper.param_groups
+    rates = sorted({group.get('initial_lr', group['lr']) for group in groups})
+    scaled = (
+        ' (scaled to the batch)' if (runner.cfg.get('auto_scale_lr') or {}).get('enable') else ''
+    )
+    rate = ' to '.join(dict.fromkeys(f'{rate:.3g}' for rate in (rates[0], rates[-1])))
+    summary = {'schedule': length, 'batch': f'{batch}, learning rate {rate}{scaled}'}
+    if runner.iter:
+        summary['resumed'] = f'at iteration {runner.iter}'
+    return summary
+
+
+def source_of(dataset: Any) -> str:
+    """Where a dataset's images or annotations are, or what it is."""
+    prefix = getattr(dataset, 'data_prefix', None) or {}
+    paths = (getattr(dataset, 'ann_file', ''), prefix.get('img_path'), prefix.get('img'))
+    return next((str(path) for path in paths if path), type(dataset).__name__)
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'CPU ({torch.get_num_threads()} threads)' if device.type == 'cpu' else str(device)
+
+
+def describe_precision(runner: Runner) -> str:
+    wrapper = type(runner.optim_wrapper).__name__
+    if wrapper == 'CPUAmpOptimWrapper':
+        return 'mixed precision in bfloat16'
+    if wrapper == 'AmpOptimWrapper':
+        return f'mixed precision in {runner.optim_wrapper.cast_dtype or "float16"}'
+    return 'float32'

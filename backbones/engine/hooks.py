@@ -1,0 +1,109 @@
+"""What the tools do before a test and after every batch of a validation."""
+
+import copy
+from collections import defaultdict
+from typing import Any
+
+import torch
+from mmengine import dist
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+from torch.nn import functional
+
+from backbones.data.config_datasets import datasets_of
+from backbones.deploy import switch_to_deploy
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, out of what distributes it over processes."""
+    return model.module if is_model_wrapper(model) else model
+
+
+class DeployHook(Hook):
+    """Calls :func:`backbones.deploy.switch_to_deploy` before a test."""
+
+    def before_test(self, runner: Runner) -> None:
+        switch_to_deploy(unwrap(runner.model))
+
+
+class ValLossHook(Hook):
+    """Adds the mean of every loss over the validation images to the metrics, as ``val/NAME``.
+
+    Losses are means over a batch; they are weighted by its images. Where processes share images
+    that do not divide evenly, mmengine's sampler repeats some, which are not counted again.
+    """
+
+    # Before mmengine's RuntimeInfoHook, which hands the metrics on to the loggers.
+    priority = 'HIGHEST'
+
+    def __init__(self, resize: bool = False) -> None:
+        self.resize = resize
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.seen = self.counted = 0
+
+    @torch.no_grad()
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Any = None
+    ) -> None:
+        size = len(data_batch['inputs'])
+        count = min(size, max(self.images_of_process(runner) - self.seen, 0))
+        self.seen += size
+        # Repeated images are the last ones. Without any other the batch runs all the same: some
+        # losses add up numbers over all processes, which would wait for this one.
+        batch = {key: value[: count or size] for key, value in data_batch.items()}
+        if self.resize:
+            batch['data_samples'] = [resize_ground_truth(one) for one in batch['data_samples']]
+        model = unwrap(runner.model)
+        losses = model(**model.data_preprocessor(batch, False), mode='loss')
+        for name, value in model.parse_losses(losses)[1].items():
+            self.sums[name] += float(value) * count
+        self.counted += count
+
+    def images_of_process(self, runner: Runner) -> int:
+        """How many images this process validates, without repeated ones."""
+        loader = runner.val_dataloader
+        if not isinstance(loader.sampler, DefaultSampler):
+            return len(loader.sampler)
+        return len(range(dist.get_rank(), len(loader.dataset), dist.get_world_size()))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        totals = {'images': self.counted, **self.sums}
+        totals = {name: torch.tensor(float(value)) for name, value in totals.items()}
+        dist.all_reduce_dict(totals)
+        images = totals.pop('images')
+        if metrics is not None:
+            for name, total in totals.items():
+                metrics[f'val/{name}'] = float(total / images)
+
+
+def is_annotated_after_resizing(config: Config) -> bool:
+    """Whether a detector's validation loads annotations after resizing, at the original size.
+
+    So do mmdet's configs, because metrics compare at that size; the loss needs the model's.
+    """
+    if config.default_scope != 'mmdet':
+        return False
+    names = [str(step.type) for step in next(datasets_of(config, ('val',))).pipeline]
+    resized = next((i for i, name in enumerate(names) if 'Resize' in name), len(names))
+    return any('LoadAnnotations' in name for name in names[resized:])
+
+
+def resize_ground_truth(sample: Any) -> Any:
+    """A copy of a DetDataSample whose ground truth has the size of the model's input."""
+    sample = copy.deepcopy(sample)
+    for instances in (sample.get('gt_instances'), sample.get('ignored_instances')):
+        if instances is not None and len(instances):
+            instances.bboxes.rescale_(sample.scale_factor)
+            if 'masks' in instances:
+                instances.masks = instances.masks.resize(sample.img_shape)
+    if 'gt_sem_seg' in sample:
+        labels = sample.gt_sem_seg.sem_seg[None].float()
+        resized = functional.interpolate(labels, sample.img_shape, mode='nearest')[0]
+        sample.gt_sem_seg.sem_seg = resized.to(sample.gt_sem_seg.sem_seg.dtype)
+    return sample

@@ -1,0 +1,151 @@
+"""Metrics: the figures of single classes, the one that chooses the best checkpoint, the report."""
+
+import json
+import math
+import numbers
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import BaseMetric
+
+from backbones.data.config_datasets import walk
+
+PER_CLASS = ('bbox_AP', 'segm_AP', 'IoU')
+SUFFIX = '_precision'
+
+Compute = Callable[[list], dict[str, float]]
+
+
+def add_per_class(metric: BaseMetric) -> None:
+    """Let mmdet's COCO metric and mmseg's IoU metric return the figure of every class as well.
+
+    Args:
+        metric: Changed in place. Any other metric stays as it is, and so does one that writes
+            results without evaluating them.
+    """
+    owner = next(kind for kind in type(metric).__mro__ if 'compute_metrics' in vars(kind)).__name__
+    add = {'CocoMetric': coco_per_class, 'IoUMetric': iou_per_class}.get(owner)
+    if add is not None and not metric.format_only:
+        metric.compute_metrics = partial(add, metric, metric.compute_metrics)
+
+
+def coco_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[str, float]:
+    """COCO's metrics, with ``{bbox,segm}_AP/CLASS`` for every class.
+
+    mmdet gives the AP of a class the same name for boxes and masks, so that the second replaces the
+    first. Without any detection it returns nothing, which ends a training that keeps the best
+    checkpoint; the AP and the recall are 0 then.
+    """
+    metric.classwise = True
+    kinds, everything = metric.metrics, {}
+    try:
+        for kind in kinds:
+            metric.metrics = [kind]
+            found = compute(results)
+            if not found:
+                proposals = kind == 'proposal'
+                default = ['AR@100'] if proposals else ['mAP', 'mAP_50', 'mAP_75']
+                names = metric.metric_items or default
+                found = {name if proposals else f'{kind}_{name}': 0.0 for name in names}
+            for name, value in found.items():
+                if name.endswith(SUFFIX):
+                    name = f'{kind}_AP/{name.removesuffix(SUFFIX)}'
+                everything[name] = value
+    finally:
+        metric.metrics = kinds
+    return everything
+
+
+def iou_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[str, float]:
+    """mmseg's metrics, with ``IoU/CLASS`` in per cent for every class.
+
+    NaN for a class that neither ground truth nor prediction has.
+    """
+    metrics = compute(results)
+    intersection = torch.stack([result[0] for result in results]).sum(0)
+    union = torch.stack([result[1] for result in results]).sum(0)
+    for name, iou in zip(metric.dataset_meta['classes'], intersection / union, strict=True):
+        metrics[f'IoU/{name}'] = round(100 * float(iou), 2)
+    return metrics
+
+
+def main_metric(config: Config) -> str:
+    """What checkpoints are compared by: mask AP, else box AP, or mIoU; 'auto' for other metrics."""
+    for evaluator in walk(config.val_evaluator):
+        kind = str(evaluator.get('type')).rpartition('.')[2]
+        if kind == 'CocoMetric':
+            return f'{evaluator.get("prefix") or "coco"}/{main_coco_metric(evaluator)}'
+        if kind == 'IoUMetric':
+            names = evaluator.get('iou_metrics') or ['mIoU']
+            return 'mIoU' if 'mIoU' in names else names[0]
+    return 'auto'
+
+
+def main_coco_metric(evaluator: ConfigDict) -> str:
+    kinds = evaluator.get('metric', 'bbox')
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    items = evaluator.get('metric_items') or []
+    for kind in ('segm', 'bbox'):
+        if kind in kinds:
+            return f'{kind}_{"mAP" if "mAP" in items or not items else items[0]}'
+    if 'proposal' in kinds:
+        return items[0] if items else 'AR@100'
+    return f'AR@{(evaluator.get("proposal_nums") or [100])[0]}'
+
+
+def is_per_class(name: str) -> bool:
+    """Whether a metric is that of a single class."""
+    return any(f'{kind}/' in name for kind in PER_CLASS)
+
+
+def is_of_size(name: str) -> bool:
+    """Whether a metric is COCO's for objects of one size, which is -1 where there are none."""
+    return name.endswith(('_mAP_s', '_mAP_m', '_mAP_l'))
+
+
+def overall(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics without those of single classes and without times."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if not is_per_class(name) and not name.endswith('time')
+    }
+
+
+def write_metrics(metrics: dict[str, object], path: Path) -> None:
+    """Write metrics as JSON; what could not be measured (NaN) becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    valid = {
+        name: (float(value) if math.isfinite(value) else None) if is_number(value) else value
+        for name, value in metrics.items()
+    }
+    path.write_text(json.dumps(valid, indent=2, default=str) + '\n', encoding='utf-8')
+
+
+def format_metrics(metrics: dict[str, object]) -> str:
+    """A line for every metric, then a table with a row for every class."""
+    lines = [f'  {name:<24} {figure(value)}' for name, value in overall(metrics).items()]
+    classes: dict[str, dict[str, object]] = {}
+    for name, value in metrics.items():
+        if is_per_class(name):
+            kind = next(kind for kind in PER_CLASS if f'{kind}/' in name)
+            classes.setdefault(name.partition(f'{kind}/')[2], {})[kind] = value
+    if classes:
+        kinds = list(dict.fromkeys(kind for row in classes.values() for kind in row))
+        lines += ['', f'  {"class":<24} ' + ' '.join(f'{kind:>8}' for kind in kinds)]
+        for label, row in classes.items():
+            figures = ' '.join(figure(row.get(kind, math.nan)) for kind in kinds)
+            lines.append(f'  {label:<24} {figures}')
+    return '\n'.join(lines)
+
+
+def figure(value: object) -> str:
+    return f'{float(value):8.3f}' if is_number(value) else str(value)
+
+
+def is_number(value: object) -> bool:
+    """Whether a metric's value is a single number; NumPy's and torch's are."""
+    return isinstance(value, numbers.Real) or getattr(value, 'ndim', None) == 0

@@ -1,0 +1,92 @@
+"""Stops a training in the step in which a loss or a gradient becomes NaN or infinite."""
+
+import math
+from collections.abc import Iterator
+
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from backbones.errors import ConfigError
+
+# Larger than any norm that float32 gradients of a training can have: measures, never clips.
+NO_CLIPPING = 1e38
+
+# float16's smallest normal number. Gradients that overflow at a smaller loss scale than this do not
+# overflow because of the scale.
+MIN_LOSS_SCALE = 2.0**-14
+
+MAX_NAMED_IMAGES = 16
+
+
+class DivergenceError(ConfigError):
+    """A loss or a gradient became NaN or infinite."""
+
+
+class NanGuardHook(Hook):
+    """Raises DivergenceError before such a step is saved.
+
+    Costs no synchronization with a GPU: mmengine's RuntimeInfoHook, which runs first, has already
+    fetched every loss for the logs, and the optimizer wrapper the norm of the gradient.
+    """
+
+    priority = 'HIGH'
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        losses = {
+            name: runner.message_hub.get_scalar(f'train/{name}').current()
+            for name in outputs or {}
+            if 'loss' in name
+        }
+        bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
+        if len(bad) > 1:
+            # The sum adds nothing to its parts.
+            bad.pop('loss', None)
+        if not bad and 'train/grad_norm' in runner.message_hub.log_scalars:
+            norm = runner.message_hub.get_scalar('train/grad_norm').current()
+            if not math.isfinite(norm) and not is_overflow(runner):
+                bad['the gradient norm'] = norm
+        if bad:
+            raise DivergenceError(describe(runner, bad, data_batch))
+
+
+def is_overflow(runner: Runner) -> bool:
+    """Whether an infinite gradient is only float16's loss scaling at work.
+
+    That raises the scale of the loss until gradients overflow, skips that step and lowers it.
+    """
+    scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+    return scaler is not None and scaler.get_scale() >= MIN_LOSS_SCALE
+
+
+def describe(runner: Runner, bad: dict[str, float], data_batch: dict | None) -> str:
+    """Which value is not finite, on which images, and what to do."""
+    values = ', '.join(f'{name} is {value}' for name, value in bad.items())
+    paths = list(image_paths(data_batch))
+    more = f' and {len(paths) - MAX_NAMED_IMAGES} more' if len(paths) > MAX_NAMED_IMAGES else ''
+    rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
+    last = runner.message_hub.get_info('last_ckpt')
+    elsewhere = ' of this process (the cause may be in another)' if get_world_size() > 1 else ''
+    return (
+        f'{values} at iteration {runner.iter + 1}, where the learning rate is {rate:.3g}. '
+        f'The images{elsewhere}: {", ".join(paths[:MAX_NAMED_IMAGES]) or "unknown"}{more}. '
+        'This step is not saved; '
+        + (f'the last good checkpoint is {last}' if last else 'there is no checkpoint before it')
+        + '. Look at these images and their annotations (tools/check_dataset.py), lower the '
+        'learning rate, or clip gradients: --cfg-options optim_wrapper.clip_grad.max_norm=1'
+    )
+
+
+def image_paths(data_batch: object) -> Iterator[str]:
+    """The files of a batch, as far as its data samples name them."""
+    samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
+    for sample in samples or []:
+        path = getattr(sample, 'img_path', None)
+        if path is not None:
+            yield str(path)

@@ -1,0 +1,219 @@
+"""Metrics of single classes, the one that chooses the best checkpoint, and the validation loss."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmdet.evaluation import CocoMetric, LVISMetric, VOCMetric
+from mmengine import dist
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+from mmseg.evaluation import IoUMetric
+from torch import nn
+from torch.utils.data import DataLoader
+
+from backbones.engine.hooks import ValLossHook, is_annotated_after_resizing, resize_ground_truth
+from backbones.engine.metrics import add_per_class, format_metrics, main_metric, write_metrics
+
+BOXES = {'cat': [10, 10, 40, 40], 'dog': [60, 60, 30, 30]}
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> str:
+    """A COCO file of one image of 100x100 pixels with a cat and a dog."""
+    objects = [
+        {'id': i, 'image_id': 1, 'category_id': i, 'bbox': box, 'area': box[2] * box[3]}
+        | {'iscrowd': 0, 'segmentation': []}
+        for i, box in enumerate(BOXES.values(), 1)
+    ]
+    content = {
+        'images': [{'id': 1, 'file_name': 'a.jpg', 'width': 100, 'height': 100}],
+        'annotations': objects,
+        'categories': [{'id': i, 'name': name} for i, name in enumerate(BOXES, 1)],
+    }
+    path = tmp_path / 'coco.json'
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def evaluate(metric: CocoMetric, found: list[str]) -> dict[str, float]:
+    """The metrics of a detector that finds the objects of these classes exactly."""
+    add_per_class(metric)
+    metric.dataset_meta = {'classes': tuple(BOXES)}
+    boxes = torch.tensor([BOXES[name] for name in found]).float().reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    prediction = {
+        'bboxes': boxes,
+        'scores': torch.ones(len(found)),
+        'labels': torch.tensor([list(BOXES).index(name) for name in found]),
+    }
+    sample = {'img_id': 1, 'ori_shape': (100, 100), 'pred_instances': prediction}
+    metric.process({}, [sample])
+    return metric.evaluate(1)
+
+
+def test_coco_has_the_ap_of_every_class(annotations):
+    metrics = evaluate(CocoMetric(annotations), ['cat'])
+    assert metrics['coco/bbox_AP/cat'] == 1
+    assert metrics['coco/bbox_AP/dog'] == 0
+    assert metrics['coco/bbox_mAP'] == 0.5
+
+
+@pytest.mark.parametrize(
+    ('options', 'expected'),
+    [
+        ({}, {'coco/bbox_mAP': 0, 'coco/bbox_mAP_50': 0, 'coco/bbox_mAP_75': 0}),
+        ({'metric_items': ['mAP_50']}, {'coco/bbox_mAP_50': 0}),
+        ({'metric': 'proposal'}, {'coco/AR@100': 0}),
+    ],
+)
+def test_without_any_detection_the_ap_is_zero(options, expected, annotations):
+    """mmdet returns nothing, so that keeping the best checkpoint fails."""
+    assert evaluate(CocoMetric(annotations, **options), []) == expected
+
+
+def test_recall_of_proposals_is_not_replaced_by_zeros(annotations):
+    metrics = evaluate(CocoMetric(annotations, metric=['bbox', 'proposal_fast']), ['cat'])
+    assert metrics['coco/AR@100'] == 0.5
+    assert metrics['coco/bbox_mAP'] == 0.5
+    assert not [name for name in metrics if 'proposal' in name]
+
+
+def test_writing_results_alone_measures_nothing(annotations, tmp_path):
+    metric = CocoMetric(annotations, format_only=True, outfile_prefix=str(tmp_path / 'out'))
+    assert evaluate(metric, ['cat']) == {}
+    assert (tmp_path / 'out.bbox.json').is_file()
+
+    metric = IoUMetric(format_only=True, output_dir=str(tmp_path / 'maps'))
+    add_per_class(metric)
+    metric.dataset_meta = {'classes': ('sky', 'road')}
+    prediction = {'data': torch.zeros(1, 4, 4, dtype=torch.int64)}
+    metric.process({}, [{'pred_sem_seg': prediction, 'img_path': 'a.jpg'}])
+    assert metric.evaluate(1) == {}
+    assert (tmp_path / 'maps' / 'a.png').is_file()
+
+
+def test_iou_of_every_class():
+    metric = IoUMetric()
+    add_per_class(metric)
+    metric.dataset_meta = {'classes': ('sky', 'road', 'car')}
+    prediction, ground_truth = torch.zeros(1, 2, 2), torch.tensor([[[0, 0], [0, 1]]])
+    sample = {'pred_sem_seg': {'data': prediction.long()}, 'gt_sem_seg': {'data': ground_truth}}
+    metric.process({}, [sample])
+    metrics = metric.evaluate(1)
+    assert metrics['IoU/sky'] == 75 and metrics['IoU/road'] == 0
+    assert np.isnan(metrics['IoU/car'])
+
+
+@pytest.mark.parametrize('metric', [VOCMetric, LVISMetric], ids=lambda kind: kind.__name__)
+def test_other_metrics_stay_as_they_are(metric):
+    built = metric.__new__(metric)
+    add_per_class(built)
+    assert built.compute_metrics.__func__ is metric.compute_metrics
+
+
+@pytest.mark.parametrize(
+    ('evaluator', 'expected'),
+    [
+        ({'type': 'CocoMetric'}, 'coco/bbox_mAP'),
+        ({'type': 'mmdet.CocoMetric', 'metric': ['bbox', 'segm']}, 'coco/segm_mAP'),
+        ({'type': 'CocoMetric', 'metric_items': ['mAP_50'], 'prefix': 'x'}, 'x/bbox_mAP_50'),
+        ({'type': 'CocoMetric', 'metric': 'proposal_fast', 'proposal_nums': [50]}, 'coco/AR@50'),
+        ({'type': 'CocoMetric', 'metric': 'proposal'}, 'coco/AR@100'),
+        ({'type': 'IoUMetric'}, 'mIoU'),
+        ({'type': 'IoUMetric', 'iou_metrics': ['mDice']}, 'mDice'),
+        ([{'type': 'VOCMetric'}], 'auto'),
+    ],
+)
+def test_the_metric_that_chooses_the_best_checkpoint(evaluator, expected):
+    assert main_metric(Config({'val_evaluator': evaluator})) == expected
+
+
+def test_metrics_of_any_kind_can_be_written_and_printed(tmp_path):
+    metrics = {'mAP': np.float32(0.5), 'coco/bbox_AP/a/b': 0.25, 'IoU/x': float('nan')}
+    metrics |= {'tensor': torch.tensor(2.0), 'list': [1, 2], 'time': 3.0}
+    write_metrics(metrics, tmp_path / 'new' / 'metrics.json')
+    written = json.loads((tmp_path / 'new' / 'metrics.json').read_text())
+    assert written == {
+        **{'mAP': 0.5, 'coco/bbox_AP/a/b': 0.25, 'IoU/x': None},
+        **{'tensor': 2.0, 'list': [1, 2], 'time': 3.0},
+    }
+    rows = [line.split() for line in format_metrics(metrics).splitlines()]
+    assert ['mAP', '0.500'] in rows and ['a/b', '0.250', 'nan'] in rows
+
+
+class Numbers:
+    """A dataset whose images are their own loss."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> float:
+        return float(10**index)
+
+
+class MeanLoss(nn.Module):
+    def data_preprocessor(self, batch: dict, training: bool) -> dict:
+        return batch
+
+    def forward(self, inputs: list[float], mode: str) -> dict:
+        return {'loss': torch.tensor(inputs).mean()}
+
+    def parse_losses(self, losses: dict) -> tuple[Any, dict]:
+        return None, losses
+
+
+def val_loss_sums(rank: int, world_size: int, batch_size: int, monkeypatch) -> tuple[float, int]:
+    """The loss that a process adds up, and over how many images."""
+    monkeypatch.setattr(dist, 'get_rank', lambda: rank)
+    monkeypatch.setattr(dist, 'get_world_size', lambda: world_size)
+    sampler = DefaultSampler(Numbers(), shuffle=False)
+    sampler.rank, sampler.world_size = rank, world_size
+    sampler.num_samples = -(-5 // world_size)
+    sampler.total_size = sampler.num_samples * world_size
+    loader = DataLoader(Numbers(), batch_size, sampler=sampler, collate_fn=list)
+    runner = SimpleNamespace(val_dataloader=loader, model=MeanLoss())
+    hook = ValLossHook()
+    hook.before_val_epoch(runner)
+    for index, batch in enumerate(loader):
+        hook.after_val_iter(runner, index, {'inputs': batch})
+    return hook.sums['loss'], hook.counted
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 4])
+@pytest.mark.parametrize('world_size', [1, 2, 3, 4])
+def test_val_loss_counts_every_image_of_all_processes_once(world_size, batch_size, monkeypatch):
+    shares = [
+        val_loss_sums(rank, world_size, batch_size, monkeypatch) for rank in range(world_size)
+    ]
+    assert sum(images for _, images in shares) == 5
+    assert sum(loss for loss, _ in shares) == pytest.approx(11111)
+
+
+def test_ground_truth_is_resized_for_the_loss_alone():
+    """Other metrics than COCO's compare the samples' own ground truth with the prediction."""
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmengine.structures import InstanceData
+
+    boxes = torch.tensor([[10.0, 20, 30, 40]])
+    metainfo = {'scale_factor': (2.0, 3.0), 'img_shape': (300, 200)}
+    sample = DetDataSample(metainfo=metainfo)
+    sample.gt_instances = InstanceData(bboxes=HorizontalBoxes(boxes.clone()))
+    resized = resize_ground_truth(sample)
+    assert resized.gt_instances.bboxes.tensor.tolist() == [[20, 60, 60, 120]]
+    assert torch.equal(sample.gt_instances.bboxes.tensor, boxes)
+
+
+@pytest.mark.parametrize(
+    ('steps', 'expected'),
+    [(['Resize', 'LoadAnnotations'], True), (['mmdet.LoadAnnotations', 'Resize'], False)],
+)
+def test_where_annotations_are_loaded(steps, expected):
+    pipeline = [{'type': step} for step in ['LoadImageFromFile', *steps]]
+    config = {'default_scope': 'mmdet', 'val_dataloader': {'dataset': {'pipeline': pipeline}}}
+    assert is_annotated_after_resizing(Config(config)) == expected
