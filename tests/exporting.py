@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.torch_version import TorchVersion
 
-from backbones.export.formats import LEAST_TORCH
+from backbones.export.formats import MIN_TORCH
 
 needs_export = pytest.mark.skipif(
-    TorchVersion(torch.__version__) < LEAST_TORCH, reason=f'exporting needs torch {LEAST_TORCH}'
+    TorchVersion(torch.__version__) < MIN_TORCH, reason=f'exporting needs torch {MIN_TORCH}'
 )

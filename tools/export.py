@@ -1,8 +1,9 @@
 """Write a model as one file that goes from pixels to results without this project.
 
-Box decoding, non-maximum suppression and normalisation are inside the file; how to feed it, class
-names and colours are in its metadata. The file is run and compared with PyTorch, and is there only
-if the results are the same. What it needs: pip install -r requirements/export.txt.
+Color normalization, box decoding and non-maximum suppression are inside the file; how to feed it,
+class names and colors are in its metadata. The file is run and compared with PyTorch, and kept only
+if the results are the same. What it needs: torch 2.9 or later and pip install -r
+requirements/export.txt. Inputs and outputs: docs/export.md.
 """
 
 import argparse
@@ -29,12 +30,12 @@ with explain_missing():
 EXAMPLES = """\
 examples:
   python tools/export.py seg_configs/fpn_effv2_s0.py CHECKPOINT fpn_s0.onnx
-      label maps of pictures of 512x512
+      segmentation maps of images of 512x512
   python tools/export.py det_configs/mask_rcnn_effv2_s0.py CHECKPOINT mask_rcnn_s0.onnx --dynamic
-      boxes, scores, labels and masks of pictures of any size
+      boxes, scores, labels and masks of images of any size
   python tools/export.py det_configs/retinanet_effv2_s0.py CHECKPOINT retinanet_s0.xml \\
       --size 640x640 --batch 4 --cfg-options model.test_cfg.score_thr=0.3
-      for OpenVINO (with a .bin beside it), four pictures at once, sure detections only
+      for OpenVINO (with a .bin beside it), four images at once, high scores only
   python tools/export.py seg_configs/fpn_effv2_s0.py CHECKPOINT fpn_s0.mlpackage
       for Core ML: converted here, it runs on Apple's machines only and is not compared
 """
@@ -48,33 +49,37 @@ def parse_args() -> argparse.Namespace:
         'out',
         metavar='OUT',
         type=Path,
-        help='the file to write: .onnx, .pt2 (torch.export), .xml (OpenVINO), or .mlpackage '
-        '(Core ML: segmentors and backbones)',
+        help='the file to write: .onnx (onnxruntime), .xml (OpenVINO) or .mlpackage (Core ML: '
+        'segmentors and backbones)',
     )
     parser.add_argument(
         '--size',
         type=image_size,
         metavar='HEIGHTxWIDTH',
-        help="of the input (default: what the config's test pipeline makes of a picture, "
-        '512x512 or 800x1344)',
+        help='of the input (default: 512x512 or 800x1344, from the config); images are resized, '
+        'for detection padded too, which changes scores a little',
     )
-    parser.add_argument('--dynamic', action='store_true', help='leave height and width open')
+    parser.add_argument(
+        '--dynamic',
+        action='store_true',
+        help='leave height and width open, from 33 pixels on (RetinaNet: 129, Mask R-CNN: 65)',
+    )
     parser.add_argument(
         '--batch',
         type=batch_size,
         default=1,
         metavar='N|dynamic',
-        help='pictures at once, or leave that open (default: 1)',
+        help='images at once, or leave that open (default: 1)',
     )
     parser.add_argument(
-        '--logits', action='store_true', help="a segmentor's logits instead of a label map"
+        '--logits', action='store_true', help="a segmentor's logits instead of a segmentation map"
     )
     parser.add_argument(
         '--backbone-only', action='store_true', help="the backbone's feature maps, of any model"
     )
     add_no_deploy(parser)
     parser.add_argument(
-        '--picture',
+        '--image',
         metavar='FILE',
         help='what file and model are compared on; one with objects of the classes says most '
         '(default: an astronaut)',
@@ -102,7 +107,7 @@ def main() -> None:
         logits=args.logits,
         backbone_only=args.backbone_only,
         deploy=args.deploy,
-        picture=args.picture,
+        image=args.image,
     )
     with exit_on_user_error():
         use_safe_loading(args.trust_checkpoint)

@@ -36,8 +36,8 @@ with explain_missing():
     )
 
     from backbones.errors import ConfigError, OutputError, exit_on_user_error
-    from backbones.export.runner import is_exported
     from backbones.inference import Clip, Inferencer
+    from backbones.inference.exported_file import is_exported
     from backbones.inference.inputs import is_live, list_inputs
     from backbones.inference.output import Writer
     from backbones.inference.output_paths import plan_jobs

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.amp import features_in_bfloat16, inference_precision
-from backbones.export.example_picture import example_picture
+from backbones.export.check import example_image
 from backbones.inference.masks import keep_masks_small
 from backbones.inference.seg_maps import keep_logits_small, predict_seg_maps
 
@@ -152,7 +152,7 @@ def make_batch(model: nn.Module, setting: Setting) -> tuple[Tensor, list]:
 
 def photograph(size: tuple[int, int]) -> np.ndarray:
     """A photograph of that height and width, (height, width, 3), uint8, BGR."""
-    return cv2.resize(example_picture(), size[::-1], interpolation=cv2.INTER_AREA)
+    return cv2.resize(example_image(), size[::-1], interpolation=cv2.INTER_AREA)
 
 
 def train_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
@@ -225,10 +225,10 @@ def export_model(candidate: Candidate, model: nn.Module, setting: Setting, folde
     """
     from backbones.export.export import Options, convert, describe
     from backbones.export.exportable import exportable
-    from backbones.export.formats import packages_for
+    from backbones.export.formats import check_packages
 
     path = folder / f'{candidate.name}{SUFFIXES[setting.backend]}'
-    packages_for(path.suffix)
+    check_packages(path.suffix)
     is_backbone = setting.part == 'backbone'
     options = Options(
         # Alone, the backbone gets in every backend what the rest of the model would give it.
@@ -245,7 +245,7 @@ def export_model(candidate: Candidate, model: nn.Module, setting: Setting, folde
 
 def file_runner(path: Path, setting: Setting) -> Callable[[], Any]:
     """A function that runs an exported file on a photograph."""
-    from backbones.export.runner import open_exported
+    from backbones.inference.exported_file import open_exported
 
     runner = open_exported(path, setting.device, setting.threads, setting.amp)
     description = runner.description

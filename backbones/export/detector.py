@@ -1,31 +1,50 @@
 """RetinaNet, Faster and Mask R-CNN as one function that can be traced.
 
-The networks are mmdet's own modules. What stands around them there, and cannot be traced because
-its shapes depend on values, is written out with fixed shapes: anchors, decoding, suppression, the
-choice of pyramid levels. The results are those of mmdet's ``predict`` with ``rescale=False``.
+The networks are mmdet's own modules. The code around them there cannot be traced, because its
+shapes depend on values; here it is written with fixed shapes: anchors, box decoding, non-maximum
+suppression, the choice of pyramid levels. Results are those of mmdet's ``predict`` with
+``rescale=False``.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .boxes import decode_boxes, grid_anchors, suppress_by_group, take_rows, top_k
-from .ops import roi_align
+from .ops import nms_scores, roi_align
 from .preprocessing import Preprocessing
+
+# ------------------------------------------------------------------------------------------------
+# The detectors
+# ------------------------------------------------------------------------------------------------
 
 
 class ExportableDetector(nn.Module):
-    """What one-stage and two-stage detectors share."""
+    """What one-stage and two-stage detectors share.
 
-    def __init__(self, detector: nn.Module, pad_divisor: int) -> None:
+    Args:
+        detector: A model of mmdet in evaluation mode, already checked by
+            :mod:`.exportable`.
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
         super().__init__()
-        self.preprocessing = Preprocessing(detector.data_preprocessor, pad_divisor)
+        self.preprocessing = Preprocessing(detector.data_preprocessor)
         self.detector = detector
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        """Boxes (batch, N, 4) in pixels of ``pictures``, scores (batch, N), labels (batch, N) and
-        for a model with masks their probabilities (batch, N, M, M), the surest first."""
-        height, width = pictures.shape[-2:]
-        features = self.detector.extract_feat(self.preprocessing(pictures))
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Detect objects.
+
+        Args:
+            images: (batch, 3, height, width), BGR, 0 to 255.
+
+        Returns:
+            By falling score: boxes (batch, N, 4) in pixels of ``images``, scores (batch, N),
+            labels (batch, N) and, for a model with masks, their probabilities (batch, N, M, M).
+        """
+        height, width = images.shape[-2:]
+        features = self.detector.extract_feat(self.preprocessing(images))
         return self.detect(features, height, width)
 
     def anchors(self, head: nn.Module, level: int, grid: tuple[int, int]) -> Tensor:
@@ -52,10 +71,10 @@ class ExportableOneStage(ExportableDetector):
             labels.append(index % head.cls_out_channels)
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in (boxes, scores, labels))
         scores = drop_small(boxes, scores, settings)
-        scores, index = suppress_by_group(
+        scores, index = batched_nms(
             boxes, scores, labels, settings.nms, settings.score_thr, settings.max_per_img
         )
-        return trimmed(take_rows(boxes, index), scores, labels.gather(1, index))
+        return trim(take_rows(boxes, index), scores, labels.gather(1, index))
 
 
 class ExportableTwoStage(ExportableDetector):
@@ -63,22 +82,22 @@ class ExportableTwoStage(ExportableDetector):
 
     def detect(self, features: tuple[Tensor, ...], height: int, width: int) -> tuple[Tensor, ...]:
         head, settings = self.detector.roi_head, self.detector.test_cfg.rcnn
-        proposals, are_proposals = self.propose(features, height, width)
+        proposals, is_proposal = self.propose(features, height, width)
         logits, deltas = head.bbox_head(self.extract(head.bbox_roi_extractor, features, proposals))
         batch, count = proposals.shape[:2]
         classes = head.bbox_head.num_classes
         scores = logits.softmax(dim=-1)[:, :-1].unflatten(0, (batch, count))
-        scores = scores * are_proposals[:, :, None]
+        scores = scores * is_proposal[:, :, None]
         deltas = deltas.reshape(batch, count, -1, 4)
         boxes = decode_boxes(
             head.bbox_head.bbox_coder, proposals[:, :, None], deltas, height, width
         ).expand(-1, -1, classes, -1)
         labels = torch.arange(classes, device=scores.device).expand_as(scores)
         boxes, scores, labels = (part.flatten(1, 2) for part in (boxes, scores, labels))
-        scores, index = suppress_by_group(
+        scores, index = batched_nms(
             boxes, scores, labels, settings.nms, settings.score_thr, settings.max_per_img
         )
-        boxes, scores, labels = trimmed(take_rows(boxes, index), scores, labels.gather(1, index))
+        boxes, scores, labels = trim(take_rows(boxes, index), scores, labels.gather(1, index))
         if not head.with_mask:
             return boxes, scores, labels
         return boxes, scores, labels, self.masks(features, boxes, labels)
@@ -86,7 +105,7 @@ class ExportableTwoStage(ExportableDetector):
     def propose(
         self, features: tuple[Tensor, ...], height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """Proposals (batch, N, 4), and 1 or 0 (batch, N) for whether each is one at all."""
+        """Proposals (batch, N, 4), and (batch, N) 1 for each and 0 for rows that only fill."""
         head, settings = self.detector.rpn_head, self.detector.test_cfg.rpn
         boxes, scores, levels = [], [], []
         for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
@@ -101,14 +120,12 @@ class ExportableTwoStage(ExportableDetector):
             levels.append(torch.full_like(index, level))
         boxes, scores, levels = (torch.cat(parts, dim=1) for parts in (boxes, scores, levels))
         scores = drop_small(boxes, scores, settings)
-        scores, index = suppress_by_group(
-            boxes, scores, levels, settings.nms, 0.0, settings.max_per_img
-        )
-        are_proposals = (scores > 0).to(boxes)
-        # What is none gets a small box, which costs RoIAlign next to nothing.
+        scores, index = batched_nms(boxes, scores, levels, settings.nms, 0.0, settings.max_per_img)
+        is_proposal = (scores > 0).to(boxes)
+        # RoIAlign of a small box costs next to nothing.
         filler = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
         chosen = take_rows(boxes, index)
-        return torch.where(are_proposals[:, :, None] > 0, chosen, filler), are_proposals
+        return torch.where(is_proposal[:, :, None] > 0, chosen, filler), is_proposal
 
     def masks(self, features: tuple[Tensor, ...], boxes: Tensor, labels: Tensor) -> Tensor:
         """Probabilities (batch, N, M, M) inside each box."""
@@ -123,9 +140,9 @@ class ExportableTwoStage(ExportableDetector):
     def extract(self, extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
         """Features (batch * N, channels, size, size) of the boxes (batch, N, 4)."""
         layers = extractor.roi_layers
-        picture = torch.arange(boxes.shape[0], device=boxes.device).to(boxes)
-        picture = picture[:, None, None].expand(-1, boxes.shape[1], 1)
-        rois = torch.cat([picture, boxes], dim=2).flatten(0, 1)
+        image = torch.arange(boxes.shape[0], device=boxes.device).to(boxes)
+        image = image[:, None, None].expand(-1, boxes.shape[1], 1)
+        rois = torch.cat([image, boxes], dim=2).flatten(0, 1)
         scale = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
         levels = torch.floor(torch.log2(scale / extractor.finest_scale + 1e-6))
         levels = levels.clamp(0, len(layers) - 1).to(torch.int64)
@@ -140,6 +157,11 @@ class ExportableTwoStage(ExportableDetector):
         )
 
 
+# ------------------------------------------------------------------------------------------------
+# Anchors and boxes
+# ------------------------------------------------------------------------------------------------
+
+
 def by_anchor(values: Tensor, head: nn.Module) -> Tensor:
     """A level's map (batch, A * D, height, width) to rows (batch, height * width * A, D)."""
     batch, _, height, width = values.shape
@@ -148,11 +170,77 @@ def by_anchor(values: Tensor, head: nn.Module) -> Tensor:
     return rows.reshape(batch, height * width * count, rows.shape[-1])
 
 
+def grid_anchors(base_anchors: Tensor, stride: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """The anchors of one level, in the order of mmdet's AnchorGenerator.
+
+    Args:
+        base_anchors: (A, 4), those of the first cell.
+        stride: Pixels from a cell to the next, (x, y).
+        grid: Height and width of the level's map.
+
+    Returns:
+        (height * width * A, 4), the anchors of a cell next to each other, cells in row-major order.
+    """
+    x = torch.arange(grid[1], device=base_anchors.device).to(base_anchors) * stride[0]
+    y = torch.arange(grid[0], device=base_anchors.device).to(base_anchors) * stride[1]
+    left, top = x.expand(grid[0], grid[1]), y[:, None].expand(grid[0], grid[1])
+    shifts = torch.stack([left, top, left, top], dim=-1)
+    return (shifts[:, :, None] + base_anchors).reshape(-1, 4)
+
+
+def decode_boxes(coder: object, anchors: Tensor, deltas: Tensor, height: int, width: int) -> Tensor:
+    """Boxes (..., 4) from anchors and deltas (..., 4), as mmdet's DeltaXYWHBBoxCoder decodes them,
+    clipped to an image of that height and width."""
+    deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
+    size = anchors[..., 2:] - anchors[..., :2]
+    center = (anchors[..., :2] + anchors[..., 2:]) * 0.5
+    # Fast R-CNN's limit: a box grows by 1000 / 16 at most.
+    limit = abs(math.log(16 / 1000))
+    center = center + size * deltas[..., :2]
+    half = size * deltas[..., 2:].clamp(-limit, limit).exp() * 0.5
+    left, top = (center - half).unbind(-1)
+    right, bottom = (center + half).unbind(-1)
+    if coder.clip_border:
+        left, right = left.clamp(0, width), right.clamp(0, width)
+        top, bottom = top.clamp(0, height), bottom.clamp(0, height)
+    return torch.stack([left, top, right, bottom], dim=-1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Selection
+# ------------------------------------------------------------------------------------------------
+
+
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest scores of each image and where they are.
+
+    Args:
+        scores: (batch, N), at least 0; N may be a size that is known only while running.
+        k: A constant, which runtimes expect.
+
+    Returns:
+        Scores (batch, k), falling, and indices (batch, k); where there are fewer than k, the
+        score is 0 and the index arbitrary.
+    """
+    count = scores.shape[1]
+    if not isinstance(count, int):
+        scores = F.pad(scores, (0, k))
+    elif count < k:
+        scores = F.pad(scores, (0, k - count))
+    best, index = scores.topk(k, dim=1)
+    return best, index.clamp(max=count - 1)
+
+
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of each image: (batch, N, D) and (batch, k) to (batch, k, D)."""
+    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
+
+
 def ranks(logits: Tensor) -> Tensor:
     """Numbers above 0 in the order of the logits, for where nothing but the order counts.
 
-    Sigmoids would do in PyTorch, but where they are small onnxruntime's are all the same: it
-    computes them to 1e-8, and a region proposal network is certain of most of what it sees.
+    Sigmoids would do in PyTorch, but onnxruntime computes them to 1e-8 only, so that all small
+    ones are equal, and a region proposal network gives small ones nearly everywhere.
     """
     inverse = 1 / (1 + logits.abs())
     return torch.where(logits < 0, inverse, 2 - inverse)
@@ -160,15 +248,47 @@ def ranks(logits: Tensor) -> Tensor:
 
 def drop_small(boxes: Tensor, scores: Tensor, settings: dict) -> Tensor:
     """Scores, 0 where a box is not larger than ``min_bbox_size``."""
-    smallest = settings.get('min_bbox_size', -1)
-    if smallest < 0:
+    min_size = settings.get('min_bbox_size', -1)
+    if min_size < 0:
         return scores
     width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-    return scores * ((width > smallest) & (height > smallest)).to(scores)
+    return scores * ((width > min_size) & (height > min_size)).to(scores)
 
 
-def trimmed(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As many rows as the fullest picture of the batch has detections, at least one.
+def batched_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    nms: dict,
+    score_threshold: float,
+    max_per_image: int,
+) -> tuple[Tensor, Tensor]:
+    """Non-maximum suppression within each group (class, or pyramid level).
+
+    Args:
+        boxes: (batch, N, 4).
+        scores: (batch, N).
+        groups: (batch, N), int64.
+        nms: mmcv's ``nms`` settings.
+        score_threshold: Boxes without a higher score are dropped; at least 0.
+        max_per_image: How many stay at most.
+
+    Returns:
+        Scores (batch, max_per_image), falling and 0 where there are no more, and the indices of
+        their boxes.
+    """
+    shifted = boxes
+    if not nms.get('class_agnostic', False):
+        # As in mmcv: groups are moved so far apart that none overlap.
+        apart = boxes.flatten().max() + 1
+        shifted = boxes + (groups * apart)[:, :, None]
+    iou_threshold = nms.get('iou_threshold', nms.get('iou_thr'))
+    kept = nms_scores(shifted, scores, iou_threshold, score_threshold, max_per_image)
+    return top_k(kept, max_per_image)
+
+
+def trim(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As many rows as the image with most detections has, at least one.
 
     Rows without a detection have score 0 and label -1.
     """

@@ -1,5 +1,6 @@
-"""From a config and a checkpoint to a file that was compared with the model it holds."""
+"""From a config and a checkpoint to a file that was compared with the model in it."""
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmengine.config import Config
@@ -19,20 +20,15 @@ from backbones.data.config_datasets import test_pipeline
 from backbones.deploy import switch_to_deploy
 from backbones.engine.config import load_config
 from backbones.errors import ExportError
-from backbones.inference.model import build_model, classes_and_palette
+from backbones.inference.exported_file import RUNNABLE, Description, open_exported
+from backbones.inference.exported_model import ExportedModel
+from backbones.inference.model import TorchModel, build_model, classes_and_palette
 from backbones.weights import load_checkpoint
 
-from .checking import check_file
-from .description import Description
-from .example_picture import example_picture
-from .exportable import exportable, is_segmentor, least_size, pad_divisor
-from .formats import ENDINGS, packages_for, write
-from .preprocessing import flips_channels
-from .reference import Reference
-from .runner import RUNNABLE, open_exported
-
-# Steps of a test pipeline that leave the picture as it is.
-HARMLESS_STEPS = ('LoadImage', 'LoadAnnotations', 'Pack', 'Resize')
+from .check import check_file, example_image, pipeline_difference
+from .exportable import exportable, is_segmentor, min_image_size
+from .formats import FORMATS, check_packages, write
+from .preprocessing import Preprocessing, missing_to_multiple
 
 
 @dataclass(frozen=True)
@@ -42,11 +38,11 @@ class Options:
     Attributes:
         size: Height and width of the input; None: what the config's test pipeline gives.
         dynamic: Whether height and width stay open.
-        batch: Pictures at once; None leaves it open.
-        logits: Of a segmentor: logits instead of labels.
+        batch: Number of images in the input; None leaves it open.
+        logits: Of a segmentor: logits instead of class indices.
         backbone_only: The backbone's feature maps instead of results.
         deploy: Fold the network for inference first.
-        picture: File of the picture on which the results are compared.
+        image: File of the image on which the results are compared.
     """
 
     size: tuple[int, int] | None = None
@@ -55,24 +51,24 @@ class Options:
     logits: bool = False
     backbone_only: bool = False
     deploy: bool = True
-    picture: str | None = None
+    image: str | None = None
 
 
 def export(
-    config: str,
-    checkpoint: str,
-    out: Path,
-    options: Options,
+    config: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    options: Options | None = None,
     cfg_options: dict | None = None,
     report: Callable[[str], None] = print,
 ) -> Description:
-    """Write a model as one file, run the file, and keep it only if it says what the model says.
+    """Write a model as one file, run the file, and keep it only if its results are the model's.
 
     Args:
         config: Path of a config.
-        checkpoint: Path or address of the checkpoint of the whole model.
-        out: The file, ending in .onnx, .pt2, .xml (with a .bin beside it) or .mlpackage.
-        options: What is exported.
+        checkpoint: Path or URL of the checkpoint of the whole model.
+        out: The file: .onnx, .xml (with a .bin beside it) or .mlpackage.
+        options: What is exported. Default: see :class:`Options`.
         cfg_options: Overrides for the config, by dotted key.
         report: Called with a line for each step.
 
@@ -84,8 +80,9 @@ def export(
         CheckpointError: The checkpoint cannot be read or lacks part of the model.
         ExportError: The model cannot be exported so, or the file's results are others.
     """
+    config, checkpoint, out, options = str(config), str(checkpoint), Path(out), options or Options()
     check_request(out, options)
-    picture = example_picture(options.picture)
+    image = example_image(options.image)
     cfg = load_config(config, cfg_options)
     loaded = load_checkpoint(checkpoint)
     classes, palette = classes_and_palette(cfg, loaded)
@@ -100,15 +97,22 @@ def export(
     traceable = exportable(model, options.logits, options.backbone_only)
     if options.deploy:
         traceable = switch_to_deploy(traceable)
-    for step in unknown_steps(cfg):
-        report(f'note: {step} of the test pipeline is not part of the file')
-    with atomic_write(out) as path:
+    for transform in description.missing_transforms:
+        report(
+            f'note: neither the file nor infer.py does {transform} of the test pipeline; where it '
+            'changes images, results differ'
+        )
+    with staged(out) as path:
         report(f'exporting: {summary(description)} ...')
         convert(traceable, path, description)
         if path.suffix in RUNNABLE:
             report('comparing the file with PyTorch ...')
-            for line in check_file(open_exported(path), Reference(model, description), picture):
+            for line in check_file(open_exported(path), model, image):
                 report(f'  {line}')
+            if description.task != 'backbone':
+                torch_model = TorchModel(config, checkpoint, 'cpu', cfg_options=cfg_options)
+                figures = pipeline_difference(ExportedModel(path, 'cpu'), torch_model, image)
+                report(f'  {sizes_in_words(description)}: {figures}')
         else:
             report('not compared: Core ML runs on macOS and iOS only')
         size = sum(file.stat().st_size for file in path.parent.rglob('*') if file.is_file())
@@ -117,18 +121,77 @@ def export(
 
 
 def check_request(out: Path, options: Options) -> None:
-    """See what can be seen to be wrong before anything is read.
+    """Find what is wrong with a request before anything is read.
 
     Raises:
-        ExportError: The format, or something that it needs, is not there.
+        ConfigError: A package is missing.
+        ExportError: There is no such format, or it cannot hold what is asked for.
     """
-    if out.suffix not in ENDINGS:
-        raise ExportError(f'OUT ends in {", ".join(ENDINGS)}, not {str(out)!r}')
-    packages_for(out.suffix)
+    if out.suffix not in FORMATS:
+        raise ExportError(f'OUT has to be {", ".join(FORMATS)}, not {str(out)!r}')
+    check_packages(out.suffix)
     if options.dynamic and options.size:
         raise ExportError('a file is for one size or, with --dynamic, for any: not both')
     if out.suffix == '.mlpackage' and (options.dynamic or options.batch is None):
         raise ExportError('.mlpackage is for a fixed size and a fixed batch')
+
+
+def convert(traceable: nn.Module, path: Path, description: Description) -> None:
+    """Trace a model and write it.
+
+    Raises:
+        ExportError: torch or the format's own converter refuses.
+    """
+    try:
+        with warnings.catch_warnings():
+            # torch and the converters warn about each other's deprecated functions.
+            warnings.simplefilter('ignore')
+            write(traceable, path, description)
+    except ExportError:
+        raise
+    # Each converter has its own exceptions.
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:500]
+        raise ExportError(
+            f'{path.suffix} cannot be made of this model: {type(error).__name__}: {reason}'
+        ) from error
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A path in a temporary folder, whose contents (files or a folder) replace those beside
+    ``out`` on success."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f'{out.name}.', suffix='.partial', dir=out.parent) as folder:
+        yield Path(folder) / out.name
+        for made in Path(folder).iterdir():
+            place = out.parent / made.name
+            if place.is_dir():
+                shutil.rmtree(place)
+            made.replace(place)
+
+
+def summary(description: Description) -> str:
+    """What is being exported, in words."""
+    size = 'x'.join(map(str, description.size)) if description.size else 'any size'
+    if not description.size:
+        size += f' from {description.min_size}x{description.min_size} on'
+    batch = description.batch or 'any number'
+    return f'{description.model}, {description.task}, {size}, batch of {batch}'
+
+
+def sizes_in_words(description: Description) -> str:
+    """How an image is made an input of the file, as opposed to PyTorch's test pipeline."""
+    if description.size is None:
+        return "resized as in PyTorch's test pipeline"
+    size = 'x'.join(map(str, description.size))
+    how = 'resized' if description.task == 'segmentation' else 'resized and padded'
+    return f'{how} to the fixed {size}, where PyTorch keeps each size of its test pipeline'
+
+
+# ------------------------------------------------------------------------------------------------
+# The metadata
+# ------------------------------------------------------------------------------------------------
 
 
 def describe(
@@ -142,29 +205,35 @@ def describe(
     """The metadata of the file that is to be written.
 
     Raises:
-        ExportError: The config does not say for what size, and nor do the options.
+        ConfigError: The model pads images in a way that a file cannot.
+        ExportError: Neither config nor options say for what size, or that is not the pipeline's.
     """
-    preprocessor = model.data_preprocessor
-    # Its mean and std are in the order that the network sees.
-    mean, std = (getattr(preprocessor, key).flatten().tolist() for key in ('mean', 'std'))
-    resize = resize_rule(cfg)
-    min_size = least_size(model)
+    preprocessing = Preprocessing(model.data_preprocessor)
+    resize, missing = resizing(cfg)
     size = None
     if not options.dynamic:
-        size = options.size or nominal_size(cfg, model, resize)
+        size = options.size or nominal_size(model, preprocessing.pad_divisor, resize)
+        for step in resize:
+            divisor = step.get('size_divisor', 1)
+            if any(n % divisor for n in size):
+                raise ExportError(
+                    f'the test pipeline resizes to multiples of {divisor}, which '
+                    f'{size[0]}x{size[1]} is not'
+                )
     return Description(
         **task_of(model, options),
         model=name,
         classes=classes,
-        palette=[list(map(int, colour)) for colour in palette] if palette else None,
+        palette=[list(map(int, color)) for color in palette] if palette else None,
         size=size,
-        min_size=min_size if options.dynamic else 1,
+        min_size=min_image_size(model) if options.dynamic else 1,
         batch=options.batch,
         resize=resize,
-        mean=tuple(mean),
-        std=tuple(std),
-        pad_pixel=tuple(mean[::-1] if flips_channels(preprocessor) else mean),
-        pad_divisor=pad_divisor(model),
+        missing_transforms=missing,
+        mean=tuple(preprocessing.mean.flatten().tolist()),
+        std=tuple(preprocessing.std.flatten().tolist()),
+        pad_pixel=tuple(preprocessing.pad_pixel()),
+        pad_divisor=preprocessing.pad_divisor,
         deployed=options.deploy,
         version=project_version(),
     )
@@ -180,7 +249,7 @@ def task_of(model: nn.Module, options: Options) -> dict[str, Any]:
         outputs = (
             {'logits': '(batch, classes, height, width)'}
             if options.logits
-            else {'label_map': '(batch, height, width), int32, index into the class names'}
+            else {'segmentation_map': '(batch, height, width), int32, index into the class names'}
         )
         return dict(
             task='segmentation',
@@ -195,100 +264,55 @@ def task_of(model: nn.Module, options: Options) -> dict[str, Any]:
         'scores': '(batch, N), falling; rows that only fill the batch have 0',
         'labels': '(batch, N), int32, index into the class names; -1 in rows that only fill',
     }
-    thresholds = dict(score_threshold=settings.score_thr, max_per_picture=settings.max_per_img)
+    thresholds = dict(score_threshold=settings.score_thr, max_per_image=settings.max_per_img)
     if getattr(model, 'with_mask', False):
         outputs['masks'] = '(batch, N, M, M), probabilities inside the box'
         thresholds['mask_threshold'] = settings.mask_thr_binary
     return dict(task='detection', outputs=outputs, **thresholds)
 
 
-def resize_rule(cfg: Config) -> dict[str, Any] | None:
-    """How the test pipeline resizes pictures; None where it does not."""
-    for step in test_pipeline(cfg):
-        if str(step.type).rpartition('.')[2] == 'Resize' and 'scale' in step:
-            scale = step.scale if isinstance(step.scale, (tuple, list)) else (step.scale,) * 2
-            return dict(scale=list(scale), keep_ratio=bool(step.get('keep_ratio', False)))
-    return None
+def resizing(cfg: Config) -> tuple[list[dict[str, Any]], list[str]]:
+    """How the test pipeline resizes images, see :attr:`Description.resize`, and the other
+    transforms that may change them."""
+    steps, missing = [], []
+    for transform in test_pipeline(cfg):
+        name = str(transform.type).rpartition('.')[2]
+        settings = {key: value for key, value in transform.items() if key[0] != '_'}
+        step = {'type': name, 'interpolation': settings.get('interpolation') or 'bilinear'}
+        if name == 'Resize' and set(settings) <= RESIZE_ARGUMENTS and 'scale' in settings:
+            scale = settings['scale']
+            step['scale'] = list(scale) if isinstance(scale, (tuple, list)) else [scale] * 2
+            step['keep_ratio'] = bool(settings.get('keep_ratio', False))
+            steps.append(step)
+        elif name == 'ResizeToMultiple':
+            steps.append(step | {'size_divisor': settings.get('size_divisor', 32)})
+        elif not name.startswith(HARMLESS_TRANSFORMS):
+            missing.append(name)
+    return steps, missing
 
 
-def nominal_size(cfg: Config, model: nn.Module, resize: dict | None) -> tuple[int, int]:
-    """Height and width of the pictures that a model is usually given.
+# Of a Resize that can be followed; clip_object_border is about ground truth.
+RESIZE_ARGUMENTS = {'type', 'scale', 'keep_ratio', 'interpolation', 'clip_object_border'}
+# They leave the image as it is.
+HARMLESS_TRANSFORMS = ('LoadImage', 'LoadAnnotations', 'LoadPanopticAnnotations', 'Pack')
 
-    For a detector the test pipeline's scale, lying, padded as the detector pads. For a segmentor
-    the crops of training: its pictures in testing have all proportions.
+
+def nominal_size(model: nn.Module, divisor: int, resize: list[dict]) -> tuple[int, int]:
+    """Height and width of the images that a model is usually given.
+
+    For a detector the test pipeline's scale in landscape format, padded as the detector pads. For
+    a segmentor the crops of training: its images in testing have all proportions.
     """
     crop = getattr(model.data_preprocessor, 'size', None)
     if is_segmentor(model) and crop:
         return tuple(crop)
-    if resize is None:
+    scales = [step['scale'] for step in resize if 'scale' in step]
+    if not scales:
         raise ExportError('the test pipeline resizes to no size: give one with --size HEIGHTxWIDTH')
-    low, high = sorted(resize['scale'])
+    low, high = sorted(scales[-1])
     if is_segmentor(model):
         return low, low
-    divisor = pad_divisor(model)
-    return tuple(-(-n // divisor) * divisor for n in (low, high))
-
-
-def unknown_steps(cfg: Config) -> list[str]:
-    """Steps of the test pipeline that may change the picture and that a file does not have."""
-    names = [str(step.type).rpartition('.')[2] for step in test_pipeline(cfg)]
-    return [name for name in names if not name.startswith(HARMLESS_STEPS)]
-
-
-def convert(traceable: nn.Module, path: Path, description: Description) -> None:
-    """Trace a model and write it.
-
-    Raises:
-        ExportError: torch or the format's own converter refuses.
-    """
-    from .tracing import trace
-
-    try:
-        with warnings.catch_warnings():
-            # Of what torch and the converters call that is deprecated.
-            warnings.simplefilter('ignore')
-            program = trace(
-                traceable,
-                description.size,
-                description.batch,
-                description.min_size,
-                keep_biases=path.suffix == '.mlpackage',
-            )
-            write(program, path, description)
-    except ExportError:
-        raise
-    # Each converter has its own exceptions.
-    except Exception as error:
-        reason = ' '.join(str(error).split())[:500]
-        raise ExportError(
-            f'{path.suffix} cannot be made of this model: {type(error).__name__}: {reason}'
-        ) from error
-
-
-@contextmanager
-def atomic_write(out: Path) -> Iterator[Path]:
-    """A path in a folder of its own, whose contents take their places if all goes well.
-
-    A model may be more than one file, or a folder.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(mkdtemp(prefix=f'{out.name}.', suffix='.partial', dir=out.parent))
-    try:
-        yield folder / out.name
-        for made in folder.iterdir():
-            place = out.parent / made.name
-            if place.is_dir():
-                shutil.rmtree(place)
-            made.replace(place)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def summary(description: Description) -> str:
-    """What is being exported, in words."""
-    size = 'x'.join(map(str, description.size)) if description.size else 'any size'
-    batch = description.batch or 'any number'
-    return f'{description.model}, {description.task}, {size}, batch of {batch}'
+    return tuple(n + missing_to_multiple(n, divisor) for n in (low, high))
 
 
 def project_version() -> str:

@@ -1,71 +1,140 @@
-"""Writing a traced model in one of four formats."""
+"""Tracing a model and writing it as .onnx, .xml or .mlpackage."""
 
+import logging
 import re
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
-from torch.export import ExportedProgram
+from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
+from backbones.efficientformer_v2.position_bias import RelativePositionBias
 from backbones.errors import ExportError, import_optional
+from backbones.inference.exported_file import INPUT_NAME, METADATA_KEY, Description
 
-from .description import METADATA_KEY, Description
-from .quiet import quiet
-
-ENDINGS = ('.onnx', '.pt2', '.xml', '.mlpackage')
-# The first whose torch.export.export takes assertions for what it cannot prove of open sizes.
-LEAST_TORCH = '2.9'
+# Each format and the packages that write it.
+FORMATS = {
+    '.onnx': ('onnx', 'onnxscript', 'onnxruntime'),
+    '.xml': ('onnx', 'onnxscript', 'openvino'),
+    '.mlpackage': ('coremltools',),
+}
+# The first whose torch.export takes assertions for what it cannot prove of open sizes.
+MIN_TORCH = '2.9'
 OPSET = 18
 # A protobuf message, which an .onnx file is, can be no larger.
-LARGEST_ONNX = 2**31 - 1
+MAX_ONNX_BYTES = 2**31 - 1
+# Nothing is computed from these: they only tell an open size from a constant.
+MAX_SIZE = 16384
+MAX_BATCH = 1024
 
 
-def write(program: ExportedProgram, path: Path, description: Description) -> None:
-    """Write a traced model in the format that the ending of ``path`` says.
+def check_packages(suffix: str) -> None:
+    """Import what a format needs, before any long work.
+
+    Raises:
+        ConfigError: A package is missing.
+        ExportError: torch is too old.
+    """
+    if TorchVersion(torch.__version__) < MIN_TORCH:
+        raise ExportError(
+            f'writing {suffix} needs torch {MIN_TORCH} or later, this is {torch.__version__}'
+        )
+    with quiet('coremltools'):
+        for package in FORMATS[suffix]:
+            import_optional(package, f'writing {suffix}')
+
+
+def write(model: nn.Module, path: Path, description: Description) -> None:
+    """Trace a model and write it in the format of the suffix of ``path``.
 
     Args:
-        program: What :func:`.tracing.trace` returns.
-        path: Ends in one of ``ENDINGS``; an .xml gets a .bin beside it.
-        description: Goes into the file's metadata.
+        model: What :func:`.exportable.exportable` returns, folded or not, on the CPU.
+        path: With one of the suffixes in ``FORMATS``; an .xml gets a .bin beside it.
+        description: Its metadata.
 
     Raises:
-        ExportError: A package is missing, or the model is too large for the format.
+        ExportError: The model is too large for the format.
     """
-    writers = dict(
-        zip(ENDINGS, (write_onnx, write_pt2, write_openvino, write_core_ml), strict=True)
-    )
-    writers[path.suffix](program, path, description)
+    program = trace(model, description, constant_biases=path.suffix == '.mlpackage')
+    if path.suffix == '.mlpackage':
+        write_core_ml(program, path, description)
+    elif path.suffix == '.xml':
+        onnx_path = path.with_suffix('.onnx')
+        write_onnx(program, onnx_path, description)
+        onnx_to_openvino(onnx_path, path, description)
+        onnx_path.unlink()
+    else:
+        write_onnx(program, path, description)
 
 
-def packages_for(ending: str) -> None:
-    """Import what a format needs, before work that takes long is done.
+# ------------------------------------------------------------------------------------------------
+# Tracing
+# ------------------------------------------------------------------------------------------------
+
+
+def trace(
+    model: nn.Module, description: Description, constant_biases: bool
+) -> torch.export.ExportedProgram:
+    """Record what a model computes for images of the description's size and batch.
+
+    Args:
+        model: Maps images (batch, 3, height, width) to tensors.
+        description: Its ``size`` and ``batch``, None where they are to stay open.
+        constant_biases: Record the relative position biases as constants, for formats that cannot
+            resize tables.
 
     Raises:
-        ExportError: A package is missing, or torch is too old.
+        torch._dynamo.exc.UserError: The model computes something from a size that is to be open.
     """
-    if TorchVersion(torch.__version__) < LEAST_TORCH:
-        raise ExportError(
-            f'writing {ending} needs torch {LEAST_TORCH} or later, this is {torch.__version__}'
+    batch, min_size = description.batch, description.min_size
+    # Open sizes have names, so that one that becomes a constant is an error.
+    open_sizes = {}
+    if batch is None:
+        open_sizes[0] = torch.export.Dim('batch', max=MAX_BATCH)
+    if description.size is None:
+        open_sizes[2] = torch.export.Dim('height', min=min_size, max=MAX_SIZE)
+        open_sizes[3] = torch.export.Dim('width', min=min_size, max=MAX_SIZE)
+    # torch takes sizes of the example that are small or equal for constants.
+    height, width = description.size or (2 * min_size + 61, 2 * min_size + 93)
+    example = torch.zeros(batch or 3, 3, height, width)
+    biases = biases_as_constants(model, example) if constant_biases else nullcontext()
+    with torch.no_grad(), biases:
+        return torch.export.export(
+            model,
+            (example,),
+            dynamic_shapes=(open_sizes,),
+            # What is true of every size but beyond its algebra becomes an assertion.
+            prefer_deferred_runtime_asserts_over_guards=True,
         )
-    wanted = {
-        '.onnx': ('onnx', 'onnxscript', 'onnxruntime'),
-        '.pt2': (),
-        '.xml': ('onnx', 'onnxscript', 'openvino'),
-        '.mlpackage': ('coremltools',),
+
+
+@contextmanager
+def biases_as_constants(model: nn.Module, example: Tensor) -> Iterator[None]:
+    """Relative position biases as they are for the size of an example."""
+    model(example)
+    kept = {
+        module: module._kept[1].contiguous()
+        for module in model.modules()
+        if isinstance(module, RelativePositionBias)
     }
-    with quiet('coremltools'):
-        for package in wanted[ending]:
-            import_optional(package, f'writing {ending}')
+
+    def constant(module: RelativePositionBias, *args: object) -> Tensor:
+        return kept[module]
+
+    with patch.object(RelativePositionBias, 'forward', constant):
+        yield
 
 
 # ------------------------------------------------------------------------------------------------
-# ONNX
+# Writing
 # ------------------------------------------------------------------------------------------------
 
 
-def write_onnx(program: ExportedProgram, path: Path, description: Description) -> None:
+def write_onnx(program: torch.export.ExportedProgram, path: Path, description: Description) -> None:
     """One .onnx file, weights inside, for opset 18."""
     import onnx
 
@@ -74,7 +143,7 @@ def write_onnx(program: ExportedProgram, path: Path, description: Description) -
     with quiet('torch.onnx'):
         exported = torch.onnx.export(
             program,
-            input_names=['pictures'],
+            input_names=[INPUT_NAME],
             output_names=list(description.outputs),
             opset_version=OPSET,
             custom_translation_table=onnx_translations(),
@@ -83,20 +152,21 @@ def write_onnx(program: ExportedProgram, path: Path, description: Description) -
             verbose=False,
         )
     for node in exported.model.graph.all_nodes():
-        # Where in whose source code it comes from.
+        # File names and source lines of the machine that exported.
         node.metadata_props.clear()
         node.doc_string = None
     model = exported.model_proto
     name_sizes(model.graph)
     onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
-    size = model.ByteSize()
-    if size > LARGEST_ONNX:
-        raise ExportError(f'an .onnx file holds 2 GB, the model has {size / 1e9:.1f}: use .pt2')
+    if model.ByteSize() > MAX_ONNX_BYTES:
+        raise ExportError(
+            f'an .onnx file holds 2 GB at most, the model has {model.ByteSize() / 1e9:.1f}'
+        )
     onnx.save_model(model, str(path))
 
 
 def name_sizes(graph: object) -> None:
-    """Call open sizes batch, height, width and detections, which torch calls s77 and u0."""
+    """Name open sizes batch, height, width and detections, which torch names s77 and u0."""
     axes = ('batch', '', 'height', 'width')
     names = {}
     for axis, size in zip(axes, graph.input[0].type.tensor_type.shape.dim, strict=True):
@@ -112,56 +182,30 @@ def name_sizes(graph: object) -> None:
                 )
 
 
-# ------------------------------------------------------------------------------------------------
-# torch.export
-# ------------------------------------------------------------------------------------------------
-
-
-def write_pt2(program: ExportedProgram, path: Path, description: Description) -> None:
-    """A .pt2, which ``torch.export.load`` reads after ``import backbones.export.ops``."""
-    extra = {f'{METADATA_KEY}.json': description.to_json()}
-    torch.export.save(program, str(path), extra_files=extra)
-
-
-# ------------------------------------------------------------------------------------------------
-# OpenVINO
-# ------------------------------------------------------------------------------------------------
-
-
-def write_openvino(program: ExportedProgram, path: Path, description: Description) -> None:
-    """OpenVINO's .xml and .bin in float32, by way of ONNX, whose two operators it knows."""
+def onnx_to_openvino(onnx_path: Path, path: Path, description: Description) -> None:
+    """OpenVINO's .xml and .bin in float32, from an ONNX file, whose operators it knows."""
     openvino = import_optional('openvino', 'writing .xml')
-    onnx_path = path.with_suffix('.onnx')
-    try:
-        write_onnx(program, onnx_path, description)
-        model = openvino.convert_model(str(onnx_path))
-        model.set_rt_info(description.to_json(), [METADATA_KEY])
-        openvino.save_model(model, str(path), compress_to_fp16=False)
-        # It maps the weights from the file that is about to go.
-        del model
-    finally:
-        onnx_path.unlink(missing_ok=True)
+    model = openvino.convert_model(str(onnx_path))
+    model.set_rt_info(description.to_json(), [METADATA_KEY])
+    openvino.save_model(model, str(path), compress_to_fp16=False)
 
 
-# ------------------------------------------------------------------------------------------------
-# Core ML
-# ------------------------------------------------------------------------------------------------
-
-
-def write_core_ml(program: ExportedProgram, path: Path, description: Description) -> None:
-    """A Core ML package (ML program, float16), which takes a picture as iOS and macOS have it."""
+def write_core_ml(
+    program: torch.export.ExportedProgram, path: Path, description: Description
+) -> None:
+    """A Core ML package (ML program, float16), which takes an image as iOS and macOS have it."""
     tools = import_optional('coremltools', 'writing .mlpackage')
     shape = (description.batch, 3, *description.size)
-    # An image input holds one picture.
+    # An image input holds one image.
     if description.batch == 1:
-        pictures = tools.ImageType('pictures', shape=shape, color_layout=tools.colorlayout.BGR)
+        images = tools.ImageType(INPUT_NAME, shape=shape, color_layout=tools.colorlayout.BGR)
     else:
-        pictures = tools.TensorType('pictures', shape=shape)
+        images = tools.TensorType(INPUT_NAME, shape=shape)
     # Progress bars of its passes.
     with quiet('coremltools'), redirect_stderr(StringIO()):
         model = tools.convert(
             program.run_decompositions({}),
-            inputs=[pictures],
+            inputs=[images],
             outputs=[tools.TensorType(name) for name in description.outputs],
             minimum_deployment_target=tools.target.iOS15,
         )
@@ -170,3 +214,15 @@ def write_core_ml(program: ExportedProgram, path: Path, description: Description
     for name, meaning in description.outputs.items():
         model.output_description[name] = meaning
     model.save(str(path))
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Without the notes of a logger that concern its makers alone."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

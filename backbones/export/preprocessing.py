@@ -1,42 +1,67 @@
-"""What happens to pixels before the network."""
+"""What happens to pixels inside an exported file, before the network."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.errors import ConfigError
+
 
 class Preprocessing(nn.Module):
-    """What the model's data preprocessor does at test time: normalise, then pad with zeros.
+    """What a data preprocessor of mmdet or mmseg does in testing: normalize colors, then pad.
 
     Args:
         preprocessor: The model's ``data_preprocessor``.
-        pad_divisor: Height and width are padded, right and below, to a multiple of this.
+
+    Attributes:
+        mean: (1, 3, 1, 1), in the order of channels that the network takes.
+        std: (1, 3, 1, 1).
+        flips_channels: Whether BGR becomes RGB, or the reverse.
+        pad_value: What normalized images are padded with, right and below.
+        pad_divisor: Height and width are padded to a multiple of this.
+
+    Raises:
+        ConfigError: The preprocessor pads to a fixed size.
     """
 
-    def __init__(self, preprocessor: nn.Module, pad_divisor: int) -> None:
+    def __init__(self, preprocessor: nn.Module) -> None:
         super().__init__()
-        self.pad_divisor = pad_divisor
-        mean, std = preprocessor.mean.flatten(), preprocessor.std.flatten()
-        self.flips_channels = flips_channels(preprocessor)
-        self.register_buffer('mean', mean.view(1, -1, 1, 1).clone())
-        self.register_buffer('std', std.view(1, -1, 1, 1).clone())
+        # A preprocessor that does not normalize has neither.
+        mean = getattr(preprocessor, 'mean', torch.zeros(3))
+        std = getattr(preprocessor, 'std', torch.ones(3))
+        self.register_buffer('mean', mean.detach().clone().view(1, -1, 1, 1))
+        self.register_buffer('std', std.detach().clone().view(1, -1, 1, 1))
+        # mmseg's names, then mmengine's, which mmdet inherits.
+        conversion = getattr(preprocessor, 'channel_conversion', None)
+        self.flips_channels = preprocessor._channel_conversion if conversion is None else conversion
+        if hasattr(preprocessor, 'pad_val'):
+            settings = preprocessor.test_cfg or {}
+            if settings.get('size'):
+                raise ConfigError(
+                    'data_preprocessor.test_cfg pads images to a fixed size, which an exported '
+                    'file does not; give the size to export instead: '
+                    '--cfg-options model.data_preprocessor.test_cfg=None'
+                )
+            self.pad_value = float(preprocessor.pad_val)
+            self.pad_divisor = settings.get('size_divisor') or 1
+        else:
+            self.pad_value = float(preprocessor.pad_value)
+            self.pad_divisor = preprocessor.pad_size_divisor
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         if self.flips_channels:
-            pictures = pictures.flip(1)
-        pictures = (pictures - self.mean) / self.std
+            images = images.flip(1)
+        images = (images - self.mean) / self.std
         if self.pad_divisor == 1:
-            return pictures
-        height, width = pictures.shape[-2:]
+            return images
+        height, width = images.shape[-2:]
         right, below = (missing_to_multiple(n, self.pad_divisor) for n in (width, height))
-        return F.pad(pictures, (0, right, 0, below))
+        return F.pad(images, (0, right, 0, below), value=self.pad_value)
 
-
-def flips_channels(preprocessor: nn.Module) -> bool:
-    """Whether a data preprocessor turns BGR into RGB, or the reverse."""
-    # mmseg before 1.4 has a name of its own for it.
-    if hasattr(preprocessor, 'channel_conversion'):
-        return preprocessor.channel_conversion
-    return preprocessor._channel_conversion
+    def pad_pixel(self) -> list[float]:
+        """The pixel (B, G, R) that :meth:`forward` makes ``pad_value``."""
+        pixel = (self.mean + self.std * self.pad_value).flatten().tolist()
+        return pixel[::-1] if self.flips_channels else pixel
 
 
 def missing_to_multiple(size: int, divisor: int) -> int:

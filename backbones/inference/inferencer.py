@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from backbones.errors import CheckpointError, ConfigError, InputError
-from backbones.weights import are_checkpoints_trusted
+from backbones.errors import ConfigError, InputError
 
 from .drawing import Visualizer
+from .exported_file import is_exported
+from .exported_model import ExportedModel
 from .frame import Frame
 from .inputs import Input, list_inputs
 from .palette import choose_palette
@@ -74,7 +75,7 @@ class Inferencer:
         config: Path of a config, or of a file that ``tools/export.py`` wrote.
         checkpoint: Path or URL of a checkpoint of the whole model; none for an exported file.
         device: For instance 'cuda:1'. Default: the first GPU, else the CPU; for an exported file
-            see :func:`backbones.export.runner.open_exported`.
+            see :func:`.exported_file.open_exported`.
         batch_size: Images that go through the model at once. Changes no result.
         amp: Mixed precision, see :func:`backbones.engine.amp.inference_precision`; of exported
             files for an .xml only.
@@ -93,8 +94,7 @@ class Inferencer:
     Raises:
         ConfigError: The config cannot be read or does not fit, or there is no such class.
         ExportError: The exported file cannot be run, or was not written by our tool.
-        CheckpointError: The checkpoint cannot be read or lacks part of the model, or an exported
-            file may run code and :func:`backbones.trust_checkpoints` was not called.
+        CheckpointError: The checkpoint cannot be read or lacks part of the model.
     """
 
     def __init__(
@@ -111,9 +111,6 @@ class Inferencer:
         palette: str | None = None,
         cfg_options: dict[str, Any] | None = None,
     ) -> None:
-        # Exporting builds on this package.
-        from backbones.export.runner import is_exported
-
         if is_exported(config):
             model = load_exported(str(config), device, amp, not deploy or bool(cfg_options))
         else:
@@ -207,21 +204,12 @@ def load_exported(path: str, device: str | None, amp: bool, has_options: bool) -
 
     Raises:
         ConfigError: Of these options, or there is no such device or no mixed precision.
-        CheckpointError: Reading the file may run code.
         ExportError: It cannot be run, or was not written by our tool.
     """
-    from backbones.export.exported_model import ExportedModel
-
     if has_options:
         raise ConfigError(
             f'{path} is exported: its folding and config were settled then, with the options of '
             'export.py'
-        )
-    if path.endswith('.pt2') and os.path.isfile(path) and not are_checkpoints_trusted():
-        raise CheckpointError(
-            f'{path}: torch.export.load runs code that is in the file. If you made it yourself, or '
-            'trust its maker as you would trust a program, add --trust-checkpoint (in Python: '
-            'backbones.trust_checkpoints()); an .onnx or .xml needs no trust'
         )
     return ExportedModel(path, device, amp)
 

@@ -1,4 +1,4 @@
-"""Tiny models whose random weights find something in a picture and nothing in a blank one."""
+"""Tiny models whose random weights find something in an image and nothing in a blank one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,28 +15,44 @@ from torch import nn
 from backbones.data.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
 from backbones.export.export import Options, export
+from backbones.export.formats import onnx_to_openvino
+from backbones.inference.exported_file import open_exported
 from backbones.inference.model import TorchModel
 
-# What takes time is the number of operators.
-FEWER_BLOCKS = """\
-    model['backbone']['arch'].update(depths=(1, 1, 1, 1), mlp_ratios=((2,), (2,), (2,), (2,)))
-    """
-
+# Export time is the number of operators.
+FEWER_BLOCKS = """
+model['backbone']['arch'].update(depths=(1, 1, 1, 1), mlp_ratios=((2,), (2,), (2,), (2,)))
+"""
+# Objects larger than 224 pixels, whose features come from the upper levels of the pyramid.
+LARGE = {'test_dataloader.dataset.pipeline.1.scale': (512, 512)}
+# The authors' test pipeline.
+MULTIPLES = """
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(300, 100), keep_ratio=True),
+    dict(type='ResizeToMultiple', size_divisor=32),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomFlip', prob=0.0),
+    dict(type='PackSegInputs'),
+]
+val_dataloader['dataset']['pipeline'] = test_pipeline
+test_dataloader = val_dataloader
+"""
 
 # One of each kind; every export is shared by the tests of this folder.
 EXPORTS = {
     'fpn': ('fpn', 'fpn.onnx', dict(dynamic=True, batch=None)),
-    'retinanet': ('retinanet', 'retinanet.onnx', dict(batch=2)),
+    'retinanet': ('retinanet', 'retinanet.onnx', dict(size=(160, 160), batch=2)),
     'mask_rcnn': ('mask_rcnn', 'mask_rcnn.onnx', dict(dynamic=True)),
-    'openvino': ('fpn', 'fpn.xml', dict(size=(160, 160), logits=True)),
-    'pt2': ('retinanet', 'retinanet.pt2', dict(size=(160, 160))),
+    'logits': ('fpn', 'fpn.xml', dict(size=(160, 160), logits=True)),
     'core_ml': ('fpn', 'fpn.mlpackage', dict(size=(64, 64))),
+    'multiples': ('multiples', 'multiples.onnx', dict(dynamic=True)),
 }
 
 
 @dataclass(frozen=True)
 class TinyModel:
-    """A config, a checkpoint, and the score that only boxes of a picture with contents reach."""
+    """A config, a checkpoint, and options with a score threshold that only objects reach."""
 
     config: str
     checkpoint: str
@@ -49,33 +65,36 @@ class Exported:
 
     path: Path
     lines: list[str]
+    tiny: TinyModel
     model: TorchModel
 
 
 @pytest.fixture(scope='session')
-def pictures(shapes: Path) -> list[np.ndarray]:
-    """Three pictures of one size, BGR."""
+def images(shapes: Path) -> list[np.ndarray]:
+    """Three images of one size, BGR."""
     paths = sorted((shapes / 'ade' / 'images' / 'validation').iterdir())[:3]
     return [cv2.imread(str(path)) for path in paths]
 
 
 @pytest.fixture(scope='session')
 def tiny_model(
-    tmp_path_factory: pytest.TempPathFactory, shapes: Path, pictures: list[np.ndarray]
+    tmp_path_factory: pytest.TempPathFactory, shapes: Path, images: list[np.ndarray]
 ) -> Callable[[str], TinyModel]:
     """Makes the model of a task, once."""
     made = {}
 
     def make(task: str) -> TinyModel:
         if task not in made:
-            made[task] = make_tiny_model(tmp_path_factory.mktemp(task), task, shapes, pictures)
+            made[task] = make_tiny_model(tmp_path_factory.mktemp(task), task, shapes, images)
         return made[task]
 
     return make
 
 
-def make_tiny_model(folder: Path, task: str, shapes: Path, pictures: list[np.ndarray]) -> TinyModel:
-    config = write_tiny_config(folder, task, shapes, FEWER_BLOCKS)
+def make_tiny_model(folder: Path, task: str, shapes: Path, images: list[np.ndarray]) -> TinyModel:
+    is_segmentor = task in ('fpn', 'multiples')
+    extra = FEWER_BLOCKS + (MULTIPLES if task == 'multiples' else '')
+    config = write_tiny_config(folder, 'fpn' if is_segmentor else task, shapes, extra)
     cfg = load_config(str(config))
     fit_to_device(cfg)
     classes = set_classes(cfg, ('test',))
@@ -86,27 +105,30 @@ def make_tiny_model(folder: Path, task: str, shapes: Path, pictures: list[np.nda
         # So that scores differ from place to place and from class to class.
         if hasattr(module, 'weight') and name.endswith(('_cls', '_reg', 'conv_logits')):
             nn.init.normal_(module.weight, std=0.1)
-    learn_statistics(model, pictures)
+    learn_statistics(model, images)
     checkpoint = folder / 'tiny.pth'
     meta = {'dataset_meta': {'classes': classes, 'palette': cfg.palette}}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, checkpoint)
-    if task == 'fpn':
+    if is_segmentor:
         return TinyModel(str(config), str(checkpoint), {})
-    key = 'model.test_cfg.rcnn.score_thr' if task == 'mask_rcnn' else 'model.test_cfg.score_thr'
-    unlimited = TorchModel(str(config), str(checkpoint), cfg_options={key: 0.0})
-    blank = np.random.default_rng(0).normal(114, 8, pictures[0].shape).astype(np.uint8)
-    sure = max(max(found.scores) for found in predictions(unlimited, pictures))
-    unsure = max(predictions(unlimited, [blank])[0].scores)
-    assert sure > unsure, 'the weights see more in a blank picture'
-    return TinyModel(str(config), str(checkpoint), {key: float(sure + 3 * unsure) / 4})
+    key, size = 'model.test_cfg.score_thr', {}
+    if task == 'mask_rcnn':
+        key, size = 'model.test_cfg.rcnn.score_thr', LARGE
+    unlimited = TorchModel(str(config), str(checkpoint), cfg_options={key: 0.0} | size)
+    blank = np.random.default_rng(0).normal(114, 8, images[0].shape).astype(np.uint8)
+    of_images = max(max(found.scores) for found in predictions(unlimited, images))
+    of_blank = max(predictions(unlimited, [blank])[0].scores)
+    assert of_images > of_blank, 'the weights find more in a blank image'
+    threshold = float(of_images + 3 * of_blank) / 4
+    return TinyModel(str(config), str(checkpoint), {key: threshold} | size)
 
 
-def learn_statistics(model: nn.Module, pictures: list[np.ndarray]) -> None:
-    """Let BatchNorm know the pictures, without which random features are all but constant."""
+def learn_statistics(model: nn.Module, images: list[np.ndarray]) -> None:
+    """Give BatchNorm the statistics of the images, without which random features are constant."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
-    inputs = [torch.from_numpy(picture.transpose(2, 0, 1).copy()) for picture in pictures]
+    inputs = [torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in images]
     model.train()
     with torch.no_grad():
         model.backbone(
@@ -118,15 +140,21 @@ def learn_statistics(model: nn.Module, pictures: list[np.ndarray]) -> None:
 def exported(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_model: Callable,
-    pictures: list[np.ndarray],
+    images: list[np.ndarray],
 ) -> Callable[[str], Exported]:
-    """Makes an entry of EXPORTS, once."""
+    """Makes an entry of EXPORTS, once; 'mask_rcnn_xml' is 'mask_rcnn' in OpenVINO's format."""
     made = {}
     folder = tmp_path_factory.mktemp('exported')
-    picture = folder / 'picture.png'
-    cv2.imwrite(str(picture), pictures[1])
+    image = folder / 'image.png'
+    # Neither square nor of a size that a file of a fixed size takes without padding.
+    cv2.imwrite(str(image), images[1][:100])
 
     def make(kind: str) -> Exported:
+        if kind == 'mask_rcnn_xml':
+            onnx = make('mask_rcnn')
+            path = onnx.path.with_suffix('.xml')
+            onnx_to_openvino(onnx.path, path, open_exported(onnx.path, 'cpu').description)
+            return Exported(path, [], onnx.tiny, onnx.model)
         if kind not in made:
             task, name, options = EXPORTS[kind]
             tiny = tiny_model(task)
@@ -134,13 +162,15 @@ def exported(
             export(
                 tiny.config,
                 tiny.checkpoint,
-                folder / name,
-                Options(**options, picture=str(picture)),
+                str(folder / name),
+                Options(**options, image=str(image)),
                 tiny.cfg_options,
                 report=lines.append,
             )
-            model = TorchModel(tiny.config, tiny.checkpoint, cfg_options=tiny.cfg_options)
-            made[kind] = Exported(folder / name, lines, model)
+            model = TorchModel(
+                tiny.config, tiny.checkpoint, deploy=False, cfg_options=tiny.cfg_options
+            )
+            made[kind] = Exported(folder / name, lines, tiny, model)
         return made[kind]
 
     return make
@@ -148,11 +178,11 @@ def exported(
 
 @pytest.fixture(scope='session')
 def predict() -> Callable[..., list]:
-    """What a TorchModel or an ExportedModel says: ``predict(model, pictures of one size)``."""
+    """Predictions of a TorchModel or an ExportedModel: ``predict(model, images of one size)``."""
     return predictions
 
 
-def predictions(model: object, pictures: list[np.ndarray]) -> list:
-    """What a TorchModel or an ExportedModel says about pictures of one size."""
-    raws = model.predict([model.preprocess(picture) for picture in pictures])
-    return [model.postprocess(raw, p.shape[:2]) for raw, p in zip(raws, pictures, strict=True)]
+def predictions(model: object, images: list[np.ndarray]) -> list:
+    """Predictions of a TorchModel or an ExportedModel for images of one size."""
+    raws = model.predict([model.preprocess(image) for image in images])
+    return [model.postprocess(raw, i.shape[:2]) for raw, i in zip(raws, images, strict=True)]

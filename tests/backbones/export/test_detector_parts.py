@@ -1,13 +1,19 @@
-"""The parts that are written out with fixed shapes compute what mmdet's do."""
+"""The parts of a detector with fixed shapes compute what mmdet's do."""
 
 import pytest
 import torch
-from mmcv.ops import batched_nms
+from mmcv.ops import batched_nms as mmcv_batched_nms
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder
 
-from backbones.export.boxes import decode_boxes, grid_anchors, suppress_by_group, take_rows, top_k
-from backbones.export.detector import ranks
+from backbones.export.detector import (
+    batched_nms,
+    decode_boxes,
+    grid_anchors,
+    ranks,
+    take_rows,
+    top_k,
+)
 from backbones.export.ops import roi_align
 from backbones.export.preprocessing import missing_to_multiple
 
@@ -36,21 +42,21 @@ def test_boxes_are_decoded_as_in_mmdet(clip):
 
 
 @pytest.mark.parametrize('agnostic', [True, False])
-def test_suppression_is_mmcvs_for_every_picture(agnostic):
+def test_nms_is_mmcvs_for_every_image(agnostic):
     boxes = torch.stack([random_boxes(80, seed) for seed in (1, 2)])
     scores = torch.rand(2, 80)
     groups = torch.randint(0, 3, (2, 80))
     nms = dict(type='nms', iou_threshold=0.3, class_agnostic=agnostic)
-    found, index = suppress_by_group(boxes, scores, groups, nms, 0.2, 20)
-    for picture in range(2):
-        sure = scores[picture] > 0.2
-        expected, _ = batched_nms(
-            boxes[picture][sure], scores[picture][sure], groups[picture][sure], nms
+    found, index = batched_nms(boxes, scores, groups, nms, 0.2, 20)
+    for image in range(2):
+        above = scores[image] > 0.2
+        expected, _ = mmcv_batched_nms(
+            boxes[image][above], scores[image][above], groups[image][above], nms
         )
         expected = expected[:20]
-        torch.testing.assert_close(found[picture, : len(expected)], expected[:, 4])
-        assert not found[picture, len(expected) :].any()
-        kept = take_rows(boxes, index)[picture, : len(expected)]
+        torch.testing.assert_close(found[image, : len(expected)], expected[:, 4])
+        assert not found[image, len(expected) :].any()
+        kept = take_rows(boxes, index)[image, : len(expected)]
         torch.testing.assert_close(kept, expected[:, :4])
 
 
@@ -60,7 +66,8 @@ def test_the_highest_of_too_few_are_filled_up_with_zeros():
     assert index[0, :2].tolist() == [1, 0] and index.max() <= 1
 
 
-def test_regions_are_taken_from_the_levels_that_mmdet_takes_them_from():
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_roi_align_is_mmdets_for_maps_of_any_memory_format(memory_format):
     extractor = SingleRoIExtractor(
         dict(type='RoIAlign', output_size=7, sampling_ratio=0), 4, [4, 8], finest_scale=20
     )
@@ -68,7 +75,8 @@ def test_regions_are_taken_from_the_levels_that_mmdet_takes_them_from():
     rois = torch.cat([torch.randint(0, 2, (30, 1)).float(), random_boxes(30)], dim=1)
     levels = extractor.map_roi_levels(rois, 2)
     assert 0 < levels.sum() < 30
-    found = roi_align(features, rois, levels, 7, [1 / 4, 1 / 8], 0, True)
+    maps = [each.to(memory_format=memory_format) for each in features]
+    found = roi_align(maps, rois, levels, 7, [1 / 4, 1 / 8], 0, True)
     torch.testing.assert_close(found, extractor(features, rois))
 
 

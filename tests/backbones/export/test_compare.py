@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from backbones.errors import ExportError
-from backbones.export.agreement import compare
+from backbones.export.compare import compare
 
 # Of a description, what a comparison needs.
-LIMITS = SimpleNamespace(score_threshold=0.05, max_per_picture=4, mask_threshold=0.5)
+LIMITS = SimpleNamespace(score_threshold=0.05, max_per_image=4, mask_threshold=0.5)
 
 
 def detections(*rows: tuple[float, float, float, float, float, int]) -> dict[str, np.ndarray]:
@@ -51,13 +51,13 @@ def test_a_detection_out_of_nothing_does_not_agree():
         compare(detections(), detections(ONE), LIMITS)
 
 
-def test_what_is_as_sure_as_the_threshold_may_be_missing():
+def test_a_score_at_the_threshold_may_be_missing():
     at_threshold = (0, 0, 9, 9, 0.0501, 2)
     assert '1 of 2' in compare(detections(ONE, at_threshold), detections(ONE), LIMITS)
 
 
 def test_boxes_that_rounding_leaves_without_area_agree():
-    """As mmdet gives them where a box was clipped at the picture's edge."""
+    """As mmdet gives them where a box was clipped at the edge of the image."""
     at_edge = (199, 101.097, 199, 123, 0.95, 1)
     rounded = (198.995, 101.092, 199, 123, 0.95, 1)
     figures = compare(detections(ONE, at_edge), detections(ONE, rounded), LIMITS)
@@ -76,19 +76,20 @@ def test_masks_agree_by_their_pixels():
         compare({**detections(ONE), 'masks': masks}, {**detections(ONE), 'masks': others}, LIMITS)
 
 
-def test_label_maps_agree_at_999_of_1000_pixels():
+def test_segmentation_maps_agree_at_999_of_1000_pixels():
     expected = np.zeros((100, 100), np.int32)
     found = expected.copy()
     found[0, :10] = 1
     assert (
-        compare({'label_map': expected}, {'label_map': found}, LIMITS) == '99.9 % of label pixels'
+        compare({'segmentation_map': expected}, {'segmentation_map': found}, LIMITS)
+        == '99.9 % of pixels'
     )
     found[0, 10] = 1
     with pytest.raises(ExportError, match=r'99\.89 %'):
-        compare({'label_map': expected}, {'label_map': found}, LIMITS)
+        compare({'segmentation_map': expected}, {'segmentation_map': found}, LIMITS)
 
 
-def test_what_is_not_a_number_does_not_agree():
+def test_nan_does_not_agree():
     expected, found = np.ones((3, 4, 4), np.float32), np.ones((3, 4, 4), np.float32)
     found[0, 0, 0] = np.nan
     with pytest.raises(ExportError):

@@ -1,0 +1,231 @@
+"""Running an exported file beside the model that it was made from."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.image import imread, imresize
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from backbones.deploy import expect_contiguous
+from backbones.errors import DataError, ExportError
+from backbones.inference.exported_file import Description, Runner
+from backbones.inference.results import Segmentation
+
+from .compare import Results, compare, pair, percent
+from .exportable import is_segmentor
+
+# ------------------------------------------------------------------------------------------------
+# The same input
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs that file and model are compared on.
+
+    Attributes:
+        name: What they are.
+        inputs: (batch, 3, height, width).
+    """
+
+    name: str
+    inputs: np.ndarray
+
+
+def check_file(run: Runner, model: nn.Module, image: np.ndarray) -> Iterator[str]:
+    """Compare a file with its model on an image, at two sizes if it takes any, and on noise.
+
+    Args:
+        run: Runs the file.
+        model: The model in PyTorch, in evaluation mode, on the CPU.
+        image: (height, width, 3), uint8, BGR.
+
+    Yields:
+        A line for each comparison.
+
+    Raises:
+        ExportError: They differ.
+    """
+    description = run.description
+    reference = Reference(model, description)
+    for case in cases(image, description):
+        try:
+            found = split(run(case.inputs), description)
+        except RuntimeError as error:
+            raise ExportError(f'{case.name}: the file does not run: {error}') from error
+        for number, expected in enumerate(reference(case.inputs)):
+            name = case.name if len(case.inputs) == 1 else f'{case.name}, {number + 1} of a batch'
+            try:
+                yield f'{name}: {compare(expected, found[number], description)}'
+            except ExportError as error:
+                raise ExportError(f'{name}: {error}') from error
+
+
+def cases(image: np.ndarray, description: Description) -> Iterator[Case]:
+    """The image, the image at another size where any is taken, and one without contents."""
+    if description.size:
+        # Padding would make results equal for the wrong reason.
+        image = imresize(image, description.size[::-1])
+        description = replace(description, resize=[])
+    # Different images in a batch show whether the results of one get into those of another.
+    flipped = [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
+    batch = description.batch or 2
+    yield make_case('the image', [flipped[i % 4] for i in range(batch)], description)
+    if description.size is None:
+        # Odd, not square, and no multiple of any stride.
+        size = description.min_size + 134, description.min_size + 58
+        other = imresize(image, size)
+        yield make_case('another size', [other] * batch, replace(description, resize=[]))
+    # Of one color, all places would have the same score, and any order of them would be right.
+    noise = np.random.default_rng(0).normal(114, 8, image.shape)
+    blank = noise.clip(0, 255).astype(np.uint8)
+    yield make_case('a blank image', [blank] * batch, description)
+
+
+def make_case(name: str, images: list[np.ndarray], description: Description) -> Case:
+    """Images of one size as a case."""
+    inputs = np.stack([description.fit(image)[0] for image in images])
+    return Case(f'{name} at {inputs.shape[2]}x{inputs.shape[3]}', inputs)
+
+
+def split(results: dict[str, np.ndarray], description: Description) -> list[Results]:
+    """The results of a batch for each of its images, without rows that only fill it up."""
+    batch = len(next(iter(results.values())))
+    each = [{name: values[i] for name, values in results.items()} for i in range(batch)]
+    if description.task != 'detection':
+        return each
+    return [{name: values[r['labels'] >= 0] for name, values in r.items()} for r in each]
+
+
+class Reference:
+    """A model as mmdet and mmseg run it, with the inputs and outputs of an exported file.
+
+    Args:
+        model: In evaluation mode, on the CPU.
+        description: Of the file.
+    """
+
+    def __init__(self, model: nn.Module, description: Description) -> None:
+        self.description = description
+        self.model = expect_contiguous(copy.deepcopy(model))
+        if description.task == 'detection':
+            from backbones.inference.masks import keep_masks_small
+
+            keep_masks_small(self.model)
+
+    @torch.inference_mode()
+    def __call__(self, inputs: np.ndarray) -> list[Results]:
+        """The results for each image of (batch, 3, height, width)."""
+        samples = [self._sample(inputs.shape[2:]) for _ in inputs]
+        data = {'inputs': list(torch.from_numpy(inputs)), 'data_samples': samples}
+        data = self.model.data_preprocessor(data, False)
+        if self.description.task == 'backbone':
+            maps = [batch.numpy() for batch in self.model.backbone(data['inputs'])]
+            names = self.description.outputs
+            return [dict(zip(names, each, strict=True)) for each in zip(*maps, strict=True)]
+        if self.description.task == 'segmentation':
+            predicted = self.model.predict(data['inputs'], data['data_samples'])
+            return [self._segmentation(sample) for sample in predicted]
+        predicted = self.model.predict(data['inputs'], data['data_samples'], rescale=False)
+        return [self._detections(sample.pred_instances) for sample in predicted]
+
+    def _sample(self, size: tuple[int, int]) -> BaseDataElement:
+        meta = dict(img_shape=tuple(size), ori_shape=tuple(size), scale_factor=(1.0, 1.0))
+        if is_segmentor(self.model):
+            from mmseg.structures import SegDataSample
+
+            return SegDataSample(metainfo=meta)
+        from mmdet.structures import DetDataSample
+
+        return DetDataSample(metainfo=meta)
+
+    def _segmentation(self, sample: BaseDataElement) -> Results:
+        if self.description.logits:
+            return {'logits': sample.seg_logits.data.numpy()}
+        return {'segmentation_map': sample.pred_sem_seg.data[0].numpy().astype(np.int32)}
+
+    def _detections(self, instances: BaseDataElement) -> Results:
+        names = {'boxes': 'bboxes', 'scores': 'scores', 'labels': 'labels', 'masks': 'masks'}
+        return {name: instances[names[name]].numpy() for name in self.description.outputs}
+
+
+# ------------------------------------------------------------------------------------------------
+# The same image
+# ------------------------------------------------------------------------------------------------
+
+
+def pipeline_difference(exported: Any, model: Any, image: np.ndarray) -> str:
+    """What resizing and padding for the file changes, compared with PyTorch's test pipeline.
+
+    Args:
+        exported: A :class:`backbones.inference.exported_model.ExportedModel`.
+        model: A :class:`backbones.inference.model.TorchModel`.
+        image: (height, width, 3), uint8, BGR.
+
+    Returns:
+        The figures, in words.
+    """
+    found, expected = (
+        each.postprocess(each.predict([each.preprocess(image)])[0], image.shape[:2])
+        for each in (exported, model)
+    )
+    if isinstance(expected, Segmentation):
+        return f'{percent(expected.seg_map == found.seg_map)} of pixels are the same'
+    pairs = pair(vars(expected), vars(found), min_iou=0.5)
+    total = max(len(expected.scores), len(found.scores))
+    text = f'{len(pairs)} of {total} detections are the same objects'
+    if not pairs:
+        return text
+    worst = max(pairs, key=lambda p: p.score_difference)
+    before, after = expected.scores[worst.expected], found.scores[worst.found]
+    return f'{text}, scores differ by up to {abs(after - before):.3f} ({before:.3f} -> {after:.3f})'
+
+
+# ------------------------------------------------------------------------------------------------
+# An image
+# ------------------------------------------------------------------------------------------------
+
+
+def example_image(path: str | None = None) -> np.ndarray:
+    """An image from a file, else scikit-image's astronaut, else a drawn one.
+
+    Args:
+        path: Of an image. Default: none.
+
+    Returns:
+        (height, width, 3), uint8, BGR.
+
+    Raises:
+        DataError: The file is missing or not an image.
+    """
+    if path is not None:
+        if not Path(path).is_file():
+            raise DataError(f'there is no image {path}')
+        image = imread(path)
+        if image is None:
+            raise DataError(f'{path} cannot be read as an image')
+        return image
+    try:
+        from skimage.data import astronaut
+    except ImportError:
+        return draw_image()
+    return np.ascontiguousarray(astronaut()[:, :, ::-1])
+
+
+def draw_image(size: int = 512) -> np.ndarray:
+    """Discs on a gradient with some noise: edges, flat parts and texture."""
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size]
+    image = np.stack([x, y, (x + y) / 2], axis=-1) * (255 / size)
+    for _ in range(12):
+        center, radius = generator.uniform(0, size, 2), generator.uniform(size / 20, size / 6)
+        disc = (x - center[0]) ** 2 + (y - center[1]) ** 2 < radius**2
+        image[disc] = generator.uniform(0, 255, 3)
+    image += generator.normal(0, 8, image.shape)
+    return image.clip(0, 255).astype(np.uint8)

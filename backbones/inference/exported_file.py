@@ -1,0 +1,315 @@
+"""Files that tools/export.py wrote: what they say about themselves, and running them."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv.image import imresize, rescale_size
+
+from backbones.errors import ConfigError, ExportError, import_optional
+
+# The key in ONNX's metadata_props, OpenVINO's rt_info and Core ML's user-defined metadata.
+METADATA_KEY = 'efficientformer_v2_dense'
+INPUT_NAME = 'images'
+LAYOUT = 'float32 (batch, 3, height, width), BGR, 0 to 255; normalized inside the file'
+# Core ML's .mlpackage, the other format that is written, runs on Apple's machines only.
+RUNNABLE = ('.onnx', '.xml')
+
+# ------------------------------------------------------------------------------------------------
+# Metadata
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Description:
+    """The metadata of an exported file.
+
+    Attributes:
+        task: 'segmentation', 'detection' or 'backbone'.
+        model: Name of the config.
+        classes: Class names, in the order of the labels.
+        palette: (R, G, B) of each class, or None.
+        size: Height and width of the input; None where the file takes any from ``min_size`` on.
+        min_size: Smallest height and width of the input; smaller images have to be padded.
+        batch: Number of images in the input; None where the file takes any.
+        resize: The resizing transforms of the config's test pipeline, in order: each with ``type``,
+            'Resize' (``scale``: width and height, ``keep_ratio``) or 'ResizeToMultiple'
+            (``size_divisor``), and ``interpolation``. They are not part of the file.
+        missing_transforms: Other transforms of the test pipeline that neither the file nor
+            infer.py applies.
+        mean: (R, G, B) that is subtracted inside the file.
+        std: (R, G, B) by which is divided inside the file.
+        pad_pixel: (B, G, R) to pad images with, right and below: what the model pads with.
+        outputs: The meaning of each output, by name.
+        logits: Whether a segmentor gives logits instead of class indices.
+        binary_threshold: Of a segmentor with one logit: a pixel is of class 1 above this
+            probability.
+        score_threshold: Detections without a higher score are not given.
+        max_per_image: How many detections an image can have.
+        mask_threshold: A pixel belongs to an instance from this probability on.
+        pad_divisor: To what multiple height and width are padded inside the file.
+        align_corners: Of a segmentor's resizing.
+        deployed: Whether the network was folded for inference.
+        layout: Of the input.
+        version: Of this project.
+    """
+
+    task: str
+    model: str
+    classes: tuple[str, ...]
+    palette: list[list[int]] | None
+    size: tuple[int, int] | None
+    min_size: int
+    batch: int | None
+    resize: list[dict[str, Any]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad_pixel: tuple[float, ...]
+    outputs: dict[str, str]
+    missing_transforms: list[str]
+    logits: bool = False
+    binary_threshold: float | None = None
+    score_threshold: float | None = None
+    max_per_image: int | None = None
+    mask_threshold: float | None = None
+    pad_divisor: int = 1
+    align_corners: bool = False
+    deployed: bool = True
+    layout: str = LAYOUT
+    version: str = ''
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> 'Description':
+        """Read what :meth:`to_json` wrote; entries of later versions are left out.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            values = json.loads(text)
+            known = {field.name for field in fields(cls)}
+            values = {key: value for key, value in values.items() if key in known}
+            for key in ('classes', 'mean', 'std', 'pad_pixel'):
+                values[key] = tuple(values[key])
+            values['size'] = values['size'] and tuple(values['size'])
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f'no description of an exported model: {error}') from error
+
+    def fit(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """Resize an image as the config's test pipeline does, and make it an input of the file.
+
+        Where the file is of a fixed size, a segmentor's image is resized to that. A detector's
+        keeps its proportions: it is made smaller where it does not fit, then padded.
+
+        Args:
+            image: (height, width, 3), uint8, BGR.
+
+        Returns:
+            The input (3, height, width), float32, BGR, and height and width of the image in it,
+            which begins at the top left; the rest is padding.
+        """
+        for height, width, interpolation in self._sizes(*image.shape[:2]):
+            if (height, width) != image.shape[:2]:
+                image = imresize(image, (width, height), interpolation=interpolation)
+        height, width = image.shape[:2]
+        rows, columns = self.size or (max(height, self.min_size), max(width, self.min_size))
+        inputs = np.empty((3, rows, columns), np.float32)
+        inputs[:] = np.array(self.pad_pixel, np.float32)[:, None, None]
+        inputs[:, :height, :width] = image.transpose(2, 0, 1)
+        return inputs, (height, width)
+
+    def _sizes(self, height: int, width: int) -> list[tuple[int, int, str]]:
+        """The sizes that an image is resized to, one after another, with the interpolation."""
+        sizes = []
+        interpolation = 'bilinear'
+        for step in self.resize:
+            interpolation = step['interpolation']
+            if step['type'] == 'ResizeToMultiple':
+                divisor = step['size_divisor']
+                height, width = (-(-n // divisor) * divisor for n in (height, width))
+            elif step['keep_ratio']:
+                width, height = rescale_size((width, height), tuple(step['scale']))
+            else:
+                width, height = step['scale']
+            sizes.append((height, width, interpolation))
+        if self.size is None:
+            return sizes
+        if self.task == 'segmentation':
+            fixed = self.size
+        else:
+            ratio = min(1, self.size[0] / height, self.size[1] / width)
+            fixed = tuple(max(1, int(n * ratio + 0.5)) for n in (height, width))
+        return sizes if fixed == (height, width) else [(*fixed, interpolation)]
+
+
+# ------------------------------------------------------------------------------------------------
+# Running
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Runner:
+    """An opened file: a function of images.
+
+    Attributes:
+        description: What the file says about itself.
+    """
+
+    description: Description
+    _run: Callable[[np.ndarray], Sequence[np.ndarray]]
+
+    def __call__(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Run the file.
+
+        Args:
+            inputs: (batch, 3, height, width), float32, BGR, 0 to 255.
+
+        Returns:
+            The outputs, by the names in ``description.outputs``.
+
+        Raises:
+            RuntimeError: It cannot be run, for lack of memory perhaps.
+        """
+        try:
+            results = self._run(inputs)
+        # Some of these libraries' exceptions are neither public nor derived from RuntimeError.
+        except Exception as error:
+            raise RuntimeError(' '.join(str(error).split())) from error
+        return dict(zip(self.description.outputs, results, strict=True))
+
+
+def is_exported(path: str | os.PathLike) -> bool:
+    """Whether a path has a suffix of the files that tools/export.py writes."""
+    return Path(path).suffix in (*RUNNABLE, '.mlpackage')
+
+
+def open_exported(
+    path: str | os.PathLike,
+    device: str | None = None,
+    threads: int | None = None,
+    amp: bool = False,
+) -> Runner:
+    """Open a file that tools/export.py wrote.
+
+    Args:
+        path: With one of the suffixes in ``RUNNABLE``.
+        device: 'cpu'; for .onnx also 'cuda' or 'cuda:1', for .xml the names of OpenVINO's devices.
+            Default: for .onnx the GPU if onnxruntime can use one, under torchrun the process's
+            own; else the CPU.
+        threads: On the CPU. Default: onnxruntime's and OpenVINO's own choice.
+        amp: Mixed precision, of an .xml only: bfloat16 or float16 where OpenVINO chooses so.
+
+    Raises:
+        ConfigError: There is no such device, no mixed precision, or a package is missing.
+        ExportError: The file is missing, corrupt or not written by tools/export.py.
+    """
+    path = Path(path)
+    if path.suffix not in RUNNABLE:
+        raise ExportError(f'{path} cannot be run here: {", ".join(RUNNABLE)} can be')
+    if not path.is_file():
+        raise ExportError(f'there is no model {path}')
+    if path.suffix == '.xml':
+        return open_openvino(path, device, threads, amp)
+    if amp:
+        raise ConfigError(
+            f'{path} runs in the precision that it was exported in; mixed precision (--amp) is '
+            'for .xml files, and for config and checkpoint'
+        )
+    return open_onnx(path, device, threads)
+
+
+def open_onnx(path: Path, device: str | None, threads: int | None) -> Runner:
+    """A runner that uses onnxruntime."""
+    runtime = import_optional('onnxruntime', str(path))
+    options = runtime.SessionOptions()
+    # 0 is its own choice.
+    options.intra_op_num_threads = threads or 0
+    providers = onnx_providers(runtime, device)
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:
+        raise unreadable(path, 'an ONNX model', error) from error
+    description = read_description(
+        path, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    )
+    names = list(description.outputs)
+    return Runner(description, lambda inputs: session.run(names, {INPUT_NAME: inputs}))
+
+
+def onnx_providers(runtime: Any, device: str | None) -> list:
+    """The execution providers for a device.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    has_gpu = 'CUDAExecutionProvider' in runtime.get_available_providers()
+    own_gpu = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
+    kind, _, number = (device or (own_gpu if has_gpu else 'cpu')).partition(':')
+    if kind not in ('cpu', 'cuda') or (kind == 'cuda' and not has_gpu):
+        raise ConfigError(
+            f'device {device!r} cannot be used here: this onnxruntime runs on '
+            f'{"cuda and cpu" if has_gpu else "cpu (onnxruntime-gpu runs on cuda)"}'
+        )
+    gpu = [('CUDAExecutionProvider', {'device_id': int(number or 0)})] if kind == 'cuda' else []
+    return [*gpu, 'CPUExecutionProvider']
+
+
+def open_openvino(path: Path, device: str | None, threads: int | None, amp: bool) -> Runner:
+    """A runner that uses OpenVINO."""
+    openvino = import_optional('openvino', str(path))
+    core = openvino.Core()
+    name = (device or 'cpu').upper()
+    if name not in core.available_devices:
+        raise ConfigError(
+            f'device {device!r} cannot be used here: OpenVINO runs on '
+            f'{", ".join(core.available_devices).lower()}'
+        )
+    weights = path.with_suffix('.bin')
+    if not weights.is_file():
+        raise ExportError(f'{path} needs {weights}, the weights that export.py wrote beside it')
+    settings = {'PERFORMANCE_HINT': 'LATENCY'}
+    if not amp:
+        # Its own choice is bfloat16 where the processor has it.
+        settings['INFERENCE_PRECISION_HINT'] = 'f32'
+    if threads:
+        settings['INFERENCE_NUM_THREADS'] = threads
+    try:
+        model = core.read_model(str(path))
+        has_text = model.has_rt_info([METADATA_KEY])
+        text = model.get_rt_info([METADATA_KEY]).astype(str) if has_text else None
+        description = read_description(path, text)
+        compiled = core.compile_model(model, name, settings)
+    except ExportError:
+        raise
+    except Exception as error:
+        raise unreadable(path, 'an OpenVINO model', error) from error
+    return Runner(description, lambda inputs: compiled(inputs).to_tuple())
+
+
+def read_description(path: Path, text: str | None) -> Description:
+    """What a file says about itself.
+
+    Raises:
+        ExportError: Nothing that can be read.
+    """
+    try:
+        return Description.from_json(text or '')
+    except ValueError as error:
+        raise ExportError(
+            f'{path} does not say what its inputs and outputs mean: it was written by another '
+            'program or an earlier version of tools/export.py, or is corrupt'
+        ) from error
+
+
+def unreadable(path: Path, what: str, error: Exception) -> ExportError:
+    """The error for a file that is not what its suffix says."""
+    reason = ' '.join(str(error).split())
+    return ExportError(f'{path} cannot be read as {what}: {reason[:500]}')

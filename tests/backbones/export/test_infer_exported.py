@@ -1,0 +1,147 @@
+"""tools/infer.py with a file of tools/export.py in place of config and checkpoint."""
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import infer
+import numpy as np
+import onnx
+import openvino
+import pytest
+from exporting import needs_export
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from backbones.inference.masks import encode_mask
+
+pytestmark = needs_export
+
+KINDS = {'.onnx': 'mask_rcnn', '.xml': 'logits'}
+
+
+@pytest.fixture(scope='module')
+def photograph(tmp_path_factory, images) -> Path:
+    """An image file of a size that all files take as it is."""
+    path = tmp_path_factory.mktemp('images') / 'drawn.png'
+    cv2.imwrite(str(path), cv2.resize(images[1], (160, 160)))
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, Path]]:
+    """Runs the tool in this process; returns exit code, what was said and the output folder."""
+    monkeypatch.setattr(signal, 'signal', lambda number, handler: None)
+
+    def run(*arguments: object) -> tuple[int, str, Path]:
+        out = tmp_path / f'out{len(list(tmp_path.iterdir()))}'
+        monkeypatch.setattr(sys, 'argv', ['infer.py', *map(str, arguments), '--out-dir', str(out)])
+        try:
+            code = infer.main()
+        except SystemExit as error:
+            code = error.code
+        return code, ''.join(capsys.readouterr()), out
+
+    return run
+
+
+def test_detections_are_those_of_the_model(exported, predict, photograph, call):
+    made = exported('mask_rcnn')
+    code, said, out = call(made.path, photograph, '--score-thr', '0')
+    assert code == 0, said
+    found = json.loads(next(out.rglob('drawn.json')).read_text())
+    image = cv2.imread(str(photograph))
+    (expected,) = predict(made.model, [image])
+    assert len(found) == len(expected.scores) > 0
+    for index, each in enumerate(found):
+        left, top, width, height = each['bbox']
+        box = [left, top, left + width, top + height]
+        assert each['category_id'] == expected.labels[index] + 1
+        assert each['score'] == pytest.approx(expected.scores[index], abs=1e-3)
+        assert box == pytest.approx(expected.boxes[index].tolist(), abs=0.05)
+        mask = coco_mask.decode(encode_mask(expected.masks[index], image.shape[:2]))
+        assert np.mean(coco_mask.decode(each['segmentation']) == mask) >= 0.999
+
+
+@pytest.mark.parametrize(('option', 'share'), [((), 0.999), (('--amp',), 0.95)])
+def test_segmentation_maps_are_those_of_the_model(
+    option, share, exported, predict, photograph, call
+):
+    made = exported('logits')
+    code, said, out = call(made.path, photograph, *option)
+    assert code == 0, said
+    found = np.array(Image.open(next((out / 'data').rglob('drawn.png'))))
+    (expected,) = predict(made.model, [cv2.imread(str(photograph))])
+    assert np.mean(found == expected.seg_map) >= share
+    assert len(np.unique(found)) > 1
+
+
+class TestMistakes:
+    @pytest.mark.parametrize('suffix', KINDS)
+    def test_corrupt_files(self, suffix, exported, photograph, call, tmp_path):
+        path = exported(KINDS[suffix]).path
+        corrupt = tmp_path / f'corrupt{suffix}'
+        corrupt.write_bytes(path.read_bytes()[:-4000])
+        corrupt.with_suffix('.bin').touch()
+        code, said, _ = call(corrupt, photograph)
+        assert code == 1 and f'error: {corrupt} ' in said
+
+    def test_an_xml_without_its_weights(self, exported, photograph, call, tmp_path):
+        path = exported('logits').path
+        alone = shutil.copy(path, tmp_path / 'alone.xml')
+        code, said, _ = call(alone, photograph)
+        assert code == 1 and f'{alone} needs {tmp_path / "alone.bin"}' in said
+
+    @pytest.mark.parametrize('suffix', KINDS)
+    def test_files_of_others(self, suffix, photograph, call, tmp_path):
+        path = tmp_path / f'other{suffix}'
+        write_other(path)
+        code, said, _ = call(path, photograph)
+        assert code == 1 and f'{path} does not say what its inputs' in said
+
+    @pytest.mark.parametrize('suffix', KINDS)
+    def test_devices_that_are_not_there(self, suffix, exported, photograph, call):
+        code, said, _ = call(exported(KINDS[suffix]).path, photograph, '--device', 'tpu')
+        assert code == 1 and "'tpu'" in said
+
+    @pytest.mark.parametrize(
+        ('suffix', 'package'), [('.onnx', 'onnxruntime'), ('.xml', 'openvino')]
+    )
+    def test_a_missing_package(self, suffix, package, exported, photograph, call, monkeypatch):
+        monkeypatch.setitem(sys.modules, package, None)
+        code, said, _ = call(exported(KINDS[suffix]).path, photograph)
+        assert code == 1 and f'package {package}: pip install -r' in said
+
+    @pytest.mark.parametrize(
+        ('suffix', 'option'),
+        [
+            ('.xml', ('--no-deploy',)),
+            ('.xml', ('--cfg-options', 'model.test_cfg.score_thr=0.5')),
+            ('.onnx', ('--amp',)),
+        ],
+    )
+    def test_options_that_a_file_cannot_follow(self, suffix, option, exported, photograph, call):
+        code, said, _ = call(exported(KINDS[suffix]).path, photograph, *option)
+        assert code == 1 and 'exported' in said
+
+    def test_files_that_cannot_be_run_here(self, photograph, call, tmp_path):
+        for name in ('model.mlpackage', 'none.xml'):
+            code, said, _ = call(tmp_path / name, photograph)
+            assert code == 1 and name in said
+
+
+def write_other(path: Path) -> None:
+    """A file of a format that says nothing about itself."""
+    value = onnx.helper.make_tensor_value_info('x', onnx.TensorProto.FLOAT, [1])
+    out = onnx.helper.make_tensor_value_info('y', onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node('Relu', ['x'], ['y'])
+    graph = onnx.helper.make_graph([node], 'g', [value], [out])
+    opset = onnx.helper.make_opsetid('', 18)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9)
+    onnx.save(model, path.with_suffix('.onnx'))
+    if path.suffix == '.xml':
+        openvino.save_model(openvino.convert_model(str(path.with_suffix('.onnx'))), str(path))

@@ -1,0 +1,71 @@
+"""Feeding an exported file."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from backbones.inference.exported_file import Description
+
+DESCRIPTION = Description(
+    task='detection',
+    model='a_config',
+    classes=('cat', 'dog'),
+    palette=[[1, 2, 3], [4, 5, 6]],
+    size=(80, 134),
+    min_size=1,
+    batch=1,
+    resize=[dict(type='Resize', scale=[133, 80], keep_ratio=True, interpolation='bilinear')],
+    missing_transforms=[],
+    mean=(10.0, 20.0, 30.0),
+    std=(1.0, 1.0, 1.0),
+    pad_pixel=(30.0, 20.0, 10.0),
+    outputs={'boxes': '', 'scores': '', 'labels': ''},
+)
+
+
+def image(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), 200, np.uint8)
+
+
+def test_a_description_survives_its_file():
+    assert Description.from_json(DESCRIPTION.to_json()) == DESCRIPTION
+
+
+@pytest.mark.parametrize('text', ['', '{}', '[1]', '{"task": "detection"}', 'null'])
+def test_other_text_is_no_description(text):
+    with pytest.raises(ValueError):
+        Description.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ('size', 'inside'),
+    [
+        pytest.param((48, 64), (80, 107), id='landscape'),
+        pytest.param((64, 48), (80, 60), id='portrait, made smaller to fit'),
+        pytest.param((10, 400), (3, 133), id='very wide'),
+    ],
+)
+def test_a_detectors_image_keeps_its_proportions_in_a_fixed_size(size, inside):
+    inputs, fitted = DESCRIPTION.fit(image(*size))
+    assert inputs.shape == (3, 80, 134) and fitted == inside
+    assert (inputs[:, : inside[0], : inside[1]] == 200).all()
+    assert inputs[:, -1, -1].tolist() == [30, 20, 10]
+
+
+def test_a_segmentors_image_fills_a_fixed_size():
+    inputs, fitted = dataclasses.replace(DESCRIPTION, task='segmentation').fit(image(48, 64))
+    assert fitted == (80, 134) and (inputs == 200).all()
+
+
+def test_resizing_goes_on_to_a_multiple():
+    multiple = dict(type='ResizeToMultiple', size_divisor=32, interpolation='bilinear')
+    steps = [*DESCRIPTION.resize, multiple]
+    inputs, fitted = dataclasses.replace(DESCRIPTION, size=None, resize=steps).fit(image(48, 64))
+    assert inputs.shape == (3, 96, 128) and fitted == (96, 128)
+
+
+def test_images_are_padded_only_to_the_minimum_size_where_any_is_taken():
+    any_size = dataclasses.replace(DESCRIPTION, size=None, min_size=65, resize=[])
+    assert any_size.fit(image(90, 101))[0].shape == (3, 90, 101)
+    assert any_size.fit(image(90, 20))[0].shape == (3, 90, 65)
