@@ -99,12 +99,10 @@ def test_mixed_precision_is_bfloat16_on_a_cpu(tiny_config, part):
 
 
 @needs_export
-def test_mixed_precision_of_files_is_openvinos(run_benchmark, tiny_config):
-    done, outcome = run_benchmark(
-        tiny_config('fpn'), '--part', 'backbone', '--amp', '--backend', 'onnxruntime', 'openvino'
-    )
-    assert done.returncode == 3 and outcome['amp']
-    onnx, openvino = outcome['results']
+def test_mixed_precision_of_files_is_openvinos(tiny_config, compare):
+    group = group_of(tiny_config('fpn'))
+    [onnx] = compare(group, setting(backend='onnxruntime', amp=True))
+    [openvino] = compare(group, setting(backend='openvino', amp=True))
     assert '--amp' in onnx['problem']
     assert openvino['problem'] is None and openvino['latency_ms']['median'] > 0
 
