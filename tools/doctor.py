@@ -5,6 +5,7 @@ The exit status is 1 when something does not fit. Works with nothing installed a
 
 from install import MMCV, TRY_MMCV  # isort: skip  (ends where this Python is too old)
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -111,6 +112,7 @@ def command_that_helps(broken: list[str], versions: dict[str, str], own: bool) -
 
 def main() -> int:
     """Print the report; return 1 when something does not fit."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     versions, own = installed_versions(), Path(sys.prefix).resolve() == (ROOT / '.venv').resolve()
     rows = [('ok', 'Python', f'{platform.python_version()}, {sys.executable}')]
     if (ROOT / '.venv').is_dir() and not own:
@@ -122,8 +124,12 @@ def main() -> int:
     for name, (passed, line) in run_checks().items():
         names = LINES.get(name, (name,))
         version = ' '.join(f'{each} {versions[each]}' for each in names if each in versions)
-        rows.append(('ok' if passed else 'FAIL', name, f'{version}  {line}'.strip()))
-        broken += [] if passed else [name]
+        if passed or version or own or name not in ('mmdet', 'mmseg'):
+            rows.append(('ok' if passed else 'FAIL', name, f'{version}  {line}'.strip()))
+            broken += [] if passed else [name]
+        else:
+            # Whoever does detection alone need not install the other.
+            rows.append(('note', name, 'not installed'))
     cores = os.cpu_count()
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
     rows.append(('ok', 'CPU', f'{cores} cores, {memory:.0f} GiB of memory, {platform.machine()}'))

@@ -23,6 +23,8 @@ from .measure import Effort, Timed, count_macs, measure_in_turns, peak_memory
 from .work import SUFFIXES, Setting, export_model, make_batch, make_runner
 
 DEFAULT_SIZES = {'mmseg': (512, 512), 'mmdet': (800, 1333)}
+# What differs between the settings of a run.
+VARIED = ('part', 'step', 'backend', 'size', 'batch')
 LIBRARIES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'numpy', 'onnxruntime', 'openvino')
 
 
@@ -91,12 +93,8 @@ def compare(
                 head=group.name,
                 config=candidate.config_path,
                 ours=candidate.name.startswith(OURS),
-                part=setting.part,
-                step=setting.step,
-                backend=setting.backend,
-                size=setting.size,
-                batch=setting.batch,
                 problem=None,
+                **{key: getattr(setting, key) for key in VARIED},
             )
             try:
                 model = candidate.build()

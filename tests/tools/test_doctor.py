@@ -36,7 +36,7 @@ def test_nothing_installed(tmp_path: Path) -> None:
     venv.create(tmp_path / 'empty', with_pip=False)
     code, output, _ = run(ROOT / 'tools' / 'doctor.py', tmp_path, tmp_path / 'empty/bin/python')
     assert code == 1
-    assert output.count('FAIL') >= 6
+    assert output.count('FAIL') >= 4 and output.count('note') >= 2
     assert 'make install' in output
 
 
