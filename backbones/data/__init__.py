@@ -1,6 +1,6 @@
-"""Everything in a config's data that would spoil a run, found and listed before it starts."""
+"""What a config reads, checked before a run: one checker for all tools."""
 
-from .check_dataset import check_dataset
+from .check import check_dataset
 from .findings import Finding, Report
 
 __all__ = ['Finding', 'Report', 'check_dataset']

@@ -1,34 +1,41 @@
 """Class names and counts come from the data, and every head of the model follows.
 
-For detection they are the categories of the COCO file that is trained on. For segmentation they
-are the config's ``classes`` (a list, or the path of a text file with one name a line), else those
-of the dataset's type; a ``palette`` beside them gives each an (R, G, B).
+Names are the config's ``classes`` (a list, or the path of a text file with one name a line), else
+the ``metainfo`` of its datasets, else the categories of the COCO file that is trained on, else
+those of the dataset's type. A ``palette`` beside ``classes`` gives each an (R, G, B).
 """
 
-import inspect
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS
 
 from backbones.errors import ConfigError, DataError
 
-from .coco_file import is_text, read_coco
-from .config_datasets import datasets_of, walk
-from .paths import annotation_file
+from .coco import category_names, read_coco
+from .config_datasets import (
+    annotation_file,
+    dataset_class,
+    datasets_of,
+    layout_of,
+    option,
+    walk,
+)
+from .labels import set_ignored_label
+from .voc import object_names
 
-# Class counts that mmdet's and mmseg's own model configs carry (Cityscapes, PASCAL VOC, COCO,
-# ADE20K, COCO-Stuff): a head with one of these was inherited, not chosen.
-INHERITED_COUNTS = (19, 20, 21, 59, 60, 80, 150, 171)
+# What these tell apart are no classes of the data: texts, and persons that are tracked.
+OTHER_MODELS = ('language_model', 'tracker', 'reid')
 
 
-def set_classes(config: Config, splits: tuple[str, ...]) -> tuple[str, ...]:
+def set_classes(config: Config, splits: Sequence[str], keep_files: bool = False) -> tuple[str, ...]:
     """Give the datasets and every head of a config the classes of its data.
 
     Args:
         config: Changed in place.
         splits: Which of 'train', 'val' and 'test' will be read. Others need not be there.
+        keep_files: Keep COCO files in memory for the checker. Default: False.
 
     Returns:
         The class names, in the order of the labels.
@@ -37,30 +44,82 @@ def set_classes(config: Config, splits: tuple[str, ...]) -> tuple[str, ...]:
         ConfigError: A head has a number of classes that the data do not have.
         DataError: Annotation files disagree with each other or with the named classes.
     """
-    if config.default_scope == 'mmdet':
-        names = set_detection_classes(config, splits)
-    else:
-        names = set_segmentation_classes(config)
-    set_num_classes(config.model, len(names))
+    of_types = set(type_counts(config))
+    try:
+        names = name_classes(config, splits)
+    finally:
+        if not keep_files:
+            read_coco.cache_clear()
+    if config.default_scope == 'mmseg':
+        set_ignored_label(config)
+    set_num_classes(config, len(names), of_types)
     return names
 
 
-def set_detection_classes(config: Config, splits: tuple[str, ...]) -> tuple[str, ...]:
-    """Check that all COCO files number the same classes in the same order, and name them."""
-    datasets = [dataset for dataset in datasets_of(config) if is_coco(dataset)]
-    if not datasets:
-        return known_classes(next(datasets_of(config)))
+def name_classes(config: Config, splits: Sequence[str]) -> tuple[str, ...]:
+    """Name the classes in every dataset of a config; see :func:`set_classes`."""
+    datasets = list(datasets_of(config))
+    chosen = config.get('classes')
+    if chosen is None:
+        chosen = next(filter(None, (d.get('metainfo', {}).get('classes') for d in datasets)), None)
+    names = class_list(chosen) if chosen is not None else known_classes(datasets[0])
+    if config.default_scope == 'mmseg':
+        for dataset in datasets:
+            check_metainfo(dataset, names)
+            name_segmentation_classes(dataset, names, config)
+        return names
+    coco = [dataset for dataset in datasets if layout_of(dataset) == 'coco']
     # The training set comes first, unless this machine has no more than a test set.
-    source = next((d for d in datasets if annotation_file(d).is_file()), datasets[0])
-    chosen = source.get('metainfo', {}).get('classes')
-    names = tuple(chosen) if chosen else category_names(annotation_file(source))
+    source = next((d for d in coco if annotation_file(d).is_file()), None) or next(iter(coco), None)
+    if chosen is None and source is not None:
+        names = category_names(annotation_file(source))
     for dataset in datasets_of(config, splits):
-        if is_coco(dataset):
+        check_metainfo(dataset, names)
+        if layout_of(dataset) == 'coco':
             check_categories(annotation_file(dataset), names, annotation_file(source))
+        elif layout_of(dataset) == 'voc' and not names:
+            found = [name for name in sorted(filter(None, object_names(dataset)))]
+            raise ConfigError(
+                f'{annotation_file(dataset)}: which classes there are is to be said in the config, '
+                f'as classes = {found}'
+            )
     for dataset in datasets:
-        if names != known_classes(dataset):
-            name_classes(dataset, names, config)
+        if names and names != known_classes(dataset):
+            name_in_dataset(dataset, names, config)
     return names
+
+
+def check_metainfo(dataset: ConfigDict, names: Sequence[str]) -> None:
+    """See that what a dataset itself says about its classes is what the whole config says."""
+    own = dataset.get('metainfo', {}).get('classes')
+    if own and class_list(own) != tuple(names):
+        raise ConfigError(
+            f'a {dataset.type} of the config has metainfo with the classes {list(own)}, others '
+            f'have {list(names)}. All datasets have to have the same, in the same order'
+        )
+
+
+def name_segmentation_classes(dataset: ConfigDict, names: tuple[str, ...], config: Config) -> None:
+    """Name the classes of a segmentation dataset.
+
+    Some of the classes of its type, named by ``metainfo``, are picked out by mmseg. With other
+    names it no longer is the set that its type is made for: their own order numbers them then.
+    """
+    known = known_classes(dataset)
+    if names == known:
+        return
+    picked = set(names) <= set(known) and ('classes' not in config or 'metainfo' in dataset)
+    if not picked:
+        for key in ('img_suffix', 'seg_map_suffix', 'reduce_zero_label'):
+            dataset[key] = option(dataset, key)
+        dataset.type = 'mmseg.BaseSegDataset'
+    name_in_dataset(dataset, names, config)
+
+
+def name_in_dataset(dataset: ConfigDict, names: tuple[str, ...], config: Config) -> None:
+    """Give a dataset its class names, and their colors where the config has a ``palette``."""
+    colors = {'palette': config.palette} if 'palette' in config else {}
+    dataset.metainfo = ConfigDict({**dataset.get('metainfo', {}), 'classes': names, **colors})
 
 
 def check_categories(path: Path, names: Sequence[str], first: Path) -> None:
@@ -70,58 +129,29 @@ def check_categories(path: Path, names: Sequence[str], first: Path) -> None:
     if missing:
         raise DataError(
             f'{path} has no category {", ".join(map(repr, missing))}; the classes are '
-            f'{list(names)} (of {first}), its categories {list(found)}. Without them every '
-            'annotation of these classes would be left out'
+            f'{list(names)} (of the config or {first}), its categories {list(found)}. Without them '
+            'every annotation of these classes would be left out'
         )
     in_file_order = tuple(name for name in found if name in names)
     if in_file_order != tuple(names):
         raise DataError(
-            f'{path} lists its categories in another order than {first}, and classes are numbered '
-            f'by that order: {list(in_file_order)} instead of {list(names)}. Bring "categories" of '
-            'both files into one order'
+            f'{path} lists its categories in another order than {first} or the config, and classes '
+            f'are numbered by that order: {list(in_file_order)} instead of {list(names)}. Bring '
+            '"categories" of all files and `classes` into one order'
         )
 
 
-def category_names(path: Path) -> tuple[str, ...]:
-    """Names of a COCO file's categories, in its order."""
-    categories = read_coco(path)['categories']
-    for category in categories:
-        if not isinstance(category, dict) or not is_text(category.get('name')):
-            raise DataError(f'{path}: a category has no name that is text: {category!r:.80}')
-    names = tuple(category['name'] for category in categories)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f'{path}: more than one category is called {", ".join(map(repr, twice))}')
-    return names
-
-
-def set_segmentation_classes(config: Config) -> tuple[str, ...]:
-    """Name the classes of every dataset, which then no longer is the set its type is made for."""
-    first = next(datasets_of(config))
-    chosen = config.get('classes') or first.get('metainfo', {}).get('classes')
-    if chosen is None:
-        return known_classes(first)
-    names = read_class_names(chosen) if isinstance(chosen, str) else tuple(chosen)
-    for dataset in datasets_of(config):
-        if names == known_classes(dataset):
-            continue
-        defaults = constructor_defaults(dataset)
-        for key in ('img_suffix', 'seg_map_suffix', 'reduce_zero_label'):
-            if key in defaults:
-                dataset.setdefault(key, defaults[key])
-        dataset.type = 'mmseg.BaseSegDataset'
-        name_classes(dataset, names, config)
-    return names
-
-
-def name_classes(dataset: ConfigDict, names: tuple[str, ...], config: Config) -> None:
-    """Give a dataset its class names, and their colours where the config has a ``palette``."""
-    colours = {'palette': config.palette} if 'palette' in config else {}
-    dataset.metainfo = ConfigDict({**dataset.get('metainfo', {}), 'classes': names, **colours})
+def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
+    """Class names, from a text file where a path is given."""
+    return read_class_names(classes) if isinstance(classes, str) else tuple(classes)
 
 
 def read_class_names(path: str) -> tuple[str, ...]:
-    """Class names from a text file, one a line."""
+    """Class names from a text file, one a line.
+
+    Raises:
+        ConfigError: There is no such file, or it is not text or empty.
+    """
     if not Path(path).is_file():
         raise ConfigError(
             f'classes = {path!r}: there is no such file. `classes` is a list of names, or the '
@@ -137,60 +167,86 @@ def read_class_names(path: str) -> tuple[str, ...]:
     return names
 
 
-def set_num_classes(model: ConfigDict, count: int) -> None:
-    """Set ``num_classes`` of every head, except of those that only tell objects from background.
-
-    Raises:
-        ConfigError: A head has a count that is neither the data's nor one that is inherited.
-    """
-    class_agnostic = [model[key] for key in ('rpn_head',) if isinstance(model.get(key), dict)]
-    skipped = [node for head in class_agnostic for node in walk(head)]
-    for node in walk(model):
-        given = node.get('num_classes')
-        if given is None or given == count or any(node is other for other in skipped):
-            continue
-        if given not in INHERITED_COUNTS:
-            raise ConfigError(
-                f'{node.get("type")} has num_classes={given}, but the data have {count} classes. '
-                'Leave num_classes out: it is set from the data'
-            )
-        node.num_classes = count
-
-
-def is_coco(dataset: ConfigDict) -> bool:
-    """Whether a dataset is read from a COCO annotation file."""
-    return str(dataset.get('ann_file', '')).endswith('.json')
-
-
 def known_classes(dataset: ConfigDict) -> tuple[str, ...]:
     """The classes that a dataset's type is made for; none for a general one."""
-    classes = dataset_class(dataset).METAINFO.get('classes')
-    return tuple(classes or ())
+    return tuple(dataset_class(dataset).METAINFO.get('classes') or ())
 
 
-def constructor_defaults(dataset: ConfigDict) -> dict:
-    """Default arguments of a dataset's type."""
-    parameters = inspect.signature(dataset_class(dataset).__init__).parameters
-    return {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
+def type_counts(config: Config) -> Iterator[int]:
+    """How many classes the types of a config's datasets are made for."""
+    for dataset in datasets_of(config):
+        meta = dataset_class(dataset).METAINFO
+        # Heads of panoptic models tell apart the things alone.
+        yield len(meta.get('thing_classes') or meta.get('classes') or ())
 
 
-def dataset_class(dataset: ConfigDict) -> type:
-    """The class that a dataset's ``type`` names.
+def set_num_classes(config: Config, count: int, of_types: set[int] | None = None) -> None:
+    """Set ``num_classes`` of the heads whose number of classes comes from elsewhere than the data.
+
+    Those have the number of classes of the dataset's type, or of a config in ``_base_``. Heads that
+    tell other things apart, such as 183 kinds of stuff in HTC or two in STDC, stay.
+
+    Args:
+        config: Changed in place.
+        count: How many classes the data have; with 0, which is unknown, nothing is done.
+        of_types: How many the types of its datasets are made for. Default: what they say.
 
     Raises:
-        ConfigError: No dataset of that name is registered.
+        ConfigError: No head has as many classes as the data, and none came from elsewhere.
     """
-    if inspect.isclass(dataset.type):
-        return dataset.type
-    with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
-        found = registry.get(dataset.type)
-    if found is None:
+    model = config.model
+    heads = list(class_heads(model))
+    if not count or not heads or any(key in model for key in OTHER_MODELS):
+        return
+    of_types = set(type_counts(config)) if of_types is None else of_types
+    panoptic = any('thing_classes' in dataset_class(d).METAINFO for d in datasets_of(config))
+    if panoptic and any(classes_of(head) in of_types for head in heads):
+        return
+    if all(classes_of(head) == count for head in heads):
+        return
+    inherited = of_types | set(inherited_counts(config))
+    for head in heads:
+        if classes_of(head) in inherited:
+            set_head(head, count)
+    if not any(classes_of(head) == count for head in heads):
+        head = heads[0]
         raise ConfigError(
-            f'no dataset type {dataset.type!r} is known; a type of your own is registered by a '
-            "module that the config names in custom_imports = dict(imports=['...'])"
+            f'{head.get("type")} has num_classes={classes_of(head)}, but the data have {count} '
+            f'classes. Set num_classes={count} there, or leave it to the base config and the data'
         )
-    return found
+
+
+def class_heads(model: ConfigDict) -> Iterator[ConfigDict]:
+    """Parts of a model that have a number of classes; not the RPN, which finds objects of any."""
+    agnostic = {id(node) for node in walk(model.get('rpn_head'))}
+    for node in walk(model):
+        things_alone = 'num_things_classes' in node and not node.get('num_stuff_classes')
+        if ('num_classes' in node or things_alone) and id(node) not in agnostic:
+            yield node
+
+
+def classes_of(head: ConfigDict) -> int:
+    return head.num_classes if 'num_classes' in head else head.num_things_classes
+
+
+def set_head(head: ConfigDict, count: int) -> None:
+    """Set the number of classes of a head, and of equal weights in its loss."""
+    before = classes_of(head)
+    head['num_classes' if 'num_classes' in head else 'num_things_classes'] = count
+    for node in walk(head):
+        weights = node.get('class_weight')
+        if isinstance(weights, (list, tuple)) and len(set(weights[:before])) == 1:
+            node.class_weight = [weights[0]] * count + list(weights[before:])
+
+
+def inherited_counts(config: Config) -> Iterator[int]:
+    """The number of classes that most heads have, in every base that a config's file names."""
+    path = str(config.filename or '')
+    if not Path(path).is_file() or Config._is_lazy_import(path):
+        return
+    for base in Config._get_base_files(path):
+        base_path, _ = Config._get_cfg_path(base, path)
+        model = Config.fromfile(base_path, import_custom_modules=False).get('model')
+        counts = Counter(classes_of(head) for head in class_heads(model)) if model else Counter()
+        if counts:
+            yield counts.most_common(1)[0][0]

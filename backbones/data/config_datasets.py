@@ -1,8 +1,13 @@
-"""The datasets that a config names, out of their wrappers."""
+"""The datasets that a config names, out of their wrappers, and where their files are."""
 
+import inspect
 from collections.abc import Iterator
+from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS
+
+from backbones.errors import ConfigError
 
 SPLITS = ('train', 'val', 'test')
 
@@ -21,7 +26,7 @@ def datasets_of(config: Config, splits: tuple[str, ...] = SPLITS) -> Iterator[Co
 
 
 def test_pipeline(config: Config) -> list[ConfigDict]:
-    """What a config does to the pictures of a test; nothing where it does not say."""
+    """What a config does to the images of a test; nothing where it does not say."""
     dataset = next(datasets_of(config, ('test', 'val')), {})
     return dataset.get('pipeline') or config.get('test_pipeline') or []
 
@@ -46,3 +51,63 @@ def walk(node: object) -> Iterator[ConfigDict]:
     elif isinstance(node, (list, tuple)):
         for value in node:
             yield from walk(value)
+
+
+def annotation_file(dataset: ConfigDict) -> Path:
+    """``ann_file``, inside ``data_root`` unless it is absolute."""
+    return Path(dataset.get('data_root') or '') / dataset.get('ann_file', '')
+
+
+def data_folder(dataset: ConfigDict, key: str) -> Path:
+    """The folder that ``data_prefix`` has under a key, inside ``data_root`` unless absolute."""
+    prefix = dataset.get('data_prefix') or {}
+    # mmengine joins data_root and a prefix only where the prefix is given.
+    return Path(dataset.get('data_root') or '') / prefix[key] if key in prefix else Path()
+
+
+def dataset_class(dataset: ConfigDict) -> type:
+    """The class that a dataset's ``type`` names.
+
+    Raises:
+        ConfigError: No dataset of that name is registered.
+    """
+    if inspect.isclass(dataset.type):
+        return dataset.type
+    with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
+        found = registry.get(dataset.type)
+    if found is None:
+        raise ConfigError(
+            f'no dataset type {dataset.type!r} is known; a type of your own is registered by a '
+            "module that the config names in custom_imports = dict(imports=['...'])"
+        )
+    return found
+
+
+def option(dataset: ConfigDict, name: str) -> object:
+    """A dataset's option as the config gives it, else the default of its type; None without."""
+    if name in dataset:
+        return dataset[name]
+    for kind in dataset_class(dataset).__mro__:
+        parameter = inspect.signature(kind.__init__).parameters.get(name)
+        if parameter is not None:
+            return None if parameter.default is parameter.empty else parameter.default
+    return None
+
+
+def layout_of(dataset: ConfigDict) -> str:
+    """How a dataset's files are laid out: 'coco', 'voc', 'segmentation' or 'other'."""
+    kind = dataset_class(dataset)
+    names = {base.__name__ for base in kind.__mro__}
+    if 'BaseSegDataset' in names:
+        return 'segmentation'
+    if 'CocoDataset' in names:
+        from mmdet.datasets import CocoDataset
+
+        # LVIS and panoptic sets have files of other kinds; so may types of a user's own.
+        same = kind.load_data_list is CocoDataset.load_data_list
+        return 'coco' if same and kind.COCOAPI is CocoDataset.COCOAPI else 'other'
+    if 'XMLDataset' in names:
+        from mmdet.datasets import XMLDataset
+
+        return 'voc' if kind.load_data_list is XMLDataset.load_data_list else 'other'
+    return 'other'

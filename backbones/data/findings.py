@@ -1,4 +1,4 @@
-"""What was found in a data set, and how it is told."""
+"""What was found in a dataset, and how it is told."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ class Finding:
         severity: 'error': a run would fail, or learn or measure wrong things. 'warning': it is
             handled, as the reason says.
         kind: What findings are grouped by.
-        file: The picture, label map or annotation file.
+        file: The image, segmentation map or annotation file.
         reason: What is wrong, and what comes of it.
         annotation: Id of the annotation, where there is one.
-        picture: The picture as the data set names it, where the fault concerns only that one.
+        image: The image as the dataset names it, where the fault concerns only that one.
         split: 'train', 'val' or 'test'.
     """
 
@@ -29,17 +29,17 @@ class Finding:
     file: str
     reason: str
     annotation: int | str | None = None
-    picture: str | None = None
+    image: str | None = None
     split: str = ''
 
     @property
     def can_be_left_out(self) -> bool:
-        """Whether a run can do without it: a picture, or an entry that belongs to none."""
-        return self.picture is not None or self.kind in (
+        """Whether a run can do without it: an image, or an entry that belongs to none."""
+        return self.image is not None or self.kind in (
             'incomplete image',
             'incomplete annotation',
             'duplicate annotation id',
-            'annotation of no picture',
+            'annotation of no image',
         )
 
     def __str__(self) -> str:
@@ -52,11 +52,11 @@ class Report:
     """All that was found.
 
     Attributes:
-        pictures: How many pictures every data set has.
+        images: How many images every dataset has.
         findings: In the order of splits and files.
     """
 
-    pictures: dict[str, int] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     def of(self, severity: str) -> list[Finding]:
@@ -78,17 +78,14 @@ class Report:
             if len(group) > LINES_PER_KIND:
                 yield f'  ... and {len(group) - LINES_PER_KIND} more'
         errors, warnings = len(self.of(ERROR)), len(self.of(WARNING))
-        pictures = sum(self.pictures.values())
-        yield (
-            f'\n{pictures} pictures: {count(errors, "error")}, {count(warnings, "warning")}'
-            if self.findings
-            else f'\n{pictures} pictures: nothing found'
-        )
+        found = f'{count(errors, "error")}, {count(warnings, "warning")}'
+        images = count(sum(self.images.values()), 'image')
+        yield f'\n{images}: {found if self.findings else "nothing found"}'
 
     def as_dict(self) -> dict:
         """What a program reads."""
         return {
-            'pictures': self.pictures,
+            'images': self.images,
             'errors': len(self.of(ERROR)),
             'warnings': len(self.of(WARNING)),
             'counts': [
@@ -100,4 +97,5 @@ class Report:
 
 
 def count(number: int, noun: str) -> str:
+    """'1 image', '2 images'."""
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'

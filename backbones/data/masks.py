@@ -9,13 +9,19 @@ import math
 from collections.abc import Iterator
 from numbers import Real
 
+import numpy as np
+
+NUMBERS = {int, float}
+LARGEST = 2**40
+
 
 def box_fault(box: object) -> str | None:
     """What is wrong with four numbers of a box; None if nothing is."""
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
         return f'the box is {box!r:.80} instead of four numbers'
-    if not all(map(math.isfinite, box)):
-        return f'the box {list(box)} has no finite size'
+    # False for NaN too.
+    if not all(abs(number) < LARGEST for number in box):
+        return f'the box {list(box)!r:.80} has no finite size'
     return None
 
 
@@ -24,8 +30,8 @@ def mask_fault(mask: object, height: int, width: int) -> str | None:
 
     Args:
         mask: A list of polygons [x1, y1, x2, y2, ...], or a dict with 'size' and 'counts'.
-        height: Height of the picture in pixels.
-        width: Width of the picture in pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
     """
     if not mask:
         return 'there is no mask, and the config reads masks'
@@ -38,15 +44,19 @@ def mask_fault(mask: object, height: int, width: int) -> str | None:
 
 def polygons_fault(polygons: list, farthest: float) -> str | None:
     for polygon in polygons:
-        if not isinstance(polygon, (list, tuple)) or not all(map(is_number, polygon)):
+        # There are tens of millions of coordinates in COCO: no Python code for each.
+        is_list = isinstance(polygon, (list, tuple, np.ndarray))
+        if not is_list or not (set(map(type, polygon)) <= NUMBERS or all(map(is_number, polygon))):
             return f'a polygon is {polygon!r:.60} instead of a list of numbers [x1, y1, x2, ...]'
-        # False for NaN too.
-        if all(-farthest <= coordinate <= farthest for coordinate in polygon):
+        # A NaN makes the sum one, whatever it does to the comparisons.
+        if len(polygon) == 0 or (
+            -farthest <= min(polygon) and max(polygon) <= farthest and not math.isnan(sum(polygon))
+        ):
             continue
-        if not all(map(math.isfinite, polygon)):
+        if not all(abs(coordinate) < math.inf for coordinate in polygon):
             return 'a polygon has a coordinate that is not finite'
         # Its outline would be drawn pixel by pixel.
-        return f'a polygon has the coordinate {max(polygon, key=abs)}, far outside the picture'
+        return f'a polygon has the coordinate {max(polygon, key=abs)}, far outside the image'
     return None
 
 
@@ -56,10 +66,11 @@ def is_degenerate(polygon: list) -> bool:
 
 
 def run_length_fault(mask: dict, height: int, width: int) -> str | None:
+    """What is wrong with a mask as 'size' and 'counts'; None if nothing is."""
     if 'size' not in mask or 'counts' not in mask:
         return f'the mask has {sorted(mask)} instead of "size" and "counts"'
     if mask['size'] not in ([height, width], (height, width)):
-        return f'the mask has size {mask["size"]}, the picture {[height, width]} (height, width)'
+        return f'the mask has size {mask["size"]}, the image {[height, width]} (height, width)'
     counts = mask['counts']
     try:
         runs = list(decode_runs(counts)) if isinstance(counts, (str, bytes)) else list(counts)
@@ -69,7 +80,7 @@ def run_length_fault(mask: dict, height: int, width: int) -> str | None:
     if not valid:
         return 'the mask\'s "counts" are no run-length encoding'
     if sum(runs) != height * width:
-        return f'the mask\'s "counts" make up {sum(runs)} pixels, the picture {height * width}'
+        return f'the mask\'s "counts" make up {sum(runs)} pixels, the image {height * width}'
     return None
 
 
@@ -107,5 +118,5 @@ def decode_runs(text: str | bytes) -> Iterator[int]:
 
 
 def is_number(value: object) -> bool:
-    # What JSON has comes first: there are tens of millions of coordinates in COCO.
-    return type(value) in (float, int) or (isinstance(value, Real) and not isinstance(value, bool))
+    """Whether a value is a number, which a bool is not."""
+    return type(value) in NUMBERS or (isinstance(value, Real) and not isinstance(value, bool))

@@ -16,8 +16,8 @@ from mmengine.registry import MODELS
 from mmengine.utils import digit_version
 from torch import Tensor
 
-from backbones.data.classes import dataset_class, set_num_classes
-from backbones.data.config_datasets import datasets_of
+from backbones.data.classes import set_num_classes
+from backbones.data.config_datasets import dataset_class, datasets_of
 from backbones.efficientformer_v2.backbone import ARCHITECTURES, EfficientFormerV2
 from backbones.efficientformer_v2.checkpoint_keys import (
     check_complete,
@@ -267,7 +267,7 @@ def build_config(conversion: Conversion) -> Config:
         # Their dense models were trained with tables resized as matrices.
         options['model.backbone.bias_resize'] = 'matrix'
     config = load_config(str(ROOT / conversion.config), options)
-    set_num_classes(config.model, conversion.num_classes)
+    set_num_classes(config, conversion.num_classes)
     fit_to_device(config)
     return config
 

@@ -7,9 +7,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 
+from backbones.data.check import refuse_errors
 from backbones.data.classes import set_classes
 from backbones.data.skip_bad import leave_out_bad
-from backbones.data.split_checks import check_data
 from backbones.efficientformer_v2.backbone import EfficientFormerV2
 from backbones.efficientformer_v2.checkpoint_keys import check_nan, enumerate_keys
 from backbones.errors import CheckpointError
@@ -29,11 +29,11 @@ def check_training(config: Config) -> None:
     """
     check_start(config)
     splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
-    classes = set_classes(config, splits)
+    set_classes(config, splits, keep_files=True)
     if config.get('skip_bad'):
         leave_out_bad(config, splits)
     else:
-        check_data(config, splits, classes)
+        refuse_errors(config, splits)
 
 
 def check_test(config: Config) -> None:
@@ -48,9 +48,9 @@ def check_test(config: Config) -> None:
         DataError: The data cannot be tested on.
     """
     checkpoint = check_start(config)
-    classes = set_classes(config, ('test',))
+    classes = set_classes(config, ('test',), keep_files=True)
     check_whole(config, checkpoint, classes)
-    check_data(config, ('test',), classes)
+    refuse_errors(config, ('test',))
 
 
 def leave_out_init_cfg(config: Config) -> None:

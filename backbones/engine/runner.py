@@ -12,7 +12,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, R
 from torch import nn
 from torch.utils.data import DataLoader
 
-from backbones.data.dataset_guard import GuardsDatasets
+from backbones.data.skip_bad import GuardsDatasets
 from backbones.deploy import expect_contiguous
 
 from .checkpoints import DURABLE

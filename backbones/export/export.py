@@ -86,7 +86,7 @@ def export(
     cfg = load_config(config, cfg_options)
     loaded = load_checkpoint(checkpoint)
     classes, palette = classes_and_palette(cfg, loaded)
-    set_num_classes(cfg.model, len(classes))
+    set_num_classes(cfg, len(classes))
     model = revert_sync_batchnorm(build_model(cfg, loaded, checkpoint)).eval()
     description = describe(cfg, model, options, Path(config).stem, classes, palette)
     if out.suffix == '.mlpackage' and description.task == 'detection':

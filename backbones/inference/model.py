@@ -11,8 +11,8 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from backbones.data.classes import dataset_class, set_classes, set_num_classes
-from backbones.data.config_datasets import datasets_of, test_pipeline
+from backbones.data.classes import set_classes, set_num_classes
+from backbones.data.config_datasets import dataset_class, datasets_of, test_pipeline
 from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.amp import inference_precision
 from backbones.engine.config import fit_to_device, load_config
@@ -65,7 +65,7 @@ class TorchModel:
         cfg = load_config(config, cfg_options)
         loaded = load_checkpoint(checkpoint)
         self.classes, self.palette = classes_and_palette(cfg, loaded)
-        set_num_classes(cfg.model, len(self.classes))
+        set_num_classes(cfg, len(self.classes))
         fit_to_device(cfg)
         self.task = 'segmentation' if cfg.default_scope == 'mmseg' else 'detection'
         self.model = build_model(cfg, loaded, checkpoint).eval().to(self.device)

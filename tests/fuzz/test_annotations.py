@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import check_dataset as tool
@@ -17,15 +18,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tiny import write_tiny_config
 
-from backbones.data import Report, check_dataset
-from backbones.data import check_dataset as check
-from backbones.data.check_files import PictureJob, check_picture
+from backbones.data import Report, check, check_dataset
 from backbones.data.classes import read_class_names, set_classes
-from backbones.data.coco_file import read_coco
 from backbones.data.config_datasets import datasets_of
-from backbones.data.dataset_guard import guard
-from backbones.data.skip_bad import leave_out_bad
-from backbones.data.split_checks import check_data, labels_in
+from backbones.data.images import Sample, check_sample
+from backbones.data.labels import LabelRules
+from backbones.data.skip_bad import guard, leave_out_bad
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError, DataError
 
@@ -87,7 +85,7 @@ ODD_VALUES = st.recursive(
 
 
 @st.composite
-def spoiled(draw: st.DrawFn) -> dict:
+def broken(draw: st.DrawFn) -> dict:
     """A COCO file's content after one to three changes."""
     content = whole_file()
     for _ in range(draw(st.integers(1, 3))):
@@ -119,7 +117,7 @@ def change_somewhere(draw: st.DrawFn, content: dict) -> None:
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures, and where an annotation file goes."""
+    """Two images, and where an annotation file goes."""
     folder = tmp_path_factory.mktemp('coco')
     for number in (1, 2):
         Image.new('RGB', (WIDTH, HEIGHT), (90, 40 * number, 9)).save(folder / f'{number}.jpg')
@@ -132,17 +130,17 @@ def config(folder: Path, shapes: Path) -> Callable[[], Config]:
     read = load_config(str(write_tiny_config(folder, 'mask_rcnn', shapes)))
     read.work_dir = str(folder / 'run')
     for dataset in datasets_of(read):
-        dataset.update(data_root=str(folder), ann_file='spoiled.json', data_prefix={'img': ''})
+        dataset.update(data_root=str(folder), ann_file='broken.json', data_prefix={'img': ''})
     for evaluator in (read.val_evaluator, read.test_evaluator):
-        evaluator.ann_file = str(folder / 'spoiled.json')
+        evaluator.ann_file = str(folder / 'broken.json')
     return lambda: copy.deepcopy(read)
 
 
 @pytest.fixture(scope='module', autouse=True)
 def one_process() -> Iterator[None]:
-    """Pictures are read here: starting processes for two of them takes the most time of all."""
+    """Images are read here: starting processes for two of them takes the most time of all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, 'read_in_parallel', lambda jobs, workers: map(check_picture, jobs))
+        patch.setattr(check, 'read_in_parallel', lambda samples, _: map(check_sample, samples))
         yield
 
 
@@ -157,11 +155,10 @@ def whole_report(config: Config, folder: Path) -> Report:
 def check_before_training(config: Config) -> str | None:
     """What keeps a training from starting."""
     try:
-        check_data(config, ('train', 'val'), set_classes(config, ('train', 'val')))
+        set_classes(config, ('train', 'val'), keep_files=True)
+        check.refuse_errors(config, ('train', 'val'))
     except (ConfigError, DataError) as error:
         return str(error)
-    finally:
-        read_coco.cache_clear()
     return None
 
 
@@ -178,11 +175,10 @@ def prepare_all(config: Config) -> None:
 
 def train_on(config: Callable[[], Config], folder: Path) -> None:
     """Check an annotation file, start on it, and start with --skip-bad; nothing may go wrong."""
-    read_coco.cache_clear()
     report = whole_report(config(), folder)
     reason = check_before_training(config())
-    # Pictures are opened by check_dataset.py and in training, not before it.
-    errors = [found for found in report.of('error') if found.kind != 'picture of another size']
+    # Images are opened by check_dataset.py and in training, not before it.
+    errors = [found for found in report.of('error') if found.kind != 'image of another size']
     assert bool(errors) == bool(reason), (errors, reason)
     if not reason:
         whole = config()
@@ -196,15 +192,13 @@ def train_on(config: Callable[[], Config], folder: Path) -> None:
         assert report.of('error'), error
     else:
         prepare_all(rest)
-    finally:
-        read_coco.cache_clear()
 
 
 @inputs(120, 1500)
-@given(content=spoiled())
-def test_spoiled_coco_files(content: dict, config: Callable[[], Config], folder: Path):
+@given(content=broken())
+def test_broken_coco_files(content: dict, config: Callable[[], Config], folder: Path):
     text = json.dumps(content)
-    (folder / 'spoiled.json').write_text(text, encoding='utf-8')
+    (folder / 'broken.json').write_text(text, encoding='utf-8')
     train_on(config, folder)
 
 
@@ -219,11 +213,11 @@ ENCODINGS = {
 @example(content=b'[' * 100_000)
 @example(content=b'{"images": ' + b'9' * 5000 + b'}')
 def test_damaged_coco_files(content: bytes, config: Callable[[], Config], folder: Path):
-    (folder / 'spoiled.json').write_bytes(content)
+    (folder / 'broken.json').write_bytes(content)
     train_on(config, folder)
 
 
-def label_maps() -> dict[str, bytes]:
+def seg_maps() -> dict[str, bytes]:
     """PNGs of the kinds that hold labels."""
     labels = np.random.default_rng(0).integers(0, 3, (HEIGHT, WIDTH), np.uint8)
     plain = Image.fromarray(labels)
@@ -235,21 +229,13 @@ def label_maps() -> dict[str, bytes]:
 
 
 @inputs(60, 1500)
-@given(file=damaged(label_maps()))
-def test_damaged_label_maps(file: tuple[str, bytes], folder: Path):
+@given(file=damaged(seg_maps()))
+def test_damaged_seg_maps(file: tuple[str, bytes], folder: Path):
     path = folder / 'labels.png'
     path.write_bytes(file[1])
-    job = PictureJob(
-        str(folder / '1.jpg'), '1.jpg', None, label_map=str(path), num_classes=2,
-        reduce_zero_label=True,
-    )  # fmt: skip
-    assert all(found.reason for found in check_picture(job))
-    try:
-        labels = labels_in(path)
-    except DataError as error:
-        assert str(path) in str(error)
-    else:
-        assert labels.ndim == 1
+    sample = Sample(str(folder / '1.jpg'), '1.jpg', seg_map=str(path), labels=LabelRules(2, True))
+    for decode in (True, False):
+        assert all(found.reason for found in check_sample(replace(sample, decode=decode)))
 
 
 @inputs(30, 500)

@@ -13,7 +13,7 @@ from fuzzing import damaged, inputs, pictures, videos
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbones.data.check_files import PictureJob, check_picture
+from backbones.data.images import Sample, check_sample
 from backbones.errors import InputError
 from backbones.inference import images as image_reading
 from backbones.inference.audio_track import AudioTrack
@@ -56,7 +56,7 @@ def read(path: Path, clip: Clip) -> None:
 
 def check_picture_file(path: Path) -> None:
     """Read a file as check_dataset.py does."""
-    for found in check_picture(PictureJob(str(path), path.name, (26, 18))):
+    for found in check_sample(Sample(str(path), path.name, (26, 18))):
         assert found.reason and found.file == str(path)
 
 

@@ -25,8 +25,8 @@ from backbones.engine.config import load_config
 
 TRAIN = 'coco/annotations/instances_train2017.json'
 VAL = 'coco/annotations/instances_val2017.json'
-PICTURE = 'coco/train2017/train_000001.jpg'
-SEG_PICTURE = 'ade/images/training/train_000001.jpg'
+IMAGE = 'coco/train2017/train_000001.jpg'
+SEG_IMAGE = 'ade/images/training/train_000001.jpg'
 LABELS = 'ade/annotations/training/train_000001.png'
 NAN, INF = float('nan'), float('inf')
 
@@ -66,7 +66,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 
 
 def annotation(**entries: object) -> Callable[[Path], None]:
-    """Changes entries of the first annotation, of the first picture."""
+    """Changes entries of the first annotation, of the first image."""
     return lambda data: edit(data / TRAIN, lambda c: c['annotations'][0].update(entries))
 
 
@@ -94,7 +94,7 @@ def overwrite(path: Path, position: int, new: bytes) -> None:
 
 
 def detach(content: dict) -> None:
-    """Take all annotations from the first picture."""
+    """Take all annotations from the first image."""
     content['annotations'] = [a for a in content['annotations'] if a['image_id'] != 1]
 
 
@@ -107,8 +107,8 @@ def tear(path: Path) -> None:
 
 def break_animation(path: Path) -> None:
     """Write an animated PNG that OpenCV 4.12 does not survive: its first row has filter 9."""
-    picture = Image.new('RGB', (128, 128))
-    picture.save(path, 'PNG', save_all=True, append_images=[Image.new('RGB', (128, 128), 'red')])
+    image = Image.new('RGB', (128, 128))
+    image.save(path, 'PNG', save_all=True, append_images=[Image.new('RGB', (128, 128), 'red')])
     content = path.read_bytes()
     start = content.index(b'IDAT') - 4
     (size,) = struct.unpack('>I', content[start : start + 4])
@@ -128,9 +128,9 @@ def relabel(change: Callable[[np.ndarray], Image.Image], **save) -> Callable[[Pa
 
 
 def with_palette(labels: np.ndarray) -> Image.Image:
-    picture = Image.fromarray(labels)
-    picture.putpalette(bytes(range(256)) * 3)
-    return picture
+    image = Image.fromarray(labels)
+    image.putpalette(bytes(range(256)) * 3)
+    return image
 
 
 def wide(labels: np.ndarray) -> Image.Image:
@@ -138,66 +138,66 @@ def wide(labels: np.ndarray) -> Image.Image:
 
 
 def to_one_pixel(data: Path) -> None:
-    Image.new('RGB', (1, 1)).save(data / SEG_PICTURE)
+    Image.new('RGB', (1, 1)).save(data / SEG_IMAGE)
     Image.new('L', (1, 1), 1).save(data / LABELS)
 
 
 # Task, what is spoiled, severity, kind, file, and what the reason has to say.
 FAULTS = {
-    'picture cut short': (
-        'retinanet', lambda d: cut(d / PICTURE), 'error', 'unreadable picture', PICTURE,
+    'image cut short': (
+        'retinanet', lambda d: cut(d / IMAGE), 'error', 'unreadable image', IMAGE,
         'truncated'),
-    'picture empty': (
-        'retinanet', lambda d: (d / PICTURE).write_bytes(b''), 'error', 'unreadable picture',
-        PICTURE, 'empty'),
-    'picture of no format': (
-        'retinanet', lambda d: (d / PICTURE).write_text('<html>'), 'error', 'unreadable picture',
-        PICTURE, 'no format'),
-    'picture damaged': (
-        'retinanet', lambda d: tear(d / PICTURE), 'warning', 'damaged picture', PICTURE,
+    'image empty': (
+        'retinanet', lambda d: (d / IMAGE).write_bytes(b''), 'error', 'unreadable image',
+        IMAGE, 'empty'),
+    'image of no format': (
+        'retinanet', lambda d: (d / IMAGE).write_text('<html>'), 'error', 'unreadable image',
+        IMAGE, 'no format'),
+    'image corrupt': (
+        'retinanet', lambda d: tear(d / IMAGE), 'warning', 'corrupt image', IMAGE,
         'Corrupt JPEG data'),
     'animated PNG with a filter that there is not': (
-        'retinanet', lambda d: break_animation(d / PICTURE), 'error', 'unreadable picture', PICTURE,
-        'the animated PNG is damaged'),
-    'picture missing': (
-        'retinanet', lambda d: (d / PICTURE).unlink(), 'error', 'missing picture', PICTURE,
+        'retinanet', lambda d: break_animation(d / IMAGE), 'error', 'unreadable image', IMAGE,
+        'the animated PNG is corrupt'),
+    'image missing': (
+        'retinanet', lambda d: (d / IMAGE).unlink(), 'error', 'missing image', IMAGE,
         'not there'),
-    'picture named in another case': (
-        'retinanet', lambda d: (d / PICTURE).rename((d / PICTURE).with_suffix('.JPG')), 'error',
-        'missing picture', PICTURE, 'there is train_000001.JPG'),
-    'picture folder missing': (
+    'image named in another case': (
+        'retinanet', lambda d: (d / IMAGE).rename((d / IMAGE).with_suffix('.JPG')), 'error',
+        'missing image', IMAGE, 'there is train_000001.JPG'),
+    'image folder missing': (
         'retinanet', lambda d: shutil.rmtree(d / 'coco/train2017'), 'error', 'missing folder',
-        'coco/train2017', 'no picture folder'),
-    'picture of another size': (
-        'retinanet', lambda d: Image.new('RGB', (90, 70)).save(d / PICTURE), 'error',
-        'picture of another size', PICTURE, '90x70 (width x height), but annotated as 128x128'),
+        'coco/train2017', 'no image folder'),
+    'image of another size': (
+        'retinanet', lambda d: Image.new('RGB', (90, 70)).save(d / IMAGE), 'error',
+        'image of another size', IMAGE, '90x70 (width x height), but annotated as 128x128'),
     'EXIF orientation': (
         'retinanet',
         lambda d: (
-            rotate_by_exif(d / PICTURE), edit(d / TRAIN, lambda c: c['images'][0].update(height=96))
-        ), 'error', 'picture of another size', PICTURE, 'EXIF'),
-    'turned, and of a kind that only OpenCV reads': (
+            rotate_by_exif(d / IMAGE), edit(d / TRAIN, lambda c: c['images'][0].update(height=96))
+        ), 'error', 'image of another size', IMAGE, 'EXIF'),
+    'rotated, and of a kind that only OpenCV reads': (
         'retinanet',
         lambda d: (
-            rotate_by_exif(d / PICTURE), overwrite(d / PICTURE, 3, b'\1'),
+            rotate_by_exif(d / IMAGE), overwrite(d / IMAGE, 3, b'\1'),
             edit(d / TRAIN, lambda c: c['images'][0].update(height=96)),
-        ), 'error', 'picture of another size', PICTURE, 'exchanged'),
-    'one-pixel picture': (
+        ), 'error', 'image of another size', IMAGE, 'exchanged'),
+    'one-pixel image': (
         'retinanet',
         lambda d: (
-            Image.new('RGB', (1, 1)).save(d / PICTURE),
+            Image.new('RGB', (1, 1)).save(d / IMAGE),
             edit(d / TRAIN, lambda c: c['images'][0].update(width=1, height=1)),
-        ), 'warning', 'small picture', PICTURE, 'min_size=32'),
-    'picture without objects': (
-        'retinanet', content(detach), 'warning', 'picture without objects', PICTURE,
+        ), 'warning', 'small image', IMAGE, 'min_size=32'),
+    'image without objects': (
+        'retinanet', content(detach), 'warning', 'image without objects', IMAGE,
         'filter_empty_gt=True'),
     'names that differ in case': (
         'retinanet', content(lambda c: c['images'][1].update(file_name='TRAIN_000001.jpg')),
         'warning', 'names that differ in case', 'coco/train2017/TRAIN_000001.jpg',
         'train_000001.jpg in case only'),
-    'picture listed twice': (
+    'image listed twice': (
         'retinanet', content(lambda c: c['images'][1].update(file_name='train_000001.jpg')),
-        'warning', 'picture listed twice', PICTURE, 'image 1 and as image 2'),
+        'warning', 'image listed twice', IMAGE, 'image 1 and as image 2'),
     'image without width': (
         'retinanet', content(lambda c: c['images'][0].pop('width')), 'error', 'incomplete image',
         TRAIN, 'lacks width'),
@@ -207,21 +207,21 @@ FAULTS = {
     'image id that is a list': (
         'retinanet', content(lambda c: c['images'][0].update(id=[1])), 'error', 'incomplete image',
         TRAIN, 'has [1] as id instead of a number or text'),
-    'picture whose name is a number': (
+    'image whose name is a number': (
         'retinanet', content(lambda c: c['images'][0].update(file_name=7)), 'error',
         'incomplete image', TRAIN, 'has 7 as file_name instead of text'),
-    'picture whose name cannot be written': (
+    'image whose name cannot be written': (
         'retinanet', content(lambda c: c['images'][0].update(file_name='\ud800.jpg')), 'error',
         'incomplete image', TRAIN, 'as file_name instead of text'),
-    'all pictures too small': (
+    'all images too small': (
         'retinanet', content(lambda c: [i.update(width=20) for i in c['images']]), 'error',
-        'no pictures', TRAIN, 'min_size=32'),
+        'no images', TRAIN, 'min_size=32'),
     'duplicate image id': (
         'retinanet', content(lambda c: c['images'][1].update(id=1)), 'error', 'duplicate image id',
         'coco/train2017/train_000002.jpg', 'image id 1'),
     'duplicate annotation id': (
         'retinanet', content(lambda c: c['annotations'][1].update(id=1)), 'error',
-        'duplicate annotation id', PICTURE, 'more than one'),
+        'duplicate annotation id', IMAGE, 'more than one'),
     'duplicate category id': (
         'retinanet', content(lambda c: c['categories'][1].update(id=1)), 'error',
         'duplicate category id', TRAIN, "'disc' and 'square'"),
@@ -237,123 +237,128 @@ FAULTS = {
     'category ids out of order': (
         'retinanet', content(lambda c: c['categories'].reverse()), 'warning',
         'categories out of order', TRAIN, 'order in the file'),
-    'annotation of no picture': (
-        'retinanet', annotation(image_id=99), 'error', 'annotation of no picture', TRAIN,
+    'annotation of no image': (
+        'retinanet', annotation(image_id=99), 'error', 'annotation of no image', TRAIN,
         'image_id 99'),
     'annotation of no category': (
-        'retinanet', annotation(category_id=99), 'error', 'annotation of no category', PICTURE,
+        'retinanet', annotation(category_id=99), 'error', 'annotation of no category', IMAGE,
         'category_id 99'),
     'annotation without box': (
         'retinanet', content(lambda c: c['annotations'][0].pop('bbox')), 'error',
-        'incomplete annotation', PICTURE, 'lacks bbox'),
+        'incomplete annotation', IMAGE, 'lacks bbox'),
     'annotation id that is a list': (
-        'retinanet', annotation(id=[]), 'error', 'incomplete annotation', PICTURE, 'has [] as id'),
-    'annotation of a picture that is a list': (
+        'retinanet', annotation(id=[]), 'error', 'incomplete annotation', IMAGE, 'has [] as id'),
+    'annotation of a image that is a list': (
         'retinanet', annotation(image_id=[1]), 'error', 'incomplete annotation', TRAIN,
         'has [1] as image_id'),
     'iscrowd that is neither 0 nor 1': (
-        'retinanet', annotation(iscrowd='yes'), 'error', 'malformed iscrowd', PICTURE, "'yes'"),
+        'retinanet', annotation(iscrowd='yes'), 'error', 'malformed iscrowd', IMAGE, "'yes'"),
     'no annotations': (
-        'retinanet', content(lambda c: c.update(annotations=[])), 'error', 'unusable data set',
+        'retinanet', content(lambda c: c.update(annotations=[])), 'error', 'unusable dataset',
         TRAIN, 'no annotations'),
     'no annotation of a class': (
         'retinanet', content(lambda c: [a.update(category_id=9) for a in c['annotations']]),
         'error', 'no objects', TRAIN, 'any of the classes'),
     'JSON cut short': (
-        'retinanet', lambda d: cut(d / TRAIN), 'error', 'unusable data set', TRAIN,
+        'retinanet', lambda d: cut(d / TRAIN), 'error', 'unusable dataset', TRAIN,
         'line 1 column'),
     'JSON nested too deep': (
         'retinanet', lambda d: (d / TRAIN).write_text('[' * 100_000), 'error',
-        'unusable data set', TRAIN, 'recursion'),
+        'unusable dataset', TRAIN, 'recursion'),
     'JSON with a number of 5,000 digits': (
-        'retinanet', lambda d: (d / TRAIN).write_text('9' * 5000), 'error', 'unusable data set',
+        'retinanet', lambda d: (d / TRAIN).write_text('9' * 5000), 'error', 'unusable dataset',
         TRAIN, 'limit'),
     'JSON of something else': (
-        'retinanet', lambda d: (d / TRAIN).write_text('[1]'), 'error', 'unusable data set', TRAIN,
+        'retinanet', lambda d: (d / TRAIN).write_text('[1]'), 'error', 'unusable dataset', TRAIN,
         'holds a list'),
     'box of three numbers': (
-        'retinanet', annotation(bbox=[1, 2, 3]), 'error', 'malformed box', PICTURE, 'four numbers'),
+        'retinanet', annotation(bbox=[1, 2, 3]), 'error', 'malformed box', IMAGE, 'four numbers'),
     'box with NaN': (
-        'retinanet', annotation(bbox=[1, NAN, 3, 4]), 'error', 'malformed box', PICTURE, 'finite'),
+        'retinanet', annotation(bbox=[1, NAN, 3, 4]), 'error', 'malformed box', IMAGE, 'finite'),
     'box with infinity': (
-        'retinanet', annotation(bbox=[1, 2, INF, 4]), 'error', 'malformed box', PICTURE, 'finite'),
+        'retinanet', annotation(bbox=[1, 2, INF, 4]), 'error', 'malformed box', IMAGE, 'finite'),
     'box without area': (
-        'retinanet', annotation(bbox=[5, 5, 0, 9]), 'warning', 'box without area', PICTURE,
+        'retinanet', annotation(bbox=[5, 5, 0, 9]), 'warning', 'box without area', IMAGE,
         'leaves the object out'),
     'box of negative width': (
-        'retinanet', annotation(bbox=[5, 5, -4, 9]), 'warning', 'box without area', PICTURE,
+        'retinanet', annotation(bbox=[5, 5, -4, 9]), 'warning', 'box without area', IMAGE,
         'leaves the object out'),
     'box outside': (
-        'retinanet', annotation(bbox=[500, 5, 9, 9]), 'warning', 'box outside the picture', PICTURE,
+        'retinanet', annotation(bbox=[500, 5, 9, 9]), 'warning', 'box outside the image', IMAGE,
         'outside of 128x128'),
     'box beyond the border': (
-        'retinanet', annotation(bbox=[-5, 5, 90, 90]), 'warning', 'box beyond the border', PICTURE,
+        'retinanet', annotation(bbox=[-5, 5, 90, 90]), 'warning', 'box beyond the border', IMAGE,
         'reaches out'),
     'crowd': (
         'mask_rcnn',
         annotation(iscrowd=1, segmentation={'size': [128, 128], 'counts': [100, 50, 16234]}),
-        'warning', 'crowd region', PICTURE, 'does not count'),
+        'warning', 'crowd region', IMAGE, 'does not count'),
     'crowd polygon': (
-        'mask_rcnn', annotation(iscrowd=1), 'warning', 'crowd region', PICTURE, 'polygon'),
+        'mask_rcnn', annotation(iscrowd=1), 'warning', 'crowd region', IMAGE, 'polygon'),
     'polygon of two points': (
         'mask_rcnn', annotation(segmentation=[[1, 1, 5, 5]]), 'warning',
-        'polygon of fewer than three points', PICTURE, 'ignored'),
+        'polygon of fewer than three points', IMAGE, 'ignored'),
     'polygon with NaN': (
         'mask_rcnn', annotation(segmentation=[[1, 1, 5, NAN, 9, 9]]), 'error', 'malformed mask',
-        PICTURE, 'not finite'),
+        IMAGE, 'not finite'),
     'polygon far away': (
         'mask_rcnn', annotation(segmentation=[[1, 1, 5, 1e9, 9, 9]]), 'error', 'malformed mask',
-        PICTURE, 'far outside'),
+        IMAGE, 'far outside'),
     'polygon not in a list': (
         'mask_rcnn', annotation(segmentation=[1, 1, 5, 5, 9, 9]), 'error', 'malformed mask',
-        PICTURE, 'list of numbers'),
+        IMAGE, 'list of numbers'),
     'no mask': (
-        'mask_rcnn', annotation(segmentation=[]), 'error', 'malformed mask', PICTURE, 'no mask'),
+        'mask_rcnn', annotation(segmentation=[]), 'error', 'malformed mask', IMAGE, 'no mask'),
     'bad mask where none is read': (
         'retinanet', annotation(segmentation=[[1, 1, 5, NAN, 9, 9]]), 'warning', 'malformed mask',
-        PICTURE, 'reads no masks'),
+        IMAGE, 'reads no masks'),
     'mask of another size': (
-        'mask_rcnn', mask(64, 64, counts=[96, 4000]), 'error', 'malformed mask', PICTURE,
-        'size [64, 64], the picture [128, 128]'),
+        'mask_rcnn', mask(64, 64, counts=[96, 4000]), 'error', 'malformed mask', IMAGE,
+        'size [64, 64], the image [128, 128]'),
     'mask that does not add up': (
-        'mask_rcnn', mask(128, 128, counts=[5, 3]), 'error', 'malformed mask', PICTURE, '8 pixels'),
+        'mask_rcnn', mask(128, 128, counts=[5, 3]), 'error', 'malformed mask', IMAGE, '8 pixels'),
     'mask of no encoding': (
-        'mask_rcnn', mask(128, 128, counts='é'), 'error', 'malformed mask', PICTURE,
+        'mask_rcnn', mask(128, 128, counts='é'), 'error', 'malformed mask', IMAGE,
         'no run-length'),
-    'segmentation: picture cut short': (
-        'fpn', lambda d: cut(d / SEG_PICTURE), 'error', 'unreadable picture', SEG_PICTURE,
+    'segmentation: image cut short': (
+        'fpn', lambda d: cut(d / SEG_IMAGE), 'error', 'unreadable image', SEG_IMAGE,
         'truncated'),
-    'label map missing': (
-        'fpn', lambda d: (d / LABELS).unlink(), 'error', 'missing label map', LABELS, 'not there'),
-    'label map unreadable': (
-        'fpn', lambda d: cut(d / LABELS), 'error', 'unreadable label map', LABELS, 'truncated'),
-    'label map in colour': (
+    'segmentation map missing': (
+        'fpn', lambda d: (d / LABELS).unlink(), 'error', 'missing segmentation map', LABELS,
+        'not there'),
+    'segmentation map unreadable': (
+        'fpn', lambda d: cut(d / LABELS), 'error', 'unreadable segmentation map', LABELS,
+        'truncated'),
+    'segmentation map in color': (
         'fpn', relabel(lambda labels: Image.fromarray(labels).convert('RGB')), 'error',
-        'label map in colour', LABELS, 'mode is RGB'),
-    'label map as JPEG': (
-        'fpn', relabel(Image.fromarray, format='JPEG'), 'error', 'label map as JPEG', LABELS,
+        'segmentation map in color', LABELS, 'mode is RGB'),
+    'segmentation map as JPEG': (
+        'fpn', relabel(Image.fromarray, format='JPEG'), 'error', 'segmentation map as JPEG', LABELS,
         'changes the numbers'),
-    'label map with a palette': (
-        'fpn', relabel(with_palette), 'warning', 'label map with a palette', LABELS, 'index'),
-    '16-bit label map': (
-        'fpn', relabel(wide), 'warning', '16-bit label map', LABELS, 'nothing is lost'),
+    'segmentation map with a palette': (
+        'fpn', relabel(with_palette), 'warning', 'segmentation map with a palette', LABELS,
+        'index'),
+    '16-bit segmentation map': (
+        'fpn', relabel(wide), 'warning', '16-bit segmentation map', LABELS, 'nothing is lost'),
     '16-bit labels': (
         'fpn', relabel(lambda labels: wide(labels.astype(int) * 0 + 300)), 'error',
-        '16-bit label map', LABELS, 'holds 300, and mmseg keeps 8 bits of it, 44'),
-    'label map of another size': (
+        '16-bit segmentation map', LABELS, 'holds 300, and mmseg keeps 8 bits of it, 44'),
+    'segmentation map of another size': (
         'fpn', relabel(lambda labels: Image.fromarray(labels[:64])), 'error',
-        'label map of another size', LABELS, 'it is 128x64 (width x height), its picture 128x128'),
-    'one-pixel label map': (
-        'fpn', to_one_pixel, 'error', 'one-pixel label map', LABELS, 'single row'),
+        'segmentation map of another size', LABELS,
+        'it is 128x64 (width x height), its image 128x128'),
+    'one-pixel segmentation map': (
+        'fpn', to_one_pixel, 'error', 'one-pixel segmentation map', LABELS, 'single row'),
     'label of no class': (
         'fpn', relabel(lambda labels: Image.fromarray(labels * 0 + 8)), 'error',
-        'label of no class', LABELS, '16384 pixels have the labels [8]; the 7 classes are 1 to 7'),
+        'label of no class', LABELS,
+        '16384 pixels have the labels [8], of no class: the 7 classes are 1 to 7, ignored is 0'),
     'nothing labelled': (
         'fpn', relabel(lambda labels: Image.fromarray(labels * 0)), 'warning',
-        'label map without labels', LABELS, 'ignored'),
-    'no pictures': (
+        'segmentation map without labels', LABELS, 'ignored'),
+    'no images': (
         'fpn', lambda d: [file.unlink() for file in (d / 'ade/images/training').glob('*')],
-        'error', 'unusable data set', 'ade/images/training', "ends in '.jpg'"),
+        'error', 'unusable dataset', 'ade/images/training', "ends in '.jpg'"),
 }  # fmt: skip
 
 
@@ -372,11 +377,11 @@ def test_finds_nothing_in_a_whole_set(task, check):
     report = check(task, ('train', 'val', 'test'))
     assert report.findings == []
     # Testing reads what validation reads, once.
-    assert sorted(report.pictures.values()) == [5, 8]
+    assert sorted(report.images.values()) == [5, 8]
 
 
 def test_several_processes_find_what_one_does(data, check):
-    cut(data / PICTURE)
+    cut(data / IMAGE)
     cut(data / 'coco/train2017/train_000007.jpg')
     edit(data / TRAIN, lambda c: c['annotations'][3].update(bbox=[5, 5, 0, 9]))
     one, several = check('retinanet'), check('retinanet', workers=3)
@@ -387,8 +392,8 @@ def test_several_processes_find_what_one_does(data, check):
 @pytest.mark.skipif(
     multiprocessing.get_start_method() != 'fork', reason='processes do not inherit the decoder'
 )
-def test_a_picture_that_ends_the_process_is_named(data, check, monkeypatch):
-    (data / PICTURE).write_bytes(b'deadly')
+def test_a_image_that_ends_the_process_is_named(data, check, monkeypatch):
+    (data / IMAGE).write_bytes(b'deadly')
     decode = mmcv.imfrombytes
 
     def die(content: bytes, **options) -> np.ndarray:
@@ -396,7 +401,7 @@ def test_a_picture_that_ends_the_process_is_named(data, check, monkeypatch):
 
     monkeypatch.setattr(mmcv, 'imfrombytes', die)
     report = check('retinanet', ('train', 'val'), workers=2)
-    assert [one.file for one in report.findings] == [str(data / PICTURE)]
+    assert [one.file for one in report.findings] == [str(data / IMAGE)]
     assert 'the process that read it was ended' in report.findings[0].reason
 
 
@@ -426,7 +431,7 @@ def test_what_training_and_validation_read_is_checked_for_evaluation(data, check
     report = check('retinanet', ('train', 'val'), validate_on_training_data)
     (found,) = report.of('error')
     assert (found.split, found.annotation) == ('val', 1)
-    assert len(report.pictures) == 1
+    assert len(report.images) == 1
 
 
 def test_the_first_annotation_that_is_numbered_0_is_never_matched(data, check):
@@ -459,11 +464,11 @@ def test_label_255_is_left_out_and_0_a_class_without_reduce_zero_label(data, che
     assert first == []
 
 
-def test_other_types_of_data_have_their_pictures_read(data, check):
-    cut(data / SEG_PICTURE)
+def test_other_types_of_data_have_their_images_read(data, check):
+    cut(data / SEG_IMAGE)
     listed = {
         'metainfo': {'classes': ['disc']},
-        'data_list': [{'img_path': Path(SEG_PICTURE).name}],
+        'data_list': [{'img_path': Path(SEG_IMAGE).name}],
     }
     (data / 'mine.json').write_text(json.dumps(listed))
 
@@ -473,14 +478,14 @@ def test_other_types_of_data_have_their_pictures_read(data, check):
                 'type': 'mmdet.BaseDetDataset',
                 'data_root': str(data),
                 'ann_file': 'mine.json',
-                'data_prefix': {'img_path': str(Path(SEG_PICTURE).parent)},
+                'data_prefix': {'img_path': str(Path(SEG_IMAGE).parent)},
             }
         )._cfg_dict
 
     said = []
     report = check('retinanet', change=other_type, say=said.append)
-    assert 'only that the pictures can be read' in said[0]
-    assert [one.kind for one in report.findings] == ['unreadable picture']
+    assert "as the dataset's own type" in said[0]
+    assert [one.kind for one in report.findings] == ['unreadable image']
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -506,16 +511,16 @@ def test_the_console_shows_the_first_of_many():
 
 
 def test_the_tool_lists_errors_and_exits_with_1(data, tiny_config, run_tool, tmp_path):
-    cut(data / PICTURE)
+    cut(data / IMAGE)
     config = tiny_config('retinanet', shapes=data)
     done = run_tool('check_dataset.py', config, '--json', 'out/found.json', '--workers', '2')
     assert done.returncode == 1, done.stderr
-    assert f'{data / PICTURE}: the file is truncated' in done.stdout
+    assert f'{data / IMAGE}: the file is truncated' in done.stdout
     written = json.loads((tmp_path / 'out/found.json').read_text())
     assert (written['errors'], written['warnings']) == (1, 0)
-    assert written['findings'][0]['file'] == str(data / PICTURE)
+    assert written['findings'][0]['file'] == str(data / IMAGE)
     assert written['counts'] == [
-        {'severity': 'error', 'split': 'train', 'kind': 'unreadable picture', 'count': 1}
+        {'severity': 'error', 'split': 'train', 'kind': 'unreadable image', 'count': 1}
     ]
 
 
@@ -524,7 +529,7 @@ def test_warnings_alone_are_no_failure(data, tiny_config, run_tool):
     config = tiny_config('retinanet', shapes=data)
     done = run_tool('check_dataset.py', config, '--split', 'train')
     assert done.returncode == 0, done.stderr
-    assert '8 pictures: 0 errors, 1 warning' in done.stdout
+    assert '8 images: 0 errors, 1 warning' in done.stdout
 
 
 def test_a_wrong_config_exits_with_2(run_tool):

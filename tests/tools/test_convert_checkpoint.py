@@ -35,7 +35,7 @@ def published(name: str) -> dict[str, torch.Tensor]:
 def heads_of(task: str, num_classes: int) -> dict[str, torch.Tensor]:
     """Neck and heads as mmdet 2.19 and mmseg 0.19, which the authors used, name them."""
     config = load_config(str(ROOT / CONFIGS[task]), {'model.backbone.init_cfg': None})
-    set_num_classes(config.model, num_classes)
+    set_num_classes(config, num_classes)
     fit_to_device(config)
     tensors = MODELS.build(config.model).state_dict()
     return {key: tensor for key, tensor in tensors.items() if not key.startswith('backbone.')}

@@ -1,0 +1,232 @@
+"""One image, with its segmentation map if it has one, read as a training reads it."""
+
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import mmcv
+import numpy as np
+from PIL import ExifTags, Image
+
+from backbones.errors import IMAGE_DECODE_ERRORS
+
+from .findings import ERROR, WARNING, Finding
+from .labels import LabelRules
+
+Fault = tuple[str, str, str]  # severity, kind, reason
+
+# Where the decoders of a worker process write what they complain about.
+decoder_output: list[object] = []
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a worker process is told about an image.
+
+    Attributes:
+        path: The file.
+        name: What the dataset calls it.
+        size: (width, height) that the annotations say; None where they say nothing.
+        color_type: mmcv's flag for reading it.
+        backend: mmcv's decoder.
+        seg_map: Its segmentation map, if it has one.
+        labels: How the segmentation map is read.
+        decode: Whether the image is decoded, or only its size read off its header.
+    """
+
+    path: str
+    name: str
+    size: tuple[int, int] | None = None
+    color_type: str = 'color'
+    backend: str = 'cv2'
+    seg_map: str | None = None
+    labels: LabelRules | None = None
+    decode: bool = True
+
+
+def check_sample(sample: Sample) -> list[Finding]:
+    """All that is wrong with an image and its segmentation map."""
+    shape, faults = check_image(sample) if sample.decode else read_header(sample)
+    findings = [Finding(*fault[:2], sample.path, fault[2], image=sample.name) for fault in faults]
+    for severity, kind, reason in check_seg_map(sample, shape) if sample.seg_map else ():
+        findings.append(Finding(severity, kind, sample.seg_map, reason, image=sample.name))
+    return findings
+
+
+def read_header(sample: Sample) -> tuple[tuple[int, int] | None, list[Fault]]:
+    """(height, width) of an image, where its header can be read, and whether it is missing."""
+    try:
+        with Image.open(sample.path) as image:
+            return upright_size(image)[::-1], []
+    except FileNotFoundError:
+        return None, [(ERROR, 'missing image', 'it is not there')]
+    except (*IMAGE_DECODE_ERRORS, Image.DecompressionBombError):
+        return None, []
+
+
+def check_image(sample: Sample) -> tuple[tuple[int, int] | None, list[Fault]]:
+    """Decode an image; returns its (height, width) and what is wrong."""
+    try:
+        content = Path(sample.path).read_bytes()
+        fault = content_fault(content)
+        if fault:
+            return None, [(ERROR, 'unreadable image', fault)]
+        image = mmcv.imfrombytes(content, flag=sample.color_type, backend=sample.backend)
+        if image is None:
+            raise ValueError('it is of no format that can be read, or corrupt')
+    except FileNotFoundError:
+        return None, [(ERROR, 'missing image', 'it is not there')]
+    except Exception as error:
+        decoder_complaints()
+        reason = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
+        return None, [(ERROR, 'unreadable image', reason)]
+    shape = image.shape[:2]
+    faults = []
+    complaints = decoder_complaints()
+    if complaints:
+        faults.append((WARNING, 'corrupt image', f'read, but the decoder says: {complaints}'))
+    if sample.size and tuple(sample.size) != shape[::-1]:
+        faults.append((ERROR, 'image of another size', size_reason(sample, shape)))
+    return shape, faults
+
+
+def content_fault(content: bytes) -> str | None:
+    """Whether an image file is empty or ends too early; None if it does not.
+
+    Some versions of OpenCV fill in gray for what a JPEG lacks. Within its data the bytes of a
+    marker cannot occur, so a whole file has an end of image after its last start of scan; what
+    comes earlier may be a thumbnail's.
+    """
+    if not content:
+        return 'the file is empty'
+    if content.startswith(b'\xff\xd8') and content.rfind(b'\xff\xd9') < content.rfind(b'\xff\xda'):
+        return 'the file is truncated: it has no end of image'
+    if content.startswith(b'\x89PNG') and b'IEND' not in content[-1024:]:
+        return 'the file is truncated: it has no IEND'
+    if content.startswith(b'\x89PNG') and b'acTL' in content.partition(b'IDAT')[0]:
+        return animation_fault(content)
+    return None
+
+
+def animation_fault(content: bytes) -> str | None:
+    """Whether an animated PNG is corrupt; None if it is not.
+
+    OpenCV 4.12 does not survive an unknown filter in the pixels of one: the process ends, or hangs.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=['PNG']) as image:
+            for index in range(image.n_frames):
+                image.seek(index)
+                image.load()
+    except (*IMAGE_DECODE_ERRORS, Image.DecompressionBombError) as error:
+        return f'the animated PNG is corrupt: {error}'
+    return None
+
+
+def size_reason(sample: Sample, shape: tuple[int, int]) -> str:
+    width, height = sample.size
+    reason = f'it is {size_text(shape)}, but annotated as {width}x{height}'
+    if shape != (width, height):
+        return reason
+    rotated = False
+    # Pillow does not know all that OpenCV reads.
+    with suppress(*IMAGE_DECODE_ERRORS), Image.open(sample.path) as image:
+        rotated = upright_size(image) != image.size
+    return f'{reason}: ' + (
+        'its EXIF orientation rotates it by 90 degrees when it is read'
+        if rotated
+        else 'width and height are exchanged'
+    )
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an image that was opened, rotated as its EXIF orientation says."""
+    rotated = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return image.size[::-1] if rotated else image.size
+
+
+def check_seg_map(sample: Sample, shape: tuple[int, int] | None) -> Iterator[Fault]:
+    """What is wrong with the segmentation map of an image of a shape (height, width)."""
+    try:
+        with Image.open(sample.seg_map) as image:
+            form, mode = image.format, image.mode
+            labels = np.asarray(image)
+    except FileNotFoundError:
+        yield ERROR, 'missing segmentation map', f'it is not there; {sample.path} needs it'
+        return
+    except Exception as error:
+        yield ERROR, 'unreadable segmentation map', f'{type(error).__name__}: {error}'
+        return
+    if labels.ndim != 2:
+        reason = (
+            f'its mode is {mode}; a segmentation map has one channel with the number of a class'
+        )
+        yield ERROR, 'segmentation map in color', reason
+        return
+    if form == 'JPEG':
+        reason = 'JPEG changes the numbers; it has to be a PNG'
+        yield ERROR, 'segmentation map as JPEG', reason
+        return
+    if shape and labels.shape != shape:
+        reason = f'it is {size_text(labels.shape)}, its image {size_text(shape)}'
+        yield ERROR, 'segmentation map of another size', reason
+    if min(labels.shape) == 1:
+        reason = f'it is {size_text(labels.shape)}: mmseg cannot read a single row or column'
+        yield ERROR, 'one-pixel segmentation map', reason
+    if mode == 'P':
+        reason = 'the index into the palette is the label'
+        yield WARNING, 'segmentation map with a palette', reason
+    if mode.startswith(('I', 'F')):
+        if not np.array_equal(labels, labels.astype(np.uint8)):
+            largest = labels.max()
+            reason = f'it holds {largest}, and mmseg keeps 8 bits of it, {int(largest) % 256}'
+            yield ERROR, '16-bit segmentation map', reason
+            return
+        reason = 'its labels fit into 8 bits, so nothing is lost'
+        yield WARNING, '16-bit segmentation map', reason
+    yield from check_labels(labels.astype(np.uint8), sample.labels)
+
+
+def check_labels(labels: np.ndarray, rules: LabelRules) -> Iterator[Fault]:
+    """Whether there are labels that no class has, or no others than the ignored one."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    classes = rules.classes_of_values()
+    wrong = np.flatnonzero((counts > 0) & (classes == -2))
+    if len(wrong):
+        pixels = counts[wrong].sum()
+        reason = f'{pixels} pixels have the labels {wrong[:10].tolist()}, of no class: {rules}'
+        yield ERROR, 'label of no class', reason
+    elif counts[classes == -1].sum() == labels.size:
+        reason = 'all is ignored: nothing is learned from it'
+        yield WARNING, 'segmentation map without labels', reason
+
+
+def size_text(shape: tuple[int, ...]) -> str:
+    return f'{shape[1]}x{shape[0]} (width x height)'
+
+
+def catch_decoder_warnings() -> None:
+    """Have the decoders' C libraries write to a file, for they name no image themselves."""
+    output = tempfile.TemporaryFile()  # noqa: SIM115, it stays open as long as the process
+    sys.stderr.flush()
+    os.dup2(output.fileno(), 2)
+    decoder_output.append(output)
+
+
+def decoder_complaints() -> str:
+    """What the decoders have written since the last image, in one line."""
+    if not decoder_output:
+        return ''
+    output = decoder_output[0]
+    output.seek(0)
+    text = output.read().decode(errors='replace')
+    output.seek(0)
+    output.truncate()
+    # libpng finds fault with color profiles of sound files.
+    lines = [line.strip() for line in text.splitlines() if 'iCCP' not in line]
+    return '; '.join(line for line in lines if line)[:200]

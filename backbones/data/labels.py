@@ -1,0 +1,134 @@
+"""What the values in a segmentation map mean, by mmseg's rules.
+
+mmseg subtracts 1 where ``reduce_zero_label`` is set, 0 becoming 255; then ``label_map`` renumbers
+the classes of a dataset type of which the config chose some by ``metainfo``, and makes the others
+255. Where the result is the ``ignore_index``, 255 by default, nothing is learned or measured.
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
+
+from backbones.errors import ConfigError
+
+from .config_datasets import datasets_of, option, walk
+
+DEFAULT_IGNORED = 255
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """How a dataset's segmentation maps are read.
+
+    Attributes:
+        num_classes: How many classes there are.
+        reduce_zero_label: Whether 0 means "unlabeled" and class k is stored as k + 1.
+        label_map: The class, or 255, of every number that the dataset's type has a class for.
+        ignored: The label that is neither learned nor measured.
+    """
+
+    num_classes: int
+    reduce_zero_label: bool = False
+    label_map: tuple[tuple[int, int], ...] = ()
+    ignored: int = DEFAULT_IGNORED
+
+    def classes_of_values(self) -> np.ndarray:
+        """The class of each value 0 to 255 in a file: -1 where it is ignored, -2 for none."""
+        labels = np.arange(256)
+        if self.reduce_zero_label:
+            labels = np.array([255, *range(254), 255])
+        renumbered = labels.copy()
+        for old, new in self.label_map:
+            renumbered[labels == old] = new
+        classes = np.where(renumbered < self.num_classes, renumbered, -2)
+        classes[renumbered == self.ignored] = -1
+        return classes
+
+    def __str__(self) -> str:
+        classes = self.classes_of_values()
+        texts = []
+        for what, values in (
+            (f'the {self.num_classes} classes are', np.flatnonzero(classes >= 0)),
+            ('ignored is', np.flatnonzero(classes == -1)),
+        ):
+            whole = len(values) > 2 and values[-1] - values[0] == len(values) - 1
+            listed = f'{values[0]} to {values[-1]}' if whole else ', '.join(map(str, values))
+            texts.append(f'{what} {listed}')
+        return ', '.join(texts)
+
+
+def ignored_label(config: Config) -> int:
+    """The ``ignore_index`` that a dataset, head or metric of a config has other than 255, or 255.
+
+    Raises:
+        ConfigError: There are several, or one where mmseg makes 255 what is ignored.
+    """
+    named = {}
+    for part in ('model', 'val_evaluator', 'test_evaluator'):
+        for node in walk(config.get(part)):
+            named[node.get('ignore_index')] = node.get('type')
+    datasets = list(datasets_of(config))
+    for dataset in datasets:
+        named[dataset.get('ignore_index')] = dataset.type
+    chosen = {value: owner for value, owner in named.items() if value not in (None, 255)}
+    if not chosen:
+        return DEFAULT_IGNORED
+    if len(chosen) > 1:
+        raise ConfigError(f'there is more than one ignore_index: {chosen}. Choose one label')
+    ((value, owner),) = chosen.items()
+    if any(option(dataset, 'reduce_zero_label') for dataset in datasets):
+        raise ConfigError(
+            f'{owner} has ignore_index={value}, but with reduce_zero_label=True mmseg '
+            'makes 255 what is ignored. Leave one of both out'
+        )
+    return value
+
+
+def set_ignored_label(config: Config) -> None:
+    """Let every part of a segmentor's config that knows an ignored label know the same one.
+
+    mmseg has it in heads, metrics, the padding of images in the model and in transforms. Where only
+    some are changed, padding is trained as a class or predictions there count as wrong.
+
+    Args:
+        config: Changed in place.
+
+    Raises:
+        ConfigError: The config contradicts itself.
+    """
+    value = ignored_label(config)
+    if value == DEFAULT_IGNORED:
+        return
+    for node in walk(config.model):
+        is_head = 'num_classes' in node and str(node.get('type')).endswith('Head')
+        if is_head and node.get('ignore_index', 255) is not None:
+            node.ignore_index = value
+        if 'seg_pad_val' in node:
+            node.seg_pad_val = value
+    for key in ('val_evaluator', 'test_evaluator'):
+        for node in walk(config.get(key)):
+            if str(node.get('type')).endswith('IoUMetric'):
+                node.ignore_index = value
+    for dataset in datasets_of(config):
+        dataset.ignore_index = value
+        for node in walk(dataset.get('pipeline')):
+            if 'type' in node:
+                set_in_transform(node, value)
+
+
+def set_in_transform(node: dict, value: int) -> None:
+    """Set what a transform fills segmentation maps with, or leaves out of what it counts."""
+    with TRANSFORMS.switch_scope_and_registry(node.get('_scope_', 'mmseg')) as registry:
+        kind = registry.get(node.type) if isinstance(node.type, str) else node.type
+    parameters = inspect.signature(kind.__init__).parameters if kind else {}
+    for name in ('seg_pad_val', 'ignore_index'):
+        if name in parameters and node.get(name, parameters[name].default) == DEFAULT_IGNORED:
+            node[name] = value
+    padding = node.get('pad_val', {'img': 0, 'seg': DEFAULT_IGNORED})
+    if kind is not None and kind.__name__ == 'Pad':
+        padding = padding if isinstance(padding, dict) else {'img': padding}
+        if padding.get('seg', DEFAULT_IGNORED) == DEFAULT_IGNORED:
+            node.pad_val = {**padding, 'seg': value}
