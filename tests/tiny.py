@@ -3,6 +3,10 @@
 import textwrap
 from pathlib import Path
 
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 ROOT = Path(__file__).resolve().parents[1]
 
 TINY_ARCH = dict(
@@ -78,3 +82,29 @@ def write_tiny_config(folder: Path, task: str, shapes: Path, extra: str = '') ->
     path = folder / f'tiny_{task}.py'
     path.write_text(text + textwrap.dedent(extra))
     return path
+
+
+def with_random_weights(model: nn.Module) -> nn.Module:
+    """Such that no layer scale is small, and no norm does nothing."""
+    for name, parameter in model.named_parameters():
+        if name.endswith('table'):
+            nn.init.normal_(parameter)
+        elif name.endswith('gamma') or parameter.dim() == 1:
+            nn.init.uniform_(parameter, 0.3, 1.0)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model.eval()
+
+
+def assert_same(found, expected, tolerance: float = 1e-4) -> None:
+    """Equal within a part of the largest value, through lists of lists."""
+    if isinstance(expected, torch.Tensor):
+        assert found.shape == expected.shape and found.dtype == expected.dtype
+        difference = (found - expected).abs().max()
+        assert difference <= tolerance * expected.abs().max()
+        return
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert_same(a, b, tolerance)

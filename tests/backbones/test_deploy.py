@@ -1,286 +1,167 @@
-"""What switch_to_deploy() leaves computes the same, for the backbone and for whole models."""
+"""Whole models after switch_to_deploy(), and what reaches mmcv's operators in them."""
 
 import copy
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from mmcv import ops
 from mmcv.cnn import ConvModule
+from mmdet.models.necks import FPN
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.runner.checkpoint import load_state_dict
-from tiny import TINY_ARCH, write_tiny_config
-from torch import nn
+from mmengine.registry import MODELS, init_default_scope
+from tiny import assert_same, with_random_weights, write_tiny_config
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 
-from backbones import CheckpointError, EfficientFormerV2
-from backbones.deploy import fold_norms, switch_to_deploy
-from backbones.efficientformer_v2.attention import DownsamplingAttention, TalkingHeadAttention
-from backbones.efficientformer_v2.layers import LayerScale
+from backbones.deploy import expect_contiguous, fold_norms, put_channels_last, switch_to_deploy
 
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1}
-
-
-def with_random_weights(model: nn.Module) -> nn.Module:
-    """Such that no layer scale is small, and no norm does nothing."""
-    for name, parameter in model.named_parameters():
-        if name.endswith('table'):
-            nn.init.normal_(parameter)
-        elif name.endswith('gamma') or parameter.dim() == 1:
-            nn.init.uniform_(parameter, 0.3, 1.0)
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return model.eval()
+FPN_CONFIG = dict(type='FPN', in_channels=[4, 8, 8, 16], out_channels=16, num_outs=5)
+BFP_CONFIG = dict(type='BFP', in_channels=16, num_levels=5, refine_level=2)
+UPER_HEAD = """\
+    model.update(neck=None, decode_head=dict(
+        _delete_=True, type='UPerHead', in_channels=[4, 8, 8, 16], in_index=[0, 1, 2, 3],
+        channels=8, num_classes=7, align_corners=False, dropout_ratio=0,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False)))
+    """
+# A task, and what its tiny config gets at its end.
+KINDS = {
+    'fpn': ('fpn', ''),
+    'uper_head': ('fpn', UPER_HEAD),
+    'retinanet': ('retinanet', ''),
+    'mask_rcnn': ('mask_rcnn', ''),
+    'list_neck': ('retinanet', f"model['neck'] = [{FPN_CONFIG}, {BFP_CONFIG}]"),
+}
+IMAGES = torch.linspace(0, 99, 2 * 3 * 96 * 128).sin().view(2, 3, 96, 128)
 
 
-def tiny_backbone(**arguments) -> EfficientFormerV2:
-    torch.manual_seed(0)
-    return with_random_weights(EfficientFormerV2(**{'arch': TINY_ARCH, **arguments}))
+@pytest.fixture
+def build(tmp_path: Path, shapes: Path) -> Callable[[str], nn.Module]:
+    """Makes one of KINDS, with random weights."""
+
+    def make(kind: str) -> nn.Module:
+        task, extra = KINDS[kind]
+        config = Config.fromfile(write_tiny_config(tmp_path, task, shapes, extra))
+        init_default_scope(config.default_scope)
+        torch.manual_seed(0)
+        return with_random_weights(MODELS.build(config.model))
+
+    return make
 
 
-def assert_same(found, expected, tolerance: float = 1e-4) -> None:
-    """Equal within a part of the largest value, through lists of lists."""
-    if isinstance(expected, torch.Tensor):
-        assert found.shape == expected.shape and found.dtype == expected.dtype
-        difference = (found - expected).abs().max()
-        assert difference <= tolerance * expected.abs().max()
-        return
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert_same(a, b, tolerance)
+def in_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def assert_deploys(backbone: EfficientFormerV2, size: tuple[int, int], batch: int = 1) -> None:
-    dtype = backbone.stem.conv1.conv.weight.dtype
-    picture = torch.rand(batch, 3, *size, dtype=dtype)
-    with torch.no_grad():
-        expected = backbone(picture)
-        switch_to_deploy(backbone)
-        found = backbone(picture)
-    assert_same(found, expected, TOLERANCE[dtype])
+def outputs(model: nn.Module) -> list:
+    """What the parts of a model compute."""
+    features = model.extract_feat(IMAGES)
+    if hasattr(model, 'decode_head'):
+        return [features, model.decode_head(features)]
+    if not hasattr(model, 'roi_head'):
+        return [features, model.bbox_head(features)]
+    boxes = torch.tensor([[0, 5.0, 7, 60, 50], [1, 20, 30, 90, 80]])
+    regions = model.roi_head.bbox_roi_extractor(features[:4], boxes)
+    masks = model.roi_head.mask_head(model.roi_head.mask_roi_extractor(features[:4], boxes))
+    return [features, model.rpn_head(features), model.roi_head.bbox_head(regions), masks]
 
 
-def kinds_of(model: nn.Module) -> set[str]:
-    return {type(module).__name__ for module in model.modules()}
-
-
-@pytest.mark.parametrize('arch', ['s0', 's1', 's2', 'l'])
-def test_features_of_every_arch_stay_the_same(arch):
-    assert_deploys(with_random_weights(EfficientFormerV2(arch)), (75, 97))
-
-
-@pytest.mark.parametrize(
-    'arguments',
-    [
-        dict(),
-        dict(bias_resize='matrix'),
-        dict(pretrain_img_size=(96, 64)),
-        dict(out_indices=(0, 2)),
-        dict(frozen_stages=2, norm_eval=True),
-        dict(drop_path_rate=0.3),
-        dict(with_cp=True),
-        dict(arch=dict(TINY_ARCH, num_attention_blocks=0)),
-        dict(norm_cfg=dict(type='SyncBN')),
-        dict(norm_cfg=dict(type='BN', affine=False)),
-        dict(norm_cfg=dict(type='GN', num_groups=2)),
-        dict(norm_cfg=dict(type='IN')),
-        dict(norm_cfg=dict(type='BN', track_running_stats=False)),
-    ],
-    ids=str,
-)
-def test_features_stay_the_same(arguments):
-    # A BatchNorm without statistics of its own needs more than one pixel to take them from.
-    assert_deploys(tiny_backbone(**arguments), (70, 101), batch=2)
-
-
-@pytest.mark.parametrize('size', [(1, 1), (32, 32), (33, 200)])
-def test_features_stay_the_same_at_every_size(size):
-    assert_deploys(tiny_backbone(), size)
-
-
-@pytest.mark.parametrize('dtype', TOLERANCE)
-def test_data_type_is_kept(dtype):
-    backbone = tiny_backbone().to(dtype)
-    assert_deploys(backbone, (64, 80))
-    assert {p.dtype for p in backbone.parameters()} == {dtype}
-
-
-def test_folds_half_precision_without_running_it():
-    half = switch_to_deploy(tiny_backbone().half())
-    for name, tensor in switch_to_deploy(tiny_backbone()).state_dict().items():
-        found = half.state_dict()[name]
-        assert found.dtype == torch.float16
-        assert_same(found.float(), tensor, 2e-3)
-
-
-def test_nothing_that_can_be_folded_is_left():
-    backbone = switch_to_deploy(tiny_backbone(drop_path_rate=0.3))
-    assert not kinds_of(backbone) & {'BatchNorm2d', 'ConvNorm', 'LayerScale', 'DropPath'}
-    for module in backbone.modules():
-        if isinstance(module, TalkingHeadAttention):
-            assert not {'q', 'k', 'v'} & dict(module.named_children()).keys()
-        if isinstance(module, DownsamplingAttention):
-            assert not {'k', 'v'} & dict(module.named_children()).keys()
-
-
-def test_norms_other_than_batch_norm_stay_and_take_the_layer_scales():
-    backbone = switch_to_deploy(tiny_backbone(norm_cfg=dict(type='GN', num_groups=2)))
-    assert 'GroupNorm' in kinds_of(backbone)
-    assert not any(isinstance(module, LayerScale) for module in backbone.modules())
-
-
-def test_a_second_call_changes_nothing():
-    backbone = switch_to_deploy(tiny_backbone())
-    before = copy.deepcopy(backbone.state_dict())
-    assert switch_to_deploy(backbone) is backbone
-    backbone.switch_to_deploy()
-    assert backbone.state_dict().keys() == before.keys()
-    for name, tensor in backbone.state_dict().items():
-        assert torch.equal(tensor, before[name])
-
-
-def test_folds_the_running_statistics_also_of_a_model_in_training():
-    backbone = tiny_backbone()
-    picture = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = backbone(picture)
-        assert_same(switch_to_deploy(backbone.train())(picture), expected)
-
-
-def test_is_not_trained_afterwards():
-    backbone = switch_to_deploy(tiny_backbone())
-    assert backbone.eval() is backbone
-    with pytest.raises(RuntimeError, match=r'switch_to_deploy\(\)'):
-        backbone.train()
-    with pytest.raises(RuntimeError, match=r'switch_to_deploy\(\)'):
-        nn.ModuleDict(dict(backbone=backbone)).train()
-
-
-def test_gradients_reach_the_picture():
-    backbone = tiny_backbone()
-    gradients = []
-    for model in (copy.deepcopy(backbone), switch_to_deploy(backbone)):
-        picture = torch.linspace(0, 1, 3 * 64 * 64).view(1, 3, 64, 64).requires_grad_()
-        sum(feature.square().mean() for feature in model(picture)).backward()
-        gradients.append(picture.grad)
-    assert_same(gradients[1], gradients[0], 1e-3)
-
-
-def test_weights_are_saved_and_loaded_deployed():
-    saved = switch_to_deploy(tiny_backbone())
-    loaded = switch_to_deploy(EfficientFormerV2(TINY_ARCH))
-    loaded.load_state_dict(copy.deepcopy(saved.state_dict()))
-    picture = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        assert_same(loaded(picture), saved(picture), 0)
-
-
-@pytest.mark.parametrize('strict', [True, False])
-def test_weights_do_not_pass_between_plain_and_deployed(strict):
-    plain, deployed = tiny_backbone(), switch_to_deploy(tiny_backbone())
-    with pytest.raises(CheckpointError, match='load the checkpoint first'):
-        load_state_dict(deployed, copy.deepcopy(plain.state_dict()), strict)
-    with pytest.raises(CheckpointError, match=r'saved after switch_to_deploy\(\)'):
-        load_state_dict(plain, copy.deepcopy(deployed.state_dict()), strict)
-
-
-def test_channels_leave_first_as_roi_align_needs_them():
-    with torch.no_grad():
-        features = switch_to_deploy(tiny_backbone())(torch.rand(1, 3, 96, 64))
-    assert all(feature.is_contiguous() for feature in features)
-
-
-def test_autocast_stays_close():
-    backbone = tiny_backbone()
-    picture = torch.rand(1, 3, 96, 128)
-    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
-        expected = [feature.float() for feature in backbone(picture)]
-        found = [feature.float() for feature in switch_to_deploy(backbone)(picture)]
-    assert_same(found, expected, 0.1)
-
-
-def test_compiles_into_one_graph():
-    backbone = switch_to_deploy(tiny_backbone())
-    compiled = torch.compile(copy.deepcopy(backbone), backend='eager', fullgraph=True)
-    with torch.no_grad():
-        for size in ((64, 64), (50, 77)):
-            picture = torch.rand(2, 3, *size)
-            assert_same(compiled(picture), backbone(picture))
-
-
-@pytest.mark.parametrize('deployed', [False, True])
-def test_exports_with_sizes_that_vary(deployed):
-    from torch.export import Dim  # not in torch 2.1
-
-    backbone = tiny_backbone()
-    if deployed:
-        switch_to_deploy(backbone)
-    # torch tells a side of one pixel from others, and the last feature map is not to have one.
-    sizes = {2: Dim('height', min=33, max=4096), 3: Dim('width', min=33, max=4096)}
-    with torch.no_grad():
-        exported = torch.export.export(
-            backbone,
-            (torch.rand(3, 3, 63, 95),),
-            dynamic_shapes=({0: Dim('batch', max=64), **sizes},),
-        ).module()
-        # The tables are laid out for 224 x 224: what is exported is not to depend on that.
-        for size in ((3, 3, 63, 95), (1, 3, 224, 224), (2, 3, 33, 200)):
-            picture = torch.rand(size)
-            assert_same(exported(picture), backbone(picture))
-
-
-def test_what_records_operators_sees_public_ones():
-    backbone = switch_to_deploy(tiny_backbone())
-    picture = torch.rand(1, 3, 64, 80)
-    with torch.no_grad():
-        expected = backbone(picture)
-        traced = torch.jit.trace(backbone, picture)
-        assert_same(traced(picture), expected)
-        with FlopCounterMode(display=False) as counter:
-            backbone(picture)
-        with FlopCounterMode(display=False) as plain_counter, torch.enable_grad():
-            backbone(picture)
-    assert counter.get_total_flops() == plain_counter.get_total_flops() > 0
-
-
-def build(task: str, folder: Path, shapes: Path) -> nn.Module:
-    config = Config.fromfile(write_tiny_config(folder, task, shapes))
-    scope = config.default_scope
-    init_default_scope(scope)
-    if scope == 'mmdet':
-        from mmdet.registry import MODELS
-    else:
-        from mmseg.registry import MODELS
-    return with_random_weights(MODELS.build(config.model))
-
-
-@pytest.mark.parametrize('task', ['fpn', 'retinanet', 'mask_rcnn'])
-def test_whole_models_stay_the_same(task, tmp_path, shapes):
-    model = build(task, tmp_path, shapes)
-    assert any(isinstance(module, _BatchNorm) for module in model.modules())
-    picture = torch.rand(2, 3, 96, 128)
-
-    def outputs() -> list:
-        features = model.extract_feat(picture)
-        if task == 'fpn':
-            return [features, model.decode_head(features)]
-        if task == 'retinanet':
-            return [features, model.bbox_head(features)]
-        boxes = torch.tensor([[0, 5.0, 7, 60, 50], [1, 20, 30, 90, 80]])
-        regions = model.roi_head.bbox_roi_extractor(features[:4], boxes)
-        masks = model.roi_head.mask_head(model.roi_head.mask_roi_extractor(features[:4], boxes))
-        boxes = model.roi_head.bbox_head(regions)
-        return [features, model.rpn_head(features), regions, boxes, masks]
-
-    with torch.no_grad():
-        expected = outputs()
-        assert switch_to_deploy(model) is model
-        assert_same(outputs(), expected)
+@pytest.mark.parametrize('kind', KINDS)
+@torch.no_grad()
+def test_whole_models_stay_the_same(kind, build):
+    model = build(kind)
+    expected = outputs(model)
+    assert switch_to_deploy(model) is model
+    assert_same(outputs(model), expected)
     assert not any(isinstance(module, _BatchNorm) for module in model.modules())
     assert not model.training
+    weights = [p for name, p in model.named_parameters() if not name.startswith('backbone')]
+    assert any(in_channels_last(weight) for weight in weights)
+
+
+@pytest.mark.parametrize('wrap', [lambda m: m, lambda m: nn.ModuleDict(dict(student=m, teacher=m))])
+@pytest.mark.parametrize(
+    ('kind', 'stays'), [('retinanet', True), ('mask_rcnn', False), ('list_neck', False)]
+)
+@torch.no_grad()
+def test_only_heads_that_are_known_meet_channels_last(kind, stays, wrap, build):
+    model = build(kind)
+    for _ in range(2):
+        put_channels_last(wrap(model))
+        # Smaller maps than the first are in both formats at once.
+        for each in model.extract_feat(IMAGES)[:3]:
+            assert in_channels_last(each) if stays else each.is_contiguous()
+    neck = model.neck[0] if kind == 'list_neck' else model.neck
+    assert len(neck._forward_hooks) == (0 if stays else 1)
+
+
+@torch.no_grad()
+def test_what_is_derived_from_a_known_part_is_left_alone(build):
+    class OwnFPN(FPN):
+        pass
+
+    model = build('retinanet')
+    model.neck.__class__ = OwnFPN
+    put_channels_last(model)
+    assert all(each.is_contiguous() for each in model.extract_feat(IMAGES))
+
+
+@torch.no_grad()
+def test_deformable_convolutions_inside_keep_their_weights_contiguous():
+    neck = FPN([4, 8], 16, 2, conv_cfg=dict(type='DCNv2')).eval()
+    maps = (torch.rand(2, 4, 12, 16), torch.rand(2, 8, 6, 8))
+    expected = neck(maps)
+    assert_same(switch_to_deploy(neck)(maps), expected)
+
+
+def test_on_a_gpu_nothing_changes(build):
+    model = build('retinanet')
+    model.neck.to('meta')
+    put_channels_last(model)
+    assert model.bbox_head.retina_cls.weight.is_contiguous()
+
+
+X = torch.linspace(-1, 1, 2 * 8 * 12 * 15).sin().view(2, 8, 12, 15)
+OFFSET, MASK = torch.randn(2, 18, 12, 15), torch.rand(2, 9, 12, 15)
+REGIONS = torch.tensor([[0, 1.0, 2, 9, 10], [1, 0, 0, 14, 8]])
+ROTATED = torch.tensor([[0, 6.0, 6, 5, 8, 0.3], [1, 4, 7, 6, 3, 1.0]])
+OPERATORS = {
+    'RoIAlign': (lambda: ops.RoIAlign(4, 0.5), (X, REGIONS)),
+    'RoIAlign max': (lambda: ops.RoIAlign(4, 0.5, 2, 'max'), (X, REGIONS)),
+    'RoIAlignRotated': (lambda: ops.RoIAlignRotated(4, 0.5, 2), (X, ROTATED)),
+    'DeformConv2d': (lambda: ops.DeformConv2d(8, 6, 3, padding=1), (X, OFFSET)),
+    'DeformConv2dPack': (lambda: ops.DeformConv2dPack(8, 6, 3, padding=1), (X,)),
+    'ModulatedDeformConv2d': (
+        lambda: ops.ModulatedDeformConv2d(8, 6, 3, padding=1),
+        (X, OFFSET, MASK),
+    ),
+    'ModulatedDeformConv2dPack': (lambda: ops.ModulatedDeformConv2dPack(8, 6, 3, padding=1), (X,)),
+    'SAConv2d': (lambda: ops.SAConv2d(8, 6, 3, padding=1, use_deform=True), (X,)),
+    'PSAMask': (lambda: ops.PSAMask('collect', (7, 7)), (torch.randn(2, 49, 4, 4),)),
+}
+
+
+def in_other_memory(x: Tensor) -> Tensor:
+    """The same values, in channels last or as a part of a larger tensor."""
+    if x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return torch.cat([x, x], dim=1)[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize(('make', 'inputs'), OPERATORS.values(), ids=OPERATORS)
+def test_operators_of_mmcv_compute_the_same_in_any_memory(make: Callable, inputs: tuple):
+    torch.manual_seed(0)
+    plain = make()
+    guarded = expect_contiguous(expect_contiguous(nn.ModuleList([copy.deepcopy(plain)])))[0]
+    assert len(guarded._forward_pre_hooks) == 1
+    expected = plain(*inputs)
+    others = [in_other_memory(x) for x in inputs]
+    assert not any(x.is_contiguous() for x in others)
+    torch.testing.assert_close(guarded(*others), expected)
+    named = dict(zip(inspect.signature(plain.forward).parameters, others, strict=True))
+    torch.testing.assert_close(guarded(**named), expected)
 
 
 class SharedConv(nn.Module):

