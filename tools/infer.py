@@ -16,6 +16,7 @@ Exit code: 0 success; 1 nothing could be done, the message says why; 2 the comma
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from _requirements import explain_missing
@@ -79,24 +80,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--recursive', action='store_true', help='search folders in folders too')
 
     output = parser.add_argument_group('output')
-    output.add_argument(
-        '--out-dir', metavar='DIR', help="default: outputs/, and in it the config's name"
-    )
+    default = "default: outputs/, and in it the config's name"
+    output.add_argument('--out-dir', metavar='DIR', help=default)
     existing = output.add_mutually_exclusive_group()
     existing.add_argument(
-        '--skip-existing',
-        action='store_const',
-        dest='existing',
-        const='skip',
-        default='refuse',
-        help='leave out inputs that have results',
+        '--skip-existing', action='store_true', help='leave out inputs that have results'
     )
     existing.add_argument(
-        '--overwrite',
-        action='store_const',
-        dest='existing',
-        const='overwrite',
-        help='replace the results of inputs that have some',
+        '--overwrite', action='store_true', help='replace the results of inputs that have some'
     )
     output.add_argument('--data-only', action='store_true', help='no drawings')
     output.add_argument('--no-data', action='store_true', help='only drawings')
@@ -108,28 +99,23 @@ def parse_args() -> argparse.Namespace:
         help='colors: coco, voc, cityscapes, ade20k, ..., or a text file with the color of a class '
         "a line, as '230 80 50' or '#e65032' (default: the model's)",
     )
-
     selection = parser.add_argument_group('selection')
     selection.add_argument(
         '--score-thr',
-        type=score,
+        type=number(0, 1),
         default=0.3,
         metavar='SCORE',
         help='leave out detections below this, of drawings and data (default: 0.3; at most 0.05 '
         'to compute AP from the data)',
     )
-    selection.add_argument(
-        '--classes', nargs='+', metavar='NAME', help='these classes only (default: all)'
-    )
+    selection.add_argument('--classes', nargs='+', metavar='NAME', help='only these (default: all)')
 
     video = parser.add_argument_group('videos and cameras')
+    video.add_argument('--every', type=positive, default=1, metavar='N', help='every Nth frame')
     video.add_argument(
-        '--every', type=positive, default=1, metavar='N', help='take every Nth frame (default: 1)'
+        '--start', type=number(0, 1e9), default=0.0, metavar='SECONDS', help='from here on'
     )
-    video.add_argument(
-        '--start', type=seconds, default=0.0, metavar='SECONDS', help='default: the beginning'
-    )
-    video.add_argument('--end', type=seconds, metavar='SECONDS', help='default: the end')
+    video.add_argument('--end', type=number(0, 1e9), metavar='SECONDS', help='up to here')
     video.add_argument(
         '--policy',
         choices=('latest', 'all'),
@@ -137,7 +123,6 @@ def parse_args() -> argparse.Namespace:
         help='cameras and live streams: latest drops frames there is no time for and counts them, '
         'all drops none and may fall behind (default: latest)',
     )
-
     speed = parser.add_argument_group('speed')
     speed.add_argument(
         '--batch-size',
@@ -155,10 +140,10 @@ def parse_args() -> argparse.Namespace:
         '.xml twice as fast, and checkpoints faster at 512x512 and above',
     )
     add_no_deploy(speed)
-
     add_trust_checkpoint(parser)
     add_cfg_options(parser, 'model.test_cfg.score_thr=0.01')
     args = parse(parser, parser.parse_intermixed_args)
+    args.existing = 'skip' if args.skip_existing else 'overwrite' if args.overwrite else 'refuse'
     args.checkpoint = None if is_exported(args.model) else args.inputs.pop(0)
     if not args.inputs:
         parser.error('there is no INPUT after the model: give CONFIG CHECKPOINT INPUT')
@@ -169,20 +154,15 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def seconds(text: str) -> float:
-    """A time from 0 on."""
-    number = float(text)
-    if not 0 <= number < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text} is not 0 or more')
-    return number
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A type for argparse: a number in this range."""
 
+    def parse_number(text: str) -> float:
+        if not low <= float(text) <= high:
+            raise argparse.ArgumentTypeError(f'{text} is not from {low} to {high:g}')
+        return float(text)
 
-def score(text: str) -> float:
-    """A number from 0 to 1."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f'{text} is not from 0 to 1')
-    return number
+    return parse_number
 
 
 def main() -> int:
@@ -210,10 +190,6 @@ def infer(args: argparse.Namespace) -> int:
     folder = Path(args.out_dir or Path('outputs', Path(args.model).stem))
     parts = ['drawn'] * (not args.data_only) + ['data'] * (not args.no_data)
     jobs, num_skipped = plan_jobs(listed, folder, args.existing, parts)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f'--out-dir {folder} cannot be written: {error.strerror}') from error
     window = None
     if args.show:
         from backbones.inference.window import Window
@@ -230,6 +206,10 @@ def infer(args: argparse.Namespace) -> int:
         palette=args.palette,
         cfg_options=args.cfg_options,
     )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f'--out-dir {folder} cannot be written: {error.strerror}') from error
     try:
         writer = Writer(folder, inferencer, parts, legend=not args.no_legend)
         clip = Clip(args.every, args.start, args.end, args.policy)
