@@ -18,8 +18,9 @@ from .exported_file import is_exported
 from .exported_model import ExportedModel
 from .frame import Frame
 from .inputs import Input, list_inputs
+from .model import TorchModel
 from .palette import choose_palette
-from .pipeline import Model, Pipeline, Predicted
+from .pipeline import Pipeline, Predicted
 from .reading import Clip, Closed, Opened, read_inputs
 from .results import Detections, Segmentation
 
@@ -111,12 +112,15 @@ class Inferencer:
         palette: str | None = None,
         cfg_options: dict[str, Any] | None = None,
     ) -> None:
-        if is_exported(config):
-            model = load_exported(str(config), device, amp, not deploy or bool(cfg_options))
-        else:
-            from .model import TorchModel
-
+        if not is_exported(config):
             model = TorchModel(str(config), str(checkpoint), device, amp, deploy, cfg_options)
+        elif cfg_options or not deploy:
+            raise ConfigError(
+                f'{config} is exported: its folding and config were settled then, with the options '
+                'of export.py'
+            )
+        else:
+            model = ExportedModel(str(config), device, amp)
         self.task, self.classes = model.task, model.classes
         colors = choose_palette(palette, model.classes, model.palette)
         self.visualizer = Visualizer(self.classes, colors)
@@ -191,27 +195,6 @@ def labels_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] 
             f'{", ".join(map(repr, classes))}'
         )
     return [label for label, name in enumerate(classes) if name in names]
-
-
-def load_exported(path: str, device: str | None, amp: bool, has_options: bool) -> Model:
-    """A model from an exported file.
-
-    Args:
-        path: The file.
-        device: Where it runs.
-        amp: Mixed precision.
-        has_options: Whether the user asks for another folding or config.
-
-    Raises:
-        ConfigError: Of these options, or there is no such device or no mixed precision.
-        ExportError: It cannot be run, or was not written by our tool.
-    """
-    if has_options:
-        raise ConfigError(
-            f'{path} is exported: its folding and config were settled then, with the options of '
-            'export.py'
-        )
-    return ExportedModel(path, device, amp)
 
 
 def read_input(
