@@ -202,7 +202,7 @@ def read_input(
 ) -> Iterator[Frame | Opened | Closed]:
     """The frames of one input: a path or an array."""
     if isinstance(given, np.ndarray):
-        job = Input(f'array {number}', f'array_{number}')
+        job = Input(f'array {number}')
         if given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8 or not given.size:
             problem = (
                 f'is of shape {given.shape} and type {given.dtype}; images are (height, width, '

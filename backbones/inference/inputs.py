@@ -24,14 +24,13 @@ class Input:
     Attributes:
         path: A path without needless parts (``photos/a.jpg`` for ``./photos//a.jpg``), a URL, or
             ``webcam:N``.
-        name: What to call its results by: its path below the folder that was given, or below the
-            fixed part of a glob; for a file that was named, its name; else ``path``.
+        name: What its results are called, once that is known; see ``output_paths``.
         found: Whether it was found in a folder or by a glob, and not named by the user.
         problem: Why there is nothing to open, to stand behind the path; None if there may be.
     """
 
     path: str
-    name: str
+    name: str = ''
     found: bool = False
     problem: str | None = None
 
@@ -122,10 +121,10 @@ def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:
         # Not splitlines(), which splits at characters that names may have.
         paths = [path for line in stdin if (path := line.rstrip('\r\n')).strip()]
     except UnicodeDecodeError as error:
-        yield Input('-', '-', problem=f'standard input is no list of paths: {error}')
+        yield Input('-', problem=f'standard input is no list of paths: {error}')
         return
     if not paths:
-        yield Input('-', '-', problem='standard input has no paths in it')
+        yield Input('-', problem='standard input has no paths in it')
     for path in paths:
         yield from _list(path, recursive)
 
@@ -133,7 +132,7 @@ def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:
 def _list(given: str, recursive: bool) -> Iterator[Input]:
     scheme = find_scheme(given)
     if is_live(given) or scheme in WEB_SCHEMES:
-        yield Input(given, given)
+        yield Input(given)
     elif scheme:
         yield from _list_storage(given, recursive)
     else:
@@ -145,71 +144,69 @@ def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
     try:
         storage, path = fsspec.core.url_to_fs(url)
         if is_glob(path):
-            base, paths = _fixed_part(path), storage.glob(path)
+            paths = storage.glob(path)
         elif storage.isdir(path):
-            base, paths = path, storage.find(path, maxdepth=None if recursive else 1)
+            paths = storage.find(path, maxdepth=None if recursive else 1)
         else:
-            yield Input(url, os.path.basename(path))
+            yield Input(url)
             return
     # Each storage has errors of its own.
     except Exception as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
-        yield Input(url, url, problem=f'cannot be listed: {reason}')
+        yield Input(url, problem=f'cannot be listed: {reason}')
         return
-    names = {os.path.relpath(path, base): path for path in paths}
-    for name in sorted(filter(_is_wanted, names), key=_natural):
-        yield Input(storage.unstrip_protocol(names[name]), name, found=True)
-    if not names:
-        yield Input(url, url, problem='has no files in it')
+    paths = sorted(filter(_is_wanted, paths), key=_natural)
+    if not paths:
+        yield Input(url, problem='has no files in it')
+    for path in paths:
+        yield Input(storage.unstrip_protocol(path), found=True)
 
 
 def _list_local(given: str, recursive: bool) -> Iterator[Input]:
-    name = os.path.basename(os.path.abspath(given)) if given else given
     try:
         is_folder = stat.S_ISDIR(os.stat(given).st_mode)
     except (OSError, ValueError) as error:
         if is_glob(given) and not isinstance(error, PermissionError):
             yield from _list_glob(given, recursive)
         else:
-            yield Input(given, name, problem=explain_missing(given, error))
+            yield Input(given, problem=explain_missing(given, error))
         return
     if not is_folder:
-        yield Input(given, name)
+        yield Input(given)
         return
-    files = list(_walk(given, '', recursive))
+    files = list(_walk(given, recursive))
     if not files:
         hint = '' if recursive else '; folders in it are searched with --recursive'
-        yield Input(given, name, problem=f'is a folder without files{hint}')
+        yield Input(given, problem=f'is a folder without files{hint}')
     yield from files
 
 
 def _list_glob(pattern: str, recursive: bool) -> Iterator[Input]:
-    base = Path(_fixed_part(pattern))
-    parts = Path(pattern).parts[len(base.parts) :]
+    anchor = Path(pattern).anchor
+    parts = Path(pattern).relative_to(anchor).parts
     if parts[-1] == '**':
         parts = (*parts, '*')
     try:
         # Not glob.glob: it follows links, and two that lead in circles keep it busy for ever.
-        paths = {path.relative_to(base).as_posix(): path for path in base.glob('/'.join(parts))}
+        paths = list(map(str, Path(anchor).glob('/'.join(parts))))
     except (OSError, ValueError, NotImplementedError) as error:
-        yield Input(pattern, pattern, problem=f'cannot be searched: {error}')
+        yield Input(pattern, problem=f'cannot be searched: {error}')
         return
-    if not any(part.startswith('.') for part in parts):
-        paths = {name: path for name, path in paths.items() if not _is_hidden(name)}
+    if not _is_hidden(pattern):
+        paths = [path for path in paths if not _is_hidden(path)]
     if not paths:
-        yield Input(pattern, pattern, problem='does not exist, and as a glob fits no file')
-    for name in sorted(paths, key=_natural):
-        if not paths[name].is_dir():
-            yield Input(str(paths[name]), name, found=True)
+        yield Input(pattern, problem='does not exist, and as a glob fits no file')
+    for path in sorted(paths, key=_natural):
+        if not os.path.isdir(path):
+            yield Input(path, found=True)
         elif '**' not in parts:
-            yield from _walk(str(paths[name]), f'{name}/', recursive)
+            yield from _walk(path, recursive)
 
 
-def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[Input]:
+def _walk(folder: str, recursive: bool) -> Iterator[Input]:
     """Files of a folder, each folder once, whatever links lead in circles."""
     seen, errors = set(), []
     for path, folders, files in os.walk(folder, onerror=errors.append, followlinks=True):
-        below = '' if path == folder else f'{os.path.relpath(path, folder)}/'
         real = os.path.realpath(path)
         if real in seen:
             folders.clear()
@@ -218,18 +215,18 @@ def _walk(folder: str, prefix: str, recursive: bool) -> Iterator[Input]:
         folders[:] = [name for name in folders if recursive and not _is_hidden(name)]
         folders.sort(key=_natural)
         for name in sorted(filter(_is_wanted, files), key=_natural):
-            yield Input(os.path.join(path, name), f'{prefix}{below}{name}', found=True)
+            yield Input(os.path.join(path, name), found=True)
     for error in errors:
         problem = f'is a folder that cannot be searched: {error.strerror}'
-        yield Input(error.filename, os.path.basename(error.filename), problem=problem)
+        yield Input(error.filename, problem=problem)
 
 
-def _is_wanted(name: str) -> bool:
-    return not _is_hidden(name) and not name.lower().endswith(DATA_SUFFIXES)
+def _is_wanted(path: str) -> bool:
+    return not _is_hidden(path) and not path.lower().endswith(DATA_SUFFIXES)
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith('.') for part in name.split('/'))
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith('.') and part.strip('.') for part in Path(path).parts)
 
 
 def is_glob(path: str) -> bool:
@@ -237,14 +234,7 @@ def is_glob(path: str) -> bool:
     return re.search(r'[*?[]', path) is not None
 
 
-def _fixed_part(pattern: str) -> str:
-    """The folders of a glob in front of the first wildcard."""
-    parts = Path(pattern).parts
-    fixed = next(index for index, part in enumerate(parts) if is_glob(part))
-    return str(Path(*parts[:fixed]))
-
-
-def _natural(name: str) -> tuple:
+def _natural(path: str) -> tuple:
     """Sorts names as people do: numbers by their value."""
-    parts = re.split(r'([0-9]+)', name.casefold())
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+    parts = re.split(r'([0-9]+)', path.casefold())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path

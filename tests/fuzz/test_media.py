@@ -41,7 +41,7 @@ def small_limit() -> Iterator[None]:
 
 def read(path: Path, clip: Clip) -> None:
     """Read a file as infer.py does."""
-    for item in islice(read_inputs([Input(str(path), 'name')], clip, Event()), MOST_FRAMES):
+    for item in islice(read_inputs([Input(str(path))], clip, Event()), MOST_FRAMES):
         if isinstance(item, Frame):
             try:
                 picture = item.load()

@@ -533,7 +533,7 @@ def test_a_full_disk(last, models, media, call, small_disk, tmp_path, monkeypatc
 class TestLive:
     def test_rtsp(self, models, call, tmp_path):
         out = tmp_path / 'out'
-        with RtspServer('tcp', num_frames=40) as server:
+        with RtspServer(num_frames=40) as server:
             code, said = call(*models['fpn'], server.url, '--out-dir', out, '--end', 1)
         assert code == 0, said
         (record,) = read_lines(out)
