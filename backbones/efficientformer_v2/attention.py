@@ -205,19 +205,10 @@ def attend_in_parts(
 ) -> Tensor:
     """Attend with as many queries at a time as SCORE_BUDGET has room for.
 
-    They are split only where no gradient is needed, since that would take the scores of all queries
-    again.
-
-    Args:
-        attend: Maps tokens of queries, keys and values (batch, num_heads, tokens, dim), and the
-            bias of these queries, to their results.
-        q: (batch, num_heads * key_dim, query rows, query columns); k and v likewise.
-        k: Keys.
-        v: Values.
-        bias: Of all queries, as :class:`RelativePositionBias` returns it.
-
-    Returns:
-        (batch, num_heads * value_dim, query rows, query columns).
+    They are split only where no gradient is needed, which would take the scores of all queries
+    again. ``attend`` maps tokens (batch, num_heads, tokens, dim) of queries, keys and values, and
+    the bias of these queries, to their results. q, k, v and the returned results are feature maps,
+    ``bias`` is what :class:`RelativePositionBias` returns.
     """
     num_heads = bias.shape[0]
     height, width = q.shape[2:]

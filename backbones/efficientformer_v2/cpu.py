@@ -123,14 +123,11 @@ STRIP_BUDGET = 6 * 2**20
 
 
 def in_strips(part: Callable[[Tensor], Tensor], x: Tensor, max_channels: int) -> Tensor:
-    """``part(x)``, strip by strip where all of x at once would take too much.
+    """``part(x)`` for an x in channels last, strip by strip where all at once would take too much.
 
-    Args:
-        part: Maps (batch, channels, height, width) to the same shape. A pixel's result depends on
-            the pixel and its eight neighbours; beyond the edges it takes zeros for them. Needs no
-            gradient.
-        x: Channels last.
-        max_channels: Channels of the widest map inside ``part``.
+    ``part`` keeps the shape and needs no gradient. A pixel's result depends on the pixel and its
+    eight neighbours, which are zeros beyond the edges. ``max_channels`` are those of the widest
+    map inside it.
     """
     height, width = x.shape[2:]
     max_rows = max(1, STRIP_BUDGET // (x.element_size() * max_channels * width))
@@ -171,20 +168,15 @@ def add_attention(
     """x plus the result of attention, as two grouped convolutions with keys and values as weights.
 
     Args:
-        x: (batch, num_heads * value_dim, query rows, query columns), overwritten if it is
-            channels last.
+        x: (batch, num_heads * value_dim, query rows, query columns). What is returned has its
+            shape, is in channels last, and may lie in its memory.
         q: Queries, scaled already, (batch, num_heads * key_dim, query rows, query columns).
         k: Keys, (batch, num_heads * key_dim, height, width).
         v: Values, (batch, num_heads * value_dim, height, width).
-        bias: (num_heads, query rows, query columns, height, width), with the keys from last to
-            first.
+        bias: (num_heads, query rows, query columns, height, width), keys from last to first.
         talking_heads: Weights (num_heads, num_heads) that mix the heads before and after the
-            softmax. Default: the heads stay as they are.
-        constant: Added to the result of every query, (batch, num_heads * value_dim).
-            Default: nothing.
-
-    Returns:
-        Of the shape of x, channels last.
+            softmax, if they are to be mixed.
+        constant: What to add to the result of every query, (batch, num_heads * value_dim).
     """
     x = x.contiguous(memory_format=torch.channels_last)
     num_heads, rows, columns, height, width = bias.shape

@@ -34,11 +34,9 @@ class RelativePositionBias(nn.Module):
         self._kept: tuple[tuple, Tensor] | None = None
 
     def forward(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """Bias of all queries for keys on ``grid`` (height, width), in the scores' data type.
+        """Bias (num_heads, query rows, query columns, *grid) for keys on ``grid`` (height, width).
 
-        Returns:
-            (num_heads, query rows, query columns, *grid), with the keys from last to first. With
-            'offset' a view of a table twice as wide and high, see :func:`look_up`.
+        The keys are from last to first, see :func:`look_up`; ``dtype`` is that of the scores.
         """
         if self.training or torch.is_grad_enabled() or is_compiling():
             return self._look_up(grid, dtype)
