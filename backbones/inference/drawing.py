@@ -250,12 +250,7 @@ def draw_label(drawing: np.ndarray, text: np.ndarray, corner: tuple[int, int], c
 
 
 def clip_boxes(boxes: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes in whole pixels, inside the image, and the indices of the visible ones.
-
-    Returns:
-        (N, 4), int64: left, top, right, bottom, the last two exclusive, at least a pixel apart;
-        and up to N indices.
-    """
+    """Boxes in whole pixels, inside the image, at least one wide; the indices of visible ones."""
     height, width = image.shape[:2]
     corners = boxes.astype(np.float64).reshape(-1, 2, 2)
     start, end = corners.min(axis=1), corners.max(axis=1)
@@ -350,15 +345,7 @@ def has_room_for_text(image: np.ndarray) -> bool:
 
 
 def assign_shades(boxes: np.ndarray, labels: np.ndarray) -> list[int]:
-    """A shade for each object: another one than those of its class that touch it.
-
-    Args:
-        boxes: (N, 4): left, top, right, bottom.
-        labels: (N,).
-
-    Returns:
-        N numbers for :func:`shade_of`; 0 where nothing of the class is near.
-    """
+    """For :func:`shade_of`: other shades for objects of one class that touch, else the first."""
     shades = np.zeros(len(boxes), np.int64)
     if len(boxes) < 2:
         return shades.tolist()
@@ -375,7 +362,7 @@ def assign_shades(boxes: np.ndarray, labels: np.ndarray) -> list[int]:
 
 
 def shade_of(color: BGR, shade: int) -> BGR:
-    """A color that is still seen to be of its class, but not the same."""
+    """A variant of a color, close enough to recognize the class."""
     hue_shift, white, black = SHADES[shade]
     if not shade:
         return color

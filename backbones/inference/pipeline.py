@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from queue import Queue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -40,17 +41,21 @@ class Model(Protocol):
 
 @dataclass
 class Predicted:
-    """A frame with the model's prediction, or with an error.
+    """A frame on its way through the pipeline: at its end with a prediction or an error.
 
     Attributes:
         frame: The frame.
         image: (height, width, 3), uint8, BGR; None where it could not be read.
-        prediction: The model's prediction, or None.
-        error: What was raised, or None.
+        inputs: What ``preprocess`` returned, for the model.
+        raw: What ``predict`` returned.
+        prediction: What ``postprocess`` returned.
+        error: What was raised on the way, or None.
     """
 
     frame: Frame
     image: np.ndarray | None = None
+    inputs: dict[str, Any] | None = None
+    raw: Any = None
     prediction: Detections | Segmentation | None = None
     error: Exception | None = None
 
@@ -65,24 +70,6 @@ def describe(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return 'there is not enough memory for it'
     return str(error).strip().split('\n')[0]
-
-
-@dataclass
-class _Preprocessed:
-    frame: Frame
-    image: np.ndarray
-    inputs: dict[str, Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.inputs['inputs'].shape)
-
-
-@dataclass
-class _Raw:
-    frame: Frame
-    image: np.ndarray
-    raw: Any
 
 
 class Pipeline:
@@ -120,11 +107,9 @@ class Pipeline:
         budget = MemoryBudget(IMAGE_BUDGET)
         with ThreadPoolExecutor(self.threads, thread_name_prefix='frames') as executor:
             inputs = Overlapped(self._preprocess, _within(budget, items), executor, self.ahead)
+            outputs = self._predict(inputs)
             finished = Overlapped(
-                lambda item: self._finish(item, finish),
-                self._predict(inputs),
-                executor,
-                self.ahead,
+                partial(self._finish, finish=finish), outputs, executor, self.ahead
             )
             try:
                 for num_bytes, result in finished:
@@ -137,64 +122,62 @@ class Pipeline:
                 inputs.close()
                 finished.close()
 
-    def _preprocess(self, item: Frame | Marker) -> _Preprocessed | Predicted | Marker:
+    def _preprocess(self, item: Frame | Marker) -> Predicted | Marker:
         if not isinstance(item, Frame):
             return item
         item.started = time.perf_counter()
-        image = None
+        predicted = Predicted(item)
         try:
-            image = item.load()
-            return _Preprocessed(item, image, self.model.preprocess(image))
+            predicted.image = item.load()
+            predicted.inputs = self.model.preprocess(predicted.image)
         except IMAGE_ERRORS as error:
-            return Predicted(item, image, error=error)
+            predicted.error = error
+        return predicted
 
-    def _predict(self, inputs: 'Overlapped') -> Iterator[_Raw | Predicted | Marker]:
+    def _predict(self, items: 'Overlapped') -> Iterator[Predicted | Marker]:
         """Batch what is ready; nothing waits for a batch to fill."""
-        batch: list[_Preprocessed] = []
-        for item in inputs:
-            joins = isinstance(item, _Preprocessed)
-            if batch and not (joins and item.shape == batch[0].shape):
+        batch: list[Predicted] = []
+        for item in items:
+            joins = isinstance(item, Predicted) and not item.error
+            if batch and not (joins and shape_of(item) == shape_of(batch[0])):
                 yield from self._predict_batch(batch)
                 batch = []
             if not joins:
                 yield item
                 continue
             batch.append(item)
-            if len(batch) == self.batch_size or not inputs.is_next_ready():
+            if len(batch) == self.batch_size or not items.is_next_ready():
                 yield from self._predict_batch(batch)
                 batch = []
 
-    def _predict_batch(self, batch: list[_Preprocessed]) -> Iterator[_Raw | Predicted]:
+    def _predict_batch(self, batch: list[Predicted]) -> Iterator[Predicted]:
         try:
             with self.model_clock.running(len(batch)):
                 raws = self.model.predict([item.inputs for item in batch])
         except IMAGE_ERRORS as error:
-            if len(batch) == 1:
-                yield Predicted(batch[0].frame, batch[0].image, error=error)
-            else:
+            if len(batch) > 1:
                 # Memory may be short, or a single image at fault.
                 for item in batch:
                     yield from self._predict_batch([item])
-            return
+                return
+            raws, batch[0].error = [None], error
         for item, raw in zip(batch, raws, strict=True):
-            yield _Raw(item.frame, item.image, raw)
+            item.inputs, item.raw = None, raw
+            yield item
 
     def _finish(
-        self, item: _Raw | Predicted | Marker, finish: Callable[[Predicted], Result]
+        self, item: Predicted | Marker, finish: Callable[[Predicted], Result]
     ) -> tuple[int | None, Result | Marker]:
-        if not isinstance(item, _Raw | Predicted):
+        if not isinstance(item, Predicted):
             return None, item
         with self.finishing_clock.running():
-            if isinstance(item, _Raw):
-                item = self._postprocess(item)
+            try:
+                if not item.error:
+                    item.prediction = self.model.postprocess(item.raw, item.image.shape[:2])
+            except IMAGE_ERRORS as error:
+                item.error = error
+            item.raw = None
             return item.frame.num_bytes, finish(item)
-
-    def _postprocess(self, item: _Raw) -> Predicted:
-        try:
-            prediction = self.model.postprocess(item.raw, item.image.shape[:2])
-        except IMAGE_ERRORS as error:
-            return Predicted(item.frame, item.image, error=error)
-        return Predicted(item.frame, item.image, prediction)
 
 
 class Clock:
@@ -336,3 +319,8 @@ def _within(budget: MemoryBudget, items: Iterable[Frame | Marker]) -> Iterator[F
         if isinstance(item, Frame):
             budget.take(2 * item.num_bytes)
         yield item
+
+
+def shape_of(item: Predicted) -> tuple[int, ...]:
+    """The size of the network's input."""
+    return tuple(item.inputs['inputs'].shape)

@@ -22,15 +22,9 @@ NO_FONTS = {'Last Resort High-Efficiency'}
 
 @lru_cache(maxsize=1024)
 def render_text(text: str, size: int) -> np.ndarray:
-    """The bitmap of one line of text.
+    """One line of text as a bitmap, (height, width), uint8, read-only: 255 inside letters.
 
-    Args:
-        text: Anything; line breaks and other white space become single spaces.
-        size: Height of the font in pixels.
-
-    Returns:
-        (height, width), uint8, read-only: 255 where a letter covers a pixel wholly. All texts of
-        one size have the same height and base line.
+    All texts of one size, in pixels, have the same height and base line.
     """
     text = one_line(text)
     font = load_font(font_for(text), size)
@@ -45,11 +39,7 @@ def render_text(text: str, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def fit_text(text: str, size: int, max_width: int) -> str:
-    """The text, or as much of its beginning as fits into this many pixels with an ellipsis.
-
-    Returns:
-        The text; the empty one where not even a letter and the ellipsis fit.
-    """
+    """The text, or as much of its beginning as fits with an ellipsis; '' where nothing does."""
     text = one_line(text)
     if text_width(text, size) <= max_width:
         return text
