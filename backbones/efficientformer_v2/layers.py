@@ -1,4 +1,4 @@
-"""Everything in EfficientFormerV2 that is not attention, and what torch has to be asked for it.
+"""Everything in EfficientFormerV2 that is not attention, and what its parts ask of torch.
 
 All feature maps are (batch, channels, height, width).
 """

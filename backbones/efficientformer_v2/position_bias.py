@@ -31,7 +31,7 @@ class RelativePositionBias(nn.Module):
         self.query_stride = query_stride
         self.resize = resize
         self.table = nn.Parameter(torch.zeros(num_heads, *table_size))
-        self._kept: tuple[tuple, Tensor] | None = None
+        self._cached: tuple[tuple, Tensor] | None = None
 
     def forward(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Bias (num_heads, query rows, query columns, *grid) for keys on ``grid`` (height, width).
@@ -41,13 +41,13 @@ class RelativePositionBias(nn.Module):
         if self.training or torch.is_grad_enabled() or is_compiling():
             return self._look_up(grid, dtype)
         described = (tuple(grid), dtype, self.table.device, *version_of(self.table))
-        if self._kept is None or self._kept[0] != described:
-            self._kept = described, self._look_up(grid, dtype)
-        return self._kept[1]
+        if self._cached is None or self._cached[0] != described:
+            self._cached = described, self._look_up(grid, dtype)
+        return self._cached[1]
 
     def train(self, mode: bool = True) -> 'RelativePositionBias':
         # Writing to a parameter's `data`, as moving averages do, leaves no trace in its version.
-        self._kept = None
+        self._cached = None
         return super().train(mode)
 
     def _look_up(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -66,7 +66,7 @@ class RelativePositionBias(nn.Module):
         if loaded is not None and loaded.dim() == 3 and len(loaded) == len(self.table):
             state_dict[key] = resize_table(loaded, self.table.shape[1:])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._kept = None
+        self._cached = None
 
 
 def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:

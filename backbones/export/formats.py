@@ -117,7 +117,7 @@ def biases_as_constants(model: nn.Module, example: Tensor) -> Iterator[None]:
     """Relative position biases as they are for the size of an example."""
     model(example)
     kept = {
-        module: module._kept[1].contiguous()
+        module: module._cached[1].contiguous()
         for module in model.modules()
         if isinstance(module, RelativePositionBias)
     }

@@ -156,7 +156,7 @@ def test_every_query_is_in_one_part(grid, most, monkeypatch):
     assert seen == list(range(rows * columns))
 
 
-def test_bias_is_kept_at_inference_and_made_anew_when_the_table_changes():
+def test_bias_is_cached_at_inference_until_the_table_changes():
     bias = bias_with_random_table((4, 4))
     with torch.no_grad():
         first = bias((5, 5), torch.float32)
@@ -178,7 +178,7 @@ def test_bias_is_kept_at_inference_and_made_anew_when_the_table_changes():
     assert bias((5, 5), torch.float32).requires_grad
 
 
-def test_bias_kept_in_inference_mode_does_not_leak_into_training():
+def test_bias_cached_in_inference_mode_does_not_leak_into_training():
     bias = bias_with_random_table((4, 4))
     with torch.inference_mode():
         bias((5, 5), torch.float32)
