@@ -79,7 +79,7 @@ def draw_comparison(
     size = font_size(image)
     if 'pred_sem_seg' in sample:
         both = [Segmentation(to_map(sample.gt_sem_seg)), Segmentation(to_map(sample.pred_sem_seg))]
-        drawings = [visualizer.draw_segmentation(image, one, legend='none') for one in both]
+        drawings = [visualizer.draw_segmentation(image, one, legend=False) for one in both]
         shares: dict[int, float] = {}
         for one in both:
             for label, share in visualizer.class_shares(one.seg_map).items():

@@ -1,7 +1,6 @@
 """Predictions drawn over their image, fast enough for every frame of a video."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -13,7 +12,6 @@ from .results import Detections, Segmentation
 from .text import fit_text, line_height, paint, render_text, rounded_box, text_width
 
 BGR = tuple[int, int, int]
-Legend = Literal['below', 'inside', 'none']
 
 # Pixels worked on at a time: temporary arrays of this size are small, and fit into the cache.
 STRIP_PIXELS = 1 << 18
@@ -53,9 +51,9 @@ class Visualizer:
         self.opacity = opacity
 
     def draw(
-        self, image: np.ndarray, prediction: Detections | Segmentation, legend: Legend = 'below'
+        self, image: np.ndarray, prediction: Detections | Segmentation, legend: bool = True
     ) -> np.ndarray:
-        """The prediction over the image; ``legend`` as in :meth:`draw_segmentation`."""
+        """The prediction drawn over the image; ``legend`` as in :meth:`draw_segmentation`."""
         if isinstance(prediction, Segmentation):
             return self.draw_segmentation(image, prediction, legend)
         return self.draw_detections(image, prediction)
@@ -99,25 +97,23 @@ class Visualizer:
         return render_text(name + score, size)
 
     def draw_segmentation(
-        self, image: np.ndarray, segmentation: Segmentation, legend: Legend = 'below'
+        self, image: np.ndarray, segmentation: Segmentation, legend: bool = True
     ) -> np.ndarray:
         """Every region in the color of its class, and which color means what.
 
         Args:
             image: (height, width, 3), uint8, BGR; not changed.
             segmentation: Pixels without a class keep the image's colors.
-            legend: 'below': in a band below the image, the largest class first, which makes the
-                drawing higher than the image; 'inside': over its lower left corner, in the order
-                of the classes; or 'none'.
+            legend: Whether to add a legend below the image, the largest class first, which makes
+                the drawing higher than the image.
 
         Returns:
             A new image.
         """
         height, width = image.shape[:2]
-        legend = legend if has_room_for_text(image) else 'none'
-        shares = {} if legend == 'none' else self.class_shares(segmentation.seg_map)
         band = np.empty((0, width, 3), np.uint8)
-        if legend == 'below':
+        if legend and has_room_for_text(image):
+            shares = self.class_shares(segmentation.seg_map)
             entries = [
                 Entry(self.class_names[label], self.colors[label], share)
                 for label, share in sorted(shares.items(), key=lambda item: -item[1])
@@ -127,8 +123,6 @@ class Visualizer:
         drawing[:height] = image
         drawing[height:] = band
         self._color_regions(drawing[:height], segmentation.seg_map)
-        if legend == 'inside':
-            self.draw_legend(drawing, sorted(shares))
         return drawing
 
     def draw_legend(self, drawing: np.ndarray, labels: Sequence[int]) -> None:

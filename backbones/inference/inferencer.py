@@ -60,7 +60,7 @@ class Result:
         """
         if self.prediction is None:
             raise InputError(f'{self.source} {self.problem}')
-        return self._visualizer.draw(self.image, self.prediction, 'below' if legend else 'none')
+        return self._visualizer.draw(self.image, self.prediction, legend)
 
 
 class Inferencer:

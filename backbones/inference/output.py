@@ -5,9 +5,8 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from uuid import uuid4
 
 import cv2
@@ -41,21 +40,14 @@ JPEG_QUALITY = 95
 MAX_JPEG_SIDE = 65_000
 
 
-@dataclass(frozen=True)
-class FinishedImage:
-    """The outcome of an image.
-
-    Attributes:
-        record: Its line in ``predictions.jsonl``.
-        drawing: Or None where nothing was drawn.
-    """
+class FinishedImage(NamedTuple):
+    """An image's line in ``predictions.jsonl``, and its drawing, or None where nothing is drawn."""
 
     record: dict[str, Any]
     drawing: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class FinishedFrame:
+class FinishedFrame(NamedTuple):
     """A frame of a video, ready to be appended to the video's files.
 
     Attributes:
@@ -140,7 +132,9 @@ class Writer:
         try:
             with raise_output_errors():
                 if self.draws:
-                    drawing = self._draw(predicted, 'below')
+                    drawing = self.visualizer.draw(
+                        predicted.image, predicted.prediction, self.legend
+                    )
                     record['drawn'] = self.relative(self._write_drawing(job, drawing))
                 if self.writes_data:
                     record['data'] = self.relative(self._write_data(job, predicted))
@@ -165,7 +159,7 @@ class Writer:
         drawing = shares = data = None
         if self.draws:
             # The legend needs the frames before this one: StreamWriter adds it.
-            drawing = self._draw(predicted, 'none')
+            drawing = self.visualizer.draw(predicted.image, prediction, legend=False)
             if is_segmentation and self.legend:
                 shares = self.visualizer.class_shares(prediction.seg_map)
         if self.writes_data and is_segmentation:
@@ -177,10 +171,6 @@ class Writer:
             results = coco_results(prediction, predicted.image.shape[:2], image, self.categories)
             data = to_json({'frame': index, 'time': timing.time, 'detections': results})
         return FinishedFrame(index, timing, None, drawing, shares, data)
-
-    def _draw(self, predicted: Predicted, legend: str) -> np.ndarray:
-        legend = legend if self.legend else 'none'
-        return self.visualizer.draw(predicted.image, predicted.prediction, legend)
 
     def _write_drawing(self, job: Input, drawing: np.ndarray) -> Path:
         suffix, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]

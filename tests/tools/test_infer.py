@@ -392,6 +392,12 @@ class TestParts:
             assert container.duration == pytest.approx(1_000_000, abs=60_000)
             assert container.streams.audio
 
+    def test_no_legend(self, models, call, tmp_path):
+        source = shutil.copy(PHOTOGRAPHS / 'rocket.jpg', tmp_path)
+        code, _ = call(*models['fpn'], source, '--out-dir', tmp_path, '--no-legend')
+        (drawn,) = (tmp_path / 'drawn').rglob('*.jpg')
+        assert code == 0 and cv2.imread(str(drawn)).shape == cv2.imread(source).shape
+
     def test_only_data(self, models, video, call, tmp_path):
         out = tmp_path / 'out'
         command = [*models['retinanet'], video, '--out-dir', out, '--data-only', '--score-thr', 0]

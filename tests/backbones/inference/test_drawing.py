@@ -237,7 +237,7 @@ def halves(height, width, dtype=np.uint8):
 def test_regions_are_blended_with_their_colors():
     image = np.full((120, 160, 3), 100, np.uint8)
     result = visualizer(opacity=0.25).draw_segmentation(
-        image, Segmentation(halves(120, 160)), 'none'
+        image, Segmentation(halves(120, 160)), False
     )
     assert np.abs(result[60, 20] - np.array([40, 30, 200]) * 0.25 - 75).max() <= 1
     assert np.abs(result[60, 140] - np.array([60, 180, 20]) * 0.25 - 75).max() <= 1
@@ -247,7 +247,7 @@ def test_regions_are_blended_with_their_colors():
 def test_what_was_not_asked_for_keeps_its_colors(dtype):
     image, seg_map = image_of(120, 160), halves(120, 160, dtype)
     seg_map[30:90, 40:120] = np.iinfo(dtype).max
-    result = visualizer().draw_segmentation(image, Segmentation(seg_map), 'none')
+    result = visualizer().draw_segmentation(image, Segmentation(seg_map), False)
     unasked = seg_map == np.iinfo(dtype).max
     assert np.array_equal(result[unasked], image[unasked])
     assert changed(image, result)[~unasked].mean() > 0.95
@@ -256,7 +256,7 @@ def test_what_was_not_asked_for_keeps_its_colors(dtype):
 def test_nothing_asked_for_leaves_the_image_as_it_is():
     image = image_of(120, 160)
     nothing = Segmentation(np.full((120, 160), 255, np.uint8))
-    for legend in ('below', 'inside', 'none'):
+    for legend in (True, False):
         assert np.array_equal(visualizer().draw_segmentation(image, nothing, legend), image)
 
 
@@ -289,8 +289,8 @@ def test_work_in_strips_shows_no_seams(monkeypatch, side):
 
 def test_the_legend_below_leaves_the_image_alone():
     image, segmentation = image_of(240, 320), Segmentation(halves(240, 320))
-    alone = visualizer().draw_segmentation(image, segmentation, 'none')
-    result = visualizer().draw_segmentation(image, segmentation, 'below')
+    alone = visualizer().draw_segmentation(image, segmentation, False)
+    result = visualizer().draw_segmentation(image, segmentation)
     assert result.shape[0] > 240 and result.shape[1] == 320
     assert np.array_equal(result[:240], alone)
 
@@ -317,8 +317,9 @@ def test_the_legend_below_names_the_classes_that_are_there_the_largest_first():
 def test_the_legend_inside_takes_the_lower_left_corner_only():
     image, seg_map = image_of(240, 320), np.full((240, 320), 2, np.uint8)
     seg_map[:20] = 0
-    alone = visualizer().draw_segmentation(image, Segmentation(seg_map), 'none')
-    result = visualizer().draw_segmentation(image, Segmentation(seg_map), 'inside')
+    alone = visualizer().draw_segmentation(image, Segmentation(seg_map), False)
+    result = alone.copy()
+    visualizer().draw_legend(result, [0, 2])
     assert result.shape == image.shape
     rows, columns = np.nonzero(changed(alone, result))
     assert rows.min() > 120 and columns.max() < 160
@@ -334,15 +335,16 @@ def test_a_legend_of_hundreds_of_classes_is_cut():
     everything = Segmentation(np.arange(62500, dtype=np.uint32).reshape(250, 250) % 250)
     everything = Segmentation(everything.seg_map.astype(np.uint8))
     assert 250 < crowded.draw_segmentation(image, everything).shape[0] <= 375
-    assert crowded.draw_segmentation(image, everything, 'inside').shape == image.shape
+    crowded.draw_legend(image, range(250))
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 60), (60, 1), (80, 80), (90, 2000), (2000, 90)])
-@pytest.mark.parametrize('legend', ['below', 'inside', 'none'])
+@pytest.mark.parametrize('legend', [True, False])
 def test_a_segmentation_of_any_size(shape, legend):
     one = Visualizer(['a name that is far too long for a small image'], PALETTE[:1])
     image = image_of(*shape)
     result = one.draw_segmentation(image, Segmentation(np.zeros(shape, np.uint8)), legend)
+    one.draw_legend(image.copy(), [0])
     assert result.shape[1] == shape[1] and result.shape[0] >= shape[0]
     assert changed(image, result[: shape[0]]).any()
 
