@@ -29,18 +29,18 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
-from .efficientformer_v2.checkpoint_keys import (
-    WRAPPERS,
-    check_nan,
-    enumerate_keys,
-    layout_of,
-    tensors_of,
-)
+from .efficientformer_v2 import checkpoint_keys
 from .errors import CheckpointError, import_optional
 
 MapLocation = str | torch.device | Callable | None
 
 TIMM_NAMES = tuple(f'efficientformerv2_{arch}.snap_dist_in1k' for arch in ('s0', 's1', 's2', 'l'))
+HOW_TO_GET_THEM = (
+    f'The names are {", ".join(f"timm://{name}" for name in TIMM_NAMES)}. What was fetched once is '
+    'kept in the cache of huggingface_hub and needs no connection (HF_HOME moves it). Without a '
+    'connection, copy a model.safetensors or .pth here by other means and give its path instead, '
+    'for training: --cfg-options model.backbone.init_cfg.checkpoint=PATH'
+)
 
 # Schemes that mmengine resolves to a URL, and those whose clients would read without protection.
 MODEL_ZOOS = ('torchvision', 'modelzoo', 'open-mmlab', 'openmmlab', 'mmcls')
@@ -49,20 +49,11 @@ REFUSED = ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
 # A hash as publish_model.py, mmdet and torchvision write it into names; 20240131 is a date.
 HASH_IN_NAME = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
 
-# What torch.load may raise on a corrupt file, besides UnpicklingError.
-CORRUPT = (
-    *(RuntimeError, EOFError, OSError, LookupError),
-    *(ValueError, TypeError, AttributeError, ImportError),
-)
-
 _trusted = False
 
 
 def trust_checkpoints() -> None:
-    """From now on, read ``.pth`` files without protection: they may run any code.
-
-    Meant for files that one made oneself; the tools' ``--trust-checkpoint``.
-    """
+    """From now on, read ``.pth`` files without protection: they may run any code."""
     global _trusted
     _trusted = True
 
@@ -113,13 +104,13 @@ def load_checkpoint(source: str, map_location: MapLocation = 'cpu') -> dict:
         except (KeyError, ImportError) as error:
             raise CheckpointError(f'mmengine finds no weights {source}: {error!r}') from error
     checkpoint = read_checkpoint(source, map_location)
-    tensors = tensors_of(checkpoint)
-    if layout_of(tensors):
+    tensors = checkpoint_keys.tensors_of(checkpoint)
+    if checkpoint_keys.layout_of(tensors):
         tensors = {f'backbone.{key}': tensor for key, tensor in tensors.items()}
     others = {
         key: value
         for key, value in checkpoint.items()
-        if key not in WRAPPERS and not isinstance(value, Tensor)
+        if key not in checkpoint_keys.WRAPPERS and not isinstance(value, Tensor)
     }
     meta = dict(others.pop('meta', None) or {})
     if not _trusted:
@@ -164,22 +155,14 @@ def read_checkpoint(source: str | Path, map_location: MapLocation = 'cpu') -> di
             f'{source}: checkpoints are not read from {scheme}://. Give a local path, timm://NAME '
             'or https://...'
         )
-    path = _download(str(source))
-    try:
-        return _read_file(path, map_location)
-    except CheckpointError:
-        # It may be a download that was cut short, or a page to log in at: fetch it anew next time.
-        path.unlink(missing_ok=True)
-        raise
+    return _read_file(_download(str(source)), map_location)
 
 
 def config_of(checkpoint: dict) -> Config | None:
     """The config that a model was trained with, or None where the checkpoint has none.
 
-    mmengine keeps it as Python text and would run that to read it; here it is parsed as data.
-
-    Args:
-        checkpoint: As :func:`load_checkpoint` returns it.
+    mmengine keeps it as Python text and would run that to read it; here it is parsed as data. The
+    checkpoint is as :func:`load_checkpoint` returns it.
 
     Raises:
         CheckpointError: The text is more than names and plain values.
@@ -203,13 +186,16 @@ def config_of(checkpoint: dict) -> Config | None:
 
 
 class _DictCalls(ast.NodeTransformer):
-    """Makes literals of ``dict(key=value)``, which mmengine writes instead."""
+    """Makes literals of ``dict(a=value)`` and ``dict({'a.b': value})``, as mmengine writes them."""
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         match self.generic_visit(node):
+            case ast.Call(func=ast.Name(id='dict'), args=[ast.Dict() as inner], keywords=[]):
+                return inner
             case ast.Call(func=ast.Name(id='dict'), args=[], keywords=keywords):
-                keys = [ast.Constant(keyword.arg) for keyword in keywords]
-                return ast.Dict(keys, [keyword.value for keyword in keywords])
+                names = [ast.Constant(keyword.arg) for keyword in keywords if keyword.arg]
+                if len(names) == len(keywords):
+                    return ast.Dict(names, [keyword.value for keyword in keywords])
         return node
 
 
@@ -222,9 +208,10 @@ def encode_checkpoint(tensors: Mapping[str, Tensor], meta: dict, suffix: str) ->
         suffix: '.pth' or '.safetensors', which takes ``meta`` as JSON.
 
     Raises:
-        CheckpointError: Tensors contain NaN.
+        CheckpointError: Tensors contain NaN, and :func:`trust_checkpoints` was not called.
     """
-    check_nan(tensors)
+    if not _trusted:
+        checkpoint_keys.check_nan(tensors)
     if suffix == '.pth':
         # Through memory, because torch.save writes the name of a file into it.
         buffer = io.BytesIO()
@@ -241,18 +228,11 @@ def encode_checkpoint(tensors: Mapping[str, Tensor], meta: dict, suffix: str) ->
     return len(header).to_bytes(8, 'little') + header + content[begin:]
 
 
-# ------------------------------------------------------------------------------------------------
-# Fetching
-# ------------------------------------------------------------------------------------------------
-
-
 def _fetch_from_hub(name: str) -> Path:
     """The file of ``NAME`` or ``NAME@REVISION`` in the cache of huggingface_hub."""
     repository, _, revision = name.partition('@')
     if repository not in TIMM_NAMES:
-        raise CheckpointError(
-            f'timm://{name}: there are no weights of that name. {_how_to_get_weights()}'
-        )
+        raise CheckpointError(f'timm://{name}: there are no such weights. {HOW_TO_GET_THEM}')
     hub = import_optional('huggingface_hub', f'timm://{name}', 'runtime')
     try:
         path = hub.hf_hub_download(
@@ -262,18 +242,9 @@ def _fetch_from_hub(name: str) -> Path:
     except Exception as error:
         raise CheckpointError(
             f'timm://{name} could not be fetched from the Hugging Face hub: {_first_line(error)} '
-            f'{_how_to_get_weights()}'
+            f'{HOW_TO_GET_THEM}'
         ) from error
     return Path(path)
-
-
-def _how_to_get_weights() -> str:
-    return (
-        f'The names are {", ".join(f"timm://{name}" for name in TIMM_NAMES)}. What was fetched '
-        'once is kept in the cache of huggingface_hub and needs no connection (HF_HOME moves it). '
-        'Without a connection, copy a model.safetensors or .pth here by other means and give its '
-        'path instead, for training: --cfg-options model.backbone.init_cfg.checkpoint=PATH'
-    )
 
 
 def _download(url: str) -> Path:
@@ -297,16 +268,17 @@ def _download(url: str) -> Path:
         # RuntimeError is what it raises for another hash.
         except (OSError, ValueError, http.client.HTTPException, RuntimeError) as error:
             raise CheckpointError(f'{url} could not be fetched: {error}') from error
+        try:
+            _read_file(path, 'cpu')
+        except CheckpointError:
+            # It was cut short, for instance, or is a page to log in at.
+            path.unlink()
+            raise
     return path
 
 
-# ------------------------------------------------------------------------------------------------
-# Reading
-# ------------------------------------------------------------------------------------------------
-
-
 def _read_file(path: Path, map_location: MapLocation) -> dict:
-    """A local file, whose tensors are known to be there."""
+    """What a local file holds, tensors among it."""
     if not path.is_file():
         what = 'is a folder, not a checkpoint' if path.is_dir() else 'does not exist'
         raise CheckpointError(f'checkpoint {path} {what}')
@@ -314,7 +286,7 @@ def _read_file(path: Path, map_location: MapLocation) -> dict:
         raise CheckpointError(f'checkpoint {path} is empty')
     read = _read_safetensors if path.suffix == '.safetensors' else _read_pickle
     checkpoint = read(path, map_location)
-    if not tensors_of(checkpoint):
+    if not checkpoint_keys.tensors_of(checkpoint):
         raise CheckpointError(f'{path} is not a checkpoint: it holds no tensors by name')
     return checkpoint
 
@@ -348,7 +320,8 @@ def _read_pickle(path: Path, map_location: MapLocation) -> object:
             return torch.load(path, map_location=map_location, weights_only=True)
     except CheckpointError:
         raise
-    except (*CORRUPT, pickle.UnpicklingError) as error:
+    # On a corrupt file torch raises nearly anything.
+    except Exception as error:
         raise CheckpointError(_describe_failure(path, error)) from error
 
 
@@ -425,7 +398,7 @@ def _describe_failure(path: Path, error: Exception) -> str:
     with suppress(AttributeError, ValueError, pickle.UnpicklingError), _mmengine_globals_allowed():
         # None, for instance, where getattr is used for something else than logs.
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-        reason = enumerate_keys(sorted(names)) if names else reason
+        reason = checkpoint_keys.enumerate_keys(sorted(names)) if names else reason
     return (
         f'checkpoint {path} is corrupt, or more than tensors and plain data: {reason}. Reading '
         'the latter could run code of whoever made the file. If you made it yourself, or trust its '

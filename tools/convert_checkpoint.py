@@ -1,12 +1,15 @@
-"""Turn a published EfficientFormerV2 checkpoint into one that our configs and tools take as is."""
+"""Convert a published EfficientFormerV2 checkpoint to one that our configs and tools load."""
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from _requirements import explain_missing
 
 with explain_missing():
+    from _arguments import add_trust_checkpoint, make_parser
+
     from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
     from backbones.engine.conversion import LAYOUTS, TASKS, Conversion, convert
     from backbones.errors import CheckpointError, ConfigError, exit_on_user_error
@@ -27,15 +30,12 @@ examples:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument(
         'source',
         metavar='IN',
-        help='a .pth or .safetensors file of the authors, of timm or of ours, timm://NAME or a URL',
+        help='a .pth or .safetensors file of the authors, of timm or of ours, '
+        'timm://NAME[@REVISION] or a URL',
     )
     parser.add_argument(
         'out', metavar='OUT', type=Path, help='the file to write, .pth or .safetensors'
@@ -46,52 +46,42 @@ def parse_args() -> argparse.Namespace:
         help='what to make: the backbone alone, or a whole model (default: all that IN holds)',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT where it exists')
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read IN even if that may run code in it: only for files that you made yourself',
-    )
+    add_trust_checkpoint(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        check_out(args.out, args.overwrite)
+        if args.out.suffix not in ('.pth', '.safetensors'):
+            raise ConfigError(f'OUT ends in .pth or .safetensors, not {str(args.out)!r}')
+        if args.out.exists() and not args.overwrite:
+            raise ConfigError(f'{args.out} exists; --overwrite replaces it')
         use_safe_loading(args.trust_checkpoint)
         checkpoint = read_checkpoint(args.source)
         try:
             conversion = convert(checkpoint, args.task)
+            content = encode_checkpoint(conversion.tensors, conversion.meta, args.out.suffix)
         except CheckpointError as error:
             raise CheckpointError(f'{args.source}: {error}') from error
-        content = encode_checkpoint(conversion.tensors, conversion.meta, args.out.suffix)
         with atomic_write(args.out) as partial:
             partial.write_bytes(content)
         report(conversion, args.out)
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse what cannot be written before the work is done."""
-    if out.suffix not in ('.pth', '.safetensors'):
-        raise ConfigError(f'OUT ends in .pth or .safetensors, not {str(out)!r}')
-    if out.is_dir():
-        raise ConfigError(f'{out} is a folder')
-    if out.exists() and not overwrite:
-        raise ConfigError(f'{out} exists; --overwrite replaces it')
-
-
 def report(conversion: Conversion, out: Path) -> None:
-    """Say what was recognised, what was taken over, and what was left out and why."""
+    """Say what was recognized, what was converted, and what was left out and why."""
     height, width = conversion.table_size
-    kind = 'a backbone'
+    kind, parts = 'a backbone', Counter(backbone=len(conversion.tensors))
     if conversion.task != 'backbone':
         kind = f'{TASKS[conversion.task].title} with {conversion.num_classes} classes'
-    parts = ', '.join(f'{name} {count}' for name, count in conversion.parts().items())
+        parts = Counter(key.partition('.')[0] for key in conversion.tensors)
+    counts = ', '.join(f'{name} {count}' for name, count in parts.items())
     print(
-        f'recognised: EfficientFormerV2 {conversion.arch} in {LAYOUTS[conversion.layout]}, {kind}, '
-        f'bias tables for pictures of {height}x{width}'
+        f'recognized: EfficientFormerV2 {conversion.arch} in {LAYOUTS[conversion.layout]}, {kind}, '
+        f'bias tables for images of {height}x{width}'
     )
-    print(f'mapped:     {len(conversion.tensors)} tensors ({parts})')
+    print(f'converted:  {len(conversion.tensors)} tensors ({counts})')
     for reason, keys in conversion.left_out.items():
         print(f'left out:   {len(keys)} tensors, {reason}: {enumerate_keys(keys, 2)}')
     print(f'written:    {out} ({out.stat().st_size / 2**20:.1f} MiB)')

@@ -1,4 +1,4 @@
-"""Make a small file to give away out of a training checkpoint: weights, config and class names."""
+"""Publish the weights, config and class names of a training checkpoint as one small file."""
 
 import argparse
 import hashlib
@@ -8,6 +8,7 @@ from pathlib import Path
 from _requirements import explain_missing
 
 with explain_missing():
+    from _arguments import add_trust_checkpoint, make_parser
     from torch import Tensor
 
     from backbones.errors import CheckpointError, ConfigError, exit_on_user_error
@@ -30,11 +31,7 @@ examples:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument('checkpoint', metavar='IN', help='a checkpoint that tools/train.py wrote')
     parser.add_argument(
         'out',
@@ -49,11 +46,7 @@ def parse_args() -> argparse.Namespace:
         help='of a training with EMAHook, the moving average or the weights themselves (default: '
         'ema where there is one)',
     )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read IN even if that may run code in it: only for files that you made yourself',
-    )
+    add_trust_checkpoint(parser)
     return parser.parse_args()
 
 
@@ -80,15 +73,7 @@ def main() -> None:
 
 
 def choose_weights(checkpoint: dict, wanted: str | None) -> tuple[dict[str, Tensor], str]:
-    """The tensors to publish, and what to call them.
-
-    Args:
-        checkpoint: A training checkpoint.
-        wanted: 'ema', 'plain', or None for the average where there is one.
-
-    Raises:
-        CheckpointError: The average is wanted and there is none.
-    """
+    """The tensors to publish, and what to call them; ``wanted`` is 'ema', 'plain' or None."""
     tensors = checkpoint['state_dict']
     swapped = checkpoint.get('ema_state_dict')
     if swapped is None:
@@ -105,7 +90,7 @@ def choose_weights(checkpoint: dict, wanted: str | None) -> tuple[dict[str, Tens
 
 
 def published_meta(checkpoint: dict) -> dict:
-    """Config, class names and colours, without what belongs to the machine it was trained on."""
+    """Config, class names and colors, without what belongs to the machine it was trained on."""
     meta = {key: checkpoint['meta'][key] for key in KEPT if key in checkpoint['meta']}
     dataset_meta = checkpoint['meta'].get('dataset_meta') or {}
     meta['dataset_meta'] = {

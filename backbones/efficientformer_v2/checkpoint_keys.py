@@ -49,8 +49,12 @@ RENAMING = {
     ),
 }
 
-# Classifiers, and the index tables that the authors' files carry beside the bias tables.
-LEFT_OUT = re.compile(r'^(norm|head|dist_head|head_dist)\.|\.attention_bias_idxs(_seg)?$')
+# What the layouts of others have and ours has not, by the reason.
+LEFT_OUT = {
+    'the ImageNet classifier': r'^(norm|head|dist_head|head_dist)\.',
+    'index tables, which are computed for each image here': r'\.attention_bias_idxs(_seg)?$',
+}
+SUPERSEDED = "bias tables of ImageNet's size, beside those for dense prediction"
 
 # Keys that published files keep their tensors under, and where a whole model has its backbone.
 WRAPPERS = ('state_dict', 'model')
@@ -115,8 +119,8 @@ def check_nan(tensors: Mapping[str, Tensor], source: str = 'the checkpoint') -> 
     ]
     if nan:
         raise CheckpointError(
-            f'{source}: {len(nan)} of {len(tensors)} tensors contain NaN, as after a training that '
-            f'diverged: {enumerate_keys(nan)}'
+            f'{len(nan)} of {len(tensors)} tensors of {source} contain NaN, as after a training '
+            f'that diverged: {enumerate_keys(nan)}'
         )
 
 
@@ -131,37 +135,33 @@ def layout_of(tensors: Mapping) -> str | None:
 
 
 def to_own_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a published backbone, leave its classifier out.
-
-    Args:
-        tensors: The backbone's tensors in any layout, without wrapper or prefix.
-
-    Returns:
-        Tensors by the keys of this package; those of an unknown layout as they are.
-    """
+    """Rename a backbone's tensors, and leave out what it does not use; an unknown layout stays."""
     layout = layout_of(tensors)
     if layout in (None, 'own'):
         return dict(tensors)
     renamed = {}
     for key, tensor in tensors.items():
-        # The downstream files carry a zero table of ImageNet's size beside the one in use.
-        superseded = f'{key}_seg' in tensors
-        if LEFT_OUT.search(key) or superseded:
+        if reason_left_out(key, tensors):
             continue
         for pattern, replacement in RENAMING[layout]:
             key = re.sub(pattern, replacement, key)
         if key.endswith('.gamma'):
             tensor = tensor.flatten()
         elif key.endswith('.table'):
-            tensor = square_table(tensor)
+            # (num_heads, side * side), as published, to (num_heads, side, side).
+            side = round(tensor.shape[1] ** 0.5)
+            tensor = tensor.view(len(tensor), side, side)
         renamed[key] = tensor
     return renamed
 
 
-def square_table(table: Tensor) -> Tensor:
-    """(num_heads, side * side), as published, to (num_heads, side, side)."""
-    side = round(table.shape[1] ** 0.5)
-    return table.view(len(table), side, side)
+def reason_left_out(key: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """Why a tensor of a published backbone is not loaded; None for those that are."""
+    for reason, pattern in LEFT_OUT.items():
+        if re.search(pattern, key):
+            return reason
+    # The downstream files carry a zero table of ImageNet's size beside the one in use.
+    return SUPERSEDED if f'{key}_seg' in tensors else None
 
 
 def check_complete(

@@ -1,14 +1,13 @@
-"""Published checkpoints of every layout, turned into what this package's own training writes.
+"""Published checkpoints of every layout, converted to what this package's own training writes.
 
-Only the backbone is named differently in the authors' files. The names of mmdet's and mmseg's
-necks and heads have stayed what they were in mmdet 2.5 and mmseg 0.x; here they are compared with
-the model that our config builds, so that whatever does differ is found and said.
+Only the backbone is named differently in the authors' files. The names of mmdet's and mmseg's necks
+and heads have been the same since mmdet 2.5 and mmseg 0.x; they are compared with the model that
+our config builds, so that whatever does differ is reported.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmengine.config import Config
@@ -20,10 +19,12 @@ from backbones.data.classes import set_num_classes
 from backbones.data.config_datasets import dataset_class, datasets_of
 from backbones.efficientformer_v2.backbone import ARCHITECTURES, EfficientFormerV2
 from backbones.efficientformer_v2.checkpoint_keys import (
+    PREFIX,
     check_complete,
     describe,
     enumerate_keys,
     layout_of,
+    reason_left_out,
     tensors_of,
     to_own_layout,
 )
@@ -31,8 +32,13 @@ from backbones.errors import CheckpointError
 
 from .config import fit_to_device, load_config
 
-ROOT = Path(__file__).resolve().parents[2]
-PREFIX = 'backbone.'
+# They lie in a clone and in an installed package alike.
+CONFIGS = Path(__file__).parents[1] / '.mim' / 'configs'
+LAYOUTS = {
+    'snap': "the authors' layout",
+    'timm': "timm's layout",
+    'own': "this package's own layout",
+}
 
 
 @dataclass(frozen=True)
@@ -76,25 +82,20 @@ TASKS = {
         lambda t: len(t['decode_head.conv_seg.weight']),
     ),
 }
-LAYOUTS = {
-    'snap': "the authors' layout",
-    'timm': "timm's layout",
-    'own': "this package's own layout",
-}
 
 
 @dataclass
 class Conversion:
-    """What has become of a checkpoint.
+    """A converted checkpoint.
 
     Attributes:
         layout: 'snap', 'timm' or 'own'.
         arch: One of 's0', 's1', 's2', 'l'.
         task: 'backbone' or a key of ``TASKS``.
-        table_size: Height and width of the pictures that the bias tables are laid out for.
+        table_size: Height and width of the images that the bias tables are laid out for.
         tensors: By the names of this package.
-        meta: The config and, in ``dataset_meta``, class names and colours; nothing for a backbone.
-        left_out: Names of the given tensors that were not taken over, by the reason.
+        left_out: Names of the given tensors that were not converted, by the reason.
+        meta: The config and, in ``dataset_meta``, class names and colors; nothing for a backbone.
         config: Path of the config to test with; None for a backbone.
         num_classes: How many classes the heads tell apart; None for a backbone.
     """
@@ -104,16 +105,10 @@ class Conversion:
     task: str
     table_size: tuple[int, int]
     tensors: dict[str, Tensor]
-    meta: dict
     left_out: dict[str, list[str]]
+    meta: dict = field(default_factory=dict)
     config: Path | None = None
     num_classes: int | None = None
-
-    def parts(self) -> Counter:
-        """How many tensors there are of the backbone, the neck and each head."""
-        if self.task == 'backbone':
-            return Counter(backbone=len(self.tensors))
-        return Counter(key.split('.')[0] for key in self.tensors)
 
 
 def convert(checkpoint: dict, task: str | None = None) -> Conversion:
@@ -122,59 +117,45 @@ def convert(checkpoint: dict, task: str | None = None) -> Conversion:
     Args:
         checkpoint: As :func:`backbones.weights.read_checkpoint` returns it.
         task: 'backbone' leaves neck and heads out; a key of ``TASKS`` insists on such a model.
-            Default: whatever the checkpoint is recognised as.
+            Default: whatever the checkpoint is recognized as.
 
     Raises:
         CheckpointError: It holds no EfficientFormerV2, not all of it, or not the model asked for.
     """
     given = tensors_of(checkpoint)
-    whole = any(key.startswith(PREFIX) for key in given)
-    prefix = PREFIX if whole else ''
+    prefix = PREFIX if any(key.startswith(PREFIX) for key in given) else ''
     backbone = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
-    layout = layout_of(backbone)
+    heads = {key: tensor for key, tensor in given.items() if not key.startswith(prefix)}
     own = to_own_layout(backbone)
-    arch = recognise_architecture(own, given)
+    arch = recognize_arch(own, given)
     check_complete(own, EfficientFormerV2(arch).state_dict(), backbone)
-    left_out = {}
-    note_left_out(left_out, backbone, layout, prefix)
 
-    recognised = next((name for name, t in TASKS.items() if t.mark in given), 'backbone')
-    if task not in (None, 'backbone', recognised):
+    recognized = next((name for name, t in TASKS.items() if t.mark in heads), 'backbone')
+    if task not in (None, 'backbone', recognized):
         raise CheckpointError(
             f'--task {task}: the checkpoint is no {TASKS[task].title}, which would have a '
-            f'{TASKS[task].mark}; it is recognised as {recognised}'
+            f'{TASKS[task].mark}; it is recognized as {recognized}'
         )
-    task = task or recognised
-    conversion = Conversion(layout, arch, task, image_size(own), own, {}, left_out)
-    heads = {key: tensor for key, tensor in given.items() if whole and not key.startswith(PREFIX)}
-    if task != 'backbone':
-        add_heads(conversion, heads, checkpoint)
+    left_out: dict[str, list[str]] = {}
+    for key in backbone:
+        if reason := reason_left_out(key, backbone):
+            left_out.setdefault(reason, []).append(prefix + key)
+    conversion = Conversion(
+        layout_of(backbone), arch, task or recognized, table_size(own), own, left_out
+    )
+    if conversion.task != 'backbone':
+        add_heads(conversion, heads, checkpoint.get('meta') or {})
     elif heads:
         left_out['neck and heads, since only a backbone is asked for'] = list(heads)
     return conversion
 
 
-def image_size(own: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Height and width of the pictures that bias tables are laid out for."""
-    rows, columns = next(
-        tensor.shape[1:]
-        for key, tensor in own.items()
-        if re.match(r'stages\.3\.blocks\..*\.relative_position_bias\.table$', key)
-    )
-    # Stage 4 has a token for every 32 pixels.
-    return 32 * rows, 32 * columns
-
-
-def recognise_architecture(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Which of ``ARCHITECTURES`` a backbone is, by the channels of its last stage.
-
-    Raises:
-        CheckpointError: None of them.
-    """
+def recognize_arch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Which of ``ARCHITECTURES`` a backbone is, by the channels of its last stage."""
     last = own.get('stages.3.blocks.0.mlp.fc2.conv.weight')
     if last is None:
         raise CheckpointError(
-            'no EfficientFormerV2 is recognised in the checkpoint, which has '
+            'no EfficientFormerV2 is recognized in the checkpoint, which has '
             f'{enumerate_keys(list(given))}'
         )
     for arch, row in ARCHITECTURES.items():
@@ -185,31 +166,23 @@ def recognise_architecture(own: Mapping[str, Tensor], given: Mapping[str, Tensor
     )
 
 
-def note_left_out(
-    left_out: dict[str, list[str]], backbone: Mapping[str, Tensor], layout: str, prefix: str
-) -> None:
-    """Sort what the backbone's layout has and ours has not by why that is so."""
-    if layout == 'own':
-        return
-    for key in backbone:
-        if re.search(r'\.attention_bias_idxs(_seg)?$', key):
-            reason = 'index tables, which are computed for each picture here'
-        elif f'{key}_seg' in backbone:
-            reason = "bias tables of ImageNet's size, beside those for dense prediction"
-        elif re.match(r'(norm|head|dist_head|head_dist)\.', key):
-            reason = 'the ImageNet classifier, for which dense prediction has no use'
-        else:
-            continue
-        left_out.setdefault(reason, []).append(prefix + key)
+def table_size(own: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Height and width of the images that bias tables are laid out for."""
+    rows, columns = next(
+        tensor.shape[1:]
+        for key, tensor in own.items()
+        if re.match(r'stages\.3\.blocks\..*\.relative_position_bias\.table$', key)
+    )
+    # Stage 4 has a token for every 32 pixels.
+    return 32 * rows, 32 * columns
 
 
-def add_heads(conversion: Conversion, heads: Mapping[str, Tensor], checkpoint: dict) -> None:
-    """Take over neck and heads, as far as the model of our config has them.
+def add_heads(conversion: Conversion, heads: Mapping[str, Tensor], meta: dict) -> None:
+    """Add neck and heads, as far as the model of our config has them.
 
     Raises:
         CheckpointError: Some are missing or of another shape, or number classes otherwise.
     """
-    meta = checkpoint.get('meta') or {}
     version = meta.get('mmdet_version')
     if version and digit_version(version) < digit_version('2.5.0'):
         raise CheckpointError(
@@ -242,10 +215,8 @@ def add_heads(conversion: Conversion, heads: Mapping[str, Tensor], checkpoint: d
         **{PREFIX + key: tensor for key, tensor in conversion.tensors.items()},
         **{key: tensor for key, tensor in heads.items() if key in expected},
     }
-    conversion.meta = {'cfg': config.pretty_text}
-    dataset_meta = class_names(meta, config, conversion.num_classes)
-    if dataset_meta:
-        conversion.meta['dataset_meta'] = dataset_meta
+    names = class_names(meta, config, conversion.num_classes)
+    conversion.meta = {'cfg': config.pretty_text, **({'dataset_meta': names} if names else {})}
 
 
 def find_config(task: Task, conversion: Conversion) -> Path:
@@ -253,11 +224,11 @@ def find_config(task: Task, conversion: Conversion) -> Path:
     names = [f'{task.config}{conversion.arch}.py']
     if conversion.layout == 'snap':
         names.insert(0, f'{task.config}{conversion.arch}_authors.py')
-    return next(Path(name) for name in names if (ROOT / name).is_file())
+    return next(Path(name) for name in names if (CONFIGS / name).is_file())
 
 
 def build_config(conversion: Conversion) -> Config:
-    """The config for a converted model: its classes, its bias tables, and nothing to start from."""
+    """The config for a converted model: its classes, its bias tables, no pretrained weights."""
     height, width = conversion.table_size
     options = {
         'model.backbone.init_cfg': None,
@@ -266,25 +237,22 @@ def build_config(conversion: Conversion) -> Config:
     if conversion.layout == 'snap':
         # Their dense models were trained with tables resized as matrices.
         options['model.backbone.bias_resize'] = 'matrix'
-    config = load_config(str(ROOT / conversion.config), options)
+    config = load_config(str(CONFIGS / conversion.config), options)
     set_num_classes(config, conversion.num_classes)
     fit_to_device(config)
     return config
 
 
 def class_names(meta: dict, config: Config, num_classes: int) -> dict:
-    """Class names and colours: those in the checkpoint, else those of the config's dataset."""
+    """Class names and colors: those in the checkpoint, else those of the config's dataset."""
     known = dataset_class(next(datasets_of(config))).METAINFO
     # mmdet 2 and mmseg 0.x have them in capitals.
-    saved = meta.get('dataset_meta') or {
-        'classes': meta.get('CLASSES'),
-        'palette': meta.get('PALETTE'),
-    }
-    for names in (saved, known):
+    in_capitals = {'classes': meta.get('CLASSES'), 'palette': meta.get('PALETTE')}
+    for names in (meta.get('dataset_meta') or in_capitals, known):
         if names.get('classes') and len(names['classes']) == num_classes:
             palette = names.get('palette') or known.get('palette') or []
             return {
                 'classes': list(names['classes']),
-                'palette': [list(colour) for colour in palette][:num_classes],
+                'palette': [list(color) for color in palette][:num_classes],
             }
     return {}

@@ -33,8 +33,8 @@ TENSORS = {'a': torch.arange(6.0).view(2, 3), 'b': torch.tensor(3)}
 
 
 @pytest.fixture(autouse=True)
-def restore_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take back what a test changes for the whole process."""
+def restore_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back what a test changes for the whole process: safe loading and trust."""
     monkeypatch.setattr(weights, '_trusted', False)
     monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes)
     for name in ('load_from_http', '_safe_torch_load'):
@@ -509,7 +509,7 @@ def test_without_a_hub_the_ways_out_are_named(load_from_hub, monkeypatch):
 
 
 def test_unknown_names_are_not_asked_for():
-    with pytest.raises(CheckpointError, match='no weights of that name'):
+    with pytest.raises(CheckpointError, match='no such weights'):
         CheckpointLoader.load_checkpoint('timm://efficientformerv2_s9')
 
 

@@ -1,11 +1,10 @@
 """Published checkpoints, converted by the command line, compute what they computed before."""
 
-import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from golden import published
 from mmengine.registry import MODELS
 
 from backbones import EfficientFormerV2
@@ -14,10 +13,6 @@ from backbones.engine.config import fit_to_device, load_config
 from backbones.weights import load_checkpoint, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / 'tests' / 'data' / 'golden'
-sys.path.insert(0, str(GOLDEN))
-from make_checkpoint import make_state_dict  # noqa: E402
-
 CONFIGS = {
     'retinanet': 'det_configs/retinanet_effv2_s0.py',
     'mask_rcnn': 'det_configs/mask_rcnn_effv2_s0.py',
@@ -25,11 +20,6 @@ CONFIGS = {
 }
 BACKBONES = {'retinanet': 'coco', 'mask_rcnn': 'coco', 'fpn': 'ade20k'}
 SIZES = {'coco': 800, 'ade20k': 512}
-
-
-def published(name: str) -> dict[str, torch.Tensor]:
-    manifest = json.loads((GOLDEN / f'{name}.json').read_text())
-    return {key: torch.from_numpy(value) for key, value in make_state_dict(manifest).items()}
 
 
 def heads_of(task: str, num_classes: int) -> dict[str, torch.Tensor]:
@@ -77,7 +67,7 @@ def test_whole_models(task, run_tool, tmp_path):
     process = run_tool('convert_checkpoint.py', 'in.pth', 'out.pth')
     assert process.returncode == 0, process.stderr
     size = SIZES[BACKBONES[task]]
-    assert f'5 classes, bias tables for pictures of {size}x{size}' in process.stdout
+    assert f'5 classes, bias tables for images of {size}x{size}' in process.stdout
     assert '10 tensors, index tables' in process.stdout
     assert f'tools/test.py {CONFIGS[task]} out.pth' in process.stdout
 
@@ -122,25 +112,28 @@ def test_nothing_is_overwritten_unasked(run_tool, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('spoil', 'arguments', 'said'),
+    ('change', 'arguments', 'said'),
     [
         ('wrong task', ['out.pth', '--task', 'mask_rcnn'], 'is no Mask R-CNN'),
         ('part of the backbone', ['out.pth'], 'lacks 1 of the'),
         ('part of a head', ['out.pth'], 'decode_head.conv_seg.bias missing'),
-        ('another network', ['out.pth'], 'no EfficientFormerV2 is recognised'),
+        ('NaN in a head', ['out.pth'], 'diverged: decode_head.conv_seg.bias'),
+        ('another network', ['out.pth'], 'no EfficientFormerV2 is recognized'),
         ('another suffix', ['out.ckpt'], 'ends in .pth or .safetensors'),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_written(
-    spoil, arguments, said, run_tool, tmp_path
+    change, arguments, said, run_tool, tmp_path
 ):
     save_whole(tmp_path / 'in.pth', 'fpn')
     checkpoint = torch.load(tmp_path / 'in.pth')
-    if spoil == 'part of the backbone':
+    if change == 'part of the backbone':
         del checkpoint['state_dict']['backbone.network.0.0.mlp.fc1.weight']
-    elif spoil == 'part of a head':
+    elif change == 'part of a head':
         del checkpoint['state_dict']['decode_head.conv_seg.bias']
-    elif spoil == 'another network':
+    elif change == 'NaN in a head':
+        checkpoint['state_dict']['decode_head.conv_seg.bias'].fill_(torch.nan)
+    elif change == 'another network':
         checkpoint['state_dict'] = {'backbone.layer1.weight': torch.ones(1)}
     torch.save(checkpoint, tmp_path / 'in.pth')
     assert said in refused(run_tool('convert_checkpoint.py', 'in.pth', *arguments))

@@ -13,7 +13,7 @@ AVERAGE = {'backbone.a': torch.full((2,), 1.0), 'head.b': torch.full((3,), 2.0)}
 PLAIN = {'backbone.a': torch.full((2,), 10.0), 'head.b': torch.full((3,), 20.0)}
 CONFIG = """
 model = dict(type='EncoderDecoder', backbone=dict(arch='s0', out_indices=(0, 1, 2, 3)))
-optim_wrapper = dict(optimizer=dict(lr=-1e-4, betas={'a': 0.9, '0.1': [1, 2]}))
+optim_wrapper = dict(optimizer=dict(lr=-1e-4, betas=dict({'a': 0.9, '0.1': [1, dict(b=2)]})))
 work_dir = '/home/somebody/secret'
 load_from = None
 resume = True
@@ -59,7 +59,8 @@ def test_weights_config_and_classes_are_all_that_is_published(suffix, run_tool, 
     values = {}
     exec(published['meta']['cfg'], values)
     assert values['model']['backbone'] == {'arch': 's0', 'out_indices': (0, 1, 2, 3)}
-    assert values['optim_wrapper']['optimizer'] == {'lr': -1e-4, 'betas': {'a': 0.9, '0.1': [1, 2]}}
+    betas = {'a': 0.9, '0.1': [1, {'b': 2}]}
+    assert values['optim_wrapper']['optimizer'] == {'lr': -1e-4, 'betas': betas}
     assert not {'work_dir', 'load_from', 'resume'} & set(values)
 
 
@@ -86,6 +87,7 @@ def test_average_or_plain_weights(arguments, expected, run_tool, tmp_path):
         (CONFIG, ['out.pth', '--weights', 'ema'], 'no ema_state_dict'),
         (CONFIG, ['out.ckpt'], 'ends in .pth or .safetensors'),
         ("a = __import__('os').getcwd()", ['out.pth'], 'is not plain data'),
+        ("a = dict(**{'b': 1})", ['out.pth'], 'is not plain data'),
         ('import os', ['out.pth'], 'is not plain data: line 1 is no assignment'),
     ],
 )
