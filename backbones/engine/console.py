@@ -6,6 +6,7 @@ Everything that mmengine logs (environment, config, hooks, every interval) goes 
 import io
 import logging
 import re
+import shutil
 import sys
 import time
 import warnings
@@ -32,8 +33,8 @@ NOISE = (
     '"HardDiskBackend" is the alias',
 )
 MAX_NAMED_CLASSES = 8
-BAR = '{desc} {n_fmt}/{total_fmt} {bar:20}{postfix}, {rate_fmt}, {remaining} left'
-LINE = BAR.replace(' {bar:20}', '')
+BAR = '{desc} {n_fmt}/{total_fmt} |{bar:20}|{postfix}, {rate_fmt}, {remaining} left'
+LINE = BAR.replace(' |{bar:20}|', '')
 
 
 class ConsoleHandler(logging.Handler):
@@ -92,7 +93,7 @@ class Progress:
                 initial=initial,
                 leave=leave,
                 file=sys.stdout,
-                dynamic_ncols=True,
+                ncols=shutil.get_terminal_size().columns,
                 bar_format=BAR,
             )
 
@@ -263,7 +264,7 @@ def source_of(dataset: Any) -> str:
 def describe_device(device: torch.device) -> str:
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
-    return f'CPU ({torch.get_num_threads()} threads)' if device.type == 'cpu' else str(device)
+    return f'CPU, threads: {torch.get_num_threads()}' if device.type == 'cpu' else str(device)
 
 
 def describe_precision(runner: Runner) -> str:

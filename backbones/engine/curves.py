@@ -27,7 +27,7 @@ def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
 
     training, validation = read_log(work_dir)
     losses = {name: curve for name, curve in training.items() if 'loss' in name}
-    if len(losses) == 2:  # the sum of one loss is that loss
+    if len(losses) == 2:  # One loss and the sum, which is the same.
         losses = {'loss': losses['loss']} if 'loss' in losses else losses
     losses |= {name: curve for name, curve in validation.items() if name == 'val/loss'}
     metrics = {

@@ -64,6 +64,11 @@ class ReliableRunner(GuardsDatasets, Runner):
         evaluator.evaluate = log_prints
         return evaluator
 
+    def load_or_resume(self) -> None:
+        """Load what the config names."""
+        with prints_to(self.logger):
+            super().load_or_resume()
+
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """A loop that resumes exactly, in place of mmengine's of the same kind."""
         if isinstance(loop, dict):

@@ -18,12 +18,10 @@ model = dict(
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=1e-4),
 )
-# Through `_base_` transforms carry their library's name, so that a segmentor in the same process
-# does not change where they are looked up.
+# Transforms from `_base_` carry their library's scope, so that a segmentor in the same process does
+# not change where they are looked up.
 val_dataloader = dict(dataset=dict(pipeline=_base_.test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(classwise=True)
-test_evaluator = val_evaluator
 
 default_hooks = dict(
     checkpoint=dict(max_keep_ckpts=3, save_best='coco/bbox_mAP', rule='greater'),

@@ -1,4 +1,4 @@
-# ADE20K as mmseg expects it. Pictures keep their proportions in testing: no size is refused.
+# ADE20K in mmseg's layout. In testing, images keep their aspect ratio.
 data_root = 'data/ade/ADEChallengeData2016'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -12,7 +12,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    # After Resize, because predictions are compared at the size of the original labels.
+    # After Resize: predictions are compared at the original size.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
@@ -34,7 +34,7 @@ tta_pipeline = [
         ],
     ),
 ]
-# Named, so that a detector in the same process does not change where they are looked up.
+# With a scope, so that a detector in the same process does not change where they are looked up.
 test_pipeline = [dict(transform, _scope_='mmseg') for transform in test_pipeline]
 train_dataloader = dict(
     batch_size=4,

@@ -13,10 +13,9 @@ default_hooks = dict(
         rule='greater',
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
 )
 env_cfg = dict(
-    # Test pictures differ in size, and cuDNN's search would start anew with each.
+    # Test images differ in size, and cuDNN would search anew for each.
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
