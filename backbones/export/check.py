@@ -19,6 +19,7 @@ from backbones.inference.results import Segmentation
 
 from .compare import Results, compare, pair, percent
 from .exportable import is_segmentor
+from .preprocessing import missing_to_multiple
 
 # ------------------------------------------------------------------------------------------------
 # The same input
@@ -78,8 +79,11 @@ def cases(image: np.ndarray, description: Description) -> Iterator[Case]:
     batch = description.batch or 2
     yield make_case('the image', [flipped[i % 4] for i in range(batch)], description)
     if description.size is None:
-        # Odd, not square, and no multiple of any stride.
-        size = description.min_size + 134, description.min_size + 58
+        # Not square, and if it may be so, odd and no multiple of any stride.
+        size = tuple(
+            n + missing_to_multiple(n, description.size_divisor)
+            for n in (description.min_size + 134, description.min_size + 58)
+        )
         other = imresize(image, size)
         yield make_case('another size', [other] * batch, replace(description, resize=[]))
     # Of one color, all places would have the same score, and any order of them would be right.

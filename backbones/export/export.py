@@ -5,7 +5,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -210,23 +210,18 @@ def describe(
     """
     preprocessing = Preprocessing(model.data_preprocessor)
     resize, missing = resizing(cfg)
-    size = None
-    if not options.dynamic:
+    size, min_size = None, 1
+    if options.dynamic:
+        min_size = min_image_size(model)
+    else:
         size = options.size or nominal_size(model, preprocessing.pad_divisor, resize)
-        for step in resize:
-            divisor = step.get('size_divisor', 1)
-            if any(n % divisor for n in size):
-                raise ExportError(
-                    f'the test pipeline resizes to multiples of {divisor}, which '
-                    f'{size[0]}x{size[1]} is not'
-                )
-    return Description(
+    description = Description(
         **task_of(model, options),
         model=name,
         classes=classes,
         palette=[list(map(int, color)) for color in palette] if palette else None,
         size=size,
-        min_size=min_image_size(model) if options.dynamic else 1,
+        min_size=min_size,
         batch=options.batch,
         resize=resize,
         missing_transforms=missing,
@@ -237,6 +232,14 @@ def describe(
         deployed=options.deploy,
         version=project_version(),
     )
+    divisor = description.size_divisor
+    if any(n % divisor for n in size or ()):
+        raise ExportError(
+            f'the test pipeline resizes to multiples of {divisor}, which {size[0]}x{size[1]} is not'
+        )
+    if size:
+        return description
+    return replace(description, min_size=min_size + missing_to_multiple(min_size, divisor))
 
 
 def task_of(model: nn.Module, options: Options) -> dict[str, Any]:

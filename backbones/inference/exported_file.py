@@ -82,6 +82,11 @@ class Description:
     layout: str = LAYOUT
     version: str = ''
 
+    @property
+    def size_divisor(self) -> int:
+        """Height and width of the input have to be multiples of this."""
+        return max((step.get('size_divisor', 1) for step in self.resize), default=1)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
 

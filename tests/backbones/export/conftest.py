@@ -25,8 +25,9 @@ model['backbone']['arch'].update(depths=(1, 1, 1, 1), mlp_ratios=((2,), (2,), (2
 """
 # Objects larger than 224 pixels, whose features come from the upper levels of the pyramid.
 LARGE = {'test_dataloader.dataset.pipeline.1.scale': (512, 512)}
-# The authors' test pipeline.
+# The authors' segmentors, whose biases fit multiples of 32 only.
 MULTIPLES = """
+model['backbone'].update(bias_resize='matrix', pretrain_img_size=128)
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(300, 100), keep_ratio=True),
@@ -45,6 +46,8 @@ EXPORTS = {
     'retinanet': ('retinanet', 'retinanet.onnx', dict(size=(160, 160), batch=2)),
     'mask_rcnn': ('mask_rcnn', 'mask_rcnn.onnx', dict(dynamic=True)),
     'logits': ('fpn', 'fpn.xml', dict(size=(160, 160), logits=True)),
+    'single': ('retinanet', 'single.onnx', dict()),
+    'fixed': ('fpn', 'fixed.onnx', dict()),
     'core_ml': ('fpn', 'fpn.mlpackage', dict(size=(64, 64))),
     'multiples': ('multiples', 'multiples.onnx', dict(dynamic=True)),
 }

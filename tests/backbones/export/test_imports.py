@@ -1,0 +1,31 @@
+"""mmdet is imported for detectors only, mmseg for segmentors only."""
+
+import subprocess
+import sys
+
+import pytest
+from exporting import needs_export
+
+pytestmark = needs_export
+
+EXPORT = """
+import sys
+sys.modules[{unwanted!r}] = None
+from backbones.export.export import Options, export
+export({config!r}, {checkpoint!r}, {out!r}, Options(size=(64, 64)), {options!r})
+"""
+
+
+@pytest.mark.parametrize(('task', 'unwanted'), [('fpn', 'mmdet'), ('retinanet', 'mmseg')])
+def test_export_needs_one_library(task, unwanted, tiny_model, tmp_path):
+    tiny = tiny_model(task)
+    code = EXPORT.format(
+        unwanted=unwanted,
+        config=tiny.config,
+        checkpoint=tiny.checkpoint,
+        out=str(tmp_path / 'model.onnx'),
+        options=tiny.cfg_options,
+    )
+    ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-1500:]
+    assert (tmp_path / 'model.onnx').is_file()
