@@ -239,22 +239,6 @@ def test_amp_on_a_cpu(segmentor, tmp_path, shapes):
     assert (plain == mixed).mean() > 0.9
 
 
-def test_a_image_too_large_for_every_logit_at_once(tmp_path, shapes):
-    """120 megapixels: at the image's size the logits alone would take 3.4 GB."""
-    pipeline = [
-        dict(type='LoadImageFromFile'),
-        dict(type='Resize', scale=(160, 160), keep_ratio=True),
-        dict(type='PackSegInputs'),
-    ]
-    inferencer = Inferencer(
-        *write_trained(tmp_path, 'fpn', shapes),
-        cfg_options={'test_dataloader.dataset.pipeline': pipeline},
-    )
-    image = np.zeros((12_000, 10_000, 3), np.uint8)
-    result = next(inferencer(image))
-    assert result.prediction.seg_map.shape == (12_000, 10_000)
-
-
 def test_folding_changes_nothing_but_rounding(trained):
     task, config, checkpoint = trained
     folded = next(Inferencer(config, checkpoint, score_thr=0)(PHOTOGRAPHS[0])).prediction

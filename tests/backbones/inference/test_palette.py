@@ -128,7 +128,7 @@ def test_what_is_neither_name_nor_text_file_is_refused(tmp_path):
         choose_palette('cocco', THREE, None)
     with pytest.raises(ConfigError, match='cannot be read'):
         choose_palette(str(tmp_path), THREE, None)
-    binary = tmp_path / 'picture.png'
+    binary = tmp_path / 'image.png'
     binary.write_bytes(b'\x89PNG\xff\xfe\x00')
     with pytest.raises(ConfigError, match='cannot be read as text'):
         choose_palette(str(binary), THREE, None)
