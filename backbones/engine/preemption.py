@@ -49,7 +49,13 @@ class PreemptionHook(Hook):
     def watch(self) -> Iterator[None]:
         """Remember SIGTERM instead of ending by it."""
 
+        process = os.getpid()
+
         def remember(*_: object) -> None:
+            # A forked process inherits this; the pool of VOCMetric ends its own by SIGTERM.
+            if os.getpid() != process:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGTERM)
             self.requested = True
 
         previous = signal.signal(signal.SIGTERM, remember)
