@@ -154,11 +154,6 @@ def head_name(model: ConfigDict) -> str:
     return named.type.rpartition('.')[2]
 
 
-def is_segmentor(model: nn.Module) -> bool:
-    """Whether a model is mmseg's; others are mmdet's."""
-    return hasattr(model, 'decode_head')
-
-
 @torch.no_grad()
 def fit_statistics(backbone: nn.Module) -> None:
     """Give random weights the BatchNorm statistics that belong to them.

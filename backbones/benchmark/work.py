@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.amp import features_in_bfloat16, inference_precision
 from backbones.export.check import example_image
+from backbones.export.exportable import exportable, is_segmentor
 from backbones.inference.masks import keep_masks_small
 from backbones.inference.seg_maps import keep_logits_small, predict_seg_maps
 
-from .candidates import Candidate, is_segmentor
+from .candidates import Candidate
 
 PARTS = ('backbone', 'model')
 SUFFIXES = {'onnxruntime': '.onnx', 'openvino': '.xml'}
@@ -224,7 +225,6 @@ def export_model(candidate: Candidate, model: nn.Module, setting: Setting, folde
         ExportError: It cannot be, or a package is missing.
     """
     from backbones.export.export import Options, convert, describe
-    from backbones.export.exportable import exportable
     from backbones.export.formats import check_packages
 
     path = folder / f'{candidate.name}{SUFFIXES[setting.backend]}'
