@@ -67,10 +67,8 @@ def use_safe_loading(trust: bool = False) -> None:
     """From now on, have mmengine read all checkpoints of this process by :func:`load_checkpoint`.
 
     Importing the package does not do this, because other models of a process may need what is
-    refused here; every tool that loads checkpoints does.
-
-    Args:
-        trust: Call :func:`trust_checkpoints` too. Default: False.
+    refused here; every tool that loads checkpoints does. ``trust``: call
+    :func:`trust_checkpoints` too.
     """
     if trust:
         trust_checkpoints()
@@ -94,15 +92,14 @@ def load_checkpoint(source: str, map_location: MapLocation = 'cpu') -> dict:
         bare EfficientFormerV2 are under ``backbone.``, so that they find their place in a whole
         model as well as in the backbone.
 
-    Raises:
-        CheckpointError: See :func:`read_checkpoint`.
+    Raises the errors of :func:`read_checkpoint`.
     """
     scheme = source.partition('://')[0]
     if scheme in MODEL_ZOOS and mmengine_checkpoint.load_from_http is load_from_source:
         try:
             return {'meta': {}, **CheckpointLoader.load_checkpoint(source, map_location)}
         except (KeyError, ImportError) as error:
-            raise CheckpointError(f'mmengine finds no weights {source}: {error!r}') from error
+            raise CheckpointError(f'mmengine cannot resolve {source}: {error!r}') from error
     checkpoint = read_checkpoint(source, map_location)
     tensors = checkpoint_keys.tensors_of(checkpoint)
     if checkpoint_keys.layout_of(tensors):
@@ -217,11 +214,10 @@ def encode_checkpoint(tensors: Mapping[str, Tensor], meta: dict, suffix: str) ->
         buffer = io.BytesIO()
         torch.save({'meta': meta, 'state_dict': dict(tensors)}, buffer)
         return buffer.getvalue()
-    safetensors = _import_safetensors('safetensors.torch')
+    safetensors = import_optional('safetensors.torch', 'writing .safetensors', 'runtime')
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
     content = safetensors.save(contiguous, {'format': 'pt', 'meta': json.dumps(meta)})
-    # Eight bytes with the length of the header, the header as JSON, whose order changes from run to
-    # run, and the tensors, which stay aligned.
+    # The header's length, the header as JSON, whose order changes from run to run, the tensors.
     begin = 8 + int.from_bytes(content[:8], 'little')
     header = json.dumps(json.loads(content[8:begin]), sort_keys=True).encode()
     header += b' ' * (-len(header) % 8)
@@ -292,7 +288,7 @@ def _read_file(path: Path, map_location: MapLocation) -> dict:
 
 
 def _read_safetensors(path: Path, map_location: MapLocation) -> dict:
-    safetensors = _import_safetensors('safetensors')
+    safetensors = import_optional('safetensors', 'reading .safetensors', 'runtime')
     device = map_location if isinstance(map_location, (str, torch.device)) else 'cpu'
     try:
         with safetensors.safe_open(path, framework='pt', device=str(device)) as file:
@@ -305,10 +301,6 @@ def _read_safetensors(path: Path, map_location: MapLocation) -> dict:
             f'if it is, fetch or copy it again ({error})'
         ) from error
     return {'meta': meta if isinstance(meta, dict) else {}, 'state_dict': tensors}
-
-
-def _import_safetensors(module: str) -> Any:
-    return import_optional(module, 'reading and writing .safetensors', 'runtime')
 
 
 def _read_pickle(path: Path, map_location: MapLocation) -> object:
@@ -330,10 +322,9 @@ def _refuse_archives(path: Path) -> None:
     # A file may be an archive of both kinds at once.
     if tarfile.is_tarfile(path):
         raise CheckpointError(
-            f'{path} is a tar archive. If there is a checkpoint inside, unpack it; the tar format '
-            'of torch before 0.4 is not read, because it cannot be read safely'
+            f'{path} is a tar archive, which cannot be read safely; unpack a checkpoint inside it'
         )
-    if _begin_of(path).startswith(b'PK\x03\x04'):
+    if _first_bytes(path).startswith(b'PK\x03\x04'):
         with torch.serialization._open_zipfile_reader(str(path)) as archive:
             if torch.serialization._is_torchscript_zip(archive):
                 raise CheckpointError(
@@ -373,10 +364,7 @@ def _known_as(module: str, name: str, function: Callable) -> Callable:
 
 
 def _history_statistic(owner: type, name: str) -> Callable:
-    """Stands in for ``getattr``, by which mmengine's log buffers name their own methods.
-
-    The real one leads from any object to every function that can be reached from it.
-    """
+    """Stands in for ``getattr``, by which logs name methods; the real one reaches anything."""
     if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
         return getattr(HistoryBuffer, name)
     raise pickle.UnpicklingError(f'getattr of {owner!r} and {name!r}')
@@ -384,7 +372,7 @@ def _history_statistic(owner: type, name: str) -> Callable:
 
 def _describe_failure(path: Path, error: Exception) -> str:
     """Why a pickle was not read: it is none, it is corrupt, or it could run code."""
-    begin = _begin_of(path)
+    begin = _first_bytes(path)
     # Zip archives, and before torch 1.6 a number as a pickle.
     if not begin.startswith((b'PK', b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P')):
         return f'{path} is not a checkpoint that torch.save has written: it begins with {begin!r}'
@@ -395,19 +383,18 @@ def _describe_failure(path: Path, error: Exception) -> str:
             f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read, as if it were cut '
             f'short or corrupt; if it is, fetch or copy it again ({reason})'
         )
-    with suppress(AttributeError, ValueError, pickle.UnpicklingError), _mmengine_globals_allowed():
+    with suppress(Exception), _mmengine_globals_allowed():
         # None, for instance, where getattr is used for something else than logs.
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
         reason = checkpoint_keys.enumerate_keys(sorted(names)) if names else reason
     return (
-        f'checkpoint {path} is corrupt, or more than tensors and plain data: {reason}. Reading '
-        'the latter could run code of whoever made the file. If you made it yourself, or trust its '
-        'maker as you would trust a program, add --trust-checkpoint (in Python: '
-        'backbones.trust_checkpoints())'
+        f'checkpoint {path} is corrupt, or more than tensors and plain data: {reason}. Reading the '
+        'latter could run code of its maker. If you made it yourself, or trust its maker as you '
+        'would a program, add --trust-checkpoint (in Python: backbones.trust_checkpoints())'
     )
 
 
-def _begin_of(path: Path) -> bytes:
+def _first_bytes(path: Path) -> bytes:
     with path.open('rb') as file:
         return file.read(40)
 
