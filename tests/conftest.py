@@ -1,4 +1,4 @@
-"""Threads that do not fight, and the small pictures, checkpoints and commands that tests share."""
+"""Threads that do not fight, and the small images, checkpoints and commands that tests share."""
 
 import os
 

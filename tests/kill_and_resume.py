@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0, help='of the moments')
     parser.add_argument('--kinds', nargs='+', choices=TASKS, default=TASKS, help='default: all')
-    parser.add_argument('--shapes', type=Path, help='pictures of make_shapes.py; default: drawn')
+    parser.add_argument('--shapes', type=Path, help='images of make_shapes.py; default: drawn')
     parser.add_argument('--out', type=Path, help='where to write the figures as JSON')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

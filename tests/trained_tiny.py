@@ -37,15 +37,15 @@ def write_trained(folder: Path, task: str, shapes: Path) -> tuple[Path, Path]:
             if not name.startswith('backbone'):
                 module.weight.data *= HEAD_GAIN[task]
     # For BatchNorm's statistics, without which numbers would explode.
-    pictures = torch.nn.functional.interpolate(torch.randn(8, 3, 16, 16), 128, mode='bilinear')
+    images = torch.nn.functional.interpolate(torch.randn(8, 3, 16, 16), 128, mode='bilinear')
     with torch.no_grad():
         for _ in range(20):
-            features = model.train().extract_feat(pictures)
+            features = model.train().extract_feat(images)
             if task == 'fpn':
                 model.decode_head(features)
         if task == 'fpn':
             # No class wins everywhere.
-            logits = model.eval().decode_head(model.extract_feat(pictures))
+            logits = model.eval().decode_head(model.extract_feat(images))
             model.decode_head.conv_seg.bias -= logits.mean(dim=(0, 2, 3))
     palette = [list(colour) for colour in config.palette] if 'palette' in config else None
     meta = {'dataset_meta': {'classes': classes, 'palette': palette}}

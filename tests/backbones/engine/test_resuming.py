@@ -98,7 +98,7 @@ def test_a_finished_training_stays_as_it_is(alone, settings, tmp_path):
 
 
 def draws_of(rank: int, world_size: int, batch_size: int, sampler_type: type) -> list:
-    """The first 24 pictures, and the numbers that their random ones come from."""
+    """The first 24 images, and the numbers that their random ones come from."""
     sampler = sampler_type(ToyNumbers(21), seed=0)
     draws = ResumableSampler(BatchSampler(sampler, batch_size, drop_last=False), endless=True)
     sampler.rank, sampler.world_size = rank, world_size
@@ -109,7 +109,7 @@ def draws_of(rank: int, world_size: int, batch_size: int, sampler_type: type) ->
 
 
 def test_two_processes_share_what_one_would_read():
-    """The same pictures, with the same random numbers, over the ends of epochs too."""
+    """The same images, with the same random numbers, over the ends of epochs too."""
     one = draws_of(0, 1, 4, InfiniteSampler)
     two = [draws_of(rank, 2, 2, InfiniteSampler)[:12] for rank in (0, 1)]
     assert [draw for pair in zip(*two, strict=True) for draw in pair] == one
@@ -122,7 +122,7 @@ def test_a_finite_sampler_begins_anew_in_another_order():
     assert sorted(draw.index for draw in draws[:21]) == list(range(21))
 
 
-def test_skipping_reads_no_picture():
+def test_skipping_reads_no_image():
     sampler = ResumableSampler(BatchSampler(InfiniteSampler(ToyNumbers(7), seed=0), 2, False), True)
     whole = [batch for _, batch in zip(range(10), sampler, strict=False)]
     again = ResumableSampler(BatchSampler(InfiniteSampler(ToyNumbers(7), seed=0), 2, False), True)
