@@ -1,15 +1,23 @@
 """Class names come from the data, heads follow them, and keep what is theirs by design."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config, ConfigDict
 
-from backbones.data.classes import class_heads, classes_of, set_classes, set_num_classes
+from backbones.data.classes import (
+    class_heads,
+    classes_of,
+    read_class_names,
+    set_classes,
+    set_num_classes,
+)
 from backbones.data.config_datasets import datasets_of
 from backbones.engine.config import load_config
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -111,3 +119,34 @@ val_dataloader = dict(dataset=dict(metainfo=dict(classes=('road', 'car'))))
         set_classes(
             derived('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', extra), ('train',)
         )
+
+
+@pytest.mark.parametrize(
+    ('split', 'change', 'message'),
+    [
+        ('val', lambda c: c['categories'][2].update(name='pyramid'), "no category 'triangle'"),
+        ('val', lambda c: c['categories'].reverse(), 'another order'),
+        ('train', lambda c: c['categories'][2].update(name='disc'), "called 'disc'"),
+        ('train', lambda c: c['categories'][2].pop('name'), 'no name'),
+    ],
+)
+def test_coco_files_that_disagree_are_refused(
+    split, change, message, shapes, tiny_config, tmp_path
+):
+    data = Path(shutil.copytree(shapes, tmp_path / 'shapes'))
+    path = data / f'coco/annotations/instances_{split}2017.json'
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        set_classes(load_config(str(tiny_config('retinanet', shapes=data))), ('train', 'val'))
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'), [(b'dis\xff', 'UTF-8'), (b'\n', 'no names'), (None, 'no such file')]
+)
+def test_lists_of_classes_that_cannot_be_read(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / 'classes.txt').write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_class_names(str(tmp_path / 'classes.txt'))
