@@ -1,4 +1,4 @@
-"""Look at all pictures and annotations that a config reads, and list what is wrong with them."""
+"""Check all images and annotations that a config reads, and list what is wrong with them."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ examples:
       the training set alone; all findings go to found.json, not only the first of each kind
 
 An error would end a run, or let it learn or measure wrong things. A warning is handled as the rules
-of COCO and ADE20K say, and says how: crowd regions and pictures without objects, for instance.
+of COCO and ADE20K say, and says how: crowd regions and images without objects, for instance.
 exit code: 0 no errors, 1 errors, 2 the command line or the config is wrong
 """
 

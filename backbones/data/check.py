@@ -71,7 +71,7 @@ def refuse_errors(config: Config, splits: Sequence[str]) -> None:
         splits: Which of 'train', 'val' and 'test' will be read.
 
     Raises:
-        DataError: Something would spoil the run; the message names files and ids.
+        DataError: Something would end the run or falsify it; the message names files and ids.
     """
     report = check_dataset(config, splits, read_images=False)
     errors = report.of(ERROR)

@@ -33,7 +33,7 @@ NAN, INF = float('nan'), float('inf')
 
 @pytest.fixture
 def data(shapes: Path, tmp_path: Path) -> Path:
-    """A set of shapes to spoil."""
+    """A dataset to corrupt."""
     return Path(shutil.copytree(shapes, tmp_path / 'shapes'))
 
 
@@ -120,11 +120,11 @@ def break_animation(path: Path) -> None:
 
 
 def relabel(change: Callable[[np.ndarray], Image.Image], **save) -> Callable[[Path], None]:
-    def spoil(data: Path) -> None:
+    def corrupt(data: Path) -> None:
         labels = np.array(Image.open(data / LABELS))
         change(labels).save(data / LABELS, **save)
 
-    return spoil
+    return corrupt
 
 
 def with_palette(labels: np.ndarray) -> Image.Image:
@@ -142,7 +142,7 @@ def to_one_pixel(data: Path) -> None:
     Image.new('L', (1, 1), 1).save(data / LABELS)
 
 
-# Task, what is spoiled, severity, kind, file, and what the reason has to say.
+# Task, what is corrupt, severity, kind, file, and what the reason has to say.
 FAULTS = {
     'image cut short': (
         'retinanet', lambda d: cut(d / IMAGE), 'error', 'unreadable image', IMAGE,
@@ -364,8 +364,8 @@ FAULTS = {
 
 @pytest.mark.parametrize('fault', FAULTS)
 def test_finds_every_fault(fault, data, check):
-    task, spoil, severity, kind, file, reason = FAULTS[fault]
-    spoil(data)
+    task, corrupt, severity, kind, file, reason = FAULTS[fault]
+    corrupt(data)
     found = [one for one in check(task).findings if one.kind == kind]
     assert [one.severity for one in found] == [severity] * len(found)
     matching = [one for one in found if one.file == str(data / file) and reason in one.reason]

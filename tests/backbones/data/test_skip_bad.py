@@ -33,7 +33,7 @@ LABELS = 'ade/annotations/training/train_000001.png'
 
 @pytest.fixture
 def data(shapes: Path, tmp_path: Path) -> Path:
-    """A set of shapes to spoil."""
+    """A dataset to corrupt."""
     return Path(shutil.copytree(shapes, tmp_path / 'shapes'))
 
 
@@ -68,7 +68,7 @@ def enlarge(path: Path) -> None:
     Image.fromarray(np.array(Image.open(path)).repeat(2, axis=0)).save(path)
 
 
-# Task, what is spoiled, and what the message has to say beside the file.
+# Task, what is corrupt, and what the message has to say beside the file.
 FAULTS = {
     'image cut short': ('retinanet', lambda d: cut(d / IMAGE), IMAGE, 'truncated'),
     'image empty': ('retinanet', lambda d: (d / IMAGE).write_bytes(b''), IMAGE, 'empty'),
@@ -80,8 +80,8 @@ FAULTS = {
 
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_bad_sample_is_named(fault, data, config):
-    task, spoil, file, reason = FAULTS[fault]
-    spoil(data)
+    task, corrupt, file, reason = FAULTS[fault]
+    corrupt(data)
     dataset = build(config(task))
     guard(dataset)
     with pytest.raises(SampleError) as error:
