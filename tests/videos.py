@@ -65,6 +65,7 @@ def write_video(
     times: Sequence[float] | None = None,
     size: tuple[int, int] = (128, 96),
     audio: bool | str = False,
+    audio_layout: str = 'stereo',
     audio_start: float = 0.0,
     audio_duration: float | None = None,
     rotation: int | None = None,
@@ -87,7 +88,8 @@ def write_video(
         times: Seconds at which each frame begins, multiples of 1 ms; default: at a constant rate.
             The last frame then lasts 1 / rate.
         size: Width and height of numbered images.
-        audio: A tone of 440 Hz in stereo: True for AAC, or a codec (``'libopus'``).
+        audio: A tone of 440 Hz: True for AAC, or a codec (``'libopus'``).
+        audio_layout: Its channels, which all have the same tone.
         audio_start: Seconds at which it begins.
         audio_duration: Seconds; default: until the last frame ends.
         rotation: What the display matrix asks for, in degrees counter-clockwise.
@@ -132,7 +134,9 @@ def write_video(
             video.set_display_matrix(_display_matrix(rotation or 0, mirrored))
         tone = None
         if audio:
-            tone = container.add_stream('aac' if audio is True else audio, rate=SAMPLE_RATE)
+            tone = container.add_stream(
+                'aac' if audio is True else audio, rate=SAMPLE_RATE, layout=audio_layout
+            )
         tone_end = end if audio_duration is None else audio_start + audio_duration
         heard = round(audio_start * SAMPLE_RATE)
 
@@ -152,7 +156,7 @@ def write_video(
                 samples = min(SAMPLES_PER_FRAME, round(tone_end * SAMPLE_RATE) - heard)
                 if samples <= 0:
                     break
-                container.mux(tone.encode(_tone(heard, samples)))
+                container.mux(tone.encode(_tone(heard, samples, audio_layout)))
                 heard += samples
         container.mux(video.encode(None))
         if tone is not None:
@@ -168,10 +172,10 @@ def _display_matrix(rotation: int, mirrored: bool) -> list[int]:
     return [sign * cosine, -sine, 0, sign * sine, cosine, 0, 0, 0, 1 << 30]
 
 
-def _tone(begin: int, samples: int) -> av.AudioFrame:
+def _tone(begin: int, samples: int, layout: str) -> av.AudioFrame:
     wave = 0.5 * np.sin(2 * np.pi * TONE * np.arange(begin, begin + samples) / SAMPLE_RATE)
-    both = np.stack([wave, wave]).astype(np.float32)
-    frame = av.AudioFrame.from_ndarray(both, 'fltp', 'stereo')
+    channels = np.stack([wave] * av.AudioLayout(layout).nb_channels).astype(np.float32)
+    frame = av.AudioFrame.from_ndarray(channels, 'fltp', layout)
     frame.sample_rate = SAMPLE_RATE
     frame.time_base = Fraction(1, SAMPLE_RATE)
     frame.pts = begin

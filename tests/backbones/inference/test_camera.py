@@ -1,9 +1,6 @@
 """Live sources: a camera that a test controls, and real streams over loopback."""
 
-import shutil
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,9 +14,8 @@ import pytest
 from rtsp_server import RtspServer
 
 from backbones.errors import ConfigError, InputError
-from backbones.inference import camera
+from backbones.inference import camera, window
 from backbones.inference.camera import QUEUE_SIZE, CameraReader, StreamClock
-from backbones.inference.window import Window, fit
 
 # Seconds that only what hangs takes.
 PATIENCE = 60
@@ -336,46 +332,27 @@ def test_url_that_is_none():
 
 # ------------------------------------------------------------------------------------- window
 
-# In a process of its own: OpenCV ends the one in which its screen goes away.
-USE_WINDOW = """
-import cv2, numpy as np
-from backbones.inference.window import Window
 
-image = np.zeros((1000, 2000, 3), np.uint8)
-window = Window('closed by the user')
-assert window.show(image) and window.show(image)
-assert cv2.getWindowImageRect(window.title)[2:] == (1280, 640)
-cv2.destroyWindow(window.title)
-assert not window.show(image)
-assert not window.show(image)
-window.close()
-
-window = Window('closed by a key')
-assert window.show(image)
-wait_key = cv2.waitKey
-cv2.waitKey = lambda delay: wait_key(delay) and ord('q')
-assert not window.show(image)
-print('done')
-"""
-
-
-@pytest.mark.skipif(shutil.which('Xvfb') is None, reason='needs Xvfb, a screen in memory')
-def test_window_on_a_screen(monkeypatch: pytest.MonkeyPatch):
-    screen = subprocess.Popen(
-        ['Xvfb', '-displayfd', '1', '-screen', '0', '1600x900x24'],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        monkeypatch.setenv('DISPLAY', f':{screen.stdout.readline().strip()}')
-        done = subprocess.run(
-            [sys.executable, '-c', USE_WINDOW], capture_output=True, text=True, timeout=300
-        )
-    finally:
-        screen.terminate()
-        screen.communicate()
-    assert done.stdout == 'done\n', done.stderr
+@pytest.mark.parametrize(('key', 'is_visible'), [(ord('q'), True), (-1, False)])
+def test_window_is_closed_by_a_key_or_the_user(
+    monkeypatch: pytest.MonkeyPatch, key: int, is_visible: bool
+):
+    state, shown = {'key': -1, 'is_visible': True}, []
+    monkeypatch.setattr(window, 'find_problem', lambda: None)
+    monkeypatch.setattr(cv2, 'namedWindow', lambda *_: None)
+    monkeypatch.setattr(cv2, 'destroyWindow', lambda *_: state.update(is_visible=False))
+    monkeypatch.setattr(cv2, 'imshow', lambda title, image: shown.append(image.shape))
+    monkeypatch.setattr(cv2, 'waitKey', lambda *_: state['key'])
+    monkeypatch.setattr(cv2, 'getWindowProperty', lambda *_: float(state['is_visible']))
+    screen = window.Window('test')
+    image = np.zeros((1000, 2000, 3), np.uint8)
+    assert screen.show(image)
+    assert shown == [(640, 1280, 3)]
+    state.update(key=key, is_visible=is_visible)
+    assert not screen.show(image)
+    assert not screen.show(image)
+    assert not state['is_visible']
+    screen.close()
 
 
 @pytest.mark.parametrize(
@@ -396,7 +373,7 @@ def test_window_without_a_screen(
     if display:
         monkeypatch.setenv('DISPLAY', display)
     with pytest.raises(ConfigError, match=f'{says}.*leave out --show'):
-        Window('test')
+        window.Window('test')
 
 
 @pytest.mark.parametrize(
@@ -407,4 +384,4 @@ def test_window_without_a_screen(
     ],
 )
 def test_window_fits_the_screen(size: tuple[int, int], shown: tuple[int, int]):
-    assert fit(np.zeros((*size, 3), np.uint8), 1280, 720).shape == (*shown, 3)
+    assert window.fit(np.zeros((*size, 3), np.uint8), 1280, 720).shape == (*shown, 3)

@@ -113,15 +113,15 @@ def hear(path: Path) -> tuple[float, np.ndarray, int]:
         return last - len(samples) / stream.rate, samples, stream.rate
 
 
-def assert_is_the_tone(path: Path, duration: float) -> None:
+def assert_is_the_tone(path: Path, duration: float, is_mixed: bool = False) -> None:
     begin, samples, rate = hear(path)
     assert begin == pytest.approx(0, abs=0.03)
     assert len(samples) / rate == pytest.approx(duration, abs=0.05)
     inside = samples[rate // 10 : -rate // 10]
     spectrum = np.abs(np.fft.rfft(inside * np.hanning(len(inside))))
     assert spectrum.argmax() * rate / len(inside) == pytest.approx(TONE, rel=0.02)
-    # A sine of 0.5.
-    assert inside.std() == pytest.approx(0.5 / np.sqrt(2), rel=0.07)
+    # A sine of 0.5, or louder where channels with the same tone are mixed.
+    assert is_mixed or inside.std() == pytest.approx(0.5 / np.sqrt(2), rel=0.07)
 
 
 # ------------------------------------------------------------------------------------- reading
@@ -341,27 +341,19 @@ def test_browsers_play_what_is_written(tmp_path):
 
 
 @pytest.mark.parametrize('rate', [Fraction(10), Fraction(30000, 1001)])
-def test_rate_size_and_duration_are_kept(tmp_path, rate):
-    source = write_video(tmp_path / 'a.mp4', 31, rate=rate, size=(128, 96))
+@pytest.mark.parametrize('every', [1, 7])
+def test_rate_size_times_and_duration_are_kept(tmp_path, rate, every):
+    source = write_video(tmp_path / 'a.mp4', 31, rate=rate, size=(128, 96), audio=True)
     out = tmp_path / 'out.mp4'
-    copy(source, out)
+    copy(source, out, every=every)
     with VideoReader(out) as reader:
-        assert (reader.width, reader.height, reader.frame_rate) == (128, 96, rate)
+        assert (reader.width, reader.height) == (128, 96)
+        assert every > 1 or reader.frame_rate == rate
         frames = list(reader)
-    assert numbers(frames) == list(range(31))
-    assert times(frames) == pytest.approx([number / rate for number in range(31)])
+    assert numbers(frames) == list(range(0, 31, every))
+    assert times(frames) == pytest.approx([number / rate for number in range(0, 31, every)])
     assert video_duration(out) == pytest.approx(31 / rate)
-
-
-def test_left_out_frames_change_neither_times_nor_duration(tmp_path):
-    source = write_video(tmp_path / 'a.mp4', 20, rate=10, audio=True)
-    out = tmp_path / 'out.mp4'
-    copy(source, out, every=7)
-    frames = read(out)
-    assert numbers(frames) == [0, 7, 14]
-    assert times(frames) == pytest.approx([0, 0.7, 1.4])
-    assert video_duration(out) == pytest.approx(2.0)
-    assert_is_the_tone(out, 2.0)
+    assert_is_the_tone(out, 31 / rate)
 
 
 @pytest.mark.parametrize('size', [(127, 96), (128, 95), (127, 95), (1, 1)])
@@ -402,22 +394,25 @@ def test_times_that_do_not_rise_are_nudged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'audio', 'codec'),
+    ('name', 'audio', 'layout', 'codec'),
     [
-        *[('a.mp4', True, 'aac'), ('a.ts', True, 'aac'), ('a.mkv', 'libmp3lame', 'mp3float')],
-        *[('a.mkv', 'libopus', 'aac'), ('a.mkv', 'flac', 'aac'), ('a.mkv', 'ac3', 'aac')],
+        *[('a.mp4', True, 'stereo', 'aac'), ('a.ts', True, 'stereo', 'aac')],
+        *[('a.mkv', 'libmp3lame', 'stereo', 'mp3float'), ('a.mkv', 'libopus', 'stereo', 'aac')],
+        *[('a.mkv', 'flac', 'mono', 'aac'), ('a.mkv', 'ac3', '5.1', 'aac')],
     ],
 )
 @pytest.mark.parametrize('cut', [{}, {'start': 0.75, 'end': 2.05}])
-def test_audio_is_kept(tmp_path, name, audio, codec, cut):
-    source = write_video(tmp_path / name, 30, rate=10, audio=audio)
+def test_audio_is_kept(tmp_path, name, audio, layout, codec, cut):
+    source = write_video(tmp_path / name, 30, rate=10, audio=audio, audio_layout=layout)
     out = tmp_path / 'out.mp4'
     assert copy(source, out, **cut).problem is None
     with av.open(str(out)) as container:
-        assert container.streams.audio[0].codec_context.name == codec
+        context = container.streams.audio[0].codec_context
+        assert context.name == codec
+        assert context.layout.name == ('mono' if layout == 'mono' else 'stereo')
     duration = video_duration(out)
     assert duration == pytest.approx(1.25 if cut else 3.0, abs=0.06)
-    assert_is_the_tone(out, duration)
+    assert_is_the_tone(out, duration, is_mixed=layout == '5.1')
 
 
 @pytest.mark.parametrize('audio', [True, 'libmp3lame', 'libopus', 'flac'])
@@ -469,28 +464,6 @@ def test_audio_that_cannot_be_opened(tmp_path):
         writer.write(numbered_image(1), 0)
     assert 'the audio is missing' in writer.problem
     assert numbers(read(tmp_path / 'out.mp4')) == [1]
-
-
-def test_many_channels_become_stereo(tmp_path):
-    source, out = tmp_path / 'a.mkv', tmp_path / 'out.mp4'
-    with av.open(str(source), 'w') as container:
-        video = container.add_stream('libx264', rate=10)
-        video.width, video.height = 128, 96
-        audio = container.add_stream('ac3', rate=48_000)
-        audio.codec_context.layout = '5.1'
-        for index in range(10):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(numbered_image(index), 'bgr24')))
-        wave = 0.5 * np.sin(2 * np.pi * TONE * np.arange(48_000) / 48_000)
-        frame = av.AudioFrame.from_ndarray(np.stack([wave] * 6).astype(np.float32), 'fltp', '5.1')
-        frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
-        for stream, last in [(audio, frame), (audio, None), (video, None)]:
-            container.mux(stream.encode(last))
-    assert copy(source, out).problem is None
-    with av.open(str(out)) as container:
-        assert container.streams.audio[0].codec_context.layout.name == 'stereo'
-    _, samples, rate = hear(out)
-    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
-    assert spectrum.argmax() * rate / len(samples) == pytest.approx(TONE, rel=0.02)
 
 
 # ------------------------------------------------------------------------ finishing and failing
