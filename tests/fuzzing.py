@@ -35,7 +35,7 @@ def inputs(few: int, many: int) -> settings:
 
 
 @st.composite
-def damaged(draw: st.DrawFn, files: dict[str, bytes]) -> tuple[str, bytes]:
+def corrupted(draw: st.DrawFn, files: dict[str, bytes]) -> tuple[str, bytes]:
     """One of the files after one to four changes; (name, content)."""
     name = draw(st.sampled_from(sorted(files)))
     content = files[name]
@@ -94,21 +94,21 @@ def with_checksums(png: bytes) -> bytes:
 
 
 @cache
-def pictures() -> dict[str, bytes]:
-    """A small file of every kind of picture that is read."""
-    colours = np.random.default_rng(0).integers(0, 256, (18, 26, 3), np.uint8)
-    photo = Image.fromarray(colours)
-    grey = photo.convert('L')
-    deep = Image.fromarray(colours[..., 0].astype(np.uint16) * 257)
+def images() -> dict[str, bytes]:
+    """A small file of every kind of image that is read."""
+    colors = np.random.default_rng(0).integers(0, 256, (18, 26, 3), np.uint8)
+    photo = Image.fromarray(colors)
+    gray = photo.convert('L')
+    deep = Image.fromarray(colors[..., 0].astype(np.uint16) * 257)
     clear = photo.convert('RGBA')
-    clear.putalpha(grey)
+    clear.putalpha(gray)
     exif = Image.Exif()
     exif[0x0112] = 6
-    others = [Image.fromarray(np.roll(colours, shift, 1)) for shift in (3, 6)]
+    others = [Image.fromarray(np.roll(colors, shift, 1)) for shift in (3, 6)]
     frames = dict(save_all=True, append_images=others, duration=[40, 0, 70])
     kinds = {
         'plain.jpg': (photo, 'JPEG', {}),
-        'turned.jpg': (photo, 'JPEG', dict(exif=exif)),
+        'rotated.jpg': (photo, 'JPEG', dict(exif=exif)),
         'progressive.jpg': (photo, 'JPEG', dict(progressive=True)),
         'cmyk.jpg': (photo.convert('CMYK'), 'JPEG', {}),
         'plain.png': (photo, 'PNG', dict(exif=exif)),
@@ -151,12 +151,12 @@ def videos() -> dict[str, bytes]:
     small = dict(frames=4, size=(32, 24))
     kinds = {
         'plain.mp4': {},
-        'sound.mp4': dict(audio=True),
-        'turned.mp4': dict(rotation=90),
+        'audio.mp4': dict(audio=True),
+        'rotated.mp4': dict(rotation=90),
         'uneven.mp4': dict(times=[0, 0.1, 0.15, 0.9]),
         'old.avi': dict(codec='mpeg4'),
-        'sound.mkv': dict(audio='libopus'),
-        'sound.ts': dict(audio=True),
+        'audio.mkv': dict(audio='libopus'),
+        'audio.ts': dict(audio=True),
         'row.mjpeg': dict(codec='mjpeg', pixel_format='yuvj420p'),
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -175,7 +175,8 @@ class AudioTrack:
                     form = (frame.format.name, frame.layout.name, frame.sample_rate)
                     graph = self._resampler(frame)
                 frame.pts -= round(self._origin / frame.time_base)
-                graph.push(frame)
+                with suppress(av_error.EOFError):  # what is behind the end
+                    graph.push(frame)
                 yield from self._encode(graph)
         if graph is not None:
             graph.push(None)

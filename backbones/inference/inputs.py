@@ -181,21 +181,21 @@ def _list_local(given: str, recursive: bool) -> Iterator[Input]:
     yield from files
 
 
-def _list_glob(pattern: str, recursive: bool) -> Iterator[Input]:
-    anchor = Path(pattern).anchor
-    parts = Path(pattern).relative_to(anchor).parts
+def _list_glob(glob: str, recursive: bool) -> Iterator[Input]:
+    anchor = Path(glob).anchor
+    parts = Path(glob).relative_to(anchor).parts
     if parts[-1] == '**':
         parts = (*parts, '*')
     try:
         # Not glob.glob: it follows links, and two that lead in circles keep it busy for ever.
         paths = list(map(str, Path(anchor).glob('/'.join(parts))))
     except (OSError, ValueError, NotImplementedError) as error:
-        yield Input(pattern, problem=f'cannot be searched: {error}')
+        yield Input(glob, problem=f'cannot be searched: {error}')
         return
-    if not _is_hidden(pattern):
+    if not _is_hidden(glob):
         paths = [path for path in paths if not _is_hidden(path)]
     if not paths:
-        yield Input(pattern, problem='does not exist, and as a glob fits no file')
+        yield Input(glob, problem='does not exist, and as a glob fits no file')
     for path in sorted(paths, key=_natural):
         if not os.path.isdir(path):
             yield Input(path, found=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import check_dataset as tool
 import numpy as np
 import pytest
-from fuzzing import damaged, encoded, inputs
+from fuzzing import corrupted, encoded, inputs
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mmengine.config import Config
@@ -209,10 +209,10 @@ ENCODINGS = {
 
 
 @inputs(40, 600)
-@given(content=damaged(ENCODINGS).map(lambda file: file[1]))
+@given(content=corrupted(ENCODINGS).map(lambda file: file[1]))
 @example(content=b'[' * 100_000)
 @example(content=b'{"images": ' + b'9' * 5000 + b'}')
-def test_damaged_coco_files(content: bytes, config: Callable[[], Config], folder: Path):
+def test_corrupt_coco_files(content: bytes, config: Callable[[], Config], folder: Path):
     (folder / 'broken.json').write_bytes(content)
     train_on(config, folder)
 
@@ -229,8 +229,8 @@ def seg_maps() -> dict[str, bytes]:
 
 
 @inputs(60, 1500)
-@given(file=damaged(seg_maps()))
-def test_damaged_seg_maps(file: tuple[str, bytes], folder: Path):
+@given(file=corrupted(seg_maps()))
+def test_corrupt_seg_maps(file: tuple[str, bytes], folder: Path):
     path = folder / 'labels.png'
     path.write_bytes(file[1])
     sample = Sample(str(folder / '1.jpg'), '1.jpg', seg_map=str(path), labels=LabelRules(2, True))

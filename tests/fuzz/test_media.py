@@ -9,7 +9,7 @@ from threading import Event
 import av
 import numpy as np
 import pytest
-from fuzzing import damaged, inputs, pictures, videos
+from fuzzing import corrupted, images, inputs, videos
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ from backbones.inference.frame import Frame
 from backbones.inference.inputs import Input
 from backbones.inference.reading import Clip, Closed, read_inputs
 
-ENDINGS = ('', '.jpg', '.png', '.tif', '.mp4', '.mjpeg', '.txt')
+SUFFIXES = ('', '.jpg', '.png', '.tif', '.mp4', '.mjpeg', '.txt')
 # More than any of the files has; what is repeated in one may add some.
 MOST_FRAMES = 100
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module', autouse=True)
 def small_limit() -> Iterator[None]:
-    """A header that promises a large picture must not take the memory of whoever runs the tests."""
+    """A header that promises a large image must not take the memory of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_reading, 'MAX_PIXELS', 2**22)
         yield
@@ -44,45 +44,45 @@ def read(path: Path, clip: Clip) -> None:
     for item in islice(read_inputs([Input(str(path))], clip, Event()), MOST_FRAMES):
         if isinstance(item, Frame):
             try:
-                picture = item.load()
+                image = item.load()
             except InputError as error:
                 assert str(error)
             else:
-                assert picture.dtype == np.uint8
-                assert picture.ndim == 3 and picture.shape[2] == 3 and picture.size
+                assert image.dtype == np.uint8
+                assert image.ndim == 3 and image.shape[2] == 3 and image.size
         elif isinstance(item, Closed):
             assert item.problem is None or len(item.problem.splitlines()) == 1
 
 
-def check_picture_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Read a file as check_dataset.py does."""
     for found in check_sample(Sample(str(path), path.name, (26, 18))):
         assert found.reason and found.file == str(path)
 
 
 @inputs(250, 6000)
-@given(file=damaged(pictures()))
-def test_damaged_pictures(folder: Path, file: tuple[str, bytes]):
+@given(file=corrupted(images()))
+def test_corrupt_images(folder: Path, file: tuple[str, bytes]):
     path = folder / file[0]
     path.write_bytes(file[1])
     read(path, Clip())
-    check_picture_file(path)
+    check_file(path)
 
 
 @inputs(40, 1500)
 @given(
-    file=damaged(videos()),
+    file=corrupted(videos()),
     clip=st.builds(Clip, st.integers(1, 3), st.sampled_from([0.0, 0.15, 5.0]), st.none()),
 )
-def test_damaged_videos(folder: Path, file: tuple[str, bytes], clip: Clip):
+def test_corrupt_videos(folder: Path, file: tuple[str, bytes], clip: Clip):
     path = folder / file[0]
     path.write_bytes(file[1])
     read(path, clip)
 
 
 @inputs(20, 500)
-@given(file=damaged({name: content for name, content in videos().items() if 'sound' in name}))
-def test_damaged_sound(folder: Path, file: tuple[str, bytes]):
+@given(file=corrupted({name: content for name, content in videos().items() if 'audio' in name}))
+def test_corrupt_audio(folder: Path, file: tuple[str, bytes]):
     path = folder / file[0]
     path.write_bytes(file[1])
     with av.open(str(folder / 'copy.mp4'), 'w') as output:
@@ -94,9 +94,9 @@ def test_damaged_sound(folder: Path, file: tuple[str, bytes]):
 
 
 @inputs(40, 1000)
-@given(content=st.binary(max_size=300), ending=st.sampled_from(ENDINGS))
-def test_noise(folder: Path, content: bytes, ending: str):
-    path = folder / f'noise{ending}'
+@given(content=st.binary(max_size=300), suffix=st.sampled_from(SUFFIXES))
+def test_noise(folder: Path, content: bytes, suffix: str):
+    path = folder / f'noise{suffix}'
     path.write_bytes(content)
     read(path, Clip())
-    check_picture_file(path)
+    check_file(path)

@@ -86,7 +86,7 @@ def test_all_ways_to_write_a_path_are_one_input(tree: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ('pattern', 'expected'),
+    ('glob', 'expected'),
     [
         ('frame_*.jpg', ['frame_1.jpg', 'frame_2.jpg', 'frame_10.jpg']),
         ('*/c.jpg', ['day_1/c.jpg', 'day_2/c.jpg']),
@@ -96,8 +96,8 @@ def test_all_ways_to_write_a_path_are_one_input(tree: Path, monkeypatch: pytest.
         ('.hid*', ['.hidden.jpg']),
     ],
 )
-def test_globs(tree: Path, pattern: str, expected: list[str]):
-    assert names(listed(tree / pattern), tree) == expected
+def test_globs(tree: Path, glob: str, expected: list[str]):
+    assert names(listed(tree / glob), tree) == expected
 
 
 def test_problems_do_not_stop_the_others(tree: Path, tmp_path: Path):

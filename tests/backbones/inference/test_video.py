@@ -296,7 +296,7 @@ def test_a_video_that_is_cut_short_gives_what_is_there(tmp_path, name, options, 
 
 
 @pytest.mark.parametrize(
-    ('spoil', 'message'),
+    ('break_file', 'message'),
     [
         (lambda path: truncate(path, 0.5), 'cut short .* no index'),
         (lambda path: truncate(path, 0), 'neither'),
@@ -306,9 +306,9 @@ def test_a_video_that_is_cut_short_gives_what_is_there(tmp_path, name, options, 
         (lambda path: corrupt(path, 0), 'no frame that can be read'),
     ],
 )
-def test_what_cannot_be_read_at_all(tmp_path, spoil, message):
+def test_what_cannot_be_read_at_all(tmp_path, break_file, message):
     path = write_video(tmp_path / 'a.mp4', 30)
-    spoil(path)
+    break_file(path)
     with pytest.raises(InputError, match=message):
         VideoReader(path)
 
