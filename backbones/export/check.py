@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,6 @@ from .preprocessing import missing_to_multiple
 # ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Case:
-    """Inputs that file and model are compared on.
-
-    Attributes:
-        name: What they are.
-        inputs: (batch, 3, height, width).
-    """
-
-    name: str
-    inputs: np.ndarray
-
-
 def check_file(run: Runner, model: nn.Module, image: np.ndarray) -> Iterator[str]:
     """Compare a file with its model on an image, at two sizes if it takes any, and on noise.
 
@@ -55,21 +42,21 @@ def check_file(run: Runner, model: nn.Module, image: np.ndarray) -> Iterator[str
     """
     description = run.description
     reference = Reference(model, description)
-    for case in cases(image, description):
+    for case, inputs in cases(image, description):
         try:
-            found = split(run(case.inputs), description)
+            found = split(run(inputs), description)
         except RuntimeError as error:
-            raise ExportError(f'{case.name}: the file does not run: {error}') from error
-        for number, expected in enumerate(reference(case.inputs)):
-            name = case.name if len(case.inputs) == 1 else f'{case.name}, {number + 1} of a batch'
+            raise ExportError(f'{case}: the file does not run: {error}') from error
+        for number, expected in enumerate(reference(inputs)):
+            name = case if len(inputs) == 1 else f'{case}, {number + 1} of a batch'
             try:
                 yield f'{name}: {compare(expected, found[number], description)}'
             except ExportError as error:
                 raise ExportError(f'{name}: {error}') from error
 
 
-def cases(image: np.ndarray, description: Description) -> Iterator[Case]:
-    """The image, the image at another size where any is taken, and one without contents."""
+def cases(image: np.ndarray, description: Description) -> Iterator[tuple[str, np.ndarray]]:
+    """Inputs and their names: the image, at another size too where any is taken, and noise."""
     if description.size:
         # Padding would make results equal for the wrong reason.
         image = imresize(image, description.size[::-1])
@@ -92,10 +79,12 @@ def cases(image: np.ndarray, description: Description) -> Iterator[Case]:
     yield make_case('a blank image', [blank] * batch, description)
 
 
-def make_case(name: str, images: list[np.ndarray], description: Description) -> Case:
-    """Images of one size as a case."""
+def make_case(
+    name: str, images: list[np.ndarray], description: Description
+) -> tuple[str, np.ndarray]:
+    """Images of one size as an input (batch, 3, height, width), and its name."""
     inputs = np.stack([description.fit(image)[0] for image in images])
-    return Case(f'{name} at {inputs.shape[2]}x{inputs.shape[3]}', inputs)
+    return f'{name} at {inputs.shape[2]}x{inputs.shape[3]}', inputs
 
 
 def split(results: dict[str, np.ndarray], description: Description) -> list[Results]:

@@ -43,10 +43,10 @@ def compare(expected: Results, found: Results, description: Description) -> str:
         if values.shape != found[name].shape:
             raise ExportError(f'{name} is of shape {found[name].shape} instead of {values.shape}')
     if 'segmentation_map' in expected:
-        figures = percent(expected['segmentation_map'] == found['segmentation_map'])
-        if figures.share < MIN_SHARE_OF_PIXELS:
-            raise ExportError(f'only {figures} of pixels are the same')
-        return f'{figures} of pixels'
+        same = expected['segmentation_map'] == found['segmentation_map']
+        if same.mean() < MIN_SHARE_OF_PIXELS:
+            raise ExportError(f'only {percent(same)} of pixels are the same')
+        return f'{percent(same)} of pixels'
     return compare_maps(expected, found)
 
 
@@ -86,11 +86,9 @@ def compare_detections(expected: Results, found: Results, description: Descripti
     if 'masks' not in expected:
         return figures
     threshold = description.mask_threshold
-    same = percent(
-        (expected['masks'][rows] >= threshold) == (found['masks'][counterparts] >= threshold)
-    )
-    figures += f', {same} of mask pixels'
-    if same.share < MIN_SHARE_OF_PIXELS:
+    same = (expected['masks'][rows] >= threshold) == (found['masks'][counterparts] >= threshold)
+    figures += f', {percent(same)} of mask pixels'
+    if same.mean() < MIN_SHARE_OF_PIXELS:
         raise ExportError(f'{figures}; {MIN_SHARE_OF_PIXELS:.1%} have to be the same')
     return figures
 
@@ -163,16 +161,6 @@ def at_least_a_pixel(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([center - half, center + half], axis=-1)
 
 
-@dataclass(frozen=True)
-class Percent:
-    """A share that is never shown rounded up to 100 %."""
-
-    share: float
-
-    def __str__(self) -> str:
-        return f'{np.floor(self.share * 1e5) / 1e3:g} %'
-
-
-def percent(same: np.ndarray) -> Percent:
-    """The share of true values."""
-    return Percent(float(np.mean(same)))
+def percent(same: np.ndarray) -> str:
+    """The share of true values, never rounded up to 100 %."""
+    return f'{np.floor(same.mean() * 1e5) / 1e3:g} %'

@@ -112,7 +112,7 @@ def export(
             if description.task != 'backbone':
                 torch_model = TorchModel(config, checkpoint, 'cpu', cfg_options=cfg_options)
                 figures = pipeline_difference(ExportedModel(path, 'cpu'), torch_model, image)
-                report(f'  {sizes_in_words(description)}: {figures}')
+                report(f'{sizes_in_words(description)}: {figures}')
         else:
             report('not compared: Core ML runs on macOS and iOS only')
         size = sum(file.stat().st_size for file in path.parent.rglob('*') if file.is_file())
@@ -173,9 +173,9 @@ def staged(out: Path) -> Iterator[Path]:
 
 def summary(description: Description) -> str:
     """What is being exported, in words."""
-    size = 'x'.join(map(str, description.size)) if description.size else 'any size'
-    if not description.size:
-        size += f' from {description.min_size}x{description.min_size} on'
+    size = f'any size from {description.min_size}x{description.min_size} on'
+    if description.size:
+        size = 'x'.join(map(str, description.size))
     batch = description.batch or 'any number'
     return f'{description.model}, {description.task}, {size}, batch of {batch}'
 
@@ -183,10 +183,10 @@ def summary(description: Description) -> str:
 def sizes_in_words(description: Description) -> str:
     """How an image is made an input of the file, as opposed to PyTorch's test pipeline."""
     if description.size is None:
-        return "resized as in PyTorch's test pipeline"
+        return "  resized as in PyTorch's test pipeline"
     size = 'x'.join(map(str, description.size))
     how = 'resized' if description.task == 'segmentation' else 'resized and padded'
-    return f'{how} to the fixed {size}, where PyTorch keeps each size of its test pipeline'
+    return f'note: images are {how} to the fixed {size}, where PyTorch keeps their own sizes'
 
 
 # ------------------------------------------------------------------------------------------------
