@@ -35,7 +35,7 @@ class TorchModel:
 
     Args:
         config: Path of a config.
-        checkpoint: Path or address of the checkpoint of a whole model.
+        checkpoint: Path or URL of the checkpoint of a whole model.
         device: For instance 'cuda:1'. Default: the first GPU, else the CPU.
         amp: Mixed precision, see :func:`backbones.engine.amp.inference_precision`.
         deploy: Fold what only training needs, see :func:`backbones.deploy.switch_to_deploy`.
