@@ -18,7 +18,7 @@ from backbones.data.config_datasets import datasets_of, walk
 from backbones.errors import ConfigError
 
 from .amp import CPUAmpOptimWrapper
-from .metrics import main_metric
+from .metrics import can_measure, main_metric
 
 # What reading a faulty config raises.
 CONFIG_ERRORS = (
@@ -128,11 +128,15 @@ def default_work_dir(config_path: str) -> str:
 
 
 def keep_best_checkpoint(config: Config) -> None:
-    """Keep the checkpoint that is best by the task's metric, unless the config names a metric."""
+    """Keep the checkpoint that is best by the metric of the config, or by the task's own.
+
+    The latter where the config names none, or one of another evaluator than it has by now.
+    """
     hook = config.get('default_hooks', {}).get('checkpoint')
-    if hook is None or hook.get('save_best') or not config.get('val_evaluator'):
+    if hook is None or not config.get('val_evaluator'):
         return
-    hook.save_best, hook.rule = main_metric(config), 'greater'
+    if not hook.get('save_best') or not can_measure(config, hook.save_best):
+        hook.save_best, hook.rule = main_metric(config), 'greater'
 
 
 def log_to_tensorboard(config: Config) -> None:

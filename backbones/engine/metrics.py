@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
 
 from backbones.data.config_datasets import walk
 
@@ -70,6 +71,22 @@ def iou_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[s
     for name, iou in zip(metric.dataset_meta['classes'], intersection / union, strict=True):
         metrics[f'IoU/{name}'] = round(100 * float(iou), 2)
     return metrics
+
+
+def can_measure(config: Config, names: str | list[str]) -> bool:
+    """Whether validation may return metrics of these names, by the prefixes of its metrics."""
+    prefixes = {'auto', 'val'}
+    for evaluator in walk(config.val_evaluator):
+        if 'type' not in evaluator:
+            continue
+        kind = evaluator.type
+        if isinstance(kind, str):
+            with METRICS.switch_scope_and_registry(None) as registry:
+                kind = registry.get(kind)
+        prefixes.add(evaluator.get('prefix') or getattr(kind, 'default_prefix', None))
+    names = [names] if isinstance(names, str) else names
+    # Without a prefix, names may be any.
+    return None in prefixes or all(name.partition('/')[0] in prefixes for name in names)
 
 
 def main_metric(config: Config) -> str:

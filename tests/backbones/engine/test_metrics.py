@@ -12,10 +12,12 @@ from mmdet.evaluation import CocoMetric, LVISMetric, VOCMetric
 from mmengine import dist
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
+from mmengine.registry import init_default_scope
 from mmseg.evaluation import IoUMetric
 from torch import nn
 from torch.utils.data import DataLoader
 
+from backbones.engine.config import keep_best_checkpoint
 from backbones.engine.hooks import ValLossHook, is_annotated_after_resizing, resize_ground_truth
 from backbones.engine.metrics import add_per_class, format_metrics, main_metric, write_metrics
 
@@ -131,6 +133,31 @@ def test_other_metrics_stay_as_they_are(metric):
 )
 def test_the_metric_that_chooses_the_best_checkpoint(evaluator, expected):
     assert main_metric(Config({'val_evaluator': evaluator})) == expected
+
+
+@pytest.mark.parametrize(
+    ('evaluator', 'save_best', 'expected'),
+    [
+        ({'type': 'CocoMetric'}, None, 'coco/bbox_mAP'),
+        ({'type': 'CocoMetric'}, 'coco/bbox_mAP_50', 'coco/bbox_mAP_50'),
+        ({'type': 'CocoMetric'}, 'val/loss', 'val/loss'),
+        ({'type': 'CocoMetric', 'prefix': 'cells'}, 'coco/bbox_mAP', 'cells/bbox_mAP'),
+        ({'type': 'VOCMetric'}, 'coco/bbox_mAP', 'auto'),
+        ({'type': 'mmdet.VOCMetric'}, 'pascal_voc/AP50', 'pascal_voc/AP50'),
+        ([{'type': 'ToyUnknown'}], 'anything', 'anything'),
+    ],
+)
+def test_a_best_checkpoint_by_a_metric_that_is_not_measured_is_by_the_main_one(
+    evaluator, save_best, expected
+):
+    """Our configs name COCO's AP, and may get VOC's metric, whose first one is the mAP."""
+    init_default_scope('mmdet')
+    hooks = {'checkpoint': {'save_best': save_best, 'rule': 'less'}}
+    config = Config({'val_evaluator': evaluator, 'default_hooks': hooks})
+    keep_best_checkpoint(config)
+    assert config.default_hooks.checkpoint.save_best == expected
+    changed = expected != save_best
+    assert config.default_hooks.checkpoint.rule == ('greater' if changed else 'less')
 
 
 def test_metrics_of_any_kind_can_be_written_and_printed(tmp_path):
