@@ -1,6 +1,6 @@
 """Several processes: how they find each other, and what the first does for all."""
 
-import sys
+import os
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -45,7 +45,8 @@ def prepare_on_first(config: Config, prepare: Callable[[Config], None]) -> Confi
     except RuntimeError:
         if get_rank() == 0:
             raise
-        sys.exit(1)  # the first process has ended, and said why
+        # The first process has ended, and said why. gloo may abort a regular exit after that.
+        os._exit(1)
     distributed.destroy_process_group(group)
     return prepared[0]
 
