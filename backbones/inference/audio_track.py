@@ -12,7 +12,7 @@ from av.stream import Disposition
 
 from backbones.errors import InputError
 
-from .video_file import find_origin, open_container
+from .video_reader import find_origin, open_container
 
 # Audio that every browser plays in an MP4; AC-3, for one, Chrome and Firefox do not.
 COPIED_CODECS = ('aac', 'mp3', 'mp3float')

@@ -4,7 +4,6 @@ import errno
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from queue import Empty, Full, Queue
@@ -16,7 +15,7 @@ import numpy as np
 
 from backbones.errors import InputError
 
-from .frame import TimedImage, Timing
+from .images import TimedImage
 
 STREAM_OPTIONS = {
     # Over TCP no packet is lost on the way, and none stops at a firewall; servers without get UDP.
@@ -44,8 +43,7 @@ Stamped = tuple[float | None, np.ndarray]
 class CameraReader:
     """Reads a camera or a stream in a thread of its own; iterating gives :class:`TimedImage`.
 
-    Iteration ends where the stream ends and after :meth:`close`, which any thread may call at any
-    time. A connection that is lost is opened again, after longer and longer waits.
+    Iteration ends where the stream ends and after :meth:`close`, which any thread may call.
 
     Args:
         source: ``webcam:N``, or a URL with rtsp, rtmp, udp, http or https in front.
@@ -71,7 +69,6 @@ class CameraReader:
         self._source = source
         self._drops = policy == 'latest'
         self._queue: Queue[TimedImage | Exception] = Queue(1 if self._drops else QUEUE_SIZE)
-        self._arrivals: deque[float] = deque(maxlen=30)
         self._is_closed = threading.Event()
         self._is_reconnecting = False
         # Here and not in the thread: macOS asks the user for permission in the main one alone.
@@ -79,13 +76,6 @@ class CameraReader:
         # A daemon, since a read of the network that gets no answer cannot be interrupted.
         self._thread = threading.Thread(target=self._capture, daemon=True)
         self._thread.start()
-
-    @property
-    def capture_rate(self) -> float:
-        """Frames a second that the source gives, over the last 30; 0 before the second one."""
-        arrivals = tuple(self._arrivals)
-        seconds = arrivals[-1] - arrivals[0] if arrivals else 0.0
-        return (len(arrivals) - 1) / seconds if seconds > 0 else 0.0
 
     def __iter__(self) -> Iterator[TimedImage]:
         return self
@@ -106,8 +96,6 @@ class CameraReader:
 
     def close(self) -> None:
         """Stop reading; whoever waits for a frame is told that there are no more."""
-        if self._is_closed.is_set():
-            return
         self._is_closed.set()
         with suppress(Empty):
             while True:
@@ -124,32 +112,36 @@ class CameraReader:
         self.close()
 
     def _capture(self) -> None:
-        """What the thread does."""
+        """What the thread does: hand on frames, open a lost connection again."""
         clock, delays = StreamClock(), iter(RETRY_DELAYS)
-        end: Exception | None = None
-        while not isinstance(end, StopIteration):
+        while True:
             try:
                 with closing(self._frames()) as frames:
                     for stamp, image in frames:
-                        now = time.monotonic()
-                        seconds = clock(stamp, now)
-                        timing = Timing(seconds, round(seconds * 1000))
-                        self._arrivals.append(now)
+                        seconds = clock(stamp, time.monotonic())
+                        frame = TimedImage(
+                            self.num_captured, seconds, round(seconds * 1000), None, image
+                        )
                         self.num_captured += 1
                         self._is_reconnecting = False
-                        if not self._put(TimedImage(self.num_captured - 1, timing, image)):
-                            break
+                        if not self._put(frame):
+                            return
                         delays = iter(RETRY_DELAYS)
-                end = StopIteration()
+                end: Exception = StopIteration()
+                break
             except Exception as error:
-                end = error
-                delay = next(delays, None)
+                end, delay = error, next(delays, None)
                 if self._camera is not None or not self.num_captured or delay is None:
                     break
                 self._is_reconnecting = True
                 if self._is_closed.wait(delay):
-                    break
+                    return
         self._put(end)
+
+    def _frames(self) -> Iterator[Stamped]:
+        if self._camera is not None:
+            return read_webcam(self._camera)
+        return read_stream(self._source, self.timeout)
 
     def _put(self, item: TimedImage | Exception) -> bool:
         """Hand a frame or the end on; returns False when nobody wants more."""
@@ -162,11 +154,6 @@ class CameraReader:
                 self._queue.put(item, timeout=0.1)
                 return True
         return False
-
-    def _frames(self) -> Iterator[Stamped]:
-        if self._camera is not None:
-            return read_webcam(self._camera)
-        return read_stream(self._source, self.timeout)
 
 
 class StreamClock:
@@ -185,9 +172,8 @@ class StreamClock:
         if self._last is not None:
             last_stamp, last_now = self._last
             step = elapsed = now - last_now
-            if stamp is not None and last_stamp is not None:
-                stamped = stamp - last_stamp
-                step = stamped if 0 < stamped < elapsed + MAX_LEAP else elapsed
+            if None not in (stamp, last_stamp) and 0 < stamp - last_stamp < elapsed + MAX_LEAP:
+                step = stamp - last_stamp
             self._seconds += step
         self._last = (stamp, now)
         return self._seconds
@@ -195,15 +181,13 @@ class StreamClock:
 
 def open_webcam(source: str) -> cv2.VideoCapture:
     """The camera of ``webcam:N``."""
-    number = int(source.removeprefix('webcam:'))
     level = cv2.getLogLevel()
     cv2.setLogLevel(0)  # we say ourselves what is wrong
     try:
-        capture = cv2.VideoCapture(number)
+        capture = cv2.VideoCapture(int(source.removeprefix('webcam:')))
     finally:
         cv2.setLogLevel(level)
     if not capture.isOpened():
-        capture.release()
         raise InputError('is not there, or we may not open it')
     return capture
 
@@ -229,7 +213,7 @@ def read_stream(url: str, timeout: float) -> Iterator[Stamped]:
         raise InputError('is a stream, which needs PyAV: pip install av') from error
 
     scheme, _, rest = url.partition('://')
-    last = time.monotonic()
+    last, is_mjpeg = time.monotonic(), False
     try:
         # FFmpeg knows no RTSP://.
         container = av.open(f'{scheme.lower()}://{rest}', options=STREAM_OPTIONS, timeout=timeout)
@@ -239,8 +223,8 @@ def read_stream(url: str, timeout: float) -> Iterator[Stamped]:
                 raise InputError('has no video in it that can be decoded')
             # FFmpeg makes stamps up, 25 a second, where the format has none.
             has_stamps = not container.format.flags & av.format.Flags.no_timestamps.value
-            to_bgr = VideoReformatter()
-            for packet in until_end(container, stream):
+            to_bgr, is_mjpeg = VideoReformatter(), container.format.name == 'mpjpeg'
+            for packet in container.demux(stream):
                 # One that is corrupt or needs an earlier one is left out.
                 with suppress(av.FFmpegError):
                     for frame in packet.decode():
@@ -251,17 +235,9 @@ def read_stream(url: str, timeout: float) -> Iterator[Stamped]:
         # What FFmpeg calls a wait that it gave up depends on where it was waiting.
         if time.monotonic() - last >= timeout:
             raise InputError(f'gave no frame for {timeout:g} s') from error
-        raise InputError(explain(error, url)) from error
-
-
-def until_end(container, stream) -> Iterator:
-    """Packets of a stream."""
-    try:
-        yield from container.demux(stream)
-    except OSError as error:
         # How FFmpeg's reader of MJPEG over http says that the server has ended the stream.
-        if container.format.name != 'mpjpeg' or error.errno != errno.EIO:
-            raise
+        if not (is_mjpeg and error.errno == errno.EIO):
+            raise InputError(explain(error, url)) from error
 
 
 def explain(error: Exception, url: str) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -34,16 +34,10 @@ FORMATS = (
 ANIMATED_FORMATS = ('GIF', 'PNG', 'WEBP', 'AVIF')
 
 # How files begin that hold an image, whole or not.
-SIGNATURES = {
-    b'\xff\xd8\xff': 'JPEG',
-    b'\x89PNG\r\n': 'PNG',
-    b'GIF8': 'GIF',
-    b'II*\0': 'TIFF',
-    b'MM\0*': 'TIFF',
-    b'\xff\x4f\xff\x51': 'JPEG 2000',
-    b'\0\0\0\x0cjP  ': 'JPEG 2000',
-    b'qoif': 'QOI',
-}
+SIGNATURES = (
+    *(b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*', b'qoif'),
+    *(b'\xff\x4f\xff\x51', b'\0\0\0\x0cjP  '),
+)
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
 
 # Seconds. Browsers show a frame that asks for less than this as long as DEFAULT_DURATION: such
@@ -61,6 +55,24 @@ TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class TimedImage(NamedTuple):
+    """One frame of a video, animation or camera.
+
+    Attributes:
+        index: Which frame from the first one on that was read; what is missing was left out.
+        time: When it is shown, in seconds from the beginning.
+        pts: The same in units of the source's time base; of animations and cameras milliseconds.
+        duration: For how long, in the same units; None where it is not known yet.
+        image: (height, width, 3), uint8, BGR, upright. It may be drawn on.
+    """
+
+    index: int
+    time: float
+    pts: int
+    duration: int | None
+    image: np.ndarray
 
 
 class NotAnImage(InputError):
@@ -133,18 +145,14 @@ class ImageFile:
             self._image.load()
             return _to_bgr(self._image, _orientation(self._image))
 
-    def frames(self) -> Iterator[tuple[float, float, np.ndarray]]:
+    def frames(self) -> Iterator[TimedImage]:
         """The frames of an animation, whole images of one size.
-
-        Yields:
-            The time at which the frame appears and how long it stays, in seconds, and its pixels
-            as :func:`read_image` returns them.
 
         Raises:
             InputError: A frame is corrupt; those before it have been given.
         """
-        time, num_frames = 0.0, self.num_frames
-        for index in range(num_frames):
+        time = 0.0
+        for index in range(self.num_frames):
             try:
                 with _plain_errors():
                     self._image.seek(self._first_frame + index)
@@ -154,7 +162,7 @@ class ImageFile:
                 raise InputError(f'{error}; {index} frames before that were read') from error
             duration = self._image.info.get('duration', 0) / 1000
             duration = duration if duration >= MIN_DURATION else DEFAULT_DURATION
-            yield time, duration, pixels
+            yield TimedImage(index, time, round(time * 1000), round(duration * 1000), pixels)
             time += duration
 
     @property
@@ -180,14 +188,13 @@ class ImageFile:
         return 1 if self._image.info.get('default_image') else 0
 
 
-def begins_like_image(beginning: bytes) -> str | None:
-    """The format of the image that a file with these first 12 bytes holds; None: not known."""
-    if beginning[:4] == b'RIFF' and beginning[8:12] == b'WEBP':
-        return 'WebP'
-    if beginning[4:8] == b'ftyp' and beginning[8:12] in (b'avif', b'avis', *HEIC_BRANDS):
-        return 'AVIF' if beginning[8:11] == b'avi' else 'HEIC'
-    names = (name for start, name in SIGNATURES.items() if beginning.startswith(start))
-    return next(names, None)
+def begins_like_image(beginning: bytes) -> bool:
+    """Whether a file with these first 12 bytes holds an image."""
+    return (
+        beginning.startswith(SIGNATURES)
+        or (beginning[:4] == b'RIFF' and beginning[8:12] == b'WEBP')
+        or (beginning[4:8] == b'ftyp' and beginning[8:12] in (b'avif', b'avis', *HEIC_BRANDS))
+    )
 
 
 def _open(file: BinaryIO) -> Image.Image:
@@ -196,8 +203,7 @@ def _open(file: BinaryIO) -> Image.Image:
     beginning = file.read(12)
     if not beginning:
         raise InputError('is empty (0 bytes)')
-    name = begins_like_image(beginning)
-    if name == 'HEIC':
+    if beginning[4:8] == b'ftyp' and beginning[8:12] in HEIC_BRANDS:
         _register_heic()
     Image.init()
     try:
@@ -205,13 +211,13 @@ def _open(file: BinaryIO) -> Image.Image:
     except IMAGE_DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(explain_os_error(error)) from error
-        if name is None:
+        if not begins_like_image(beginning):
             raise NotAnImage('is not an image') from error
         if 'truncated' in str(error).lower():
             raise
         raise InputError(
-            f'begins like {name}, but is cut short, corrupt or of a kind that cannot be read; '
-            f'save it as JPEG or PNG'
+            'begins like an image, but is cut short, corrupt or of a kind that cannot be read; '
+            'save it as JPEG or PNG'
         ) from error
     if image.width * image.height > MAX_PIXELS:
         raise InputError(

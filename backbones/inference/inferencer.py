@@ -5,7 +5,6 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,12 +15,11 @@ from backbones.errors import ConfigError, InputError
 from .drawing import Visualizer
 from .exported_file import is_exported
 from .exported_model import ExportedModel
-from .frame import Frame
 from .inputs import Input, list_inputs
 from .model import TorchModel
 from .palette import choose_palette
-from .pipeline import Pipeline, Predicted
-from .reading import Clip, Closed, Opened, read_inputs
+from .pipeline import Pipeline
+from .reading import Clip, Closed, Frame, Stream, read_inputs
 from .results import Detections, Segmentation
 
 Given = str | os.PathLike | np.ndarray
@@ -158,26 +156,16 @@ class Inferencer:
             read_input(given, number, clip or Clip(), stop) for number, given in enumerate(inputs)
         )
         try:
-            for item in Pipeline(self, self.batch_size).run(frames, lambda predicted: predicted):
+            for item in Pipeline(self, self.batch_size).run(frames, lambda frame: frame):
                 if isinstance(item, Closed) and item.problem:
                     yield Result(item.input.shown, problem=item.problem)
-                if isinstance(item, Predicted):
-                    yield self._result(item)
+                if isinstance(item, Frame):
+                    yield Result(
+                        *(item.input.shown, item.index, item.time),
+                        *(item.image, item.prediction, item.problem, self.visualizer),
+                    )
         finally:
             stop.set()
-
-    def _result(self, predicted: Predicted) -> Result:
-        frame = predicted.frame
-        job = frame.origin.input if isinstance(frame.origin, Opened) else frame.origin
-        return Result(
-            job.shown,
-            frame.index,
-            frame.timing.time if frame.timing else None,
-            predicted.image,
-            predicted.prediction,
-            predicted.problem,
-            self.visualizer,
-        )
 
 
 def labels_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] | None:
@@ -199,7 +187,7 @@ def labels_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] 
 
 def read_input(
     given: Given, number: int, clip: Clip, stop: threading.Event
-) -> Iterator[Frame | Opened | Closed]:
+) -> Iterator[Frame | Stream | Closed]:
     """The frames of one input: a path or an array."""
     if isinstance(given, np.ndarray):
         job = Input(f'array {number}')
@@ -210,7 +198,7 @@ def read_input(
             )
             yield Closed(job, problem=problem)
         else:
-            yield Frame(job, partial(np.asarray, given), given.nbytes)
+            yield Frame(job, given.nbytes, given)
         return
     listed = list_inputs([os.fspath(given)], recursive=False, stdin=sys.stdin)
     for item in read_inputs(listed, clip, stop):

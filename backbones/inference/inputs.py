@@ -110,10 +110,7 @@ def explain_os_error(error: OSError | ValueError) -> str:
             return 'may not be read (permission denied)'
         case IsADirectoryError():
             return 'is a folder'
-        case OSError(strerror=str(reason)):
-            return f'cannot be read: {reason}'
-        case _:
-            return f'cannot be read: {error}'
+    return f'cannot be read: {getattr(error, "strerror", None) or error}'
 
 
 def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:
@@ -143,7 +140,7 @@ def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
     """Files of a storage that fsspec has a package for: s3://, gs://, hf://, ..."""
     try:
         storage, path = fsspec.core.url_to_fs(url)
-        if is_glob(path):
+        if _is_glob(path):
             paths = storage.glob(path)
         elif storage.isdir(path):
             paths = storage.find(path, maxdepth=None if recursive else 1)
@@ -166,7 +163,7 @@ def _list_local(given: str, recursive: bool) -> Iterator[Input]:
     try:
         is_folder = stat.S_ISDIR(os.stat(given).st_mode)
     except (OSError, ValueError) as error:
-        if is_glob(given) and not isinstance(error, PermissionError):
+        if _is_glob(given) and not isinstance(error, PermissionError):
             yield from _list_glob(given, recursive)
         else:
             yield Input(given, problem=explain_missing(given, error))
@@ -229,8 +226,7 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith('.') and part.strip('.') for part in Path(path).parts)
 
 
-def is_glob(path: str) -> bool:
-    """Whether a path has wildcards in it."""
+def _is_glob(path: str) -> bool:
     return re.search(r'[*?[]', path) is not None
 
 

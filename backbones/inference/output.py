@@ -3,8 +3,8 @@
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from uuid import uuid4
@@ -15,13 +15,12 @@ import numpy as np
 from backbones.errors import ConfigError, OutputError, raise_output_errors
 from backbones.files import atomic_write
 
-from .frame import Timing
 from .inferencer import Inferencer
 from .inputs import Input
 from .legend import SteadyClasses
 from .output_paths import mirrored_path
-from .pipeline import Predicted, describe
-from .reading import Clip, Closed, Stream
+from .pipeline import describe
+from .reading import Clip, Closed, Frame, Stream
 from .results import (
     Segmentation,
     categories_of,
@@ -40,31 +39,39 @@ JPEG_QUALITY = 95
 MAX_JPEG_SIDE = 65_000
 
 
-class FinishedImage(NamedTuple):
-    """An image's line in ``predictions.jsonl``, and its drawing, or None where nothing is drawn."""
-
-    record: dict[str, Any]
-    drawing: np.ndarray | None = None
-
-
-class FinishedFrame(NamedTuple):
-    """A frame of a video, ready to be appended to the video's files.
+class Finished(NamedTuple):
+    """What :meth:`Writer.finish` makes of a frame.
 
     Attributes:
-        index: Which frame of the video.
-        timing: When it is shown.
-        problem: Why there is no prediction, or None.
-        drawing: The frame with the prediction drawn over it, or None.
-        shares: Of a segmentation: the share of the image that each class covers.
-        data: Of detections: the frame's line in the data file.
+        frame: The frame, without its image and prediction.
+        drawing: The image with the prediction drawn over it, or None.
+        record: An image's line in ``predictions.jsonl``.
+        shares: Of a video's segmentation: the share of the image that each class covers.
+        data: Of a video's detections: the frame's line in the data file.
     """
 
-    index: int
-    timing: Timing
-    problem: str | None = None
+    frame: Frame
     drawing: np.ndarray | None = None
+    record: dict[str, Any] | None = None
     shares: dict[int, float] | None = None
     data: bytes | None = None
+
+
+class CannotWriteError(Exception):
+    """The files of one input cannot be written; those of others may be."""
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Tell errors that end a run, OutputError, from those of one input, CannotWriteError."""
+    try:
+        with raise_output_errors():
+            yield
+    except OutputError:
+        raise
+    except OSError as error:
+        problem = f'its results cannot be written: {error.strerror or error}'
+        raise CannotWriteError(problem) from error
 
 
 class Writer:
@@ -95,125 +102,117 @@ class Writer:
         self.legend = legend
         self._partial = f'.{uuid4().hex[:8]}.partial'
         if self.writes_data:
-            self._write_categories()
+            path = folder / 'categories.json'
+            if path.exists() and path.read_bytes() != to_json(self.categories):
+                raise ConfigError(
+                    f'{path} has other classes than this model; take another --out-dir for its data'
+                )
+            with raise_output_errors():
+                write_json(path, self.categories)
 
-    def _write_categories(self) -> None:
-        path = self.folder / 'categories.json'
-        if path.exists() and path.read_bytes() != to_json(self.categories):
-            raise ConfigError(
-                f'{path} has other classes than this model; take another --out-dir for its data'
-            )
-        with raise_output_errors():
-            write_json(path, self.categories)
+    def path(self, part: str, job: Input, suffix: str) -> Path:
+        """A file or folder with results of an input."""
+        return self.folder / part / f'{job.name}{suffix}'
+
+    def relative(self, path: Path) -> str:
+        """A path as ``predictions.jsonl`` has it."""
+        return path.relative_to(self.folder).as_posix()
 
     def partial_frames(self, job: Input) -> Path:
         """Where the segmentation maps of a video are until the video is finished."""
-        return self.folder / 'data' / f'{job.name}.frames{self._partial}'
+        return self.path('data', job, f'.frames{self._partial}')
 
     def remove_partial(self) -> None:
         """Remove the segmentation maps of videos that will not be finished."""
         for folder in list((self.folder / 'data').rglob(f'*{self._partial}')):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def finish(self, predicted: Predicted) -> FinishedImage | FinishedFrame:
+    def finish(self, frame: Frame) -> Finished:
         """Draw and write a prediction; may run in several threads."""
-        if isinstance(predicted.frame.origin, Input):
-            return self._finish_image(predicted)
-        return self._finish_frame(predicted)
+        try:
+            return self._finish_frame(frame) if frame.stream else self._finish_image(frame)
+        finally:
+            frame.image = frame.prediction = frame.load = None
 
-    def _finish_image(self, predicted: Predicted) -> FinishedImage:
-        job = predicted.frame.origin
-        record = {'input': job.shown, 'kind': 'image', 'status': 'failed'}
-        if predicted.problem:
-            return FinishedImage({**record, 'problem': predicted.problem})
-        height, width = predicted.image.shape[:2]
+    def _finish_image(self, frame: Frame) -> Finished:
+        record = {'input': frame.input.shown, 'kind': 'image', 'status': 'failed'}
+        if frame.problem:
+            return Finished(frame, record={**record, 'problem': frame.problem})
+        height, width = frame.image.shape[:2]
         record |= {'width': width, 'height': height}
         drawing = None
         try:
-            with raise_output_errors():
+            with writing():
                 if self.draws:
-                    drawing = self.visualizer.draw(
-                        predicted.image, predicted.prediction, self.legend
-                    )
-                    record['drawn'] = self.relative(self._write_drawing(job, drawing))
+                    drawing = self.visualizer.draw(frame.image, frame.prediction, self.legend)
+                    record['drawn'] = self.relative(self._write_drawing(frame.input, drawing))
                 if self.writes_data:
-                    record['data'] = self.relative(self._write_data(job, predicted))
-        except OutputError:
-            raise
-        except MemoryError as error:
-            return FinishedImage({**record, 'problem': describe(error)})
-        except OSError as error:
-            problem = f'its results cannot be written: {error.strerror or error}'
-            return FinishedImage({**record, 'problem': problem})
-        seconds = round(time.perf_counter() - predicted.frame.started, 3)
-        return FinishedImage({**record, 'status': 'done', 'seconds': seconds}, drawing)
+                    record['data'] = self.relative(self._write_data(frame))
+        except (CannotWriteError, MemoryError) as error:
+            return Finished(frame, record={**record, 'problem': describe(error)})
+        seconds = round(time.perf_counter() - frame.started, 3)
+        return Finished(frame, drawing, {**record, 'status': 'done', 'seconds': seconds})
 
-    def _finish_frame(self, predicted: Predicted) -> FinishedFrame:
-        job = predicted.frame.origin.input
-        index, timing = predicted.frame.index, predicted.frame.timing
-        if predicted.problem:
-            drawing = predicted.image if self.draws else None
-            return FinishedFrame(index, timing, predicted.problem, drawing)
-        prediction = predicted.prediction
-        is_segmentation = isinstance(prediction, Segmentation)
+    def _finish_frame(self, frame: Frame) -> Finished:
+        if frame.problem:
+            return Finished(frame, frame.image if self.draws else None)
+        is_segmentation = isinstance(frame.prediction, Segmentation)
         drawing = shares = data = None
         if self.draws:
             # The legend needs the frames before this one: StreamWriter adds it.
-            drawing = self.visualizer.draw(predicted.image, prediction, legend=False)
+            drawing = self.visualizer.draw(frame.image, frame.prediction, legend=False)
             if is_segmentation and self.legend:
-                shares = self.visualizer.class_shares(prediction.seg_map)
+                shares = self.visualizer.class_shares(frame.prediction.seg_map)
         if self.writes_data and is_segmentation:
             with raise_output_errors():
-                path = self.partial_frames(job) / f'{index:06d}.png'
-                write_seg_map(path, prediction, self.visualizer.palette)
+                path = self.partial_frames(frame.input) / f'{frame.index:06d}.png'
+                write_seg_map(path, frame.prediction, self.visualizer.palette)
         elif self.writes_data:
-            image = {'image_id': image_id_of(mirrored_path(job.path), index)}
-            results = coco_results(prediction, predicted.image.shape[:2], image, self.categories)
-            data = to_json({'frame': index, 'time': timing.time, 'detections': results})
-        return FinishedFrame(index, timing, None, drawing, shares, data)
+            image = {'image_id': image_id_of(mirrored_path(frame.input.path), frame.index)}
+            results = self._coco_results(frame, image)
+            data = to_json({'frame': frame.index, 'time': frame.time, 'detections': results})
+        return Finished(frame, drawing, None, shares, data)
 
     def _write_drawing(self, job: Input, drawing: np.ndarray) -> Path:
         suffix, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         if max(drawing.shape) > MAX_JPEG_SIDE:
             suffix, options = '.png', []
-        path = self.folder / 'drawn' / f'{job.name}{suffix}'
+        path = self.path('drawn', job, suffix)
         encoded = cv2.imencode(suffix, drawing, options)[1]
         with atomic_write(path) as temporary:
             # Not encoded.tofile, which ignores a full disk.
             temporary.write_bytes(encoded)
         return path
 
-    def _write_data(self, job: Input, predicted: Predicted) -> Path:
-        prediction, stem = predicted.prediction, self.folder / 'data' / job.name
-        if isinstance(prediction, Segmentation):
-            path = stem.with_name(f'{stem.name}.png')
-            write_seg_map(path, prediction, self.visualizer.palette)
+    def _write_data(self, frame: Frame) -> Path:
+        if isinstance(frame.prediction, Segmentation):
+            path = self.path('data', frame.input, '.png')
+            write_seg_map(path, frame.prediction, self.visualizer.palette)
         else:
-            path = stem.with_name(f'{stem.name}.json')
-            name = mirrored_path(job.path)
+            path = self.path('data', frame.input, '.json')
+            name = mirrored_path(frame.input.path)
             image = {'image_id': image_id_of(name), 'file_name': name}
-            size = predicted.image.shape[:2]
-            write_json(path, coco_results(prediction, size, image, self.categories))
+            write_json(path, self._coco_results(frame, image))
         return path
 
-    def relative(self, path: Path) -> str:
-        """A path as ``predictions.jsonl`` has it."""
-        return path.relative_to(self.folder).as_posix()
+    def _coco_results(self, frame: Frame, image: dict[str, Any]) -> list[dict[str, Any]]:
+        return coco_results(frame.prediction, frame.image.shape[:2], image, self.categories)
 
 
 class StreamWriter:
     """Writes the files of one video, whose frames come in order.
 
+    Until it is closed, they have other names.
+
     Args:
         writer: What all inputs have in common.
-        job: The input.
-        stream: What is known of it.
+        stream: What is known of the video.
         clip: Which part of it is read.
     """
 
-    def __init__(self, writer: Writer, job: Input, stream: Stream, clip: Clip) -> None:
+    def __init__(self, writer: Writer, stream: Stream, clip: Clip) -> None:
         self.writer = writer
-        self.job = job
+        self.job = stream.input
         self.stream = stream
         self.clip = clip
         self.num_frames = 0
@@ -224,7 +223,7 @@ class StreamWriter:
         self._lines: BinaryIO | None = None
         self._has_failed = False
 
-    def write(self, frame: FinishedFrame) -> np.ndarray | None:
+    def write(self, finished: Finished) -> np.ndarray | None:
         """Append a frame.
 
         Returns:
@@ -235,34 +234,34 @@ class StreamWriter:
         """
         if self._has_failed:
             return None
+        frame = finished.frame
         if frame.problem:
             self.problems.append(f'frame {frame.index}: {frame.problem}')
         try:
-            with raise_output_errors():
-                self._write(frame)
-        except OutputError:
-            raise
-        except OSError as error:
+            with writing():
+                self._write(finished)
+        except CannotWriteError as error:
             self._fail(error)
             return None
         self.num_frames += not frame.problem
-        return frame.drawing
+        return finished.drawing
 
-    def _write(self, frame: FinishedFrame) -> None:
-        if frame.data is not None:
+    def _write(self, finished: Finished) -> None:
+        frame, drawing = finished.frame, finished.drawing
+        if finished.data is not None:
             if self._lines is None:
                 path = self._path('data', '.jsonl')
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = f'.{path.name[:40]}.{uuid4().hex[:8]}.partial'
                 self._lines = path.with_name(partial).open('wb')
-            self._lines.write(frame.data)
-        if frame.drawing is not None:
-            if frame.shares is not None:
-                labels = self._legend.update(frame.shares)
-                self.writer.visualizer.draw_legend(frame.drawing, labels)
+            self._lines.write(finished.data)
+        if drawing is not None:
+            if finished.shares is not None:
+                labels = self._legend.update(finished.shares)
+                self.writer.visualizer.draw_legend(drawing, labels)
             if self._video is None:
                 self._video = self._open_video()
-            self._video.write(frame.drawing, frame.timing.pts, frame.timing.duration)
+            self._video.write(drawing, frame.pts, frame.duration)
 
     def close(self, closed: Closed) -> dict[str, Any]:
         """Finish the files.
@@ -283,22 +282,19 @@ class StreamWriter:
         # To stop a live source is the normal way to end it.
         elif closed.was_interrupted:
             record['status'] = 'interrupted'
-        problems = [closed.problem, *self.problems[:3]]
-        if len(self.problems) > 3:
-            problems.append(f'and {len(self.problems) - 3} more frames')
+        audio_problem = None
         if not self._has_failed:
             try:
-                with raise_output_errors():
-                    problems.append(self._finish(closed, record))
-            except OutputError:
-                raise
-            except OSError as error:
+                with writing():
+                    audio_problem = self._finish(closed, record)
+            except CannotWriteError as error:
                 self._fail(error)
-                problems.append(self.problems[-1])
+        problems = [closed.problem, *self.problems[:3], audio_problem]
+        if len(self.problems) > 3:
+            problems.append(f'and {len(self.problems) - 3} more')
         record['seconds'] = round(time.perf_counter() - self._start, 3)
         if any(problems):
-            record['status'] = 'failed'
-            record['problem'] = '; '.join(filter(None, problems))
+            record |= {'status': 'failed', 'problem': '; '.join(filter(None, problems))}
         return record
 
     def discard(self) -> None:
@@ -320,35 +316,33 @@ class StreamWriter:
             # Where the frames end early, the audio ends with them.
             is_whole = not (closed.was_interrupted or closed.problem or self.clip.end)
             self._video.close(whole_audio=is_whole)
-            path = self._path('drawn', f'{mark}.mp4')
-            os.replace(self._video.path, path)
-            record['drawn'] = self.writer.relative(path)
+            self._rename(self._video.path, 'drawn', f'{mark}.mp4', record)
             problem = self._video.problem
         frames = self.writer.partial_frames(self.job)
         if self._lines is not None:
             self._lines.close()
-            path = self._path('data', f'{mark}.jsonl')
-            os.replace(self._lines.name, path)
-            record['data'] = self.writer.relative(path)
+            self._rename(self._lines.name, 'data', f'{mark}.jsonl', record)
         elif frames.is_dir():
-            path = self._path('data', f'{mark}.frames')
             # An earlier run may have taken other frames.
-            if path.is_dir():
-                shutil.rmtree(path)
-            frames.rename(path)
-            record['data'] = self.writer.relative(path)
+            shutil.rmtree(self._path('data', f'{mark}.frames'), ignore_errors=True)
+            self._rename(frames, 'data', f'{mark}.frames', record)
         if not mark:
             self._path('data', '.interrupted.jsonl').unlink(missing_ok=True)
             shutil.rmtree(self._path('data', '.interrupted.frames'), ignore_errors=True)
         return problem
 
-    def _fail(self, error: OSError) -> None:
-        self.problems.append(f'its results cannot be written: {describe(error)}')
+    def _rename(self, source: str | Path, part: str, suffix: str, record: dict[str, Any]) -> None:
+        path = self._path(part, suffix)
+        os.replace(source, path)
+        record[part] = self.writer.relative(path)
+
+    def _fail(self, error: CannotWriteError) -> None:
+        self.problems.insert(0, str(error))
         self._has_failed = True
         self.discard()
 
     def _path(self, part: str, suffix: str) -> Path:
-        return self.writer.folder / part / f'{self.job.name}{suffix}'
+        return self.writer.path(part, self.job, suffix)
 
     def _open_video(self) -> 'VideoWriter':
         # Imports PyAV.

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from queue import Queue
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import cv2
 import numpy as np
 
-from .frame import Frame
+from .reading import Frame
 from .results import Detections, Segmentation
 
 Marker = TypeVar('Marker')
@@ -39,37 +38,11 @@ class Model(Protocol):
     def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation: ...
 
 
-@dataclass
-class Predicted:
-    """A frame on its way through the pipeline: at its end with a prediction or an error.
-
-    Attributes:
-        frame: The frame.
-        image: (height, width, 3), uint8, BGR; None where it could not be read.
-        inputs: What ``preprocess`` returned, for the model.
-        raw: What ``predict`` returned.
-        prediction: What ``postprocess`` returned.
-        error: What was raised on the way, or None.
-    """
-
-    frame: Frame
-    image: np.ndarray | None = None
-    inputs: dict[str, Any] | None = None
-    raw: Any = None
-    prediction: Detections | Segmentation | None = None
-    error: Exception | None = None
-
-    @property
-    def problem(self) -> str | None:
-        """The error in one line, or None."""
-        return describe(self.error) if self.error else None
-
-
 def describe(error: Exception) -> str:
     """An error in one line."""
     if isinstance(error, MemoryError):
         return 'there is not enough memory for it'
-    return str(error).strip().split('\n')[0]
+    return str(error).strip().split('\n')[0] or type(error).__name__
 
 
 class Pipeline:
@@ -92,7 +65,7 @@ class Pipeline:
         self.finishing_clock = Clock()
 
     def run(
-        self, items: Iterable[Frame | Marker], finish: Callable[[Predicted], Result]
+        self, items: Iterable[Frame | Marker], finish: Callable[[Frame], Result]
     ) -> Iterator[Result | Marker]:
         """Put frames through the model.
 
@@ -114,31 +87,29 @@ class Pipeline:
             try:
                 for num_bytes, result in finished:
                     yield result
-                    if num_bytes is not None:
-                        budget.release(2 * num_bytes)
+                    budget.release(2 * num_bytes)
             finally:
                 # In this order: no stage may wait for one that is closed already.
                 budget.open()
                 inputs.close()
                 finished.close()
 
-    def _preprocess(self, item: Frame | Marker) -> Predicted | Marker:
-        if not isinstance(item, Frame):
-            return item
-        item.started = time.perf_counter()
-        predicted = Predicted(item)
-        try:
-            predicted.image = item.load()
-            predicted.inputs = self.model.preprocess(predicted.image)
-        except IMAGE_ERRORS as error:
-            predicted.error = error
-        return predicted
+    def _preprocess(self, frame: Frame | Marker) -> Frame | Marker:
+        if isinstance(frame, Frame):
+            frame.started = time.perf_counter()
+            try:
+                if frame.image is None:
+                    frame.image = frame.load()
+                frame.inputs = self.model.preprocess(frame.image)
+            except IMAGE_ERRORS as error:
+                frame.problem = describe(error)
+        return frame
 
-    def _predict(self, items: 'Overlapped') -> Iterator[Predicted | Marker]:
+    def _predict(self, items: 'Overlapped') -> Iterator[Frame | Marker]:
         """Batch what is ready; nothing waits for a batch to fill."""
-        batch: list[Predicted] = []
+        batch: list[Frame] = []
         for item in items:
-            joins = isinstance(item, Predicted) and not item.error
+            joins = isinstance(item, Frame) and not item.problem
             if batch and not (joins and shape_of(item) == shape_of(batch[0])):
                 yield from self._predict_batch(batch)
                 batch = []
@@ -150,34 +121,39 @@ class Pipeline:
                 yield from self._predict_batch(batch)
                 batch = []
 
-    def _predict_batch(self, batch: list[Predicted]) -> Iterator[Predicted]:
+    def _predict_batch(self, batch: list[Frame]) -> Iterator[Frame]:
         try:
             with self.model_clock.running(len(batch)):
-                raws = self.model.predict([item.inputs for item in batch])
+                raws = self.model.predict([frame.inputs for frame in batch])
         except IMAGE_ERRORS as error:
             if len(batch) > 1:
                 # Memory may be short, or a single image at fault.
-                for item in batch:
-                    yield from self._predict_batch([item])
+                for frame in batch:
+                    yield from self._predict_batch([frame])
                 return
-            raws, batch[0].error = [None], error
-        for item, raw in zip(batch, raws, strict=True):
-            item.inputs, item.raw = None, raw
-            yield item
+            raws, batch[0].problem = [None], describe(error)
+        for frame, raw in zip(batch, raws, strict=True):
+            frame.inputs, frame.raw = None, raw
+            yield frame
 
     def _finish(
-        self, item: Predicted | Marker, finish: Callable[[Predicted], Result]
-    ) -> tuple[int | None, Result | Marker]:
-        if not isinstance(item, Predicted):
-            return None, item
+        self, frame: Frame | Marker, finish: Callable[[Frame], Result]
+    ) -> tuple[int, Result | Marker]:
+        if not isinstance(frame, Frame):
+            return 0, frame
         with self.finishing_clock.running():
             try:
-                if not item.error:
-                    item.prediction = self.model.postprocess(item.raw, item.image.shape[:2])
+                if not frame.problem:
+                    frame.prediction = self.model.postprocess(frame.raw, frame.image.shape[:2])
             except IMAGE_ERRORS as error:
-                item.error = error
-            item.raw = None
-            return item.frame.num_bytes, finish(item)
+                frame.problem = describe(error)
+            frame.raw = None
+            return frame.num_bytes, finish(frame)
+
+
+def shape_of(frame: Frame) -> tuple[int, ...]:
+    """The size of the network's input."""
+    return tuple(frame.inputs['inputs'].shape)
 
 
 class Clock:
@@ -209,12 +185,11 @@ END = object()
 class Overlapped(Generic[Result]):
     """``map(function, items)`` in the background: in order, and never far ahead of the reader.
 
-    A thread of its own draws the items; the calls run in ``executor``. What an item or a call
-    raises is raised where its result would come.
+    What an item or a call raises is raised where its result would come.
 
     Args:
-        function: Called with every item.
-        items: Drawn one by one, in one thread.
+        function: Called with every item, in ``executor``.
+        items: Drawn one by one, in a thread of its own.
         executor: Where the calls run.
         ahead: How many items at most are drawn whose results have not been taken.
     """
@@ -243,8 +218,7 @@ class Overlapped(Generic[Result]):
         result = self._futures.get().result()
         self._room.release()
         if result is END:
-            self._finished = True
-            self._thread.join()
+            self.close()
             raise StopIteration
         return result
 
@@ -256,9 +230,9 @@ class Overlapped(Generic[Result]):
 
     def close(self) -> None:
         """Draw no more items, and wait until the drawing has stopped."""
+        self._finished = True
         self._closed.set()
         self._room.release()
-        self._finished = True
         self._thread.join()
 
     def _draw(self, function: Callable, items: Iterable, executor: Executor) -> None:
@@ -287,17 +261,14 @@ class MemoryBudget:
     """
 
     def __init__(self, total: int) -> None:
-        self._total = total
+        self._total: float = total
         self._taken = 0
-        self._open = False
         self._changed = threading.Condition()
 
     def take(self, amount: int) -> None:
         """Wait until there is room for this many bytes, and take them."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._open or not self._taken or self._taken + amount <= self._total
-            )
+            self._changed.wait_for(lambda: not self._taken or self._taken + amount <= self._total)
             self._taken += amount
 
     def release(self, amount: int) -> None:
@@ -308,9 +279,8 @@ class MemoryBudget:
 
     def open(self) -> None:
         """Let everyone through: the work is ending."""
-        with self._changed:
-            self._open = True
-            self._changed.notify_all()
+        self._total = float('inf')
+        self.release(0)
 
 
 def _within(budget: MemoryBudget, items: Iterable[Frame | Marker]) -> Iterator[Frame | Marker]:
@@ -319,8 +289,3 @@ def _within(budget: MemoryBudget, items: Iterable[Frame | Marker]) -> Iterator[F
         if isinstance(item, Frame):
             budget.take(2 * item.num_bytes)
         yield item
-
-
-def shape_of(item: Predicted) -> tuple[int, ...]:
-    """The size of the network's input."""
-    return tuple(item.inputs['inputs'].shape)

@@ -1,29 +1,24 @@
 """Every input as frames: images, animations, videos and live sources alike."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from backbones.errors import InputError
 
-from .frame import Frame, TimedImage, Timing
-from .images import ImageFile
+from .images import ImageFile, TimedImage
 from .inputs import Input
-from .sources import NotMedia, Source, identify
+from .results import Detections, Segmentation
+from .sources import Kind, NotMedia, Source, identify
 
 if TYPE_CHECKING:
     from .camera import CameraReader
-
-MILLISECOND = Fraction(1, 1000)
-
-Kind = Literal['animation', 'video', 'live']
 
 
 @dataclass(frozen=True)
@@ -43,17 +38,29 @@ class Clip:
     policy: Literal['latest', 'all'] = 'latest'
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A video, animation or live source begins: its frames follow.
+@dataclass
+class Stream:
+    """A video, an animation or a live source, whose frames follow. Sizes are of upright frames.
 
     Attributes:
-        input: What was listed.
-        stream: What is read.
+        input: Where it comes from.
+        kind: 'animation', 'video' or 'live'.
+        time_base: Seconds; the unit of its frames' times.
+        frame_rate: Frames a second, where there is one.
+        num_frames: How many frames are to be expected, where that is known.
+        audio: What its audio can be read from, if that may have some.
+        live: The reader of a live source, which counts what it drops.
     """
 
     input: Input
-    stream: 'Stream'
+    kind: Kind
+    width: int
+    height: int
+    time_base: Fraction = Fraction(1, 1000)
+    frame_rate: Fraction | None = None
+    num_frames: int | None = None
+    audio: str | None = None
+    live: 'CameraReader | None' = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,40 +76,52 @@ class Closed:
     """
 
     input: Input
-    stream: 'Stream | None' = None
+    stream: Stream | None = None
     problem: str | None = None
     was_interrupted: bool = False
     was_left_out: bool = False
 
 
 @dataclass
-class Stream:
-    """What is known of a video, an animation or a live source. Sizes are those of upright frames.
+class Frame:
+    """An image, or a frame of a video, on its way from reading to writing.
 
     Attributes:
-        kind: 'animation', 'video' or 'live'.
-        width: Of its frames, upright.
-        height: Of its frames, upright.
-        frame_rate: Frames a second, where there is one.
-        time_base: Seconds; the unit of its frames' times.
-        num_frames: How many frames are to be expected, where that is known.
-        audio: What its audio can be read from, if that may have some.
-        live: The reader of a live source, which counts what it drops.
+        input: Where it comes from.
+        num_bytes: The image's size in memory.
+        image: (height, width, 3), uint8, BGR; None before it is loaded.
+        load: Returns the image.
+        stream: The video; None for an image.
+        index: Which frame of the video, from 0.
+        time: When it is shown, in seconds; None for an image.
+        pts: The same in units of the stream's time base.
+        duration: For how long, in the same units; None where it is not known.
+        started: When the work on it began, by ``time.perf_counter``.
+        inputs: For the model.
+        raw: What the model returned.
+        prediction: What that means.
+        problem: Why there is no prediction, or None.
     """
 
-    kind: Kind
-    width: int
-    height: int
-    time_base: Fraction = MILLISECOND
-    frame_rate: Fraction | None = None
-    num_frames: int | None = None
-    audio: str | None = None
-    live: 'CameraReader | None' = field(default=None, repr=False)
+    input: Input
+    num_bytes: int
+    image: np.ndarray | None = None
+    load: Callable[[], np.ndarray] | None = None
+    stream: Stream | None = None
+    index: int = 0
+    time: float | None = None
+    pts: int = 0
+    duration: int | None = None
+    started: float = 0.0
+    inputs: dict[str, Any] | None = None
+    raw: Any = None
+    prediction: Detections | Segmentation | None = None
+    problem: str | None = None
 
 
 def read_inputs(
     inputs: Iterable[Input], clip: Clip, stop: threading.Event
-) -> Iterator[Frame | Opened | Closed]:
+) -> Iterator[Frame | Stream | Closed]:
     """The frames of all inputs; a bad one stops no other.
 
     Args:
@@ -111,9 +130,8 @@ def read_inputs(
         stop: Once it is set, nothing more is read.
 
     Yields:
-        For an image a frame whose ``origin`` is its :class:`Input`. For anything with several
-        frames ``Opened``, its frames with that as their origin, and ``Closed``. For what cannot be
-        read ``Closed`` alone, with its ``problem``.
+        For an image its frame. For anything with several frames the ``Stream``, its frames, and
+        ``Closed``. For what cannot be read ``Closed`` alone, with its ``problem``.
     """
     for item in inputs:
         if stop.is_set():
@@ -127,36 +145,29 @@ def read_inputs(
             yield Closed(item, problem=str(error), was_left_out=is_left_out)
             continue
         if source.kind == 'image':
-            yield read_image_file(item, source)
+            height, width = source.size
+            yield Frame(item, height * width * 3, load=lambda file=source.file: _load(file))
         else:
-            yield from read_stream(item, source, clip, stop)
+            yield from _read_stream(item, source, clip, stop)
 
 
-def read_image_file(item: Input, source: Source) -> Frame:
-    """An image as a frame that is read when its turn comes."""
-
-    def load() -> np.ndarray:
-        with ImageFile(source.file) as image:
-            return image.read()
-
-    height, width = source.size
-    return Frame(origin=item, load=load, num_bytes=height * width * 3)
+def _load(file: Any) -> np.ndarray:
+    with ImageFile(file) as image:
+        return image.read()
 
 
-def read_stream(
+def _read_stream(
     item: Input, source: Source, clip: Clip, stop: threading.Event
-) -> Iterator[Frame | Opened | Closed]:
-    """Everything with several frames."""
+) -> Iterator[Frame | Stream | Closed]:
     stream = problem = None
     try:
-        with closing(STREAM_READERS[source.kind](source, clip)) as parts:
+        with closing(STREAM_READERS[source.kind](item, source, clip)) as parts:
             stream = next(parts)
-            opened = Opened(item, stream)
-            yield opened
-            for index, timing, image in parts:
+            yield stream
+            for index, time, pts, duration, image in parts:
                 if stop.is_set():
                     break
-                yield Frame(opened, partial(np.asarray, image), image.nbytes, index, timing)
+                yield Frame(item, image.nbytes, image, None, stream, index, time, pts, duration)
     except InputError as error:
         problem = str(error)
     yield Closed(item, stream, problem, was_interrupted=stop.is_set())
@@ -167,13 +178,12 @@ def read_stream(
 StreamParts = Iterator[Stream | TimedImage]
 
 
-def read_video(source: Source, clip: Clip) -> StreamParts:
-    """A video file."""
+def _read_video(item: Input, source: Source, clip: Clip) -> StreamParts:
     from .video_reader import VideoReader
 
     with VideoReader(source.file, every=clip.every, start=clip.start, end=clip.end) as reader:
         yield Stream(
-            *('video', reader.width, reader.height),
+            *(item, 'video', reader.width, reader.height),
             *(reader.time_base, reader.frame_rate, reader.num_frames),
             audio=source.file,
         )
@@ -182,18 +192,17 @@ def read_video(source: Source, clip: Clip) -> StreamParts:
             raise InputError(reader.problem)
 
 
-def read_animation(source: Source, clip: Clip) -> StreamParts:
-    """An animation: the times of its frames are whole milliseconds."""
+def _read_animation(item: Input, source: Source, clip: Clip) -> StreamParts:
     with ImageFile(source.file) as image:
         height, width = image.size
-        yield Stream('animation', width, height, num_frames=image.num_frames)
-        for index, (time, duration, pixels) in enumerate(image.frames()):
-            if index % clip.every == 0 and clip.start <= time and (not clip.end or time < clip.end):
-                milliseconds = round(time * 1000), round(duration * 1000)
-                yield TimedImage(index, Timing(time, *milliseconds), pixels)
+        yield Stream(item, 'animation', width, height, num_frames=image.num_frames)
+        for frame in image.frames():
+            is_inside = clip.start <= frame.time and (not clip.end or frame.time < clip.end)
+            if frame.index % clip.every == 0 and is_inside:
+                yield frame
 
 
-def read_live(source: Source, clip: Clip) -> StreamParts:
+def _read_live(item: Input, source: Source, clip: Clip) -> StreamParts:
     """A camera or a stream, until it ends or ``clip.end`` seconds have passed."""
     from .camera import CameraReader
 
@@ -202,12 +211,12 @@ def read_live(source: Source, clip: Clip) -> StreamParts:
         if first is None:
             raise InputError('ended before the first frame')
         height, width = first.image.shape[:2]
-        yield Stream('live', width, height, live=reader)
+        yield Stream(item, 'live', width, height, live=reader)
         for number, frame in enumerate(chain([first], reader)):
-            if clip.end is not None and frame.timing.time >= clip.end:
+            if clip.end is not None and frame.time >= clip.end:
                 return
-            if number % clip.every == 0 and frame.timing.time >= clip.start:
+            if number % clip.every == 0 and frame.time >= clip.start:
                 yield frame
 
 
-STREAM_READERS = {'video': read_video, 'animation': read_animation, 'live': read_live}
+STREAM_READERS = {'video': _read_video, 'animation': _read_animation, 'live': _read_live}

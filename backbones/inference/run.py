@@ -19,9 +19,9 @@ from tqdm import tqdm
 from backbones.errors import raise_output_errors
 
 from .inputs import Input
-from .output import FinishedFrame, FinishedImage, StreamWriter, Writer
+from .output import Finished, StreamWriter, Writer
 from .pipeline import Model, Pipeline
-from .reading import Clip, Closed, Opened, read_inputs
+from .reading import Clip, Closed, Stream, read_inputs
 from .results import to_json
 
 RECORDS_NAME = 'predictions.jsonl'
@@ -40,8 +40,7 @@ class Summary:
         seconds: From the first input to the last.
         model_rate: Frames a second of the model alone, while it works.
         finishing_rate: Frames a second of drawing and writing alone, in one thread.
-        capture_rate: Frames a second that a live source delivered; 0 without one.
-        dropped: Frames of a live source that there was no time for.
+        captured: Frames that a live source gave, ``dropped`` of which there was no time for.
     """
 
     done: int = 0
@@ -52,15 +51,11 @@ class Summary:
     seconds: float = 0.0
     model_rate: float = 0.0
     finishing_rate: float = 0.0
-    capture_rate: float = 0.0
+    captured: int = 0
     dropped: int = 0
 
     def describe(self, num_skipped: int) -> str:
-        """A few lines for the user.
-
-        Args:
-            num_skipped: Inputs that had results before the run.
-        """
+        """A few lines for the user; ``num_skipped`` inputs had results before the run."""
         counts = {
             'done': self.done,
             'failed': len(self.failed),
@@ -79,8 +74,9 @@ class Summary:
                 f'{self.frames / self.seconds:.2f} a second (model alone {self.model_rate:.2f}, '
                 f'drawing and writing alone {self.finishing_rate:.1f})'
             )
-        if self.capture_rate:
-            lines.append(f'capture: {self.capture_rate:.1f} a second, {self.dropped} dropped')
+        if self.captured:
+            rate = self.captured / self.seconds
+            lines.append(f'capture: {rate:.1f} frames a second, {self.dropped} dropped')
         return '\n'.join(lines)
 
 
@@ -148,17 +144,18 @@ class Run:
             self.summary.finishing_rate = pipeline.finishing_clock.rate
         return self.summary
 
-    def _take(self, item: FinishedImage | FinishedFrame | Opened | Closed) -> None:
+    def _take(self, item: Finished | Stream | Closed) -> None:
         match item:
-            case FinishedImage(record, drawing):
-                self._record(record)
-                self._show(drawing)
-            case Opened(job, stream):
-                self._frames_bar = progress_bar(stream.num_frames, 'frame', Path(job.name).name)
-                self._stream_writer = StreamWriter(self.writer, job, stream, self.clip)
-            case FinishedFrame():
+            case Finished(record=dict()):
+                self._record(item.record)
+                self._show(item.drawing)
+            case Finished():
                 self._show(self._stream_writer.write(item))
                 self._frames_bar.update()
+            case Stream():
+                title = Path(item.input.name).name
+                self._frames_bar = progress_bar(item.num_frames, 'frame', title)
+                self._stream_writer = StreamWriter(self.writer, item, self.clip)
             case Closed() if item.was_left_out:
                 self.summary.left_out += 1
                 self._inputs_bar.update()
@@ -168,9 +165,8 @@ class Run:
             case Closed():
                 stream_writer, self._stream_writer = self._stream_writer, None
                 self._frames_bar.close()
-                if item.stream.live:
-                    self.summary.capture_rate = item.stream.live.capture_rate
-                    self.summary.dropped = item.stream.live.dropped
+                if live := item.stream.live:
+                    self.summary.captured, self.summary.dropped = live.num_captured, live.dropped
                 self._record(stream_writer.close(item))
 
     def _record(self, record: dict[str, Any]) -> None:

@@ -22,27 +22,18 @@ from .inputs import WEB_SCHEMES, explain_missing, find_scheme, is_live
 MEDIA_SUFFIXES = (
     *('.avif', '.bmp', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpeg', '.jpg', '.mpo', '.pgm'),
     *('.png', '.pnm', '.ppm', '.qoi', '.tif', '.tiff', '.webp'),
-    *(
-        '.3gp',
-        '.asf',
-        '.avi',
-        '.flv',
-        '.h264',
-        '.h265',
-        '.hevc',
-        '.m2ts',
-        '.m4v',
-        '.mjpeg',
-        '.mjpg',
-    ),
-    *('.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts', '.mxf', '.ogv', '.ts', '.vob', '.webm'),
-    *('.wmv', '.y4m'),
+    *('.3gp', '.asf', '.avi', '.flv', '.h264', '.h265', '.hevc', '.m2ts', '.m4v', '.mjpeg'),
+    *('.mjpg', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts', '.mxf', '.ogv', '.ts', '.vob'),
+    *('.webm', '.wmv', '.y4m'),
 )
 NEITHER = 'is neither an image nor a video'
 
 # Seconds without a byte, and bytes of an image, after which a server is given up.
 WEB_TIMEOUT = 10.0
 MAX_DOWNLOAD = 2**28
+
+
+Kind = Literal['image', 'animation', 'video', 'live']
 
 
 class NotMedia(InputError):
@@ -58,7 +49,7 @@ class Source(NamedTuple):
         size: (height, width) of an image or animation.
     """
 
-    kind: Literal['image', 'animation', 'video', 'live']
+    kind: Kind
     file: str | io.BytesIO
     size: tuple[int, int] | None = None
 
@@ -114,7 +105,7 @@ def _image_source(image: ImageFile, file: str | io.BytesIO) -> Source:
 
 def _video_source(path: str) -> Source:
     try:
-        from .video_file import find_video, open_container
+        from .video_reader import find_video, open_container
     except ImportError as error:
         raise NotMedia('is not an image, and videos need PyAV: pip install av') from error
     try:

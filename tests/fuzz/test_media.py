@@ -17,9 +17,8 @@ from backbones.data.images import Sample, check_sample
 from backbones.errors import InputError
 from backbones.inference import images as image_reading
 from backbones.inference.audio_track import AudioTrack
-from backbones.inference.frame import Frame
 from backbones.inference.inputs import Input
-from backbones.inference.reading import Clip, Closed, read_inputs
+from backbones.inference.reading import Clip, Closed, Frame, read_inputs
 
 SUFFIXES = ('', '.jpg', '.png', '.tif', '.mp4', '.mjpeg', '.txt')
 # More than any of the files has; what is repeated in one may add some.
@@ -44,7 +43,7 @@ def read(path: Path, clip: Clip) -> None:
     for item in islice(read_inputs([Input(str(path))], clip, Event()), MOST_FRAMES):
         if isinstance(item, Frame):
             try:
-                image = item.load()
+                image = item.image if item.stream else item.load()
             except InputError as error:
                 assert str(error)
             else:

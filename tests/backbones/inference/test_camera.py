@@ -87,7 +87,6 @@ def test_latest_gives_the_newest_and_counts_the_dropped(webcam: Camera):
             webcam.wait_until(lambda: webcam.num_asked > webcam.num_allowed)
             assert next(reader).index == newest
         assert (reader.num_captured, reader.dropped) == (10, 7)
-        assert reader.capture_rate > 0
 
 
 def test_all_waits_and_drops_nothing(webcam: Camera):
@@ -198,7 +197,7 @@ def test_rtsp():
         assert frame.image.shape == (48, 64, 3)
         assert abs(frame.image.mean() - (20 + 4 * frame.index)) < 4
     # By the stream's stamps: after the first, which has none, to the millisecond.
-    steps = np.diff([frame.timing.time for frame in frames])
+    steps = np.diff([frame.time for frame in frames])
     assert np.allclose(steps[1:], 0.04, atol=0.001)
 
 
@@ -231,7 +230,7 @@ def test_udp():
         stopped.set()
         sender.join()
     assert first.image.shape == (48, 64, 3)
-    assert second.timing.time > first.timing.time
+    assert second.time > first.time
 
 
 def send_udp(url: str, stopped: threading.Event) -> None:

@@ -22,7 +22,7 @@ from videos import (
 )
 
 from backbones.errors import InputError
-from backbones.inference.frame import TimedImage
+from backbones.inference.images import TimedImage
 from backbones.inference.video_reader import VideoReader
 from backbones.inference.video_writer import VideoWriter
 
@@ -59,13 +59,13 @@ def numbers(frames) -> list[int]:
 
 
 def times(frames: list[TimedImage]) -> list[float]:
-    return [frame.timing.time for frame in frames]
+    return [frame.time for frame in frames]
 
 
 def ends(path: Path, frames: list[TimedImage]) -> list[float]:
     with VideoReader(path) as reader:
         ticks = float(reader.time_base)
-    return [frame.timing.time + frame.timing.duration * ticks for frame in frames]
+    return [frame.time + frame.duration * ticks for frame in frames]
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def copy(
     """What a program does that changes nothing in the images."""
     with writing(source, out, **cut) as (reader, writer):
         for frame, _ in zip(reader, range(count), strict=False):
-            writer.write(frame.image, frame.timing.pts, frame.timing.duration)
+            writer.write(frame.image, frame.pts, frame.duration)
         writer.close(whole_audio)
     return writer
 
@@ -161,7 +161,7 @@ def test_other_containers(tmp_path, name, codec, audio):
     assert times(frames)[0] == pytest.approx(0, abs=0.1)
     # MPEG-4 in AVI begins with a frame that is shown twice.
     assert np.diff(times(frames))[1:] == pytest.approx(0.1)
-    inside = numbers(frame for frame in frames if 0.75 <= frame.timing.time < 1.55)
+    inside = numbers(frame for frame in frames if 0.75 <= frame.time < 1.55)
     assert numbers(read(path, start=0.75, end=1.55)) == inside
 
 
@@ -275,13 +275,13 @@ def test_corruption_in_the_middle_does_not_end_a_video(tmp_path):
 def test_half_corrupt_images_are_left_out(tmp_path):
     noise = list(np.random.default_rng(0).integers(0, 256, (20, 96, 128, 3), np.uint8))
     path = write_video(tmp_path / 'a.mp4', noise, keyframe_every=1)
-    whole = {frame.timing.pts: frame.image for frame in read(path)}
+    whole = {frame.pts: frame.image for frame in read(path)}
     corrupt(path, 0.52, 0.521)
     with VideoReader(path) as reader:
         frames = list(reader)
         assert '19 of about 20' in reader.problem
     assert len(frames) == 19
-    assert all((frame.image == whole[frame.timing.pts]).all() for frame in frames)
+    assert all((frame.image == whole[frame.pts]).all() for frame in frames)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ def test_corrupt_audio_leaves_the_images_alone(tmp_path, audio):
         size = reader.width, reader.height
         with VideoWriter(out, *size, time_base=reader.time_base, source=source) as writer:
             for frame in reader:
-                writer.write(frame.image, frame.timing.pts, frame.timing.duration)
+                writer.write(frame.image, frame.pts, frame.duration)
     assert 'the audio is corrupt' in writer.problem
     assert numbers(read(out)) == list(range(60))
     begin, samples, rate = hear(out)
