@@ -25,6 +25,9 @@ LEAD = Fraction(1, 2)
 # Seconds without audio that have a cause other than rounding.
 HOLE = Fraction(1, 4)
 
+# A packet for the output, and when it begins there, in seconds.
+Timed = tuple[Fraction, av.Packet]
+
 
 class AudioTrack:
     """Brings the audio of one file into an MP4 that is being written, packet by packet.
@@ -41,8 +44,8 @@ class AudioTrack:
         self._output = output
         self._missing: str | None = None
         self._num_corrupt = 0
-        self._packets: Iterator[tuple[Fraction, av.Packet]] = iter(())
-        self._next: tuple[Fraction, av.Packet] | None = None
+        self._packets: Iterator[Timed] = iter(())
+        self._next: Timed | None = None
         self._input: av.container.InputContainer | None = None
         self._source: av.AudioStream | None = None
         try:
@@ -50,7 +53,7 @@ class AudioTrack:
             self._add_audio()
         except (InputError, av_error.FFmpegError, ValueError) as error:
             self._source = None
-            self._missing = f'the audio is missing: {explain(error)}'
+            self._missing = f'the audio is missing: {getattr(error, "strerror", error)}'
 
     def _add_audio(self) -> None:
         streams = self._input.streams.audio
@@ -117,14 +120,14 @@ class AudioTrack:
             self._next = next(self._packets, None)
         except (av_error.FFmpegError, ValueError) as error:
             self._next = None
-            self._missing = f'the audio ends early: {explain(error)}'
+            self._missing = f'the audio ends early: {getattr(error, "strerror", error)}'
 
     def close(self) -> None:
         """Close the source."""
         if self._input is not None:
             self._input.close()
 
-    def _decode(self) -> Iterator[tuple[Fraction, av.Packet, list[av.AudioFrame]]]:
+    def _decode(self) -> Iterator[tuple[Fraction | None, av.Packet, list[av.AudioFrame]]]:
         """Good packets with their times in the output, and what they decode to."""
         has_begun, following = False, None
         for packet in self._input.demux(self._source):
@@ -147,7 +150,7 @@ class AudioTrack:
             if not packet.is_corrupt:
                 yield time, packet, frames
 
-    def _copy(self) -> Iterator[tuple[Fraction, av.Packet]]:
+    def _copy(self) -> Iterator[Timed]:
         last: int | None = None
         for time, packet, _ in self._decode():
             if time is None or not packet.size:
@@ -164,8 +167,14 @@ class AudioTrack:
             packet.stream = self._target
             yield time, packet
 
-    def _transcode(self) -> Iterator[tuple[Fraction, av.Packet]]:
-        graph, form = None, None
+    def _transcode(self) -> Iterator[Timed]:
+        for frame in self._resample():
+            for packet in self._target.encode(frame):
+                yield packet.pts * Fraction(packet.time_base), packet
+
+    def _resample(self) -> Iterator[av.AudioFrame | None]:
+        """Frames as the encoder wants them, then None, which empties it."""
+        graph = form = None
         for _, _, frames in self._decode():
             for frame in frames:
                 if frame.pts is None:
@@ -173,17 +182,17 @@ class AudioTrack:
                 # A broadcast may change its form at any time.
                 if form != (frame.format.name, frame.layout.name, frame.sample_rate):
                     form = (frame.format.name, frame.layout.name, frame.sample_rate)
-                    graph = self._resampler(frame)
+                    graph = self._build_graph(frame)
                 frame.pts -= round(self._origin / frame.time_base)
                 with suppress(av_error.EOFError):  # what is behind the end
                     graph.push(frame)
-                yield from self._encode(graph)
+                yield from _pull(graph)
         if graph is not None:
             graph.push(None)
-            yield from self._encode(graph)
-            yield from self._timed(self._target.encode(None))
+            yield from _pull(graph)
+            yield None
 
-    def _resampler(self, frame: av.AudioFrame) -> Graph:
+    def _build_graph(self, frame: av.AudioFrame) -> Graph:
         """Fills holes with silence, and cuts at the start and the end to the sample."""
         context = self._target.codec_context
         graph = Graph()
@@ -203,16 +212,8 @@ class AudioTrack:
         ).configure()
         return graph
 
-    def _encode(self, graph: Graph) -> Iterator[tuple[Fraction, av.Packet]]:
-        with suppress(av_error.BlockingIOError, av_error.EOFError):
-            while True:
-                yield from self._timed(self._target.encode(graph.pull()))
 
-    def _timed(self, packets: list[av.Packet]) -> Iterator[tuple[Fraction, av.Packet]]:
-        for packet in packets:
-            yield packet.pts * Fraction(packet.time_base), packet
-
-
-def explain(error: Exception) -> str:
-    """What ffmpeg says of an error, without its number."""
-    return getattr(error, 'strerror', None) or str(error)
+def _pull(graph: Graph) -> Iterator[av.AudioFrame]:
+    with suppress(av_error.BlockingIOError, av_error.EOFError):
+        while True:
+            yield graph.pull()

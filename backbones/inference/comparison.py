@@ -63,30 +63,20 @@ class ComparisonHook(Hook):
 def draw_comparison(
     visualizer: Visualizer, image: np.ndarray, sample: Any, score_thr: float
 ) -> np.ndarray:
-    """An image with its ground truth, a gap, and the image with the prediction.
+    """An image with its ground truth, a gap, and the image with the prediction, all BGR.
 
-    Args:
-        visualizer: Draws both.
-        image: (height, width, 3), uint8, BGR.
-        sample: A DetDataSample or SegDataSample on the CPU, predictions and ground truth at the
-            image's own size.
-        score_thr: Detections below this score are not drawn.
-
-    Returns:
-        (height', 2 * width + GAP, 3), uint8, BGR. Above both are their captions, below them a
-        segmentation's legend.
+    Above both are their captions, below them a segmentation's legend. ``sample`` is a DetDataSample
+    or SegDataSample on the CPU, at the image's own size.
     """
     size = font_size(image)
     if 'pred_sem_seg' in sample:
         both = [Segmentation(to_map(sample.gt_sem_seg)), Segmentation(to_map(sample.pred_sem_seg))]
         drawings = [visualizer.draw_segmentation(image, one, legend=False) for one in both]
-        shares: dict[int, float] = {}
-        for one in both:
-            for label, share in visualizer.class_shares(one.seg_map).items():
-                shares[label] = max(shares.get(label, 0), share)
-        labels = sorted(shares, key=lambda label: -shares[label])
+        first, second = (visualizer.class_shares(one.seg_map) for one in both)
+        shares = {label: max(first.get(label, 0), second.get(label, 0)) for label in first | second}
         entries = [
-            Entry(visualizer.class_names[label], visualizer.colors[label]) for label in labels
+            Entry(visualizer.class_names[label], visualizer.colors[label])
+            for label in sorted(shares, key=lambda label: -shares[label])
         ]
     else:
         both = [to_detections(sample.gt_instances), to_detections(sample.pred_instances)]

@@ -80,16 +80,13 @@ class NotAnImage(InputError):
 
 
 def read_image(file: str | Path | BinaryIO) -> np.ndarray:
-    """Read an image as it is meant to be seen.
+    """Read an image as it is meant to be seen: (height, width, 3), uint8, BGR.
 
     It is rotated as its EXIF data says. Transparent parts are white. Samples of more than 8 bits
     are scaled to 8. Of a file with several images the first is taken.
 
     Args:
         file: A path, or a binary file that can seek; it stays open.
-
-    Returns:
-        (height, width, 3), uint8, BGR.
 
     Raises:
         InputError: The file cannot be read; the message says why.

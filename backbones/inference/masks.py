@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import cv2
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
 
 @dataclass(frozen=True)
@@ -52,30 +49,25 @@ def keep_masks_small(model: nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, FCNMaskHead):
-            module._predict_by_feat_single = _ProbabilitiesOf(module)
+            module._predict_by_feat_single = partial(_probabilities, module.class_agnostic)
 
 
-class _ProbabilitiesOf:
-    """Replaces a mask head's ``_predict_by_feat_single``, with the same arguments."""
-
-    def __init__(self, head: FCNMaskHead) -> None:
-        self.class_agnostic = head.class_agnostic
-
-    def __call__(
-        self,
-        mask_preds: Tensor,
-        bboxes: Tensor,
-        labels: Tensor,
-        img_meta: dict,
-        rcnn_test_cfg: dict,
-        rescale: bool = False,
-        activate_map: bool = False,
-    ) -> Tensor:
-        if rescale:
-            bboxes /= bboxes.new_tensor(img_meta['scale_factor']).repeat((1, 2))
-        probabilities = mask_preds if activate_map else mask_preds.sigmoid()
-        rows = torch.arange(len(labels), device=labels.device)
-        return probabilities[rows, 0 if self.class_agnostic else labels]
+def _probabilities(
+    class_agnostic: bool,
+    mask_preds: Tensor,
+    bboxes: Tensor,
+    labels: Tensor,
+    img_meta: dict,
+    rcnn_test_cfg: dict,
+    rescale: bool = False,
+    activate_map: bool = False,
+) -> Tensor:
+    """Replaces a mask head's ``_predict_by_feat_single``; the other arguments are its own."""
+    if rescale:
+        bboxes /= bboxes.new_tensor(img_meta['scale_factor']).repeat((1, 2))
+    probabilities = mask_preds if activate_map else mask_preds.sigmoid()
+    rows = torch.arange(len(labels), device=labels.device)
+    return probabilities[rows, 0 if class_agnostic else labels]
 
 
 def paste_masks(
@@ -119,14 +111,9 @@ def fill_empty_boxes(boxes: np.ndarray, masks: list[CroppedMask]) -> np.ndarray:
 
 
 def encode_mask(mask: CroppedMask, size: tuple[int, int]) -> dict:
-    """A mask in COCO's run-length encoding, without an array as large as the image.
+    """A mask in COCO's run-length encoding, ``{'size': [height, width], 'counts': str}``.
 
-    Args:
-        mask: The mask.
-        size: Height and width of the image.
-
-    Returns:
-        ``{'size': [height, width], 'counts': str}``.
+    Without an array as large as the image, whose height and width ``size`` is.
     """
     height, width = size
     # Runs go down the columns; zeros around the mask give every run a beginning and an end.
@@ -146,11 +133,7 @@ def encode_mask(mask: CroppedMask, size: tuple[int, int]) -> dict:
 
 
 def _interpolation(low: float, high: float, limit: int, cells: int) -> tuple[int, np.ndarray]:
-    """Weights of the cells along one side of a box, for the pixels that they contribute to.
-
-    Returns:
-        The first pixel, and (pixels, cells) weights.
-    """
+    """The first pixel along one side of a box, and (pixels, cells) weights of the cells."""
     first = int(np.clip(np.floor(low) - 1, 0, limit))
     last = int(np.clip(np.ceil(high) + 1, first, limit))
     extent = max(float(high) - float(low), 1e-6)

@@ -106,12 +106,7 @@ class TorchModel:
             return [seg_map.cpu() for seg_map in predict_seg_maps(self.model, inputs, samples)]
 
     def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
-        """Turn an entry of what :meth:`predict` returns into a prediction.
-
-        Args:
-            raw: The entry.
-            size: Height and width of the image.
-        """
+        """A prediction from an entry of what :meth:`predict` returns; ``size``: height, width."""
         if self.task == 'segmentation':
             dtype = np.uint8 if raw.dtype == torch.uint8 else np.uint16
             return Segmentation(raw.numpy().astype(dtype, copy=False))

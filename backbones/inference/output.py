@@ -250,10 +250,7 @@ class StreamWriter:
         frame, drawing = finished.frame, finished.drawing
         if finished.data is not None:
             if self._lines is None:
-                path = self._path('data', '.jsonl')
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = f'.{path.name[:40]}.{uuid4().hex[:8]}.partial'
-                self._lines = path.with_name(partial).open('wb')
+                self._lines = self._partial('data').open('wb')
             self._lines.write(finished.data)
         if drawing is not None:
             if finished.shares is not None:
@@ -301,6 +298,8 @@ class StreamWriter:
         """Remove the files that are not finished."""
         if self._video is not None:
             self._video.discard()
+            # Finished, but not renamed.
+            self._video.path.unlink(missing_ok=True)
         if self._lines is not None:
             with suppress(OSError):  # of buffered lines, on a full disk
                 self._lines.close()
@@ -327,6 +326,7 @@ class StreamWriter:
             shutil.rmtree(self._path('data', f'{mark}.frames'), ignore_errors=True)
             self._rename(frames, 'data', f'{mark}.frames', record)
         if not mark:
+            self._path('drawn', '.interrupted.mp4').unlink(missing_ok=True)
             self._path('data', '.interrupted.jsonl').unlink(missing_ok=True)
             shutil.rmtree(self._path('data', '.interrupted.frames'), ignore_errors=True)
         return problem
@@ -344,12 +344,17 @@ class StreamWriter:
     def _path(self, part: str, suffix: str) -> Path:
         return self.writer.path(part, self.job, suffix)
 
+    def _partial(self, part: str) -> Path:
+        path = self._path(part, '')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f'.{path.name[:40]}.{uuid4().hex[:8]}.partial')
+
     def _open_video(self) -> 'VideoWriter':
         # Imports PyAV.
         from .video_writer import VideoWriter
 
         return VideoWriter(
-            self._path('drawn', '.interrupted.mp4'),
+            self._partial('drawn'),
             self.stream.width,
             self.stream.height,
             time_base=self.stream.time_base,

@@ -68,7 +68,7 @@ def find_result(folder: Path, part: str, stem: str) -> Path | None:
 
 
 def result_stems(paths: Sequence[str]) -> list[str]:
-    """For each input the path of its results, without suffix, below ``drawn/`` and ``data/``.
+    """For each input the path of its results below ``drawn/`` and ``data/``.
 
     It is that of the input, whatever other inputs there are: ``a`` for ``a.jpg``, but ``a.jpg`` and
     ``a.png`` where both exist. A live source, every recording of which is another, gets the time.

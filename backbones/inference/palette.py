@@ -40,7 +40,7 @@ FIRST_COLORS = [
 
 
 def choose_palette(spec: str | None, class_names: Sequence[str], saved: Any) -> list[Color]:
-    """A color for every class.
+    """A color for every class, (R, G, B), 0 to 255.
 
     Args:
         spec: What the user asks for: one of ``PALETTE_NAMES``, or a text file with a color a line,
@@ -48,9 +48,6 @@ def choose_palette(spec: str | None, class_names: Sequence[str], saved: Any) -> 
             for every class; else, and for a class whose color is another's too, distinct colors.
         class_names: In the order of the labels.
         saved: ``dataset_meta['palette']`` of a checkpoint: colors, a name, or nothing.
-
-    Returns:
-        (R, G, B), 0 to 255, for every class.
 
     Raises:
         ConfigError: The palette asked for is unknown, unreadable, or has too few colors.
@@ -82,30 +79,28 @@ def saved_palette(saved: Any, count: int) -> list[Color] | None:
         return None
     # mmdet gives a single class one color, (R, G, B).
     colors = colors[None] if colors.shape == (3,) else colors
-    if colors.ndim != 2 or colors.shape[1] != 3 or len(colors) < count:
+    if colors.shape[1:] != (3,) or len(colors) < count:
         return None
-    if not ((colors >= 0) & (colors <= 255)).all() or is_random(colors):
+    if not ((colors >= 0) & (colors <= 255)).all():
+        return None
+    # The colors that mmseg draws by chance for a dataset without a palette.
+    if np.array_equal(colors, np.random.RandomState(42).randint(0, 255, colors.shape)):
         return None
     return as_colors(colors[:count])
-
-
-def is_random(colors: np.ndarray) -> bool:
-    """Whether these are the colors that mmseg draws by chance for a dataset without a palette."""
-    return np.array_equal(colors, np.random.RandomState(42).randint(0, 255, colors.shape))
 
 
 def without_repeats(palette: list[Color]) -> list[Color]:
     """With another color for each class whose own is that of an earlier class too."""
     spare = (color for color in farthest_colors(2 * len(palette)) if color not in palette)
-    repeated = [color in palette[:index] for index, color in enumerate(palette)]
-    return [next(spare) if each else color for each, color in zip(repeated, palette, strict=True)]
+    return [
+        next(spare) if color in palette[:index] else color for index, color in enumerate(palette)
+    ]
 
 
 def best_fit(palettes: list[list[Color]], count: int) -> list[Color] | None:
-    """The palette of exactly this many classes, else the first that has enough colors."""
-    long_enough = [palette for palette in palettes if len(palette) >= count]
-    exact = [palette for palette in long_enough if len(palette) == count]
-    return (exact + long_enough)[0][:count] if long_enough else None
+    """The shortest palette that has enough colors."""
+    fitting = [palette for palette in palettes if len(palette) >= count]
+    return min(fitting, key=len)[:count] if fitting else None
 
 
 def named_palettes(name: str) -> list[list[Color]]:
@@ -115,10 +110,6 @@ def named_palettes(name: str) -> list[list[Color]]:
         from mmdet.visualization import get_palette
 
         palettes.append(get_palette(MMDET_PALETTES[name], 0))
-    if name == 'coco':
-        from mmdet.datasets import CocoPanopticDataset
-
-        palettes.append(CocoPanopticDataset.METAINFO['palette'])
     if name in MMSEG_PALETTES:
         from mmseg.utils import get_palette
 

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from queue import Queue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -17,7 +17,6 @@ from .reading import Frame
 from .results import Detections, Segmentation
 
 Marker = TypeVar('Marker')
-Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 # Bytes that all images in the pipeline, decoded and drawn, may take.
@@ -182,7 +181,7 @@ class Clock:
 END = object()
 
 
-class Overlapped(Generic[Result]):
+class Overlapped:
     """``map(function, items)`` in the background: in order, and never far ahead of the reader.
 
     What an item or a call raises is raised where its result would come.
@@ -195,24 +194,20 @@ class Overlapped(Generic[Result]):
     """
 
     def __init__(
-        self,
-        function: Callable[[Item], Result],
-        items: Iterable[Item],
-        executor: Executor,
-        ahead: int,
+        self, function: Callable[[Any], Any], items: Iterable, executor: Executor, ahead: int
     ) -> None:
         self._futures: Queue[Future] = Queue()
         self._room = threading.Semaphore(ahead)
         self._closed = threading.Event()
         self._finished = False
-        arguments = (function, items, executor)
-        self._thread = threading.Thread(target=self._draw, args=arguments, daemon=True)
+        draw = partial(self._draw, function, items, executor)
+        self._thread = threading.Thread(target=draw, daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[Result]:
+    def __iter__(self) -> Iterator:
         return self
 
-    def __next__(self) -> Result:
+    def __next__(self) -> Any:
         if self._finished:
             raise StopIteration
         result = self._futures.get().result()

@@ -8,6 +8,7 @@ from fractions import Fraction
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
+import cv2
 import numpy as np
 
 from backbones.errors import InputError
@@ -216,7 +217,11 @@ def _read_live(item: Input, source: Source, clip: Clip) -> StreamParts:
             if clip.end is not None and frame.time >= clip.end:
                 return
             if number % clip.every == 0 and frame.time >= clip.start:
-                yield frame
+                # After a new connection it may be of another size.
+                image = frame.image
+                if image.shape != first.image.shape:
+                    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+                yield frame._replace(image=image)
 
 
 STREAM_READERS = {'video': _read_video, 'animation': _read_animation, 'live': _read_live}

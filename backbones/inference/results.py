@@ -70,10 +70,8 @@ class Segmentation:
 def categories_of(classes: Sequence[str], task: str) -> list[dict[str, Any]]:
     """The classes as COCO's ``categories``.
 
-    Args:
-        classes: In the order of the labels.
-        task: 'segmentation': the ids are the labels, as in the PNGs. 'detection': COCO's own ids
-            for its 80 classes, else from 1 on.
+    The ids of a segmentation are the labels, as in the PNGs; for detections they are COCO's own
+    for its 80 classes, else from 1 on.
     """
     if task == 'segmentation':
         ids = itertools.count()
@@ -85,13 +83,10 @@ def categories_of(classes: Sequence[str], task: str) -> list[dict[str, Any]]:
 
 
 def image_id_of(name: str, frame: int | None = None) -> int:
-    """The number of an image in COCO's results: depends on its name alone, so it stays the same.
+    """The number of an image, or of a video's frame, in COCO's results; depends on ``name`` alone.
 
-    Args:
-        name: The image's path below the output folder, with suffix. One whose name is a number of
-            12 digits, as all of COCO's own are, has that number; others a hash of 53 bits, which
-            every JSON reader takes for an integer.
-        frame: Which frame of a video.
+    One whose name is a number of 12 digits, as all of COCO's own are, has that number; others a
+    hash of 53 bits, which every JSON reader takes for an integer.
     """
     if frame is None and re.fullmatch('[0-9]{12}', PurePosixPath(name).stem):
         return int(PurePosixPath(name).stem)
@@ -108,11 +103,7 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """Detections in COCO's results format, masks run-length encoded.
 
-    Args:
-        detections: The detections in an image.
-        size: Height and width of the image.
-        image: What every result says about its image, ``image_id`` at least.
-        categories: From :func:`categories_of`.
+    ``size`` is the image's height and width, ``image`` what every result says about its image.
     """
     results = []
     for index, (left, top, right, bottom) in enumerate(detections.boxes.tolist()):
@@ -145,15 +136,9 @@ def write_seg_map(
     """Write a PNG whose values are labels, whole or not at all.
 
     Up to 255 classes are an indexed PNG in the palette's colors, more a 16-bit one.
-
-    Args:
-        path: Where it goes.
-        segmentation: What to write.
-        palette: (R, G, B) of each class.
     """
     image = Image.fromarray(segmentation.seg_map)
     if segmentation.seg_map.dtype == np.uint8:
-        image = image.convert('P') if image.mode != 'P' else image
         channels = [channel for color in palette for channel in color]
         image.putpalette(channels + [0] * (768 - len(channels)))
     with atomic_write(path) as temporary, temporary.open('wb') as file:

@@ -34,10 +34,7 @@ class Summary:
     Attributes:
         done: Inputs without a problem.
         failed: Inputs with a problem: (input, problem).
-        interrupted: Inputs that were stopped before their end.
-        left_out: Files found in folders that are neither image nor video.
         frames: Images and frames of videos that were predicted.
-        seconds: From the first input to the last.
         model_rate: Frames a second of the model alone, while it works.
         finishing_rate: Frames a second of drawing and writing alone, in one thread.
         captured: Frames that a live source gave, ``dropped`` of which there was no time for.

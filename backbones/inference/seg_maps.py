@@ -24,9 +24,8 @@ GPU_STRIP_BYTES = 2**25
 def keep_logits_small(model: nn.Module) -> None:
     """Make a segmentor's head return logits at the head's own size, for :func:`predict_seg_maps`.
 
-    Args:
-        model: A segmentor of mmseg's, changed in place, or left as it is where other code than
-            mmseg's own or the seams of a sliding window need the logits at full size.
+    The model is changed in place, or left as it is where other code than mmseg's own or the seams
+    of a sliding window need the logits at full size.
     """
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
     from mmseg.models.segmentors import EncoderDecoder
@@ -50,15 +49,12 @@ def _unchanged(seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor:
 def predict_seg_maps(
     model: nn.Module, inputs: Tensor, samples: Sequence[SegDataSample]
 ) -> list[Tensor]:
-    """The segmentation maps of a batch.
+    """The segmentation maps of a batch, as :func:`seg_map_of` returns them.
 
     Args:
         model: A segmentor of mmseg's in evaluation mode.
         inputs: (batch, 3, height, width), preprocessed.
         samples: One for each image.
-
-    Returns:
-        For each image what :func:`seg_map_of` returns.
     """
     head = model.decode_head
     last_head = head[-1] if isinstance(head, nn.ModuleList) else head

@@ -55,10 +55,7 @@ class Source(NamedTuple):
 
 
 def identify(path: str) -> Source:
-    """Find out what an input is, by what is in it. Cameras and streams are not opened.
-
-    Args:
-        path: Of a file, a URL, or ``webcam:N``.
+    """Find out what a file, a URL or ``webcam:N`` is. Cameras and streams are not opened.
 
     Raises:
         NotMedia: Nothing says that this should be an image or a video.

@@ -24,9 +24,8 @@ from .inputs import WEB_SCHEMES, explain_os_error, find_scheme
 
 # Of ffmpeg's formats those that hold videos: others draw texts, or follow a list of files.
 FORMATS = (
-    *('asf', 'av1', 'avi', 'dv', 'flv', 'gxf', 'h261', 'h263', 'h264', 'hevc', 'ivf', 'm4v'),
-    *('matroska', 'mjpeg', 'mov', 'mpeg', 'mpegts', 'mpegvideo', 'mxf', 'nut', 'obu', 'ogg'),
-    *('rm', 'vc1', 'vvc', 'webm', 'wtv', 'yuv4mpegpipe'),
+    'asf,av1,avi,dv,flv,gxf,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,'
+    'mxf,nut,obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe'
 )
 
 # Seconds without a byte after which a web server is given up.
@@ -61,15 +60,13 @@ class VideoReader:
     frame from ``start`` on has index 0; ``every=3`` gives 0, 3, 6. A frame's duration reaches to
     the next one that is given out, the last one's to the end of the video or to ``end``.
 
-    A corrupt video gives what is good in it; :attr:`problem` then says what was lost.
-
-    Use it from one thread at a time. Decoding and conversion release the GIL.
+    A corrupt video gives what is good in it; :attr:`problem` then says what was lost. Decoding and
+    conversion release the GIL.
 
     Args:
         source: A file, or a URL.
         every: Give out only every N-th frame. All are decoded, as they build on each other.
-        start: Seconds; frames that begin earlier are left out. Reading begins at the key frame
-            before it.
+        start: Seconds; frames that begin earlier are left out.
         end: Seconds; frames that begin then or later are left out.
 
     Attributes:
@@ -101,8 +98,9 @@ class VideoReader:
         self._corrupt_at: float | None = None
         self._lost_connection: str | None = None
         self._is_exhausted = False
-        self._open()
+        self._container: av.container.InputContainer | None = None
         try:
+            self._open()
             self._read_header()
             self._read_first()
         except BaseException:
@@ -117,7 +115,8 @@ class VideoReader:
 
     def close(self) -> None:
         """Close the file."""
-        self._container.close()
+        if self._container is not None:
+            self._container.close()
 
     @property
     def problem(self) -> str | None:
@@ -142,7 +141,9 @@ class VideoReader:
         # A frame is given out when the next one is known, for its duration reaches that far.
         waiting: tuple[int, av.VideoFrame, int] | None = None
         until = 0
-        for frame, pts in self._frames_in_span():
+        for frame, pts in self._frames:
+            if self._end_pts is not None and pts >= self._end_pts:
+                break
             if self._num_read % self._every == 0:
                 if waiting is not None:
                     yield self._convert(*waiting, until=pts)
@@ -150,6 +151,8 @@ class VideoReader:
             self._num_read += 1
             until = pts + self._ticks_of(frame)
             self._read_until = float(until * self.time_base)
+        else:
+            self._is_exhausted = True
         if waiting is not None:
             if self._end_pts is not None:
                 until = min(until, self._end_pts)
@@ -157,11 +160,7 @@ class VideoReader:
 
     def _open(self) -> None:
         self._container = open_container(self._source)
-        try:
-            self._stream = find_video(self._container)
-        except InputError:
-            self.close()
-            raise
+        self._stream = find_video(self._container)
         self._stream.thread_type = 'AUTO'
         threads = min(os.cpu_count() or 1, MAX_DECODER_THREADS)
         self._stream.codec_context.thread_count = threads
@@ -200,13 +199,6 @@ class VideoReader:
         self._orientation = find_orientation(frame)
         swap_axes = self._orientation[0]
         self.width, self.height = self._scaled_size[:: -1 if swap_axes else 1]
-
-    def _frames_in_span(self) -> Iterator[tuple[av.VideoFrame, int]]:
-        for frame, pts in self._frames:
-            if self._end_pts is not None and pts >= self._end_pts:
-                return
-            yield frame, pts
-        self._is_exhausted = True
 
     def _frames_from_start(self) -> Iterator[tuple[av.VideoFrame, int]]:
         begin = round(Fraction(self._start) / self.time_base)
@@ -335,8 +327,8 @@ class VideoReader:
 def find_orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """Whether to swap the axes, then to flip left and right, and top and bottom.
 
-    The display matrix [[a, b], [c, d]] takes a pixel (x, y) to (ax + cy, bx + dy); PyAV's
-    ``frame.rotation`` knows no mirrored ones. Counts to the nearest quarter turn.
+    The display matrix [[a, b], [c, d]] takes a pixel (x, y) to (ax + cy, bx + dy), to the nearest
+    quarter turn here; PyAV's ``frame.rotation`` knows no mirrored ones.
     """
     matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
     if matrix is None:
@@ -374,14 +366,10 @@ def square_pixels(width: int, height: int, aspect: Fraction | None) -> tuple[int
 
 
 def open_container(source: str | Path) -> av.container.InputContainer:
-    """Open a file or URL with ffmpeg.
-
-    Raises:
-        InputError: It cannot be opened.
-    """
+    """Open a file or URL with ffmpeg, or raise InputError."""
     scheme = find_scheme(str(source))
     # Without "file:" in front, a colon in a name would make a URL of it.
-    file, options, timeout = f'file:{source}', {'format_whitelist': ','.join(FORMATS)}, None
+    file, options, timeout = f'file:{source}', {'format_whitelist': FORMATS}, None
     try:
         if scheme in WEB_SCHEMES:
             file, options, timeout = str(source), {}, WEB_TIMEOUT
@@ -406,11 +394,7 @@ def is_mp4(path: Path) -> bool:
 
 
 def find_video(container: av.container.InputContainer) -> av.VideoStream:
-    """The video in a container.
-
-    Raises:
-        InputError: There is none, or none that we can decode.
-    """
+    """The video in a container, or InputError if none is there that we can decode."""
     # The cover of an album is a stream of one image in an audio file.
     cover = Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
@@ -427,7 +411,6 @@ def find_video(container: av.container.InputContainer) -> av.VideoStream:
 def find_origin(container: av.container.InputContainer) -> float:
     """Where in a file's own time its beginning is, in seconds.
 
-    Formats made for broadcast start anywhere. What lies before 0 is only audio that a decoder needs
-    to get going.
+    Formats for broadcast start anywhere. What lies before 0 is only audio that a decoder needs.
     """
     return max(container.start_time or 0, 0) / av.time_base

@@ -1,19 +1,16 @@
 """Writing an H.264 MP4 with audio that every browser plays."""
 
-import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import av
 import cv2
 import numpy as np
 from av import error as av_error
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
-
-from backbones.files import atomic_write
 
 from .audio_track import AudioTrack
 from .video_reader import INTERPOLATION
@@ -40,14 +37,8 @@ class VideoWriter:
 
     H.264 in 4:2:0, BT.709, with the index in front so that it plays while it is still loading.
     Frames keep their times, whatever their rate is. An image with an odd width or height gets its
-    last column or row twice, because 4:2:0 needs even ones.
-
-    Until it is finished the file has another name, in the same folder, and what was at ``path``
-    stays. As a context manager it is finished at the end of the block and also on
-    ``KeyboardInterrupt``, with what has been written so far; after any other exception nothing
-    is left of it.
-
-    Use it from one thread at a time. Conversion and encoding release the GIL.
+    last column or row twice, because 4:2:0 needs even ones. The file can be played once it is
+    closed. Conversion and encoding release the GIL.
 
     Args:
         path: File to write or to replace.
@@ -59,10 +50,6 @@ class VideoWriter:
         start: Where the source was cut, in seconds, as given to the reader. The first frame then
             is the beginning of the new video, else the beginning of the source is.
         end: Likewise; audio ends there at the latest.
-
-    Attributes:
-        path: As given.
-        num_frames: Frames written so far.
 
     Raises:
         OSError: The file cannot be written, the disk is full for instance. From here on, and from
@@ -82,43 +69,31 @@ class VideoWriter:
         end: float | None = None,
     ) -> None:
         self.path = Path(path)
-        self.num_frames = 0
-        self._size = (width, height)
         self._time_base = Fraction(time_base)
         self._frame_rate = Fraction(frame_rate or 25)
         self._is_cut = bool(start)
         self._end = None if end is None else Fraction(end)
-        self._origin = Fraction(0)
+        self._origin: Fraction | None = None
         self._last_pts = -1
         self._last_duration = 1
         self._audio: AudioTrack | None = None
         self._output: av.container.OutputContainer | None = None
         self._reformatter = VideoReformatter()
-        self._is_closed = False
-        self._file = atomic_write(self.path)
-        try:
-            if self.path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            partial = self._file.__enter__()
+        with self._discarding_on_errors():
             # Without "file:" in front, a colon in a name would make a URL of it.
             self._output = av.open(
-                f'file:{partial}', 'w', format='mp4', container_options={'movflags': '+faststart'}
+                f'file:{path}', 'w', format='mp4', container_options={'movflags': '+faststart'}
             )
-            self._stream = self._add_video()
+            self._stream = self._add_video(width + width % 2, height + height % 2)
             if source is not None:
                 self._audio = AudioTrack(source, self._output)
             self._output.start_encoding()
-        except BaseException as error:
-            self.discard()
-            raise self._explained(error) from error
 
-    def _add_video(self) -> av.VideoStream:
+    def _add_video(self, width: int, height: int) -> av.VideoStream:
         # Given as a rate, ffmpeg takes no more than 32 bits for each part.
         rate = self._frame_rate.limit_denominator(1001)
         stream = self._output.add_stream('libx264', rate=rate, options=ENCODER_OPTIONS)
-        width, height = self._size
-        stream.width, stream.height = width + width % 2, height + height % 2
-        stream.pix_fmt = 'yuv420p'
+        stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
         context = stream.codec_context
         context.time_base = Fraction(1, self._time_base.denominator)
         if context.time_base < FINEST_TIME_BASE:
@@ -129,20 +104,6 @@ class VideoWriter:
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = ColorRange.MPEG
         return stream
-
-    def __enter__(self) -> 'VideoWriter':
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc_type is None or issubclass(exc_type, KeyboardInterrupt):
-            self.close()
-        else:
-            self.discard()
 
     @property
     def problem(self) -> str | None:
@@ -158,38 +119,25 @@ class VideoWriter:
                 that is not after the frame before is shown as soon after it as can be.
             duration: For how long, in the same units. Counts for the last frame only, as others are
                 shown until the next.
-
-        Raises:
-            OSError: See the class.
-            ValueError: The image has another size.
         """
-        width, height = self._size
-        if image.shape != (height, width, 3) or image.dtype != np.uint8:
-            raise ValueError(
-                f'expected an image of shape {(height, width, 3)} and type uint8, '
-                f'not {image.shape} and {image.dtype}'
-            )
         time = pts * self._time_base
-        if self.num_frames == 0:
-            self._origin = time if self._is_cut else self._origin
-            if self._audio is not None:
-                self._audio.begin(self._origin, self._is_cut, self._end)
-        try:
+        with self._discarding_on_errors():
+            is_first = self._origin is None
+            if is_first:
+                self._origin = time if self._is_cut else Fraction(0)
+                if self._audio is not None:
+                    self._audio.begin(self._origin, self._is_cut, self._end)
             frame = self._convert(image)
             frame.pts = max(round((time - self._origin) / self._ticks), self._last_pts + 1)
             frame.time_base = self._ticks
             if duration is not None:
                 self._last_duration = max(round(duration * self._time_base / self._ticks), 1)
-            elif self.num_frames:
-                self._last_duration = frame.pts - self._last_pts
-            else:
+            elif is_first:
                 self._last_duration = max(round(1 / self._frame_rate / self._ticks), 1)
+            else:
+                self._last_duration = frame.pts - self._last_pts
             self._last_pts = frame.pts
-            self.num_frames += 1
             self._encode(frame)
-        except BaseException as error:
-            self.discard()
-            raise self._explained(error) from error
 
     def _convert(self, image: np.ndarray) -> av.VideoFrame:
         height, width = image.shape[:2]
@@ -221,44 +169,39 @@ class VideoWriter:
         Args:
             whole_audio: Audio goes on after the last frame as it does in the source; by default it
                 ends with the images.
-
-        Raises:
-            OSError: See the class.
         """
-        if self._is_closed or self.num_frames == 0:
+        if self._output is None or self._origin is None:
             self.discard()
             return
-        try:
+        with self._discarding_on_errors():
             self._encode(None)
             if self._audio is not None:
                 until = (self._last_pts + self._last_duration) * self._ticks
                 self._audio.write_until(None if whole_audio else until)
                 self._audio.close()
             self._output.close()
-            self._is_closed = True
-            self._file.__exit__(None, None, None)
-        except BaseException as error:
-            self.discard()
-            raise self._explained(error) from error
+            self._output = None
 
     def discard(self) -> None:
         """Leave nothing of the file; after :meth:`close` this does nothing."""
-        if self._is_closed:
+        output, self._output = self._output, None
+        if output is None:
             return
-        self._is_closed = True
         if self._audio is not None:
             self._audio.close()
         # What cannot be finished was not to be kept.
         with suppress(av_error.FFmpegError, OSError, ValueError):
-            if self._output is not None:
-                self._output.close()
-        discarded = InterruptedError()
-        with suppress(InterruptedError):
-            self._file.__exit__(InterruptedError, discarded, None)
+            output.close()
+        with suppress(OSError):
+            self.path.unlink()
 
-    def _explained(self, error: BaseException) -> BaseException:
-        """An error of the file system or of ffmpeg, about the file that is written."""
-        if not isinstance(error, (OSError, av_error.FFmpegError)):
-            return error
-        reason = error.strerror or str(error)
-        return OSError(error.errno, f'{reason}; the video is not written', str(self.path))
+    @contextmanager
+    def _discarding_on_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.discard()
+            if not isinstance(error, (OSError, av_error.FFmpegError)):
+                raise
+            reason = f'{error.strerror or error}; the video is not written'
+            raise OSError(error.errno, reason, str(self.path)) from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -337,7 +338,7 @@ def test_window_is_closed_by_a_key_or_the_user(
     monkeypatch: pytest.MonkeyPatch, key: int, is_visible: bool
 ):
     state, shown = {'key': -1, 'is_visible': True}, []
-    monkeypatch.setattr(window, 'find_problem', lambda: None)
+    monkeypatch.setattr(window.subprocess, 'run', lambda *_, **__: SimpleNamespace(returncode=0))
     monkeypatch.setattr(cv2, 'namedWindow', lambda *_: None)
     monkeypatch.setattr(cv2, 'destroyWindow', lambda *_: state.update(is_visible=False))
     monkeypatch.setattr(cv2, 'imshow', lambda title, image: shown.append(image.shape))
@@ -354,33 +355,8 @@ def test_window_is_closed_by_a_key_or_the_user(
     screen.close()
 
 
-@pytest.mark.parametrize(
-    ('gui', 'display', 'says'),
-    [
-        ('QT5', None, 'no screen'),
-        ('NONE', None, 'pip uninstall opencv-python-headless'),
-        ('QT5', 'localhost:99', 'localhost:99 cannot be opened'),
-    ],
-)
-def test_window_without_a_screen(
-    monkeypatch: pytest.MonkeyPatch, gui: str, display: str | None, says: str
-):
-    monkeypatch.setattr('sys.platform', 'linux')
-    monkeypatch.setattr(cv2, 'getBuildInformation', lambda: f'  GUI:    {gui}\n')
+def test_window_without_a_screen(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
     monkeypatch.delenv('DISPLAY', raising=False)
-    if display:
-        monkeypatch.setenv('DISPLAY', display)
-    with pytest.raises(ConfigError, match=f'{says}.*leave out --show'):
+    with pytest.raises(ConfigError, match='leave out --show'):
         window.Window('test')
-
-
-@pytest.mark.parametrize(
-    ('size', 'shown'),
-    [
-        *[((480, 640), (480, 640)), ((1080, 1920), (720, 1280)), ((1920, 1080), (720, 405))],
-        ((5000, 2), (720, 1)),
-    ],
-)
-def test_window_fits_the_screen(size: tuple[int, int], shown: tuple[int, int]):
-    assert window.fit(np.zeros((*size, 3), np.uint8), 1280, 720).shape == (*shown, 3)
