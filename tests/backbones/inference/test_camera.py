@@ -17,6 +17,8 @@ from rtsp_server import RtspServer
 from backbones.errors import ConfigError, InputError
 from backbones.inference import camera, window
 from backbones.inference.camera import QUEUE_SIZE, CameraReader, StreamClock
+from backbones.inference.inputs import Input
+from backbones.inference.reading import Clip, Frame, read_inputs
 
 # Seconds that only what hangs takes.
 PATIENCE = 60
@@ -185,6 +187,16 @@ def test_a_lost_connection_is_opened_again(
             indices.append(frame.index)
     assert indices == list(range(sum(connections)))
     assert len(opened) == 4
+
+
+def test_frames_of_another_size_after_a_new_connection(monkeypatch: pytest.MonkeyPatch):
+    """They go into one video."""
+    sizes = [(48, 64), (24, 32)]
+    frames = [(None, np.full((*size, 3), 9, np.uint8)) for size in sizes]
+    monkeypatch.setattr(camera, 'read_stream', lambda *_: (frame for frame in frames))
+    items = read_inputs([Input('rtsp://host/1')], Clip(policy='all'), threading.Event())
+    shapes = [item.image.shape for item in items if isinstance(item, Frame)]
+    assert shapes == [(48, 64, 3)] * 2
 
 
 def test_rtsp():
