@@ -115,7 +115,7 @@ class Visualizer:
         if legend and has_room_for_text(image):
             shares = self.class_shares(segmentation.seg_map)
             entries = [
-                Entry(self.class_names[label], self.colors[label], share)
+                Entry(self.class_names[label], self.colors[label], percentage(share))
                 for label, share in sorted(shares.items(), key=lambda item: -item[1])
             ]
             band = legend_band(entries, width, height, font_size(image))
@@ -162,6 +162,10 @@ class Visualizer:
             )
             cv2.copyTo(light, borders(seg_map, rows, thickness), layer)
             cv2.copyTo(layer, mask, region)
+
+
+def percentage(share: float) -> str:
+    return f'{share:.0%}' if share >= 0.01 else '<1%'
 
 
 def strips(shape: tuple[int, ...]) -> Iterator[slice]:

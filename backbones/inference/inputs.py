@@ -10,6 +10,8 @@ from typing import TextIO
 
 import fsspec
 
+from backbones.errors import InputError
+
 WEB_SCHEMES = ('http', 'https')
 STREAM_SCHEMES = ('rtsp', 'rtsps', 'rtmp', 'rtmps', 'udp')
 
@@ -128,12 +130,16 @@ def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:
 
 def _list(given: str, recursive: bool) -> Iterator[Input]:
     scheme = find_scheme(given)
-    if is_live(given) or scheme in WEB_SCHEMES:
-        yield Input(given)
-    elif scheme:
-        yield from _list_storage(given, recursive)
-    else:
-        yield from _list_local(str(Path(given)) if given else given, recursive)
+    try:
+        if is_live(given) or scheme in WEB_SCHEMES:
+            yield Input(given)
+        elif scheme:
+            yield from _list_storage(given, recursive)
+        else:
+            given = str(Path(given)) if given else given
+            yield from _list_local(given, recursive)
+    except InputError as error:
+        yield Input(given, problem=str(error))
 
 
 def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
@@ -150,11 +156,10 @@ def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
     # Each storage has errors of its own.
     except Exception as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
-        yield Input(url, problem=f'cannot be listed: {reason}')
-        return
+        raise InputError(f'cannot be listed: {reason}') from error
     paths = sorted(filter(_is_wanted, paths), key=_natural)
     if not paths:
-        yield Input(url, problem='has no files in it')
+        raise InputError('has no files in it')
     for path in paths:
         yield Input(storage.unstrip_protocol(path), found=True)
 
@@ -163,18 +168,14 @@ def _list_local(given: str, recursive: bool) -> Iterator[Input]:
     try:
         is_folder = stat.S_ISDIR(os.stat(given).st_mode)
     except (OSError, ValueError) as error:
-        if _is_glob(given) and not isinstance(error, PermissionError):
-            yield from _list_glob(given, recursive)
-        else:
-            yield Input(given, problem=explain_missing(given, error))
+        if not _is_glob(given) or isinstance(error, PermissionError):
+            raise InputError(explain_missing(given, error)) from error
+        yield from _list_glob(given, recursive)
         return
-    if not is_folder:
-        yield Input(given)
-        return
-    files = list(_walk(given, recursive))
+    files = list(_walk(given, recursive)) if is_folder else [Input(given)]
     if not files:
         hint = '' if recursive else '; folders in it are searched with --recursive'
-        yield Input(given, problem=f'is a folder without files{hint}')
+        raise InputError(f'is a folder without files{hint}')
     yield from files
 
 
@@ -187,12 +188,11 @@ def _list_glob(glob: str, recursive: bool) -> Iterator[Input]:
         # Not glob.glob: it follows links, and two that lead in circles keep it busy for ever.
         paths = list(map(str, Path(anchor).glob('/'.join(parts))))
     except (OSError, ValueError, NotImplementedError) as error:
-        yield Input(glob, problem=f'cannot be searched: {error}')
-        return
+        raise InputError(f'cannot be searched: {error}') from error
     if not _is_hidden(glob):
         paths = [path for path in paths if not _is_hidden(path)]
     if not paths:
-        yield Input(glob, problem='does not exist, and as a glob fits no file')
+        raise InputError('does not exist, and as a glob fits no file')
     for path in sorted(paths, key=_natural):
         if not os.path.isdir(path):
             yield Input(path, found=True)

@@ -26,27 +26,15 @@ PANEL_INK: BGR = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a legend.
-
-    Attributes:
-        name: The class.
-        color: Its color, (B, G, R); None: text alone.
-        share: The share of the image that it covers, written after the name; None: not written.
-    """
+    """A line of a legend: a swatch of a color, (B, G, R), if there is one, a name, and a note."""
 
     name: str
     color: BGR | None
-    share: float | None = None
-
-    @property
-    def note(self) -> str:
-        if self.share is None:
-            return ''
-        return f'{self.share:.0%}' if self.share >= 0.01 else '<1%'
+    note: str = ''
 
 
 class SteadyClasses:
-    """Keeps a video's legend from flickering: a class stays listed for a while.
+    """Keeps a video's legend from flickering.
 
     Args:
         hold: For how many frames a class stays listed after its last one. Default: 60.
@@ -86,8 +74,8 @@ def legend_band(entries: Sequence[Entry], width: int, height: int, size: int) ->
     rows = int(height * HEIGHT_SHARE - 2 * margin) // row_height
     columns = arrange(entries, rows, width - 2 * margin, size)
     if sum(map(len, columns)) < len(entries):
-        # More names matter more than their shares.
-        entries = [replace(entry, share=None) for entry in entries]
+        # More names matter more than their notes.
+        entries = [replace(entry, note='') for entry in entries]
         columns = arrange(entries, rows, width - 2 * margin, size)
     used = max(map(len, columns), default=0)
     band = np.full((2 * margin + used * row_height if used else 0, width, 3), PAPER, np.uint8)
@@ -102,10 +90,7 @@ def legend_band(entries: Sequence[Entry], width: int, height: int, size: int) ->
 def draw_panel(image: np.ndarray, entries: Sequence[Entry], size: int) -> None:
     """Draw a half transparent legend over the lower left corner of an image, in place.
 
-    Args:
-        image: (height, width, 3), uint8, BGR.
-        entries: From top to bottom. Where not all fit, the last line says how many more.
-        size: Height of the font.
+    Where not all entries fit, the last line says how many more there are.
     """
     height, width = image.shape[:2]
     row_height, padding, margin = line_height(size) + round(size * 0.35), size // 2, size // 2
@@ -127,11 +112,7 @@ def draw_panel(image: np.ndarray, entries: Sequence[Entry], size: int) -> None:
 def arrange(
     entries: Sequence[Entry], rows: int, width: int, size: int, max_columns: int | None = None
 ) -> list[list[Entry]]:
-    """Arrange entries in columns, read from top to bottom, as many as fit the width.
-
-    Returns:
-        Columns of entries; none where not one fits. The last entry counts those left out.
-    """
+    """Columns of entries, read from top to bottom; none where not one fits."""
     max_columns = max(min(max_columns or width // (3 * size), len(entries)), 1)
     shown = []
     for entry in entries[: max(rows, 0) * max_columns]:

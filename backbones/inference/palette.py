@@ -1,6 +1,5 @@
 """The color of each class."""
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import ImageColor
 
 from backbones.errors import ConfigError
 
@@ -142,17 +142,17 @@ def read_palette(path: str, class_names: Sequence[str]) -> list[Color]:
 
 def parse_color(line: str, where: str) -> Color:
     """'230 80 50', '230, 80, 50' or '#e65032'."""
-    text = line.strip()
-    if re.fullmatch('#[0-9a-fA-F]{6}', text):
-        return tuple(bytes.fromhex(text[1:]))
-    parts = re.split(r'\s*,\s*|\s+', text)
-    values = [int(part) for part in parts if re.fullmatch('[0-9]{1,3}', part)]
-    if len(parts) != 3 or len(values) != 3 or max(values) > 255:
-        raise ConfigError(
-            f"{where}: '{text[:40]}' is no color; write red, green and blue from 0 to 255 as "
-            "'230 80 50', or '#e65032'"
-        )
-    return tuple(values)
+    numbers = line.replace(',', ' ').split()
+    try:
+        color = ImageColor.getrgb(f'rgb({",".join(numbers)})' if len(numbers) > 1 else line.strip())
+        if len(color) == 3 and max(color) <= 255:
+            return color
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"{where}: '{line.strip()[:40]}' is no color; write red, green and blue from 0 to 255 as "
+        "'230 80 50', or '#e65032'"
+    )
 
 
 def distinct_palette(class_names: Sequence[str]) -> list[Color]:

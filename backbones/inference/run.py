@@ -111,11 +111,7 @@ class Run:
         self.stopping.set()
 
     def __call__(self, jobs: Sequence[Input], is_live: bool = False) -> Summary:
-        """Work through the inputs.
-
-        Args:
-            jobs: The inputs.
-            is_live: Whether they are live sources, of which nothing is read ahead.
+        """Work through the inputs; of live sources nothing is read ahead.
 
         Raises:
             OutputError: Nothing more can be written. What is finished is whole and recorded.
@@ -135,10 +131,10 @@ class Run:
             raise
         finally:
             self._inputs_bar.close()
-            self.summary.seconds = time.perf_counter() - start
-            self.summary.frames = pipeline.model_clock.count
-            self.summary.model_rate = pipeline.model_clock.rate
-            self.summary.finishing_rate = pipeline.finishing_clock.rate
+        self.summary.seconds = time.perf_counter() - start
+        self.summary.frames = pipeline.model_clock.count
+        self.summary.model_rate = pipeline.model_clock.rate
+        self.summary.finishing_rate = pipeline.finishing_clock.rate
         return self.summary
 
     def _take(self, item: Finished | Stream | Closed) -> None:

@@ -8,7 +8,6 @@ import string
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
@@ -40,17 +39,11 @@ def render_text(text: str, size: int) -> np.ndarray:
 @lru_cache(maxsize=4096)
 def fit_text(text: str, size: int, max_width: int) -> str:
     """The text, or as much of its beginning as fits with an ellipsis; '' where nothing does."""
-    text = one_line(text)
-    if text_width(text, size) <= max_width:
-        return text
-    fitting, too_long = 0, min(len(text), max(max_width, 1))
-    while too_long - fitting > 1:
-        middle = (fitting + too_long) // 2
-        if text_width(text[:middle].rstrip() + ELLIPSIS, size) <= max_width:
-            fitting = middle
-        else:
-            too_long = middle
-    return text[:fitting].rstrip() + ELLIPSIS if fitting else ''
+    fitting = text = one_line(text)
+    while fitting and text_width(fitting, size) > max_width:
+        text = text[:-1].rstrip()
+        fitting = text + ELLIPSIS if text else ''
+    return fitting
 
 
 @lru_cache(maxsize=4096)
@@ -91,17 +84,11 @@ def paint(
 @lru_cache(maxsize=1024)
 def rounded_box(width: int, height: int, radius: int) -> np.ndarray:
     """The bitmap of a filled box with round corners, smooth at the edges; read-only."""
-    radius = min(radius, width // 2, height // 2)
-    box = np.full((height, width), 255, np.uint8)
-    if radius:
-        scale = 8
-        quarter = np.zeros((radius * scale, radius * scale), np.uint8)
-        cv2.circle(quarter, (radius * scale,) * 2, radius * scale, 255, cv2.FILLED)
-        corner = cv2.resize(quarter, (radius, radius), interpolation=cv2.INTER_AREA)
-        box[:radius, :radius] = corner
-        box[:radius, -radius:] = corner[:, ::-1]
-        box[-radius:, :radius] = corner[::-1]
-        box[-radius:, -radius:] = corner[::-1, ::-1]
+    scale = 8
+    canvas = Image.new('L', (width * scale, height * scale))
+    corner = width * scale - 1, height * scale - 1
+    ImageDraw.Draw(canvas).rounded_rectangle((0, 0, *corner), radius * scale, fill=255)
+    box = np.array(canvas.resize((width, height), Image.Resampling.BOX))
     box.setflags(write=False)
     return box
 

@@ -15,7 +15,7 @@ from backbones.inference.drawing import (
 from backbones.inference.legend import SteadyClasses
 from backbones.inference.masks import CroppedMask
 from backbones.inference.results import Detections, Segmentation
-from backbones.inference.text import fit_text, paint, render_text
+from backbones.inference.text import fit_text, render_text
 
 NAMES = ['cat', 'dog', 'größe']
 PALETTE = [(200, 30, 40), (20, 180, 60), (240, 230, 90)]
@@ -218,15 +218,6 @@ def test_fitted_text_is_as_long_as_it_can_be(width):
         assert width < render_text('t…', 14).shape[1]
 
 
-def test_paint_leaves_out_what_is_outside():
-    image = np.zeros((10, 12, 3), np.uint8)
-    bitmap = np.full((6, 6), 255, np.uint8)
-    for x, y in [(-3, -3), (9, 7), (50, 50), (-50, 2)]:
-        paint(image, bitmap, x, y, (1, 2, 3))
-    assert (image[:3, :3] == (1, 2, 3)).all() and (image[7:, 9:] == (1, 2, 3)).all()
-    assert changed(image, np.zeros_like(image)).sum() == 18
-
-
 def halves(height, width, dtype=np.uint8):
     """The left half class 0, the right half class 1."""
     seg_map = np.zeros((height, width), dtype)
@@ -251,22 +242,6 @@ def test_what_was_not_asked_for_keeps_its_colors(dtype):
     unasked = seg_map == np.iinfo(dtype).max
     assert np.array_equal(result[unasked], image[unasked])
     assert changed(image, result)[~unasked].mean() > 0.95
-
-
-def test_nothing_asked_for_leaves_the_image_as_it_is():
-    image = image_of(120, 160)
-    nothing = Segmentation(np.full((120, 160), 255, np.uint8))
-    for legend in (True, False):
-        assert np.array_equal(visualizer().draw_segmentation(image, nothing, legend), image)
-
-
-def test_seg_maps_of_8_and_16_bits_look_the_same():
-    image = image_of(120, 160)
-    results = [
-        visualizer().draw_segmentation(image, Segmentation(halves(120, 160, dtype)))
-        for dtype in (np.uint8, np.uint16)
-    ]
-    assert np.array_equal(*results)
 
 
 @pytest.mark.parametrize('side', [180, 900])

@@ -108,7 +108,7 @@ def test_reads_a_file(tmp_path):
     assert choose_palette(str(path), THREE, COLORS) == [(230, 80, 50), (10, 11, 12), (1, 2, 3)]
 
 
-@pytest.mark.parametrize('line', ['230 80', '1 2 3 4', '256 0 0', '-1 0 0', '#12345', 'red', '#'])
+@pytest.mark.parametrize('line', ['230 80', '1 2 3 4', '256 0 0', '-1 0 0', '#12345', 'rot', '#'])
 def test_a_bad_line_is_named(tmp_path, line):
     path = tmp_path / 'colors.txt'
     path.write_text(f'1 2 3\n{line}\n4 5 6\n')

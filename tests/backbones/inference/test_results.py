@@ -11,7 +11,6 @@ from backbones.inference.results import (
     categories_of,
     coco_results,
     image_id_of,
-    write_json,
     write_seg_map,
 )
 
@@ -78,11 +77,3 @@ def test_a_segmentation_map_as_png(seg_map, mode, tmp_path):
         if mode == 'P':
             colors = np.array(image.convert('RGB')).reshape(-1, 3).tolist()
             assert colors == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 0, 0]]
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    write_json(tmp_path / 'a.json', ['ä'])
-    with pytest.raises(TypeError):
-        write_json(tmp_path / 'a.json', [object()])
-    assert (tmp_path / 'a.json').read_text(encoding='utf-8') == '["ä"]\n'
-    assert [path.name for path in tmp_path.iterdir()] == ['a.json']
