@@ -40,6 +40,9 @@ MAX_DECODER_THREADS = 8
 # A demuxer that fails this often in a row has reached the end of what there is.
 MAX_READ_ERRORS = 100
 
+# Seconds to seek before the start, besides to the key frame before that.
+SEEK_LEAD = 10
+
 # Seconds that headers may be wrong by.
 TOLERANCE = 0.5
 
@@ -202,23 +205,20 @@ class VideoReader:
 
     def _frames_from_start(self) -> Iterator[tuple[av.VideoFrame, int]]:
         begin = round(Fraction(self._start) / self.time_base)
-        can_seek = not self._container.format.flags & FormatFlags.no_timestamps.value
-        # Some formats only guess where a time is, and may end up behind it.
-        for back in (0, 10) if begin and can_seek else ():
-            offset = round((max(self._start - back, 0) + self._origin) / self.time_base)
+        frames = self._frames_with_times()
+        if begin and not self._container.format.flags & FormatFlags.no_timestamps.value:
+            # Some formats only guess where a time is, and may end up behind it.
+            offset = round((max(self._start - SEEK_LEAD, 0) + self._origin) / self.time_base)
             # A file that cannot seek is read from the beginning.
             with suppress(av_error.FFmpegError):
                 self._container.seek(offset, stream=self._stream)
-            frames = self._frames_with_times()
             found = next(frames, None)
             if found is not None and found[1] <= begin:
                 frames = chain([found], frames)
-                break
-        else:
-            if begin and can_seek:
+            else:
                 self.close()
                 self._open()
-            frames = self._frames_with_times()
+                frames = self._frames_with_times()
         for frame, pts in frames:
             if pts >= begin:
                 yield frame, pts
@@ -266,7 +266,12 @@ class VideoReader:
                 for packet in self._container.demux():
                     failures = 0
                     is_video = packet.stream_index == self._stream.index
-                    self._note_packet(packet, is_video)
+                    self._num_packets += is_video
+                    if packet.pts is not None:
+                        end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                        end = float(end) - self._origin
+                        self._packets_until = max(self._packets_until, end)
+                        self._video_until = max(self._video_until, end * is_video)
                     # An empty one, which AVI has for a repeated frame, would empty the decoder.
                     if is_video and packet.size:
                         yield packet
@@ -283,15 +288,6 @@ class VideoReader:
         # After a seek, a decoder starts with frames whose references it has not seen.
         if self._corrupt_at is None and (self._num_read or not self._start):
             self._corrupt_at = self._read_until
-
-    def _note_packet(self, packet: av.Packet, is_video: bool) -> None:
-        self._num_packets += is_video
-        if packet.pts is None:
-            return
-        end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - self._origin
-        self._packets_until = max(self._packets_until, end)
-        if is_video:
-            self._video_until = max(self._video_until, end)
 
     def _is_cut_short(self) -> bool:
         """Whether there was less in the file than its header says."""
