@@ -22,7 +22,6 @@ TEXT_SHARE = 1 / 7
 LABEL_SHARE = 0.45
 # How far the outline of a mask or region is from its color towards white.
 OUTLINE_LIGHTNESS = 0.45
-HAIRLINE_OPACITY = 0.4
 # Boxes of one class that come as close as this share of their size are told apart by shade.
 CLOSENESS = 0.05
 # Hue (of 180), share of white, share of black; the first is the class's own color.
@@ -220,24 +219,10 @@ def draw_box(drawing: np.ndarray, box: np.ndarray, color: BGR) -> None:
     left, top, right, bottom = box
     # A small object must not disappear under its own box.
     width = max(min(line_width(drawing), (right - left) // 4, (bottom - top) // 4), 1)
-    draw_frame(drawing, box, width, color)
-    if min(right - left, bottom - top) > 16 * width:
-        # A hairline that is visible where the image has the color of the box.
-        inner = (left + width, top + width, right - width, bottom - width)
-        draw_frame(drawing, inner, thin_width(drawing), readable_on(color), HAIRLINE_OPACITY)
-
-
-def draw_frame(
-    drawing: np.ndarray, box: Sequence[int], width: int, color: BGR, opacity: float = 1
-) -> None:
-    left, top, right, bottom = box
-    for region in (
-        drawing[top : top + width, left:right],
-        drawing[bottom - width : bottom, left:right],
-        drawing[top + width : bottom - width, left : left + width],
-        drawing[top + width : bottom - width, right - width : right],
-    ):
-        region[:] = region * (1 - opacity) + np.multiply(color, opacity) if opacity < 1 else color
+    drawing[top : top + width, left:right] = color
+    drawing[bottom - width : bottom, left:right] = color
+    drawing[top:bottom, left : left + width] = color
+    drawing[top:bottom, right - width : right] = color
 
 
 def draw_label(drawing: np.ndarray, text: np.ndarray, corner: tuple[int, int], color: BGR) -> None:

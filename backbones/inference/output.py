@@ -164,9 +164,12 @@ class Writer:
             if is_segmentation and self.legend:
                 shares = self.visualizer.class_shares(frame.prediction.seg_map)
         if self.writes_data and is_segmentation:
-            with raise_output_errors():
-                path = self.partial_frames(frame.input) / f'{frame.index:06d}.png'
-                write_seg_map(path, frame.prediction, self.visualizer.palette)
+            path = self.partial_frames(frame.input) / f'{frame.index:06d}.png'
+            try:
+                with writing():
+                    write_seg_map(path, frame.prediction, self.visualizer.palette)
+            except CannotWriteError as error:
+                frame.problem = str(error)
         elif self.writes_data:
             image = {'image_id': image_id_of(mirrored_path(frame.input.path), frame.index)}
             results = self._coco_results(frame, image)

@@ -96,6 +96,16 @@ def test_a_file_that_cannot_be_written_fails_alone(folder, tmp_path):
     assert 'its results cannot be written: Is a directory' in summary.failed[0][1]
 
 
+def test_a_video_whose_maps_cannot_be_written_fails_alone(folder, tmp_path):
+    """A file has the name of the data folder."""
+    write_video(folder / 'clip.mp4', 2)
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'data').touch()
+    summary = run_over(folder, tmp_path / 'out', FakeModel())
+    assert 'its results cannot be written' in summary.failed[0][1]
+    assert (tmp_path / 'out' / 'drawn' / 'clip.mp4').is_file()
+
+
 def test_images_in_the_pipeline_stay_within_the_budget(folder, tmp_path, monkeypatch):
     """The model waits for its first image until no more are read."""
     for number in range(40):
