@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from queue import Empty, Full, Queue
 from typing import Literal
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ MAX_LEAP = 10.0
 Stamped = tuple[float | None, np.ndarray]
 
 
-class CameraReader:
+class CameraReader(AbstractContextManager):
     """Reads a camera or a stream in a thread of its own; iterating gives :class:`TimedImage`.
 
     Iteration ends where the stream ends and after :meth:`close`, which any thread may call.
@@ -104,9 +104,6 @@ class CameraReader:
             self._queue.put_nowait(StopIteration())
         # Time for a camera to be free again. A read that gets no answer ends by itself, later.
         self._thread.join(1.0)
-
-    def __enter__(self) -> 'CameraReader':
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -6,7 +6,7 @@ of JPEG and PNG both give the same values. As in training, color profiles are no
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -95,7 +95,7 @@ def read_image(file: str | Path | BinaryIO) -> np.ndarray:
         return image.read()
 
 
-class ImageFile:
+class ImageFile(AbstractContextManager):
     """An image file that is open; its pixels are read when they are asked for.
 
     Args:
@@ -172,9 +172,6 @@ class ImageFile:
         """Close the file if it was opened here."""
         if self._opened is not None:
             self._opened.close()
-
-    def __enter__(self) -> 'ImageFile':
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -54,7 +54,7 @@ UNSPECIFIED = 2
 INTERPOLATION = int(Interpolation.BILINEAR) | 1 << 18
 
 
-class VideoReader:
+class VideoReader(AbstractContextManager):
     """Reads a video; iterating, once, gives :class:`TimedImage` in the order they are shown.
 
     Images come as a player shows them: rotated and mirrored as the file asks for, with square
@@ -73,8 +73,7 @@ class VideoReader:
         end: Seconds; frames that begin then or later are left out.
 
     Attributes:
-        width: In pixels, upright.
-        height: In pixels, upright.
+        width, height: In pixels, upright.
         frame_rate: Frames a second of the file, the average where it varies; None if unknown.
         time_base: Seconds; unit of the frames' ``pts``.
         num_frames: How many will be given out, an estimate unless the file knows; None if unknown.
@@ -85,15 +84,9 @@ class VideoReader:
     """
 
     def __init__(
-        self,
-        source: str | Path,
-        *,
-        every: int = 1,
-        start: float = 0.0,
-        end: float | None = None,
+        self, source: str | Path, every: int = 1, start: float = 0.0, end: float | None = None
     ) -> None:
-        self._every, self._start, self._end = every, start, end
-        self._source = source
+        self._source, self._every, self._start, self._end = source, every, start, end
         self._reformatter = VideoReformatter()
         self._num_read = self._num_packets = 0
         self._read_until = start
@@ -110,9 +103,6 @@ class VideoReader:
             self.close()
             raise
 
-    def __enter__(self) -> 'VideoReader':
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -124,19 +114,17 @@ class VideoReader:
     @property
     def problem(self) -> str | None:
         """What of the video was lost, as far as it has been read; None when nothing was."""
-        read = f'{self._num_read}'
-        if self._num_in_span:
-            read += f' of about {max(self._num_in_span, self._num_read)}'
-        read += ' frames read'
+        expected = max(self._num_in_span, self._num_read)
+        about = f' of about {expected}' if self._num_in_span else ''
+        read = f'{self._num_read}{about} frames read'
         until = f'{self._read_until:.1f} s'
         if self._lost_connection is not None:
             return f'breaks off at {until} ({self._lost_connection}): {read}'
-        ends_early = self._corrupt_at is not None and (
-            self._read_until < self._video_until - TOLERANCE
-        )
+        is_corrupt = self._corrupt_at is not None
+        ends_early = is_corrupt and self._read_until < self._video_until - TOLERANCE
         if self._is_exhausted and (ends_early or self._is_cut_short()):
             return f'is cut short or corrupt after {until}: {read}'
-        if self._corrupt_at is not None:
+        if is_corrupt:
             return f'is corrupt in places, first at {self._corrupt_at:.1f} s: {read}'
         return None
 
@@ -336,7 +324,7 @@ def find_orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def make_upright(image: np.ndarray, swap_axes: bool, flip_x: bool, flip_y: bool) -> np.ndarray:
-    """An image made upright, contiguous in memory."""
+    """An image as it is shown, contiguous."""
     if swap_axes:
         image = cv2.transpose(image)
     if flip_x or flip_y:
