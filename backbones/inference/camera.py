@@ -96,6 +96,8 @@ class CameraReader(AbstractContextManager):
 
     def close(self) -> None:
         """Stop reading; whoever waits for a frame is told that there are no more."""
+        if self._is_closed.is_set():
+            return
         self._is_closed.set()
         with suppress(Empty):
             while True:
