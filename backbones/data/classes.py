@@ -14,14 +14,7 @@ from mmengine.config import Config, ConfigDict
 from backbones.errors import ConfigError, DataError
 
 from .coco import category_names, read_coco
-from .config_datasets import (
-    annotation_file,
-    dataset_class,
-    datasets_of,
-    layout_of,
-    option,
-    walk,
-)
+from .config_datasets import annotation_file, dataset_class, datasets_of, layout_of, option, walk
 from .labels import set_ignored_label
 from .voc import object_names
 
@@ -78,10 +71,9 @@ def name_classes(config: Config, splits: Sequence[str]) -> tuple[str, ...]:
         if layout_of(dataset) == 'coco':
             check_categories(annotation_file(dataset), names, annotation_file(source))
         elif layout_of(dataset) == 'voc' and not names:
-            found = [name for name in sorted(filter(None, object_names(dataset)))]
             raise ConfigError(
-                f'{annotation_file(dataset)}: which classes there are is to be said in the config, '
-                f'as classes = {found}'
+                f'{annotation_file(dataset)}: name the classes in the config, as '
+                f'classes = {sorted(object_names(dataset))}'
             )
     for dataset in datasets:
         if names and names != known_classes(dataset):
@@ -89,10 +81,10 @@ def name_classes(config: Config, splits: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def check_metainfo(dataset: ConfigDict, names: Sequence[str]) -> None:
-    """See that what a dataset itself says about its classes is what the whole config says."""
+def check_metainfo(dataset: ConfigDict, names: tuple[str, ...]) -> None:
+    """Refuse a dataset whose metainfo has other classes than the rest of the config."""
     own = dataset.get('metainfo', {}).get('classes')
-    if own and class_list(own) != tuple(names):
+    if own and class_list(own) != names:
         raise ConfigError(
             f'a {dataset.type} of the config has metainfo with the classes {list(own)}, others '
             f'have {list(names)}. All datasets have to have the same, in the same order'
@@ -122,18 +114,17 @@ def name_in_dataset(dataset: ConfigDict, names: tuple[str, ...], config: Config)
     dataset.metainfo = ConfigDict({**dataset.get('metainfo', {}), 'classes': names, **colors})
 
 
-def check_categories(path: Path, names: Sequence[str], first: Path) -> None:
+def check_categories(path: Path, names: tuple[str, ...], first: Path) -> None:
     """mmdet numbers classes by their order in the file, and leaves out what it cannot find."""
     found = category_names(path)
     missing = [name for name in names if name not in found]
     if missing:
         raise DataError(
             f'{path} has no category {", ".join(map(repr, missing))}; the classes are '
-            f'{list(names)} (of the config or {first}), its categories {list(found)}. Without them '
-            'every annotation of these classes would be left out'
+            f'{list(names)} (of the config or {first}), its categories {list(found)}'
         )
     in_file_order = tuple(name for name in found if name in names)
-    if in_file_order != tuple(names):
+    if in_file_order != names:
         raise DataError(
             f'{path} lists its categories in another order than {first} or the config, and classes '
             f'are numbered by that order: {list(in_file_order)} instead of {list(names)}. Bring '
@@ -181,10 +172,9 @@ def type_counts(config: Config) -> Iterator[int]:
 
 
 def set_num_classes(config: Config, count: int, of_types: set[int] | None = None) -> None:
-    """Set ``num_classes`` of the heads whose number of classes comes from elsewhere than the data.
+    """Set ``num_classes`` of the heads that have that of the dataset's type or of a base config.
 
-    Those have the number of classes of the dataset's type, or of a config in ``_base_``. Heads that
-    tell other things apart, such as 183 kinds of stuff in HTC or two in STDC, stay.
+    Heads that tell other things apart, such as 183 kinds of stuff in HTC or two in STDC, stay.
 
     Args:
         config: Changed in place.
@@ -192,7 +182,7 @@ def set_num_classes(config: Config, count: int, of_types: set[int] | None = None
         of_types: How many the types of its datasets are made for. Default: what they say.
 
     Raises:
-        ConfigError: No head has as many classes as the data, and none came from elsewhere.
+        ConfigError: No head has as many classes as the data after that.
     """
     model = config.model
     heads = list(class_heads(model))

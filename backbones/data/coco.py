@@ -1,17 +1,19 @@
-"""COCO annotation files: reading them, and what is wrong in them or with the images they list."""
+"""COCO annotation files: reading them, and what is wrong in them."""
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from mmengine.config import Config
+
 from backbones.errors import DataError
 
-from .findings import ERROR, WARNING, Finding
-from .masks import box_fault, is_degenerate, is_number, mask_fault
+from .config_datasets import annotation_file, data_folder, reads_masks, walk
+from .findings import ERROR, WARNING, CheckedDataset
+from .objects import box_fault, is_degenerate, is_number, mask_fault, misplaced
 
 COCO_SOURCE = (
     'COCO is at https://cocodataset.org/#download: unpack train2017, val2017 and annotations '
@@ -23,6 +25,8 @@ ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
 
 # In pixels; no decoder reads more (OpenCV's CV_IO_MAX_IMAGE_WIDTH).
 LARGEST_SIDE = 2**20
+
+Id = int | str
 
 
 # Two files, of training and validation, are read for their classes first and checked then.
@@ -74,184 +78,182 @@ class CocoRules:
     """What decides how an annotation is treated.
 
     Attributes:
-        classes: Names of the categories that are used.
         reads_masks: Whether the pipeline or the metric reads segmentations.
         evaluated: Whether COCO's metrics are computed with the file.
-        leaves_out_empty: mmdet's ``filter_empty_gt``.
-        min_size: mmdet's ``min_size`` of an image, in pixels.
+        filter_empty_gt: Whether mmdet leaves out images without objects.
+        min_size: Of an image, in pixels; mmdet leaves out smaller ones.
     """
 
-    classes: tuple[str, ...]
     reads_masks: bool
     evaluated: bool
-    leaves_out_empty: bool
+    filter_empty_gt: bool
     min_size: int
 
-    def leaves_out(self, image: dict, has_objects: bool) -> bool:
-        """Whether mmdet leaves an image out of training."""
-        too_small = min(image['width'], image['height']) < self.min_size
-        return too_small or (self.leaves_out_empty and not has_objects)
+
+def rules_of(checked: CheckedDataset, config: Config) -> CocoRules:
+    dataset, evaluated = checked.dataset, checked.split != 'train'
+    filters = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
+    metrics = [n.get('metric') or [] for n in walk(config.get(f'{checked.split}_evaluator'))]
+    return CocoRules(
+        reads_masks(dataset) or (evaluated and any('segm' in metric for metric in metrics)),
+        evaluated,
+        filters.get('filter_empty_gt', False),
+        filters.get('min_size', 0),
+    )
 
 
-def check_coco(
-    path: Path, folder: Path, rules: CocoRules
-) -> tuple[list[Finding], dict[str, tuple[int, int]]]:
+def check_coco(checked: CheckedDataset, config: Config) -> None:
     """Check a COCO file against itself and the folder of its images.
 
-    Args:
-        path: The file.
-        folder: Where the images are.
-        rules: How annotations are treated.
-
-    Returns:
-        What was found, and the size (width, height) of every image that exists, by its name.
-
     Raises:
-        DataError: The file cannot be read.
+        DataError: The file cannot be read, or the config names no folder of images.
     """
-    content = read_coco(path)
-    findings = list(check_categories(path, content['categories']))
-    images: dict[object, dict] = {}
-    findings += check_images(path, content['images'], folder, rules, images)
-    findings += check_annotations(path, content, images, folder, rules)
+    if 'img' not in (checked.dataset.get('data_prefix') or {}):
+        raise DataError("it has no data_prefix=dict(img='...'), the folder of its images")
+    content = read_coco(annotation_file(checked.dataset))
+    folder, rules = data_folder(checked.dataset, 'img'), rules_of(checked, config)
+    categories = check_categories(checked, content['categories'])
+    images = check_images(checked, content['images'], folder, rules)
+    check_annotations(checked, content['annotations'], images, categories, folder, rules)
     if not folder.is_dir():
         reason = (
             f'there is no image folder {folder} (data_root and data_prefix say so). {COCO_SOURCE}'
         )
-        return [*findings, Finding(ERROR, 'missing folder', str(folder), reason)], {}
+        checked.add(ERROR, 'missing folder', reason, folder)
+        return
     sizes = {image['file_name']: (image['width'], image['height']) for image in images.values()}
-    for name, hint in missing_files(folder, sizes):
-        reason = f'{path} lists it, but it is not there{hint}'
-        findings.append(Finding(ERROR, 'missing image', str(folder / name), reason, image=name))
-        del sizes[name]
-    return findings, sizes
+    checked.add_samples(folder, sizes)
 
 
-def check_categories(path: Path, categories: list) -> Iterator[Finding]:
-    known: dict[object, object] = {}
-    for category in categories:
+def check_categories(checked: CheckedDataset, entries: list) -> dict[Id, str]:
+    """The names of the categories by their id."""
+    names: dict[Id, str] = {}
+    for category in entries:
         fault = entry_fault(category, CATEGORY_KEYS)
         if fault:
             reason = f'a category {fault}: {category!r:.80}'
-            yield Finding(ERROR, 'incomplete category', str(path), reason)
-        elif category['id'] in known:
-            reason = (
-                f'{known[category["id"]]!r} and {category["name"]!r} both have this id, and only '
-                'the last is used'
-            )
-            yield Finding(ERROR, 'duplicate category id', str(path), reason, category['id'])
-        else:
-            known[category['id']] = category['name']
-    ids = [number for number in known if is_number(number)]
+            checked.add(ERROR, 'incomplete category', reason)
+            continue
+        number, name = category['id'], category['name']
+        if number in names:
+            reason = f'{names[number]!r} and {name!r} both have this id, and only the last is used'
+            checked.add(ERROR, 'duplicate category id', reason, annotation=number)
+        names[number] = name
+    ids = [number for number in names if is_number(number)]
     if ids != sorted(ids):
         reason = (
             f'the category ids come in the order {ids[:10]}; classes are numbered by the order in '
             'the file, so that it has to be the same in all files of the config'
         )
-        yield Finding(WARNING, 'categories out of order', str(path), reason)
+        checked.add(WARNING, 'categories out of order', reason)
+    return names
 
 
 def check_images(
-    path: Path, entries: list, folder: Path, rules: CocoRules, images: dict[object, dict]
-) -> Iterator[Finding]:
-    """What is wrong with entries of images; those that can be used go to ``images`` by their id."""
-    by_name: dict[str, object] = {}
+    checked: CheckedDataset, entries: list, folder: Path, rules: CocoRules
+) -> dict[Id, dict]:
+    """The entries of images that can be used, by their id."""
+    images: dict[Id, dict] = {}
+    by_name: dict[str, Id] = {}
     by_lower_case: dict[str, str] = {}
     for image in entries:
         fault = image_fault(image)
         if fault:
-            yield Finding(ERROR, 'incomplete image', str(path), f'an image {fault}: {image!r:.100}')
+            checked.add(ERROR, 'incomplete image', f'an image {fault}: {image!r:.100}')
             continue
         name, number = image['file_name'], image['id']
-        file = f'{folder}{os.sep}{name}'
+        file = os.path.join(folder, name)
         if number in images:
             first = images[number]['file_name']
             reason = f'{first} has the image id {number} too, and only the last is used'
             for each in (first, name):
-                yield Finding(ERROR, 'duplicate image id', file, reason, image=each)
+                checked.add(ERROR, 'duplicate image id', reason, file, each)
+        same = by_lower_case.setdefault(name.lower(), name)
         if name in by_name:
             reason = f'it is listed as image {by_name[name]} and as image {number}'
-            yield Finding(WARNING, 'image listed twice', file, reason)
-        elif name.lower() in by_lower_case:
+            checked.add(WARNING, 'image listed twice', reason, file)
+        elif same != name:
             reason = (
-                f'its name differs from {by_lower_case[name.lower()]} in case only: one of both is '
-                'lost where case does not count, as on macOS and Windows'
+                f'its name differs from {same} in case only: one of both is lost where case does '
+                'not count, as on macOS and Windows'
             )
-            yield Finding(WARNING, 'names that differ in case', file, reason)
+            checked.add(WARNING, 'names that differ in case', reason, file)
         by_name[name] = number
-        by_lower_case.setdefault(name.lower(), name)
         side = min(image['width'], image['height'])
         if side < max(rules.min_size, 2):
-            reason = f'it is {image["width"]}x{image["height"]}; ' + (
-                f'left out of training (min_size={rules.min_size})'
-                if side < rules.min_size
-                else 'it is scaled like any other'
-            )
-            yield Finding(WARNING, 'small image', file, reason)
+            left_out = f'left out of training (min_size={rules.min_size})'
+            outcome = left_out if side < rules.min_size else 'it is scaled like any other'
+            reason = f'it is {image["width"]}x{image["height"]}; {outcome}'
+            checked.add(WARNING, 'small image', reason, file)
         images[number] = image
+    return images
 
 
 def check_annotations(
-    path: Path, content: dict, images: dict[object, dict], folder: Path, rules: CocoRules
-) -> Iterator[Finding]:
-    categories = {
-        category['id']: category['name']
-        for category in content['categories']
-        if not entry_fault(category, CATEGORY_KEYS)
-    }
-    used = {number for number, name in categories.items() if name in rules.classes}
-    with_objects = set()
-    seen = set()
-    for annotation in content['annotations']:
+    checked: CheckedDataset,
+    entries: list,
+    images: dict[Id, dict],
+    categories: dict[Id, str],
+    folder: Path,
+    rules: CocoRules,
+) -> None:
+    """Check objects, and which images have any."""
+    chosen = checked.dataset.get('metainfo', {}).get('classes') or categories.values()
+    used = {number for number, name in categories.items() if name in chosen}
+    with_objects, seen = set(), set()
+    for annotation in entries:
         fault = entry_fault(annotation, ANNOTATION_KEYS)
         # What is wrong may be another entry than these two.
         number = id_in(annotation, 'id')
         image = images.get(id_in(annotation, 'image_id'))
         name = image['file_name'] if image else None
-        file = f'{folder}{os.sep}{name}' if name else str(path)
+        where = (os.path.join(folder, name) if image else None, name, number)
         if fault:
             reason = f'an annotation {fault}: {annotation!r:.100}'
-            yield Finding(ERROR, 'incomplete annotation', file, reason, number, name)
+            checked.add(ERROR, 'incomplete annotation', reason, *where)
             continue
         if number in seen:
-            reason = f'more than one annotation of {path} has this id'
-            yield Finding(ERROR, 'duplicate annotation id', file, reason, number, name)
+            reason = f'more than one annotation of {checked.source} has this id'
+            checked.add(ERROR, 'duplicate annotation id', reason, *where)
         seen.add(number)
+        category = annotation['category_id']
         if image is None:
             reason = f'it belongs to image_id {annotation["image_id"]}, which is not listed'
-            yield Finding(ERROR, 'annotation of no image', file, reason, number)
-            continue
-        if annotation['category_id'] not in categories:
-            reason = f'its category_id {annotation["category_id"]} is not among {list(categories)}'
-            yield Finding(ERROR, 'annotation of no category', file, reason, number, name)
-            continue
-        if annotation['category_id'] in used:
-            with_objects.add(annotation['image_id'])
-        for severity, kind, reason in check_object(annotation, image, rules):
-            yield Finding(severity, kind, file, reason, number, name)
+            checked.add(ERROR, 'annotation of no image', reason, *where)
+        elif category not in categories:
+            reason = f'its category_id {category} is not among {list(categories)}'
+            checked.add(ERROR, 'annotation of no category', reason, *where)
+        else:
+            if category in used:
+                with_objects.add(annotation['image_id'])
+            for fault in check_object(annotation, image, rules):
+                checked.add(*fault, *where)
+    empty = [image for number, image in images.items() if number not in with_objects]
     if not with_objects:
-        reason = f'no annotation is of any of the classes {list(rules.classes)}'
-        yield Finding(ERROR, 'no objects', str(path), reason)
-        return
-    if all(rules.leaves_out(image, number in with_objects) for number, image in images.items()):
+        reason = f'no annotation is of any of the classes {list(chosen)}'
+        checked.add(ERROR, 'no objects', reason)
+    elif all(
+        min(image['width'], image['height']) < rules.min_size
+        or (rules.filter_empty_gt and number not in with_objects)
+        for number, image in images.items()
+    ):
         reason = f'every image is left out of training (filter_empty_gt, min_size={rules.min_size})'
-        yield Finding(ERROR, 'no images', str(path), reason)
-        return
-    if rules.leaves_out_empty:
-        outcome = 'left out of training (filter_empty_gt=True)'
-    elif rules.evaluated:
-        outcome = 'whatever is detected in it counts as false'
-    else:
-        outcome = 'all of it is trained as background'
-    for number, image in images.items():
-        if number not in with_objects:
-            file = str(folder / image['file_name'])
-            yield Finding(WARNING, 'image without objects', file, outcome)
+        checked.add(ERROR, 'no images', reason)
+    elif empty:
+        outcome = (
+            'left out of training (filter_empty_gt=True)' if rules.filter_empty_gt
+            else 'whatever is detected in it counts as false' if rules.evaluated
+            else 'all of it is trained as background'
+        )  # fmt: skip
+        for image in empty:
+            file = folder / image['file_name']
+            checked.add(WARNING, 'image without objects', outcome, file)
 
 
 def check_object(annotation: dict, image: dict, rules: CocoRules) -> Iterator[tuple[str, str, str]]:
     """What is wrong with one object: (severity, kind, reason)."""
     box, area = annotation['bbox'], annotation['area']
+    is_crowd = annotation.get('iscrowd', 0)
     fault = box_fault(box)
     if fault:
         yield ERROR, 'malformed box', fault
@@ -259,8 +261,8 @@ def check_object(annotation: dict, image: dict, rules: CocoRules) -> Iterator[tu
     if not is_number(area):
         yield ERROR, 'malformed area', f'its area is {area!r:.40}'
         return
-    if annotation.get('iscrowd', 0) not in (0, 1):
-        yield ERROR, 'malformed iscrowd', f'iscrowd is {annotation["iscrowd"]!r:.40}, not 0 or 1'
+    if is_crowd not in (0, 1):
+        yield ERROR, 'malformed iscrowd', f'iscrowd is {is_crowd!r:.40}, not 0 or 1'
         return
     if rules.evaluated and 'iscrowd' not in annotation:
         reason = 'it lacks "iscrowd", without which COCO cannot evaluate'
@@ -270,26 +272,21 @@ def check_object(annotation: dict, image: dict, rules: CocoRules) -> Iterator[tu
             'to pycocotools 0 is no object: what is detected there counts as false. Count from 1'
         )
         yield WARNING, 'annotation id 0', reason
-    x, y, width, height = box
-    frame = f'{image["width"]}x{image["height"]}'
-    left_out = True
-    if width < 1 or height < 1 or area <= 0:
-        reason = f'the box {box}, area {area}: mmdet leaves the object out of training'
-        yield WARNING, 'box without area', reason
-    elif not (-width < x < image['width'] and -height < y < image['height']):
-        reason = f'the box {box} is outside of {frame}: mmdet leaves the object out of training'
-        yield WARNING, 'box outside the image', reason
-    else:
-        left_out = False
-        if min(x, y) < -1 or x + width > image['width'] + 1 or y + height > image['height'] + 1:
-            reason = f'the box {box} reaches out of {frame}: cut by Resize'
-            yield WARNING, 'box beyond the border', reason
+    misplacement = misplaced(box, (image['width'], image['height']))
+    if area <= 0 and not (misplacement and misplacement[0] == 'box without area'):
+        misplacement = 'box without area', f'its area is {area}'
+    trained = True
+    if misplacement:
+        kind, reason = misplacement
+        trained = kind == 'box beyond the border'
+        outcome = '' if trained else ': mmdet leaves the object out of training'
+        yield WARNING, kind, f'{reason}{outcome}'
     mask = annotation.get('segmentation')
-    if annotation.get('iscrowd'):
+    if is_crowd:
         shape = ', given as a polygon' if isinstance(mask, list) else ''
         reason = f'a group{shape}: it is not learned, and what is detected in it does not count'
         yield WARNING, 'crowd region', reason
-    if rules.evaluated or not left_out:
+    if rules.evaluated or trained:
         yield from check_mask(mask, image, rules)
 
 
@@ -311,26 +308,6 @@ def check_mask(mask: object, image: dict, rules: CocoRules) -> Iterator[tuple[st
                 'are trained'
             )
             yield WARNING, 'polygon of fewer than three points', reason
-
-
-def missing_files(folder: Path, names: Iterable[str]) -> list[tuple[str, str]]:
-    """Names of files that a folder lacks, and a hint where one differs in case."""
-    by_parent: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        by_parent[os.path.dirname(name)].append(name)
-    missing = []
-    for parent, inside in by_parent.items():
-        place = folder / parent
-        present = set(os.listdir(place)) if place.is_dir() else set()
-        lower_case = {name.lower(): name for name in present}
-        for name in inside:
-            base = os.path.basename(name)
-            if base not in present:
-                other = lower_case.get(base.lower())
-                missing.append(
-                    (name, f'; there is {other}, which differs in case' if other else '')
-                )
-    return missing
 
 
 def entry_fault(entry: object, keys: tuple[str, ...]) -> str | None:
@@ -366,7 +343,7 @@ def is_id(value: object) -> bool:
     return (type(value) is int and abs(value) < 2**63) or is_text(value)
 
 
-def id_in(entry: object, key: str) -> int | str | None:
+def id_in(entry: object, key: str) -> Id | None:
     """An id in an entry, if there is one."""
     value = entry.get(key) if isinstance(entry, dict) else None
     return value if is_id(value) else None
@@ -383,13 +360,8 @@ def is_text(value: object) -> bool:
     return True
 
 
-def without_images(content: dict, names: set[str]) -> dict:
-    """A COCO file's content without some images, and without entries that cannot be read.
-
-    Args:
-        content: Of a file whose categories are whole.
-        names: ``file_name`` of the images that are left out, with all their annotations.
-    """
+def without_images(content: dict, names: set[str | None]) -> dict:
+    """A COCO file's content without the images of some names and what cannot be read."""
     images = [
         image
         for image in content['images']

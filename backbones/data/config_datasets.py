@@ -13,12 +13,7 @@ SPLITS = ('train', 'val', 'test')
 
 
 def datasets_of(config: Config, splits: tuple[str, ...] = SPLITS) -> Iterator[ConfigDict]:
-    """The datasets that a config reads, out of wrappers such as RepeatDataset.
-
-    Args:
-        config: The config.
-        splits: Which of 'train', 'val' and 'test'. Default: all that there are.
-    """
+    """The datasets that the splits of a config read, out of wrappers such as RepeatDataset."""
     for split in splits:
         loader = config.get(f'{split}_dataloader')
         if loader:
@@ -51,6 +46,19 @@ def walk(node: object) -> Iterator[ConfigDict]:
     elif isinstance(node, (list, tuple)):
         for value in node:
             yield from walk(value)
+
+
+def reads_masks(dataset: ConfigDict) -> bool:
+    """Whether a dataset's pipeline loads the masks of objects."""
+    return any(node.get('with_mask') for node in walk(dataset.get('pipeline', [])))
+
+
+def decoder_of(dataset: ConfigDict) -> tuple[str, str]:
+    """How a dataset's pipeline reads images: ``color_type`` and ``imdecode_backend``."""
+    for node in walk(dataset.get('pipeline', [])):
+        if str(node.get('type')).rpartition('.')[2] == 'LoadImageFromFile':
+            return node.get('color_type', 'color'), node.get('imdecode_backend', 'cv2')
+    return 'color', 'cv2'
 
 
 def annotation_file(dataset: ConfigDict) -> Path:

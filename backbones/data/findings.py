@@ -1,17 +1,31 @@
-"""What was found in a dataset, and how it is told."""
+"""What the checker is told about a dataset, what it finds there, and how that is shown."""
 
+import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mmengine.config import ConfigDict
+
+from .labels import LabelRules
 
 ERROR = 'error'
 WARNING = 'warning'
 LINES_PER_KIND = 20
 
+# Errors in entries of an annotation file that may belong to no image.
+OF_ENTRIES = (
+    'incomplete image',
+    'incomplete annotation',
+    'duplicate annotation id',
+    'annotation of no image',
+)
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault, or one thing that is treated in a special way.
+    """One fault, or one thing that is handled in a special way.
 
     Attributes:
         severity: 'error': a run would fail, or learn or measure wrong things. 'warning': it is
@@ -34,30 +48,115 @@ class Finding:
 
     @property
     def can_be_left_out(self) -> bool:
-        """Whether a run can do without it: an image, or an entry that belongs to none."""
-        return self.image is not None or self.kind in (
-            'incomplete image',
-            'incomplete annotation',
-            'duplicate annotation id',
-            'annotation of no image',
-        )
+        """Whether a run can do without the image or the entry."""
+        return self.image is not None or self.kind in OF_ENTRIES
 
     def __str__(self) -> str:
         where = self.file if self.annotation is None else f'{self.file}, id {self.annotation}'
         return f'{where}: {self.reason}'
 
 
-@dataclass
-class Report:
-    """All that was found.
+@dataclass(frozen=True)
+class Sample:
+    """An image that is checked, with its segmentation map if it has one.
 
     Attributes:
-        images: How many images every dataset has.
-        findings: In the order of splits and files.
+        path: The file.
+        name: What the dataset calls it.
+        size: (width, height) that the annotations say; None where they say nothing.
+        seg_map: Its segmentation map.
+        labels: How the segmentation map is read.
+        color_type: mmcv's flag for reading the image.
+        backend: mmcv's decoder.
+        decode: Whether the image is decoded, or only its size read from its header.
     """
 
-    images: dict[str, int] = field(default_factory=dict)
+    path: str
+    name: str
+    size: tuple[int, int] | None = None
+    seg_map: str | None = None
+    labels: LabelRules | None = None
+    color_type: str = 'color'
+    backend: str = 'cv2'
+    decode: bool = True
+
+
+@dataclass
+class CheckedDataset:
+    """One dataset of a config, and what was found in it.
+
+    Attributes:
+        split: 'train', 'val' or 'test'.
+        dataset: Its config.
+        layout: See :func:`~backbones.data.config_datasets.layout_of`.
+        source: What it is read from: an annotation file, a list or a folder.
+        samples: Its images.
+        findings: In the order of files.
+    """
+
+    split: str
+    dataset: ConfigDict
+    layout: str
+    source: str
+    samples: list[Sample] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+
+    def add(
+        self,
+        severity: str,
+        kind: str,
+        reason: str,
+        file: str | Path | None = None,
+        image: str | None = None,
+        annotation: int | str | None = None,
+    ) -> None:
+        """Add a finding; ``file`` is what the dataset is read from unless it is given."""
+        where = str(file or self.source)
+        found = Finding(severity, kind, where, reason, annotation, image, self.split)
+        self.findings.append(found)
+
+    def add_samples(
+        self, folder: Path, sizes: dict[str, tuple[int, int] | None], suffix: str = ''
+    ) -> None:
+        """Add the images that a folder has, and an error for each that it lacks.
+
+        Args:
+            folder: Where the images are.
+            sizes: (width, height) of each image, by its name.
+            suffix: Follows the name in the name of the file.
+        """
+        listings: dict[str, dict[str, str]] = {}
+        for name, size in sizes.items():
+            path = os.path.join(folder, name + suffix)
+            parent, base = os.path.split(path)
+            if parent not in listings:
+                present = os.listdir(parent) if os.path.isdir(parent) else []
+                listings[parent] = {one.lower(): one for one in present} | {o: o for o in present}
+            other = listings[parent].get(base) or listings[parent].get(base.lower())
+            if other == base:
+                self.samples.append(Sample(path, name, size))
+                continue
+            hint = f'; there is {other}, which differs in case' if other else ''
+            hint += f'; mmdet looks for {suffix} alone' if suffix else ''
+            reason = f'{self.source} lists it, but it is not there{hint}'
+            self.add(ERROR, 'missing image', reason, path, name)
+
+
+@dataclass
+class Report:
+    """All that was found in the datasets of a config."""
+
+    datasets: Sequence[CheckedDataset]
+
+    @property
+    def images(self) -> dict[str, int]:
+        """How many images every dataset has."""
+        return {f'{one.split}: {one.source}': len(one.samples) for one in self.datasets}
+
+    @property
+    def findings(self) -> list[Finding]:
+        """In the order of datasets and files."""
+        return [found for one in self.datasets for found in one.findings]
 
     def of(self, severity: str) -> list[Finding]:
         """The findings of a severity."""
@@ -70,17 +169,18 @@ class Report:
             groups[found.severity, found.split, found.kind].append(found)
         return dict(groups)
 
-    def lines(self) -> Iterator[str]:
-        """What a person reads: at most twenty findings of a kind, then how many there are."""
+    def lines(self, severities: Sequence[str] = (ERROR, WARNING)) -> Iterator[str]:
+        """What a person reads: the first findings of every kind, then how many there are."""
         for (severity, split, kind), group in self.by_kind().items():
-            yield f'\n{severity}, {split}: {kind} ({len(group)})'
-            yield from (f'  {found}' for found in group[:LINES_PER_KIND])
-            if len(group) > LINES_PER_KIND:
-                yield f'  ... and {len(group) - LINES_PER_KIND} more'
+            if severity in severities:
+                yield f'\n{severity}, {split}: {kind} ({len(group)})'
+                yield from (f'  {found}' for found in group[:LINES_PER_KIND])
+                if len(group) > LINES_PER_KIND:
+                    yield f'  ... and {len(group) - LINES_PER_KIND} more'
         errors, warnings = len(self.of(ERROR)), len(self.of(WARNING))
         found = f'{count(errors, "error")}, {count(warnings, "warning")}'
         images = count(sum(self.images.values()), 'image')
-        yield f'\n{images}: {found if self.findings else "nothing found"}'
+        yield f'\n{images}: {found if errors or warnings else "nothing found"}'
 
     def as_dict(self) -> dict:
         """What a program reads."""

@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import mmcv
@@ -15,62 +14,41 @@ from PIL import ExifTags, Image
 
 from backbones.errors import IMAGE_DECODE_ERRORS
 
-from .findings import ERROR, WARNING, Finding
+from .findings import ERROR, WARNING, Sample
 from .labels import LabelRules
 
 Fault = tuple[str, str, str]  # severity, kind, reason
+Shape = tuple[int, int]  # height, width
+
+# Pillow refuses what decompresses to very much.
+PILLOW_ERRORS = (*IMAGE_DECODE_ERRORS, Image.DecompressionBombError)
 
 # Where the decoders of a worker process write what they complain about.
-decoder_output: list[object] = []
+decoder_output: list[io.BufferedRandom] = []
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What a worker process is told about an image.
-
-    Attributes:
-        path: The file.
-        name: What the dataset calls it.
-        size: (width, height) that the annotations say; None where they say nothing.
-        color_type: mmcv's flag for reading it.
-        backend: mmcv's decoder.
-        seg_map: Its segmentation map, if it has one.
-        labels: How the segmentation map is read.
-        decode: Whether the image is decoded, or only its size read off its header.
-    """
-
-    path: str
-    name: str
-    size: tuple[int, int] | None = None
-    color_type: str = 'color'
-    backend: str = 'cv2'
-    seg_map: str | None = None
-    labels: LabelRules | None = None
-    decode: bool = True
-
-
-def check_sample(sample: Sample) -> list[Finding]:
-    """All that is wrong with an image and its segmentation map."""
+def check_sample(sample: Sample) -> list[tuple[str, str, str, str]]:
+    """All that is wrong with an image and its segmentation map: severity, kind, reason, file."""
     shape, faults = check_image(sample) if sample.decode else read_header(sample)
-    findings = [Finding(*fault[:2], sample.path, fault[2], image=sample.name) for fault in faults]
-    for severity, kind, reason in check_seg_map(sample, shape) if sample.seg_map else ():
-        findings.append(Finding(severity, kind, sample.seg_map, reason, image=sample.name))
-    return findings
+    found = [(*fault, sample.path) for fault in faults]
+    if sample.seg_map:
+        found += [(*fault, sample.seg_map) for fault in check_seg_map(sample, shape)]
+    return found
 
 
-def read_header(sample: Sample) -> tuple[tuple[int, int] | None, list[Fault]]:
-    """(height, width) of an image, where its header can be read, and whether it is missing."""
+def read_header(sample: Sample) -> tuple[Shape | None, list[Fault]]:
+    """The size of an image, where its header can be read, and whether it is missing."""
     try:
         with Image.open(sample.path) as image:
             return upright_size(image)[::-1], []
     except FileNotFoundError:
         return None, [(ERROR, 'missing image', 'it is not there')]
-    except (*IMAGE_DECODE_ERRORS, Image.DecompressionBombError):
+    except PILLOW_ERRORS:
         return None, []
 
 
-def check_image(sample: Sample) -> tuple[tuple[int, int] | None, list[Fault]]:
-    """Decode an image; returns its (height, width) and what is wrong."""
+def check_image(sample: Sample) -> tuple[Shape | None, list[Fault]]:
+    """Decode an image; returns its size and what is wrong."""
     try:
         content = Path(sample.path).read_bytes()
         fault = content_fault(content)
@@ -96,7 +74,7 @@ def check_image(sample: Sample) -> tuple[tuple[int, int] | None, list[Fault]]:
 
 
 def content_fault(content: bytes) -> str | None:
-    """Whether an image file is empty or ends too early; None if it does not.
+    """Whether an image file is empty, truncated or a corrupt animation; None if it is not.
 
     Some versions of OpenCV fill in gray for what a JPEG lacks. Within its data the bytes of a
     marker cannot occur, so a whole file has an end of image after its last start of scan; what
@@ -109,39 +87,27 @@ def content_fault(content: bytes) -> str | None:
     if content.startswith(b'\x89PNG') and b'IEND' not in content[-1024:]:
         return 'the file is truncated: it has no IEND'
     if content.startswith(b'\x89PNG') and b'acTL' in content.partition(b'IDAT')[0]:
-        return animation_fault(content)
+        # OpenCV 4.12 ends the process, or hangs, on an unknown filter in the pixels of one.
+        try:
+            with Image.open(io.BytesIO(content), formats=['PNG']) as image:
+                for index in range(image.n_frames):
+                    image.seek(index)
+                    image.load()
+        except PILLOW_ERRORS as error:
+            return f'the animated PNG is corrupt: {error}'
     return None
 
 
-def animation_fault(content: bytes) -> str | None:
-    """Whether an animated PNG is corrupt; None if it is not.
-
-    OpenCV 4.12 does not survive an unknown filter in the pixels of one: the process ends, or hangs.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=['PNG']) as image:
-            for index in range(image.n_frames):
-                image.seek(index)
-                image.load()
-    except (*IMAGE_DECODE_ERRORS, Image.DecompressionBombError) as error:
-        return f'the animated PNG is corrupt: {error}'
-    return None
-
-
-def size_reason(sample: Sample, shape: tuple[int, int]) -> str:
+def size_reason(sample: Sample, shape: Shape) -> str:
     width, height = sample.size
     reason = f'it is {size_text(shape)}, but annotated as {width}x{height}'
     if shape != (width, height):
         return reason
-    rotated = False
     # Pillow does not know all that OpenCV reads.
     with suppress(*IMAGE_DECODE_ERRORS), Image.open(sample.path) as image:
-        rotated = upright_size(image) != image.size
-    return f'{reason}: ' + (
-        'its EXIF orientation rotates it by 90 degrees when it is read'
-        if rotated
-        else 'width and height are exchanged'
-    )
+        if upright_size(image) != image.size:
+            return f'{reason}: its EXIF orientation rotates it by 90 degrees when it is read'
+    return f'{reason}: width and height are exchanged'
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -150,8 +116,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if rotated else image.size
 
 
-def check_seg_map(sample: Sample, shape: tuple[int, int] | None) -> Iterator[Fault]:
-    """What is wrong with the segmentation map of an image of a shape (height, width)."""
+def check_seg_map(sample: Sample, shape: Shape | None) -> Iterator[Fault]:
+    """What is wrong with the segmentation map of an image of a size."""
     try:
         with Image.open(sample.seg_map) as image:
             form, mode = image.format, image.mode
@@ -163,9 +129,7 @@ def check_seg_map(sample: Sample, shape: tuple[int, int] | None) -> Iterator[Fau
         yield ERROR, 'unreadable segmentation map', f'{type(error).__name__}: {error}'
         return
     if labels.ndim != 2:
-        reason = (
-            f'its mode is {mode}; a segmentation map has one channel with the number of a class'
-        )
+        reason = f'its mode is {mode}; it has to have one channel with the number of a class'
         yield ERROR, 'segmentation map in color', reason
         return
     if form == 'JPEG':
@@ -206,7 +170,7 @@ def check_labels(labels: np.ndarray, rules: LabelRules) -> Iterator[Fault]:
         yield WARNING, 'segmentation map without labels', reason
 
 
-def size_text(shape: tuple[int, ...]) -> str:
+def size_text(shape: Shape) -> str:
     return f'{shape[1]}x{shape[0]} (width x height)'
 
 
@@ -227,6 +191,6 @@ def decoder_complaints() -> str:
     text = output.read().decode(errors='replace')
     output.seek(0)
     output.truncate()
-    # libpng finds fault with color profiles of sound files.
+    # libpng finds fault with color profiles of intact files.
     lines = [line.strip() for line in text.splitlines() if 'iCCP' not in line]
     return '; '.join(line for line in lines if line)[:200]

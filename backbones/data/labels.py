@@ -50,14 +50,12 @@ class LabelRules:
     def __str__(self) -> str:
         classes = self.classes_of_values()
         texts = []
-        for what, values in (
-            (f'the {self.num_classes} classes are', np.flatnonzero(classes >= 0)),
-            ('ignored is', np.flatnonzero(classes == -1)),
-        ):
-            whole = len(values) > 2 and values[-1] - values[0] == len(values) - 1
-            listed = f'{values[0]} to {values[-1]}' if whole else ', '.join(map(str, values))
+        for what, used in (('classes are', classes >= 0), ('ignored is', classes == -1)):
+            values = np.flatnonzero(used)
+            is_range = len(values) > 2 and values[-1] - values[0] == len(values) - 1
+            listed = f'{values[0]} to {values[-1]}' if is_range else ', '.join(map(str, values))
             texts.append(f'{what} {listed}')
-        return ', '.join(texts)
+        return f'the {self.num_classes} {", ".join(texts)}'
 
 
 def ignored_label(config: Config) -> int:
@@ -66,14 +64,12 @@ def ignored_label(config: Config) -> int:
     Raises:
         ConfigError: There are several, or one where mmseg makes 255 what is ignored.
     """
-    named = {}
-    for part in ('model', 'val_evaluator', 'test_evaluator'):
-        for node in walk(config.get(part)):
-            named[node.get('ignore_index')] = node.get('type')
     datasets = list(datasets_of(config))
-    for dataset in datasets:
-        named[dataset.get('ignore_index')] = dataset.type
-    chosen = {value: owner for value, owner in named.items() if value not in (None, 255)}
+    parts = [config.get(key) for key in ('model', 'val_evaluator', 'test_evaluator')]
+    nodes = [*walk(parts), *datasets]
+    chosen = {node.get('ignore_index'): node.get('type') for node in nodes}
+    chosen.pop(None, None)
+    chosen.pop(DEFAULT_IGNORED, None)
     if not chosen:
         return DEFAULT_IGNORED
     if len(chosen) > 1:

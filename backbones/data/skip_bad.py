@@ -20,20 +20,18 @@ from torch.utils.data import DataLoader
 from backbones.errors import DataError
 from backbones.files import atomic_write
 
-from .check import Part, check_parts, report_of
+from .check import check_dataset
 from .coco import read_coco, without_images
 from .config_datasets import annotation_file, data_folder, datasets_of, option, unwrap_dataset, walk
-from .findings import ERROR, Report, count
+from .findings import ERROR, LINES_PER_KIND, CheckedDataset, count
 from .images import content_fault
 
-FOLDER = 'without_bad'
 # So many in a row are no matter of single images, but of the pipeline or of the whole set.
 MAX_IN_A_ROW = 100
-NAMED_IN_LOG = 20
 
 
 def leave_out_bad(config: Config, splits: tuple[str, ...]) -> None:
-    """Let a config read lists without the images that are wrong, and skip what fails later.
+    """Let a config read lists without the images that have errors, and skip what fails later.
 
     The lists are written to ``without_bad`` in the work folder, and what is not in them, with the
     reason, to ``skipped.json``.
@@ -48,77 +46,68 @@ def leave_out_bad(config: Config, splits: tuple[str, ...]) -> None:
         DataError: What is wrong is not a matter of single images, or nothing is left.
     """
     config.skip_bad = True
-    parts = check_parts(config, splits, read_images=lambda split: split != 'train')
-    report = report_of(parts)
-    for found in report.of(ERROR):
+    report = check_dataset(config, splits, decode=('val', 'test'))
+    errors = report.of(ERROR)
+    for found in errors:
         if not found.can_be_left_out:
             raise DataError(f'--skip-bad leaves out images, and this is none: {found}')
-    for number, part in enumerate(parts):
-        if part.layout == 'other':
-            continue  # skipped in training
-        suffix = '.json' if part.layout == 'coco' else '.txt'
-        path = Path(config.work_dir).resolve() / FOLDER / f'{part.split}_{number}{suffix}'
-        bad = {found.image for found in part.findings if found.severity == ERROR}
-        with atomic_write(path) as partial:
-            partial.write_text(text_without(part, bad), encoding='utf-8')
-        read_instead(config, part, path)
-    tell(report, config)
+    work_dir = Path(config.work_dir).resolve()
+    for number, checked in enumerate(report.datasets):
+        bad = {found.image for found in checked.findings if found.severity == ERROR}
+        # Of other layouts they are skipped in training.
+        if bad and checked.layout != 'other':
+            suffix = '.json' if checked.layout == 'coco' else '.txt'
+            path = work_dir / 'without_bad' / f'{checked.split}_{number}{suffix}'
+            write(path, text_without(checked, bad))
+            read_instead(config, checked, path)
+    left_out = len({(found.split, found.image) for found in errors if found.image})
+    record = {
+        'images': report.images,
+        'left_out_before_training': left_out,
+        'reasons': [asdict(found) for found in errors],
+    }
+    path = work_dir / 'skipped.json'
+    write(path, json.dumps(record, indent=1, ensure_ascii=False))
+    print('\n'.join(report.lines([ERROR])))
+    print(f'--skip-bad: {count(left_out, "image")} left out; {path} names them', flush=True)
 
 
-def text_without(part: Part, bad: set[str | None]) -> str:
-    """A COCO file, or a list of names, without images that are wrong.
+def text_without(checked: CheckedDataset, bad: set[str | None]) -> str:
+    """A COCO file, or a list of names, without images that have errors.
 
     Raises:
         DataError: Nothing is left.
     """
-    if part.layout == 'coco':
-        content = without_images(read_coco(annotation_file(part.dataset)), bad)
+    dataset = checked.dataset
+    if checked.layout == 'coco':
+        content = without_images(read_coco(annotation_file(dataset)), bad)
         read_coco.cache_clear()
         left, text = content['images'] and content['annotations'], json.dumps(content)
     else:
-        left = [sample.name for sample in part.samples if sample.name not in bad]
-        if part.layout == 'segmentation':
-            folder, suffix = (
-                data_folder(part.dataset, 'img_path'),
-                option(part.dataset, 'img_suffix'),
-            )
+        left = [sample.name for sample in checked.samples if sample.name not in bad]
+        if checked.layout == 'segmentation':
+            folder, suffix = data_folder(dataset, 'img_path'), option(dataset, 'img_suffix')
             left = [os.path.relpath(path, folder).removesuffix(suffix) for path in left]
-        text = '\n'.join(left) + '\n'
+        text = '\n'.join(left)
     if not left:
-        raise DataError(f'--skip-bad leaves nothing of {part.source}')
+        raise DataError(f'--skip-bad leaves nothing of {checked.source}')
     return text
 
 
-def read_instead(config: Config, part: Part, path: Path) -> None:
+def read_instead(config: Config, checked: CheckedDataset, path: Path) -> None:
     """Let all datasets and metrics that read what a dataset reads take a new list."""
-    old = annotation_file(part.dataset), str(part.dataset.get('data_prefix'))
-    for other in list(datasets_of(config)):
-        if (annotation_file(other), str(other.get('data_prefix'))) == old:
-            other.ann_file = str(path)
+    file, folders = annotation_file(checked.dataset), checked.dataset.get('data_prefix')
+    for dataset in list(datasets_of(config)):
+        if annotation_file(dataset) == file and dataset.get('data_prefix') == folders:
+            dataset.ann_file = str(path)
     for key in ('val_evaluator', 'test_evaluator'):
         for node in walk(config.get(key)):
-            if node.get('ann_file') and Path(node.ann_file) == old[0]:
+            if node.get('ann_file') and Path(node.ann_file) == file:
                 node.ann_file = str(path)
 
 
-def tell(report: Report, config: Config) -> None:
-    """Say what is left out, and write it to the work folder."""
-    path = Path(config.work_dir) / 'skipped.json'
-    errors = report.of(ERROR)
-    images = {(found.split, found.image) for found in errors if found.image}
-    content = {
-        'images': report.images,
-        'left_out_before_training': len(images),
-        'reasons': [asdict(found) for found in errors],
-    }
-    write_json(path, content)
-    print('\n'.join(Report(report.images, errors).lines()))
-    print(f'--skip-bad: {count(len(images), "image")} left out; {path} names them', flush=True)
-
-
-def write_json(path: Path, content: dict) -> None:
+def write(path: Path, text: str) -> None:
     with atomic_write(path) as partial:
-        text = json.dumps(content, indent=1, ensure_ascii=False)
         partial.write_text(text + '\n', encoding='utf-8')
 
 
@@ -154,16 +143,9 @@ class GuardsDatasets:
         try:
             loader = super().build_dataloader(dataloader, seed, diff_rank_seed)
         except (KeyError, ValueError, TypeError, AssertionError) as error:
-            sources = [
-                str(
-                    annotation_file(dataset)
-                    if dataset.get('ann_file')
-                    else dataset.get('data_root')
-                )
-                for dataset in unwrap_dataset(dataloader['dataset'])
-            ]
+            files = map(annotation_file, unwrap_dataset(dataloader['dataset']))
             raise DataError(
-                f'the dataset of {", ".join(sources)} cannot be built: '
+                f'the dataset of {", ".join(map(str, files))} cannot be built: '
                 f'{" ".join(str(error).split())} ({type(error).__name__}). '
                 'tools/check_dataset.py CONFIG lists what is wrong in its annotations'
             ) from error
@@ -189,14 +171,14 @@ class GuardsDatasets:
         """Log what was skipped, and write it to ``skipped.json``."""
         skipped = read_record(self.skip_record)
         path = Path(self.work_dir) / 'skipped.json'
-        content = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-        write_json(path, {**content, 'skipped_in_training': skipped})
-        lines = [f'{one["file"]} ({one["times"]}x): {one["reason"]}' for one in skipped]
-        if len(lines) > NAMED_IN_LOG:
-            lines = [*lines[:NAMED_IN_LOG], f'... and {len(lines) - NAMED_IN_LOG} more']
-        summary = f'--skip-bad: {count(len(skipped), "image")} replaced by others; {path}'
+        record = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+        record['skipped_in_training'] = skipped
+        write(path, json.dumps(record, indent=1, ensure_ascii=False))
+        lines = [f'--skip-bad: {count(len(skipped), "image")} replaced by others; {path}']
+        for one in skipped[:LINES_PER_KIND]:
+            lines.append(f'{one["file"]} ({one["times"]}x): {one["reason"]}')
         # mmengine's info goes to the log file alone.
-        self.logger.warning('\n  '.join([summary, *lines]))
+        self.logger.warning('\n  '.join(lines))
 
 
 def base_datasets(dataset: object) -> Iterator[BaseDataset]:
@@ -245,15 +227,14 @@ class GuardedPreparation:
         except Exception as error:
             fault, cause = f'{type(error).__name__}: {error}', error
         fault = ' '.join(fault.split())
-        if self.skip_record is None:
-            seg_map = info.get('seg_map_path')
-            files = f'{path} with segmentation map {seg_map}' if seg_map else path
-            raise SampleError(
-                f'{files}: {fault}. tools/check_dataset.py CONFIG lists all that is wrong with the '
-                'data; train.py --skip-bad trains on the rest'
-            ) from cause
-        self.skip(path, fault)
-        return None
+        if self.skip_record is not None:
+            return self.skip(path, fault)
+        seg_map = info.get('seg_map_path')
+        files = f'{path} with segmentation map {seg_map}' if seg_map else path
+        raise SampleError(
+            f'{files}: {fault}. tools/check_dataset.py CONFIG lists all that is wrong with the '
+            'data; train.py --skip-bad trains on the rest'
+        ) from cause
 
     def skip(self, file: str, reason: str) -> None:
         self.skipped_in_a_row += 1
@@ -263,12 +244,9 @@ class GuardedPreparation:
                 f'images; the last is {file}: {reason}'
             )
         line = json.dumps({'file': file, 'reason': reason}, ensure_ascii=False) + '\n'
-        # One write to the end of the file, so that processes do not mix their lines.
-        record = os.open(self.skip_record, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(record, line.encode())
-        finally:
-            os.close(record)
+        # Processes do not mix their lines: each is one write to the end of the file.
+        with open(self.skip_record, 'ab', buffering=0) as record:
+            record.write(line.encode())
 
 
 def read_record(path: Path) -> list[dict]:

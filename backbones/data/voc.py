@@ -1,7 +1,6 @@
 """Annotations in PASCAL VOC's layout: a list of names, and an XML file for each."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,11 +8,10 @@ from mmengine.config import ConfigDict
 
 from backbones.errors import DataError
 
-from .coco import missing_files
 from .config_datasets import annotation_file, data_folder, option
-from .findings import ERROR, WARNING, Finding
+from .findings import ERROR, WARNING, CheckedDataset
+from .objects import misplaced
 
-CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 LAYOUT = (
     'mmdet reads data_root/ann_file, a text file with one name a line, and for each '
     'JPEGImages/NAME.jpg and Annotations/NAME.xml in the folder of data_root that '
@@ -21,11 +19,11 @@ LAYOUT = (
 )
 
 
-def read_names(dataset: ConfigDict) -> list[str]:
-    """The names that a dataset's list has, one a line.
+def xml_files(dataset: ConfigDict) -> dict[str, Path]:
+    """The XML file of every name in a dataset's list.
 
     Raises:
-        DataError: There is no such file, or it has no names or is not text.
+        DataError: There is no such list, or it has no names or is not text.
     """
     path = annotation_file(dataset)
     if not path.is_file():
@@ -36,79 +34,62 @@ def read_names(dataset: ConfigDict) -> list[str]:
         raise DataError(f'{path} is not text in UTF-8: {error}') from error
     if not names:
         raise DataError(f'{path} has no names in it, one a line')
-    return names
-
-
-def xml_files(dataset: ConfigDict) -> dict[str, Path]:
-    """The XML file of every name."""
     folder = data_folder(dataset, 'sub_data_root') / option(dataset, 'ann_subdir')
-    return {name: folder / f'{name}.xml' for name in read_names(dataset)}
+    return {name: folder / f'{name}.xml' for name in names}
 
 
-def object_names(dataset: ConfigDict) -> Counter:
-    """How many objects of each name there are."""
-    counts: Counter = Counter()
+def object_names(dataset: ConfigDict) -> set[str]:
+    """The names of objects in the XML files that can be read."""
+    names = set()
     for path in xml_files(dataset).values():
         try:
-            counts.update(item.findtext('name') for item in parse(path).findall('object'))
+            names.update(item.findtext('name') for item in parse(path).findall('object'))
         except DataError:
             continue
-    return counts
+    return names - {None}
 
 
-def check_voc(
-    dataset: ConfigDict, classes: Sequence[str]
-) -> tuple[list[Finding], dict[str, tuple[str, tuple[int, int] | None]]]:
+def check_voc(checked: CheckedDataset, classes: tuple[str, ...]) -> None:
     """Check the XML files of a dataset against themselves, their images and the classes.
-
-    Returns:
-        What was found, and for every name whose image exists its path and its size (width, height).
 
     Raises:
         DataError: The list or a folder is missing.
     """
-    source = annotation_file(dataset)
+    dataset = checked.dataset
     folder = data_folder(dataset, 'sub_data_root') / option(dataset, 'img_subdir')
     files = xml_files(dataset)
     for place in (folder, next(iter(files.values())).parent):
         if not place.is_dir():
             raise DataError(f'there is no folder {place}. {LAYOUT}')
-    findings: list[Finding] = []
-    sizes: dict[str, tuple[int, int] | None] = {}
-    others: Counter = Counter()
     filters = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
-    left_out = 'left out of training' if filters.get('filter_empty_gt') else 'all is background'
-    trained = 0
+    outcome = 'left out of training' if filters.get('filter_empty_gt') else 'all is background'
+    sizes: dict[str, tuple[int, int] | None] = {}
+    labels: Counter = Counter()
     for name, path in files.items():
+        sizes[name] = None
         try:
             root = parse(path)
             sizes[name] = size_of(root)
-            objects = [check_object(item, sizes[name]) for item in root.findall('object')]
+            objects = [read_object(item) for item in root.findall('object')]
         except DataError as error:
             kind = 'incomplete annotation' if path.is_file() else 'missing annotation'
-            findings.append(Finding(ERROR, kind, str(path), str(error), image=name))
-            sizes.setdefault(name, None)
+            checked.add(ERROR, kind, str(error), path, name)
             continue
-        others.update(label for label, _ in objects if label not in classes)
-        for label, fault in objects:
-            if fault and label in classes:
-                findings.append(Finding(fault[0], fault[1], str(path), fault[2], image=name))
-        has_objects = any(label in classes for label, _ in objects)
-        trained += has_objects
-        if not has_objects:
-            findings.append(Finding(WARNING, 'image without objects', str(path), left_out))
-    for label, number in others.most_common():
-        reason = f'{number} objects called {label!r} are left out: that is none of the classes'
-        findings.append(Finding(WARNING, 'objects of other classes', str(source), reason))
-    if not trained:
-        reason = f'no object is of any of the classes {list(classes)}'
-        findings.append(Finding(ERROR, 'no objects', str(source), reason))
-    for file, hint in missing_files(folder, [f'{name}.jpg' for name in files]):
-        name = file.removesuffix('.jpg')
-        reason = f'{source} lists it, but it is not there{hint}; mmdet looks for .jpg alone'
-        findings.append(Finding(ERROR, 'missing image', str(folder / file), reason, image=name))
-        del sizes[name]
-    return findings, {name: (str(folder / f'{name}.jpg'), sizes[name]) for name in sizes}
+        labels.update(label for label, _ in objects)
+        for label, box in objects:
+            fault = misplaced(box, sizes[name]) if label in classes else None
+            if fault:
+                severity = WARNING if fault[0] == 'box beyond the border' else ERROR
+                checked.add(severity, fault[0], f'{label!r}: {fault[1]}', path, name)
+        if not any(label in classes for label, _ in objects):
+            checked.add(WARNING, 'image without objects', outcome, path)
+    for label, number in labels.most_common():
+        if label not in classes:
+            reason = f'{number} objects called {label!r} are left out: that is none of the classes'
+            checked.add(WARNING, 'objects of other classes', reason)
+    if not any(label in classes for label in labels):
+        checked.add(ERROR, 'no objects', f'no object is of any of the classes {list(classes)}')
+    checked.add_samples(folder, sizes, '.jpg')
 
 
 def parse(path: Path) -> ElementTree.Element:
@@ -143,29 +124,21 @@ def size_of(root: ElementTree.Element) -> tuple[int, int] | None:
     return width, height
 
 
-def check_object(
-    item: ElementTree.Element, size: tuple[int, int] | None
-) -> tuple[str, tuple[str, str, str] | None]:
-    """The name of an object, and what is wrong with it: (severity, kind, reason).
+def read_object(item: ElementTree.Element) -> tuple[str, list[int]]:
+    """The name of an object, and its box [x, y, width, height] as mmdet reads it.
 
     Raises:
-        DataError: It lacks what mmdet needs to read the file.
+        DataError: It lacks what mmdet needs.
     """
     label, box = item.findtext('name'), item.find('bndbox')
     if label is None:
         raise DataError('an <object> has no <name>')
+    corners = ('xmin', 'ymin', 'xmax', 'ymax')
     try:
         int(item.findtext('difficult', '0'))
-        x1, y1, x2, y2 = (int(float(box.findtext(corner))) for corner in CORNERS)
+        x1, y1, x2, y2 = (int(float(box.findtext(corner))) for corner in corners)
     except (AttributeError, TypeError, ValueError, OverflowError):
         reason = f'an object {label!r} has no <bndbox> of four numbers, or no number as <difficult>'
         raise DataError(reason) from None
-    text = f'the box of {label!r}, {x1} {y1} {x2} {y2} ({" ".join(CORNERS)})'
-    if x2 <= x1 or y2 <= y1:
-        return label, (ERROR, 'box without area', f'{text}, has no area')
-    if size and not (x1 <= size[0] and y1 <= size[1] and x2 > 0 and y2 > 0):
-        return label, (ERROR, 'box outside the image', f'{text} is outside of {size[0]}x{size[1]}')
-    if size and (min(x1, y1) < 0 or x2 > size[0] + 1 or y2 > size[1] + 1):
-        reason = f'{text} reaches out of {size[0]}x{size[1]}: cut by Resize'
-        return label, (WARNING, 'box beyond the border', reason)
-    return label, None
+    # PASCAL VOC counts pixels from 1.
+    return label, [x1 - 1, y1 - 1, x2 - x1, y2 - y1]

@@ -140,13 +140,13 @@ def config(folder: Path, shapes: Path) -> Callable[[], Config]:
 def one_process() -> Iterator[None]:
     """Images are read here: starting processes for two of them takes the most time of all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, 'read_in_parallel', lambda samples, _: map(check_sample, samples))
+        patch.setattr(check, 'check_in_parallel', lambda samples, _: map(check_sample, samples))
         yield
 
 
 def whole_report(config: Config, folder: Path) -> Report:
     """What check_dataset.py finds, shown and written."""
-    report = check_dataset(config, ('train', 'val'), workers=1, say=lambda line: line.encode())
+    report = check_dataset(config, ('train', 'val'), workers=1)
     '\n'.join(report.lines()).encode()
     tool.write_json(report, folder / 'found.json', 'config.py')
     return report
@@ -235,7 +235,7 @@ def test_corrupt_seg_maps(file: tuple[str, bytes], folder: Path):
     path.write_bytes(file[1])
     sample = Sample(str(folder / '1.jpg'), '1.jpg', seg_map=str(path), labels=LabelRules(2, True))
     for decode in (True, False):
-        assert all(found.reason for found in check_sample(replace(sample, decode=decode)))
+        assert all(reason for _, _, reason, _ in check_sample(replace(sample, decode=decode)))
 
 
 @inputs(30, 500)

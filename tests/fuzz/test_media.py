@@ -55,8 +55,8 @@ def read(path: Path, clip: Clip) -> None:
 
 def check_file(path: Path) -> None:
     """Read a file as check_dataset.py does."""
-    for found in check_sample(Sample(str(path), path.name, (26, 18))):
-        assert found.reason and found.file == str(path)
+    for _, _, reason, file in check_sample(Sample(str(path), path.name, (26, 18))):
+        assert reason and file == str(path)
 
 
 @inputs(250, 6000)

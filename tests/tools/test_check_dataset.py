@@ -18,9 +18,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tiny import write_tiny_config
 
-from backbones.data import Finding, Report, check_dataset
+from backbones.data import Report, check_dataset
 from backbones.data.config_datasets import datasets_of
-from backbones.data.masks import decode_runs, run_length_fault
+from backbones.data.findings import CheckedDataset
+from backbones.data.objects import decode_runs, run_length_fault
 from backbones.engine.config import load_config
 
 TRAIN = 'coco/annotations/instances_train2017.json'
@@ -54,7 +55,7 @@ def check(configs: dict[str, Config], data: Path) -> Callable[..., Report]:
         for dataset in datasets_of(config):
             dataset.data_root = str(data / ('ade' if task == 'fpn' else 'coco'))
         change(config)
-        return check_dataset(config, splits, **{'workers': 1, 'say': lambda line: None, **options})
+        return check_dataset(config, splits, **{'workers': 1, **options})
 
     return run
 
@@ -464,7 +465,7 @@ def test_label_255_is_left_out_and_0_a_class_without_reduce_zero_label(data, che
     assert first == []
 
 
-def test_other_types_of_data_have_their_images_read(data, check):
+def test_other_types_of_data_have_their_images_read(data, check, capsys):
     cut(data / SEG_IMAGE)
     listed = {
         'metainfo': {'classes': ['disc']},
@@ -482,9 +483,8 @@ def test_other_types_of_data_have_their_images_read(data, check):
             }
         )._cfg_dict
 
-    said = []
-    report = check('retinanet', change=other_type, say=said.append)
-    assert "as the dataset's own type" in said[0]
+    report = check('retinanet', change=other_type)
+    assert 'other' in capsys.readouterr().out
     assert [one.kind for one in report.findings] == ['unreadable image']
 
 
@@ -502,7 +502,10 @@ def test_run_lengths_are_read_as_pycocotools_does(seed):
 
 
 def test_the_console_shows_the_first_of_many():
-    report = Report({'train': 30}, [Finding('error', 'k', f'{n}.jpg', 'r') for n in range(30)])
+    checked = CheckedDataset('train', {}, 'coco', 'train.json')
+    for number in range(30):
+        checked.add('error', 'k', 'r', f'{number}.jpg')
+    report = Report([checked])
     text = '\n'.join(report.lines())
     assert '19.jpg' in text
     assert '20.jpg' not in text

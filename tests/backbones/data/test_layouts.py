@@ -182,7 +182,7 @@ FAULTS = {
 
 
 def check(config: Config) -> Report:
-    return check_dataset(config, ('train',), workers=1, say=lambda line: None)
+    return check_dataset(config, ('train',), workers=1)
 
 
 @pytest.mark.parametrize('fault', FAULTS)

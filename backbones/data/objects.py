@@ -1,12 +1,11 @@
-"""Boxes and masks of objects that no library can be given.
+"""Boxes and masks of objects: what no library can be given, and where a box lies.
 
 pycocotools trusts what it gets: on a polygon with NaN it ends the process, on one with infinity it
-takes all memory, and from a malformed run-length encoding it reads beyond its buffer. So they are
-looked at in Python before.
+takes all memory, and from a malformed run-length encoding it reads beyond its buffer.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Real
 
 import numpy as np
@@ -16,12 +15,33 @@ LARGEST = 2**40
 
 
 def box_fault(box: object) -> str | None:
-    """What is wrong with four numbers of a box; None if nothing is."""
+    """What is wrong with the four numbers of a box; None if nothing is."""
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
         return f'the box is {box!r:.80} instead of four numbers'
     # False for NaN too.
     if not all(abs(number) < LARGEST for number in box):
         return f'the box {list(box)!r:.80} has no finite size'
+    return None
+
+
+def misplaced(box: Sequence[float], size: tuple[int, int] | None) -> tuple[str, str] | None:
+    """Whether a box [x, y, width, height] is empty or leaves its image: (kind, reason), or None.
+
+    Args:
+        box: In pixels.
+        size: (width, height) of the image; None if it is unknown.
+    """
+    x, y, width, height = box
+    text = f'the box {list(box)} (x, y, width, height)'
+    if width < 1 or height < 1:
+        return 'box without area', f'{text} has no area'
+    if size is None:
+        return None
+    frame = f'{size[0]}x{size[1]}'
+    if not (-width < x < size[0] and -height < y < size[1]):
+        return 'box outside the image', f'{text} is outside of {frame}'
+    if min(x, y) < -1 or x + width > size[0] + 1 or y + height > size[1] + 1:
+        return 'box beyond the border', f'{text} reaches out of {frame}: cut by Resize'
     return None
 
 
@@ -66,7 +86,6 @@ def is_degenerate(polygon: list) -> bool:
 
 
 def run_length_fault(mask: dict, height: int, width: int) -> str | None:
-    """What is wrong with a mask as 'size' and 'counts'; None if nothing is."""
     if 'size' not in mask or 'counts' not in mask:
         return f'the mask has {sorted(mask)} instead of "size" and "counts"'
     if mask['size'] not in ([height, width], (height, width)):
@@ -95,8 +114,8 @@ def decode_runs(text: str | bytes) -> Iterator[int]:
         ValueError: It has a character that is none of the 64.
     """
     codes = text.encode() if isinstance(text, str) else text
-    before = [0, 0, 0]
-    position = index = 0
+    runs: list[int] = []
+    position = 0
     while position < len(codes):
         value = shift = 0
         more = True
@@ -110,11 +129,8 @@ def decode_runs(text: str | bytes) -> Iterator[int]:
             more = bool(group & 32)
         if group & 16:
             value -= 1 << shift
-        if index > 2:
-            value += before[-2]
-        before = [*before[-2:], value]
-        index += 1
-        yield value
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        yield runs[-1]
 
 
 def is_number(value: object) -> bool:
