@@ -5,6 +5,7 @@ import os
 # Before torch is imported: workers of pytest-xdist and processes of torchrun share two cores.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,12 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
     )
     return out
+
+
+@pytest.fixture
+def data(shapes: Path, tmp_path: Path) -> Path:
+    """The shapes, to corrupt."""
+    return Path(shutil.copytree(shapes, tmp_path / 'shapes'))
 
 
 @pytest.fixture

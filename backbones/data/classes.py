@@ -27,7 +27,7 @@ def set_classes(config: Config, splits: Sequence[str], keep_files: bool = False)
 
     Args:
         config: Changed in place.
-        splits: Which of 'train', 'val' and 'test' will be read. Others need not be there.
+        splits: Which of 'train', 'val' and 'test' will be read; others need not be there.
         keep_files: Keep COCO files in memory for the checker. Default: False.
 
     Returns:

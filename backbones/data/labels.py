@@ -84,13 +84,10 @@ def ignored_label(config: Config) -> int:
 
 
 def set_ignored_label(config: Config) -> None:
-    """Let every part of a segmentor's config that knows an ignored label know the same one.
+    """Set the same ignored label in all parts of a segmentor's config that have one.
 
     mmseg has it in heads, metrics, the padding of images in the model and in transforms. Where only
     some are changed, padding is trained as a class or predictions there count as wrong.
-
-    Args:
-        config: Changed in place.
 
     Raises:
         ConfigError: The config contradicts itself.

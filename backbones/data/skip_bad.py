@@ -34,15 +34,10 @@ def leave_out_bad(config: Config, splits: tuple[str, ...]) -> None:
     """Let a config read lists without the images that have errors, and skip what fails later.
 
     The lists are written to ``without_bad`` in the work folder, and what is not in them, with the
-    reason, to ``skipped.json``.
-
-    Args:
-        config: A config whose classes are set. Changed in place: ``skip_bad`` is set, datasets and
-            metrics read the new lists.
-        splits: Which of 'train', 'val' and 'test' will be read.
+    reason, to ``skipped.json``. Datasets and metrics of the config, whose classes are set, then
+    read the new lists.
 
     Raises:
-        ConfigError: The config names classes or a dataset type that there are not.
         DataError: What is wrong is not a matter of single images, or nothing is left.
     """
     config.skip_bad = True
@@ -124,9 +119,8 @@ class SampleError(DataError):
 
 
 class GuardsDatasets:
-    """For a runner: its datasets name the file of a sample that cannot be used.
+    """A base of a runner, before mmengine's: its datasets name the file of an unusable sample.
 
-    It comes before the runner's class among the bases: ``class MyRunner(GuardsDatasets, Runner)``.
     With ``skip_bad = True`` in its config a training draws another sample instead, and names and
     counts at its end what was skipped: in the log, and in ``skipped.json`` in its work folder.
     Validation and testing cannot draw others, for every image counts there.
@@ -135,7 +129,7 @@ class GuardsDatasets:
     def build_dataloader(
         self, dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
-        """Build a loader, as mmengine's runner does.
+        """Build a loader whose dataset is guarded.
 
         Raises:
             DataError: The annotations of its dataset cannot be read.
@@ -168,7 +162,6 @@ class GuardsDatasets:
                 self.report_skipped()
 
     def report_skipped(self) -> None:
-        """Log what was skipped, and write it to ``skipped.json``."""
         skipped = read_record(self.skip_record)
         path = Path(self.work_dir) / 'skipped.json'
         record = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
@@ -192,13 +185,7 @@ def base_datasets(dataset: object) -> Iterator[BaseDataset]:
 
 
 def guard(dataset: BaseDataset, skip_record: Path | None = None) -> None:
-    """Let a dataset name the file of a sample that cannot be used.
-
-    Args:
-        dataset: Changed in place; before a loader starts its worker processes.
-        skip_record: Where to note what is skipped. Default: nothing is skipped, a
-            :class:`SampleError` is raised.
-    """
+    """Let a dataset name the file of an unusable sample, or skip it if there is a record for it."""
     dataset.prepare_data = GuardedPreparation(dataset, skip_record)
 
 

@@ -54,11 +54,7 @@ def check_test(config: Config) -> None:
 
 
 def leave_out_init_cfg(config: Config) -> None:
-    """Where the whole model is loaded, do not first fetch what its backbone would start from.
-
-    Args:
-        config: Changed in place.
-    """
+    """Where the whole model is loaded, do not first fetch what its backbone would start from."""
     if config.get('load_from') and 'backbone' in config.model:
         config.model.backbone.init_cfg = None
 
@@ -66,15 +62,11 @@ def leave_out_init_cfg(config: Config) -> None:
 def check_start(config: Config) -> dict | None:
     """Read what a run starts from, and see that the backbone in it fits.
 
-    Args:
-        config: The config, with everything from the command line in it.
-
     Returns:
         The checkpoint of the whole model, or None where only the backbone is loaded, or nothing.
 
     Raises:
         CheckpointError: The file cannot be read, or holds another backbone or only a part of it.
-            The message names the file.
     """
     backbone = whole_model(config).get('backbone', {})
     source = config.get('load_from')
@@ -97,16 +89,7 @@ def check_start(config: Config) -> dict | None:
 
 
 def check_whole(config: Config, checkpoint: dict, classes: Sequence[str]) -> None:
-    """See that a checkpoint has all of the model that is to be tested, heads included.
-
-    Args:
-        config: A config whose classes are set, and whose ``load_from`` names the checkpoint.
-        checkpoint: What :func:`check_start` has read.
-        classes: Class names of the data.
-
-    Raises:
-        CheckpointError: A tensor is missing or of another shape, or there are other classes.
-    """
+    """See that a checkpoint has the classes of the data, and all of the model to be tested."""
     source = config.load_from
     trained = (checkpoint['meta'].get('dataset_meta') or {}).get('classes')
     if trained and len(trained) != len(classes):

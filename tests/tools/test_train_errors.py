@@ -3,8 +3,6 @@
 tests/backbones/data has the faults that the checks find; here is one of each kind.
 """
 
-import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +11,12 @@ import numpy as np
 import pytest
 import test as test_tool
 import train as train_tool
+from corrupt import edit
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = 'coco/annotations/instances_train2017.json'
 VAL = 'coco/annotations/instances_val2017.json'
-
-
-@pytest.fixture
-def data(shapes: Path, tmp_path: Path) -> Path:
-    """A dataset to corrupt."""
-    return Path(shutil.copytree(shapes, tmp_path / 'shapes'))
 
 
 @pytest.fixture
@@ -40,12 +33,6 @@ def refused(tmp_path, monkeypatch, capsys) -> Callable[..., str]:
         return capsys.readouterr().err
 
     return run
-
-
-def edit(path: Path, change: Callable[[dict], None]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def set_label(data: Path, label: int) -> None:

@@ -29,9 +29,8 @@ IMAGE = 'voc/JPEGImages/train_000001.jpg'
 
 
 @pytest.fixture
-def data(shapes: Path, tmp_path: Path) -> Path:
+def data(data: Path) -> Path:
     """The shapes, in the layout of PASCAL VOC too (``voc``)."""
-    data = Path(shutil.copytree(shapes, tmp_path / 'shapes'))
     for folder in ('JPEGImages', 'Annotations'):
         (data / 'voc' / folder).mkdir(parents=True)
     for split in ('train', 'val'):
@@ -154,40 +153,32 @@ def set_first_box(*corners: int) -> Callable[[Path], None]:
     return change
 
 
-# What is wrong, its severity, kind and file, and whether train.py refuses it.
-FAULTS = {
-    'no XML file': (lambda d: (d / XML).unlink(), 'error', 'missing annotation', XML),
-    'not XML': (lambda d: (d / XML).write_text('<a>'), 'error', 'incomplete annotation', XML),
-    'size of 0': (
-        replace_text('<width>128', '<width>0'), 'error', 'incomplete annotation', XML),
-    'object without name': (
-        replace_text('<name>', '<nam>'), 'error', 'incomplete annotation', XML),
-    'corner that is text': (
-        replace_text('<xmin>', '<xmin>x'), 'error', 'incomplete annotation', XML),
-    'no box': (replace_text('bndbox', 'box'), 'error', 'incomplete annotation', XML),
-    'box without area': (set_first_box(9, 9, 9, 20), 'error', 'box without area', XML),
-    'box outside': (set_first_box(300, 9, 320, 20), 'error', 'box outside the image', XML),
-    'box beyond': (set_first_box(9, 9, 200, 20), 'warning', 'box beyond the border', XML),
-    'image missing': (lambda d: (d / IMAGE).unlink(), 'error', 'missing image', IMAGE),
-    'image of another size': (
-        lambda d: Image.new('RGB', (90, 70)).save(d / IMAGE), 'error', 'image of another size',
-        IMAGE),
-    'other name': (
-        replace_text('<name>', '<name>big '), 'warning', 'objects of other classes',
-        'voc/train.txt'),
-    'listed but not text': (
-        lambda d: (d / 'voc/train.txt').write_bytes(b'\xff'), 'error', 'unusable dataset',
-        'voc/train.txt'),
-}  # fmt: skip
+INCOMPLETE = ('error', 'incomplete annotation', XML)
+# What is wrong, its severity, kind and file.
+FAULTS = [
+    (lambda d: (d / XML).unlink(), 'error', 'missing annotation', XML),
+    (lambda d: (d / XML).write_text('<a>'), *INCOMPLETE),
+    (replace_text('<width>128', '<width>0'), *INCOMPLETE),
+    (replace_text('<name>', '<nam>'), *INCOMPLETE),
+    (replace_text('<xmin>', '<xmin>x'), *INCOMPLETE),
+    (replace_text('bndbox', 'box'), *INCOMPLETE),
+    (set_first_box(9, 9, 9, 20), 'error', 'box without area', XML),
+    (set_first_box(300, 9, 320, 20), 'error', 'box outside the image', XML),
+    (set_first_box(9, 9, 200, 20), 'warning', 'box beyond the border', XML),
+    (lambda d: (d / IMAGE).unlink(), 'error', 'missing image', IMAGE),
+    (lambda d: Image.new('RGB', (90, 70)).save(d / IMAGE), 'error', 'image of another size', IMAGE),
+    (replace_text('<name>', '<name>big '), 'warning', 'objects of other classes', 'voc/train.txt'),
+    (lambda d: (d / 'voc/train.txt').write_bytes(b'\xff'), 'error', 'unusable dataset',
+     'voc/train.txt'),
+]  # fmt: skip
 
 
 def check(config: Config) -> Report:
     return check_dataset(config, ('train',), workers=1)
 
 
-@pytest.mark.parametrize('fault', FAULTS)
-def test_faults_of_voc_are_found(fault, data, voc):
-    corrupt, severity, kind, file = FAULTS[fault]
+@pytest.mark.parametrize(('corrupt', 'severity', 'kind', 'file'), FAULTS)
+def test_faults_of_voc_are_found(corrupt, severity, kind, file, data, voc):
     corrupt(data)
     config = voc()
     config.classes = CLASSES
@@ -244,19 +235,18 @@ def relabel(data: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
         Image.fromarray(change(np.array(Image.open(path))).astype(np.uint8)).save(path)
 
 
-def where_ignored(where: str) -> str:
-    return {
-        'dataset': "train_dataloader['dataset']['ignore_index'] = 11",
-        'head': "model['decode_head']['ignore_index'] = 11",
-        'metric': 'val_evaluator = dict(ignore_index=11)',
-    }[where]
-
-
-@pytest.mark.parametrize('where', ['dataset', 'head', 'metric'])
+@pytest.mark.parametrize(
+    'where',
+    [
+        "train_dataloader['dataset']['ignore_index'] = 11",
+        "model['decode_head']['ignore_index'] = 11",
+        'val_evaluator = dict(ignore_index=11)',
+    ],
+)
 def test_an_ignored_label_is_the_same_everywhere(where, data, seg):
     """CamVid's 11: padding, 255 by default, would be trained as a class that there is not."""
     relabel(data, lambda labels: np.where(labels == 1, 11, labels - 1 * (labels > 0)))
-    config = seg(where_ignored(where), reduce_zero_label=False)
+    config = seg(where, reduce_zero_label=False)
     pad = ConfigDict(type='Pad', size=(160, 160))
     config.train_dataloader.dataset.pipeline.insert(2, pad)
     check_training(config)
@@ -276,8 +266,8 @@ def test_an_ignored_label_is_the_same_everywhere(where, data, seg):
 
     metric = METRICS.build(config.val_evaluator)
     metric.dataset_meta = dataset.metainfo
-    truth, guess = torch.tensor([[0, 1, 11, 11]]), torch.tensor([[0, 1, 2, 1]])
-    sample = dict(pred_sem_seg=dict(data=guess), gt_sem_seg=dict(data=truth))
+    labels, predicted = torch.tensor([[0, 1, 11, 11]]), torch.tensor([[0, 1, 2, 1]])
+    sample = dict(pred_sem_seg=dict(data=predicted), gt_sem_seg=dict(data=labels))
     metric.process({}, [sample])
     assert metric.evaluate(1)['aAcc'] == 100
 
