@@ -272,12 +272,6 @@ def test_an_ignored_label_is_the_same_everywhere(where, data, seg):
     assert metric.evaluate(1)['aAcc'] == 100
 
 
-def test_a_label_that_is_not_ignored_is_an_error(data, seg):
-    relabel(data, lambda labels: np.where(labels == 1, 11, labels - 1 * (labels > 0)))
-    with pytest.raises(DataError, match='11'):
-        check_training(seg(reduce_zero_label=False))
-
-
 @pytest.mark.parametrize(
     ('extra', 'message'),
     [

@@ -71,16 +71,6 @@ def test_a_bad_sample_is_named(task, corrupt, file, reason, data, config):
     dataset[1]
 
 
-def test_the_message_of_a_worker_process_is_one_line(data, config):
-    cut(data / IMAGE)
-    dataset = build(config('retinanet'))
-    guard(dataset)
-    with pytest.raises(SampleError) as error:
-        list(DataLoader(dataset, num_workers=1, collate_fn=pseudo_collate))
-    assert str(error.value).startswith(str(data / IMAGE))
-    assert '\n' not in str(error.value)
-
-
 def test_worker_processes_skip_and_count_together(data, config, tmp_path):
     for number in (1, 2):
         cut(data / f'coco/train2017/train_00000{number}.jpg')
