@@ -67,8 +67,7 @@ def use_safe_loading(trust: bool = False) -> None:
     """From now on, have mmengine read all checkpoints of this process by :func:`load_checkpoint`.
 
     Importing the package does not do this, because other models of a process may need what is
-    refused here; every tool that loads checkpoints does. ``trust``: call
-    :func:`trust_checkpoints` too.
+    refused here; every tool that loads checkpoints does. ``trust`` calls :func:`trust_checkpoints`.
     """
     if trust:
         trust_checkpoints()
@@ -156,13 +155,10 @@ def read_checkpoint(source: str | Path, map_location: MapLocation = 'cpu') -> di
 
 
 def config_of(checkpoint: dict) -> Config | None:
-    """The config that a model was trained with, or None where the checkpoint has none.
+    """The config that :func:`load_checkpoint` found in a file, or None where there is none.
 
-    mmengine keeps it as Python text and would run that to read it; here it is parsed as data. The
-    checkpoint is as :func:`load_checkpoint` returns it.
-
-    Raises:
-        CheckpointError: The text is more than names and plain values.
+    mmengine keeps it as Python text and would run that to read it; here it is parsed as data, and
+    CheckpointError is raised where it is more than names and plain values.
     """
     text = checkpoint['meta'].get('cfg')
     if not text:
@@ -197,12 +193,12 @@ class _DictCalls(ast.NodeTransformer):
 
 
 def encode_checkpoint(tensors: Mapping[str, Tensor], meta: dict, suffix: str) -> bytes:
-    """The contents of a checkpoint file; the same ones always give the same bytes.
+    """The contents of a checkpoint file; the same tensors and ``meta`` always give the same bytes.
 
     Args:
         tensors: The model's tensors by name.
-        meta: Plain data about them.
-        suffix: '.pth' or '.safetensors', which takes ``meta`` as JSON.
+        meta: Plain data about them; in a '.safetensors' as JSON.
+        suffix: '.pth' or '.safetensors'.
 
     Raises:
         CheckpointError: Tensors contain NaN, and :func:`trust_checkpoints` was not called.

@@ -7,7 +7,6 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,7 @@ from pathlib import Path
 import pytest
 import tool_process
 import torch
-from tiny import write_tiny_config
-
-ROOT = Path(__file__).resolve().parents[1]
+from tiny import draw_shapes, write_tiny_config
 
 torch.set_num_threads(1)
 
@@ -25,14 +22,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny set of drawn shapes, in COCO's layout (``coco``) and ADE20K's (``ade``)."""
-    out = tmp_path_factory.mktemp('data') / 'shapes'
-    arguments = ['--train', '8', '--val', '5', '--size', '128']
-    subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'make_shapes.py', out, *arguments],
-        check=True,
-        capture_output=True,
-    )
-    return out
+    return draw_shapes(tmp_path_factory.mktemp('data') / 'shapes')
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Kill a training with SIGKILL at random moments, resume it, and compare it with one left alone.
 
-    python tests/kill_and_resume.py --kills 20 --seed 1 --out kills.json
+    python tests/kill_and_resume.py --kills 20 --seed 1
 
 Half of the kills come at a random moment, the others while a checkpoint is being written. Three
 kinds of training take turns, each killed a few times before it may end. What is compared, bit for
@@ -23,7 +23,8 @@ from pathlib import Path
 from textwrap import dedent
 
 import torch
-from tiny import ROOT, write_tiny_config
+from tiny import ROOT, draw_shapes, write_tiny_config
+from toy_training import end_of
 
 KILLS_A_TRAINING = 4
 # How long a checkpoint may be awaited, and a training may take; only a hanging one reaches it.
@@ -57,36 +58,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0, help='of the moments')
-    parser.add_argument('--kinds', nargs='+', choices=TASKS, default=TASKS, help='default: all')
-    parser.add_argument('--shapes', type=Path, help='images of make_shapes.py; default: drawn')
-    parser.add_argument('--out', type=Path, help='where to write the figures as JSON')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        shapes = args.shapes or draw_shapes(Path(folder))
-        figures = run(Path(folder), shapes, args.kinds, args.kills, random.Random(args.seed))
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + '\n')
+        shapes = draw_shapes(Path(folder) / 'shapes')
+        figures = run(Path(folder), shapes, args.kills, random.Random(args.seed))
+    print(json.dumps(figures, indent=2))
     return 0 if not any(figure['differences'] for figure in figures) else 1
 
 
-TASKS = [task for task, _ in KINDS.values()]
-
-
-def draw_shapes(folder: Path) -> Path:
-    shapes = folder / 'shapes'
-    command = [sys.executable, ROOT / 'tools' / 'make_shapes.py', shapes]
-    options = ['--train', '8', '--val', '5', '--size', '128']
-    subprocess.run([*command, *options], check=True, capture_output=True)
-    return shapes
-
-
-def run(
-    folder: Path, shapes: Path, tasks: list[str], kills: int, moments: random.Random
-) -> list[dict]:
+def run(folder: Path, shapes: Path, kills: int, moments: random.Random) -> list[dict]:
     """The figures of all trainings, killed ``kills`` times together."""
-    kinds = [(name, *kind) for name, kind in KINDS.items() if kind[0] in tasks]
+    kinds = [(name, *kind) for name, kind in KINDS.items()]
     alone: dict[str, Path] = {}
     seconds: dict[str, float] = {}
     figures = []
@@ -193,7 +175,7 @@ def steps(work_dir: Path) -> list[int]:
 
 def differences(alone: Path, killed: Path) -> Iterator[str]:
     """What the ends of two trainings differ in."""
-    first, second = (read(work_dir) for work_dir in (alone, killed))
+    first, second = (flatten('', end_of(work_dir)) for work_dir in (alone, killed))
     for name in sorted(first.keys() | second.keys()):
         if name not in first or name not in second:
             yield f'{name}: in one of them only'
@@ -202,27 +184,6 @@ def differences(alone: Path, killed: Path) -> Iterator[str]:
                 yield name
         elif first[name] != second[name]:
             yield f'{name}: {first[name]} and {second[name]}'
-
-
-def read(work_dir: Path) -> dict:
-    """All of a training's last and best checkpoints by name, except for times and paths."""
-    last = Path((work_dir / 'last_checkpoint').read_text())
-    checkpoint = torch.load(last, weights_only=False)
-    log = checkpoint['message_hub']
-    content = {
-        'last': last.name,
-        'best': [path.name for path in work_dir.glob('best_*.pth')],
-        'best score': log['runtime_info']['best_score'],
-        'steps': (checkpoint['meta']['iter'], checkpoint['meta']['epoch']),
-    }
-    for name, buffer in log['log_scalars'].items():
-        if 'time' not in name and name != 'train/memory':
-            content[name] = buffer.data[0].tolist()
-    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
-        content |= flatten(part, checkpoint[part])
-    for path in work_dir.glob('best_*.pth'):
-        content |= flatten('best', torch.load(path, weights_only=False)['state_dict'])
-    return content
 
 
 def flatten(name: str, node: object) -> dict:

@@ -1,5 +1,7 @@
 """The smallest models of the three tasks, in which every part occurs."""
 
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -72,6 +74,14 @@ TINY_RUN = """\
         param_scheduler = [dict(type='ConstantLR', factor=1, by_epoch=False)]
         default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
         """
+
+
+def draw_shapes(out: Path) -> Path:
+    """Draw a tiny set of shapes, in COCO's layout (``coco``) and ADE20K's (``ade``)."""
+    command = [sys.executable, ROOT / 'tools' / 'make_shapes.py', out]
+    options = ['--train', '8', '--val', '5', '--size', '128']
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    return out
 
 
 def write_tiny_config(folder: Path, task: str, shapes: Path, extra: str = '') -> Path:

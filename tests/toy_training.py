@@ -187,7 +187,7 @@ def end_of(folder: Path) -> dict:
     logged = {
         name: buffer.data[0].tolist()
         for name, buffer in log['log_scalars'].items()
-        if 'time' not in name
+        if 'time' not in name and name != 'train/memory'
     }
     return {
         'place': (last['meta']['iter'], last['meta']['epoch']),

@@ -20,12 +20,10 @@ def make_parser(
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, option_example: str) -> None:
-    """Add what every run of mmengine's takes.
-
-    Args:
-        parser: Changed in place.
-        option_example: An example of ``--cfg-options``.
-    """
+    """Add what every run of mmengine's takes; with an example of ``--cfg-options``."""
+    parser.add_argument(
+        '--work-dir', help='where logs and results go (default: the config, else work_dirs/NAME)'
+    )
     add_trust_checkpoint(parser)
     add_cfg_options(parser, option_example)
     parser.add_argument(
@@ -74,12 +72,7 @@ def add_no_deploy(parser: argparse._ActionsContainer) -> None:
 def parse(
     parser: argparse.ArgumentParser, parse_args: Callable[[], argparse.Namespace] | None = None
 ) -> argparse.Namespace:
-    """Parse the command line, with a message for what ``--cfg-options`` cannot take.
-
-    Args:
-        parser: The parser.
-        parse_args: Which of its methods to use. Default: ``parser.parse_args``.
-    """
+    """Parse the command line, with a message for what ``--cfg-options`` cannot take."""
     try:
         return (parse_args or parser.parse_args)()
     # What mmengine's DictAction makes of brackets that it does not know or that do not match.

@@ -11,7 +11,7 @@ with explain_missing():
     from mmengine.config import Config
     from mmengine.dist import is_main_process
 
-    from backbones.engine.config import default_work_dir, fit_to_device, load_config
+    from backbones.engine.config import fit_to_device, load_run_config
     from backbones.engine.distributed import prepare_on_first
     from backbones.engine.hooks import DeployHook
     from backbones.engine.metrics import format_metrics, write_metrics
@@ -40,9 +40,6 @@ def parse_args() -> argparse.Namespace:
         help='a checkpoint that tools/train.py, convert_checkpoint.py or publish_model.py wrote',
     )
     parser.add_argument(
-        '--work-dir', help='where logs go (default: the config, else work_dirs/NAME)'
-    )
-    parser.add_argument(
         '--out', metavar='FILE', help='where metrics go as JSON (default: WORK_DIR/metrics.json)'
     )
     parser.add_argument(
@@ -62,11 +59,9 @@ def parse_args() -> argparse.Namespace:
 
 def configure(args: argparse.Namespace) -> Config:
     """The config with everything from the command line in it."""
-    config = load_config(args.config, args.cfg_options)
+    config = load_run_config(args)
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         raise ConfigError(f'there is no checkpoint {args.checkpoint}')
-    config.launcher = args.launcher
-    config.work_dir = args.work_dir or config.get('work_dir') or default_work_dir(args.config)
     config.load_from = args.checkpoint
     config.resume = False
     leave_out_init_cfg(config)

@@ -12,11 +12,7 @@ with explain_missing():
     from mmengine.dist import is_main_process
 
     from backbones.engine import config as configs
-    from backbones.engine.checkpoints import (
-        explain_full_disk,
-        remove_partial_checkpoints,
-        resume,
-    )
+    from backbones.engine.checkpoints import explain_full_disk, remove_partial_checkpoints, resume
     from backbones.engine.curves import draw_curves
     from backbones.engine.distributed import prepare_on_first
     from backbones.engine.hooks import ValLossHook, is_annotated_after_resizing
@@ -53,10 +49,6 @@ def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='a config for mmdet or mmseg (its default_scope tells)')
     parser.add_argument(
-        '--work-dir',
-        help='where logs and checkpoints go (default: the config, else work_dirs/NAME)',
-    )
-    parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
@@ -90,11 +82,7 @@ def parse_args() -> argparse.Namespace:
 
 def configure(args: argparse.Namespace) -> Config:
     """The config with everything from the command line in it."""
-    config = configs.load_config(args.config, args.cfg_options)
-    config.launcher = args.launcher
-    config.work_dir = (
-        args.work_dir or config.get('work_dir') or configs.default_work_dir(args.config)
-    )
+    config = configs.load_run_config(args)
     if args.seed is not None:
         config.randomness = ConfigDict({**config.get('randomness', {}), 'seed': args.seed})
     config.skip_bad = args.skip_bad or config.get('skip_bad', False)

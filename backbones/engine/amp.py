@@ -24,13 +24,9 @@ class CPUAmpOptimWrapper(OptimWrapper):
 def inference_precision(
     model: nn.Module, device: str | torch.device
 ) -> AbstractContextManager[None]:
-    """Within it a model infers in mixed precision.
+    """Within it a detector or segmentor on ``device`` infers in mixed precision.
 
     float16 on a GPU. On a CPU bfloat16: all of a segmentor, backbone and neck of a detector.
-
-    Args:
-        model: A detector or segmentor.
-        device: Where it is, 'cuda:1' for instance.
     """
     kind = torch.device(device).type
     if kind != 'cpu':
@@ -42,12 +38,9 @@ def inference_precision(
 
 @contextmanager
 def features_in_bfloat16(model: nn.Module) -> Iterator[None]:
-    """Let a detector's or segmentor's backbone and neck work in bfloat16, on a CPU.
+    """Let backbone and neck work in bfloat16 on a CPU; their features are float32 again.
 
     mmcv's operators have no bfloat16 kernel there, and box coordinates need the precision.
-
-    Args:
-        model: A model with ``extract_feat``; its features are float32 again.
     """
     extract_feat = model.extract_feat
 

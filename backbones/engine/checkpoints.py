@@ -32,11 +32,7 @@ class DurableBackend(LocalBackend):
     _to_remove: ClassVar[set[Path]] = set()
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file whole or not at all.
-
-        Raises:
-            CheckpointError: It cannot be written; existing files are unchanged.
-        """
+        """Write a file, or raise CheckpointError and leave existing files unchanged."""
         path = Path(filepath)
         try:
             write_durably(path, obj)
@@ -58,11 +54,7 @@ register_backend('durable', DurableBackend, force=True)
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that survives even a power failure in the next moment.
-
-    Raises:
-        OSError: It cannot be written; an existing file is unchanged.
-    """
+    """Write a file that survives even a power failure in the next moment."""
     with atomic_write(path) as partial, partial.open('wb') as file:
         file.write(content)
         file.flush()
@@ -82,10 +74,7 @@ def remove_partial_checkpoints(work_dir: str | Path) -> None:
 
 
 def newest_checkpoint(work_dir: str | Path) -> tuple[Path, dict, list[str]] | None:
-    """The newest checkpoint of a training that can be read and resumed.
-
-    Args:
-        work_dir: The training's work folder.
+    """The newest checkpoint in a work folder that can be resumed.
 
     Returns:
         The file, its content, and why each newer one was skipped; None without any checkpoint.
@@ -121,11 +110,7 @@ def candidates(work_dir: Path) -> list[Path]:
 
 
 def read_resumable(path: Path) -> dict:
-    """Read a checkpoint that a training can continue from.
-
-    Raises:
-        CheckpointError: It cannot be read, or holds a model, but not its training.
-    """
+    """Read a checkpoint; raise CheckpointError where no training can continue from it."""
     try:
         checkpoint = read_checkpoint(path)
         # torch reads tensors without comparing them with the checksums that it wrote.
@@ -151,11 +136,7 @@ def read_resumable(path: Path) -> dict:
 
 @contextmanager
 def explain_full_disk(work_dir: str) -> Iterator[None]:
-    """Report a full disk in one message, also when it was a log or the curves that did not fit.
-
-    Raises:
-        CheckpointError: The disk is full.
-    """
+    """Raise CheckpointError for a full disk, also where logs or curves did not fit."""
     try:
         yield
     except OSError as error:
@@ -178,20 +159,19 @@ def resume(config: Config, source: str) -> None:
         ConfigError: There is no such file.
         CheckpointError: It cannot be read, or none of those in the work folder can.
     """
-    if source == 'auto':
-        newest = newest_checkpoint(config.work_dir)
-        if newest is None:
-            print(f'--resume: no checkpoint in {config.work_dir} yet, starting from the beginning')
-            config.resume = False
-            return
-        path, checkpoint, reasons = newest
-        for reason in reasons:
-            print(f'--resume: skipped: {reason}')
-    else:
+    if source != 'auto':
         path = Path(source)
         if not path.is_file():
             raise ConfigError(f'--resume: there is no checkpoint {path}')
         checkpoint = read_resumable(path)
+    elif newest := newest_checkpoint(config.work_dir):
+        path, checkpoint, reasons = newest
+        for reason in reasons:
+            print(f'--resume: skipped: {reason}')
+    else:
+        print(f'--resume: no checkpoint in {config.work_dir} yet, starting from the beginning')
+        config.resume = False
+        return
     config.resume, config.load_from = True, str(path)
     seed = (checkpoint.get('meta') or {}).get('seed')
     if seed is None:

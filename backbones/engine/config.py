@@ -3,6 +3,7 @@
 import io
 import itertools
 import warnings
+from argparse import Namespace
 from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
@@ -22,10 +23,9 @@ from .metrics import can_measure, main_metric
 
 # What reading a faulty config raises.
 CONFIG_ERRORS = (
-    *(SyntaxError, NameError, KeyError, TypeError),
+    *(SyntaxError, NameError, LookupError, TypeError),
     *(AttributeError, ImportError, OSError),
 )
-
 SCOPES = ('mmdet', 'mmseg')
 CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
@@ -69,17 +69,23 @@ def load_config(path: str, options: dict | None = None) -> Config:
     return config
 
 
-def import_library(scope: str) -> None:
-    """Import mmdet or mmseg without what they print about optional packages.
+def load_run_config(args: Namespace) -> Config:
+    """The config of a training or a test, by the command line that both of them have."""
+    config = load_config(args.config, args.cfg_options)
+    config.launcher = args.launcher
+    default = str(Path('work_dirs') / Path(args.config).stem)
+    config.work_dir = args.work_dir or config.get('work_dir') or default
+    return config
 
-    Raises:
-        ConfigError: It is missing, or does not fit mmcv (AssertionError) or torch (OSError).
-    """
+
+def import_library(scope: str) -> None:
+    """Import mmdet or mmseg without what they print about optional packages."""
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
             for part in ('datasets', 'evaluation', 'models'):
                 import_module(f'{scope}.{part}')
+        # It is missing, or does not fit mmcv (AssertionError) or torch (OSError).
         except (ImportError, AssertionError, OSError) as error:
             reason = ' '.join(str(error).split())
             raise ConfigError(
@@ -122,11 +128,6 @@ def fit_to_device(config: Config) -> None:
             norm.type = 'BN'
 
 
-def default_work_dir(config_path: str) -> str:
-    """``work_dirs/NAME`` for a config ``.../NAME.py``, as in mmdet and mmseg."""
-    return str(Path('work_dirs') / Path(config_path).stem)
-
-
 def keep_best_checkpoint(config: Config) -> None:
     """Keep the checkpoint that is best by the metric of the config, or by the task's own.
 
@@ -158,11 +159,7 @@ def use_amp(config: Config) -> None:
 
 
 def scale_learning_rate(config: Config) -> None:
-    """Let mmengine scale the learning rate to the batch of this run.
-
-    Raises:
-        ConfigError: The config does not say which batch its learning rate is for.
-    """
+    """Let mmengine scale the learning rate to the batch of this run."""
     if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
         raise ConfigError(
             '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=N) in the config: the '

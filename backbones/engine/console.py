@@ -5,10 +5,10 @@ Everything that mmengine logs (environment, config, hooks, every interval) goes 
 
 import io
 import logging
+import math
 import re
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -68,57 +68,35 @@ def prints_to(logger: MMLogger) -> Iterator[None]:
 
 
 class Progress:
-    """A line that moves on a terminal; elsewhere a new line at every interval.
-
-    Args:
-        description: What is counted.
-        total: How many there are.
-        initial: How many were done before.
-        interval: Elsewhere than on a terminal, after how many a line is printed.
-        leave: Whether the line stays on the terminal at the end.
-    """
+    """A line that moves on a terminal; elsewhere a new line at every ``interval``."""
 
     def __init__(
         self, description: str, total: int, initial: int = 0, interval: int = 50, leave: bool = True
     ) -> None:
-        self.description, self.total = description, total
-        self.initial = self.done = initial
         self.interval = interval
-        self.start = time.monotonic()
-        self.bar = None
-        if sys.stdout.isatty():
-            self.bar = tqdm(
-                desc=description,
-                total=total,
-                initial=initial,
-                leave=leave,
-                file=sys.stdout,
-                ncols=shutil.get_terminal_size().columns,
-                bar_format=BAR,
-            )
+        self.is_terminal = sys.stdout.isatty()
+        self.bar = tqdm(
+            desc=description,
+            total=total,
+            initial=initial,
+            leave=leave,
+            file=sys.stdout if self.is_terminal else io.StringIO(),
+            ncols=shutil.get_terminal_size().columns,
+            bar_format=BAR if self.is_terminal else LINE,
+            delay=0 if self.is_terminal else math.inf,
+        )
 
     def step(self, note: str = '') -> None:
         """Count one more."""
-        self.done += 1
-        if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update()
-        elif self.done in (self.initial + 1, self.total) or self.done % self.interval == 0:
-            elapsed = time.monotonic() - self.start
-            line = tqdm.format_meter(
-                self.done,
-                self.total,
-                elapsed,
-                prefix=self.description,
-                postfix=note,
-                initial=self.initial,
-                bar_format=LINE,
-            )
-            print(line.replace(',  ', ', '), flush=True)
+        bar = self.bar
+        bar.set_postfix_str(note, refresh=False)
+        bar.update()
+        is_due = bar.n in (bar.initial + 1, bar.total) or bar.n % self.interval == 0
+        if is_due and not self.is_terminal:
+            print(str(bar).replace(',  ', ', '), flush=True)
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 class ConsoleHook(Hook):
@@ -133,23 +111,24 @@ class ConsoleHook(Hook):
         self.metrics: dict[str, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
-        print_summary(summarize(runner, training=True))
+        print_summary(runner, is_training=True)
         interval = next((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), 50)
         self.training = Progress('iteration', runner.max_iters, runner.iter, interval)
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         scalars = runner.message_hub.log_scalars
-        notes = {
-            name: scalars[f'train/{name}'] for name in ('loss', 'lr') if f'train/{name}' in scalars
-        }
-        notes = [f'{name} {history.current():.4g}' for name, history in notes.items()]
+        notes = [
+            f'{name} {scalars[f"train/{name}"].current():.4g}'
+            for name in ('loss', 'lr')
+            if f'train/{name}' in scalars
+        ]
         self.training.step(', '.join(notes))
 
     def before_val(self, runner: Runner) -> None:
         self.start_evaluation(runner.val_dataloader, 'validation batch')
 
     def before_test(self, runner: Runner) -> None:
-        print_summary(summarize(runner, training=False))
+        print_summary(runner, is_training=False)
         self.start_evaluation(runner.test_dataloader, 'test batch')
 
     def start_evaluation(self, loader: DataLoader, description: str) -> None:
@@ -183,72 +162,59 @@ class ConsoleHook(Hook):
             print(f'\nbest: {figure(best["best_score"]).strip()}, {best["best_ckpt"]}')
 
 
-def print_summary(summary: dict[str, str]) -> None:
-    width = max(map(len, summary))
-    print('\n'.join(f'{name:<{width}}  {value}' for name, value in summary.items()), flush=True)
-
-
-def summarize(runner: Runner, training: bool) -> dict[str, str]:
-    """What a run is about to do, by catchword."""
-    model = unwrap(runner.model)
+def print_summary(runner: Runner, is_training: bool) -> None:
+    """Print what a run is about to do."""
+    config, model = runner.cfg, unwrap(runner.model)
     parameters = list(model.parameters())
-    millions = sum(p.numel() for p in parameters) / 1e6
-    trained = sum(p.numel() for p in parameters if p.requires_grad) / 1e6
-    config = runner.cfg
     backbone = config.model.get('module', config.model).get('backbone') or {}
     parts = [type(model).__name__, str(backbone.get('type', '')), str(backbone.get('arch', ''))]
     names = ' '.join(part for part in parts if part and len(part) < 40)
-    summary = {'model': f'{names}, {millions:.1f} M parameters'}
-    if training:
+    summary = {'model': f'{names}, {sum(p.numel() for p in parameters) / 1e6:.1f} M parameters'}
+    if is_training:
+        trained = sum(p.numel() for p in parameters if p.requires_grad) / 1e6
         summary['model'] += f', {trained:.1f} M of them trained'
+        loaders = {'training': runner.train_dataloader}
+        if config.get('val_dataloader'):
+            loaders['validation'] = runner.val_dataloader
+    else:
+        loaders = {'test': runner.test_dataloader}
     pretrained = (backbone.get('init_cfg') or {}).get('checkpoint')
-    summary['weights'] = config.get('load_from') or (
-        f'{pretrained} (backbone)' if pretrained else 'random'
-    )
-    loaders = (
-        {'test': runner.test_dataloader}
-        if not training
-        else {
-            'training': runner.train_dataloader,
-            'validation': runner.val_dataloader if config.get('val_dataloader') else None,
-        }
-    )
+    backbone_only = f'{pretrained} (backbone)' if pretrained else 'random'
+    summary['weights'] = config.get('load_from') or backbone_only
     for name, loader in loaders.items():
-        if loader is not None:
-            summary[name] = f'{len(loader.dataset)} images, {source_of(loader.dataset)}'
+        summary[name] = f'{len(loader.dataset)} images, {source_of(loader.dataset)}'
     dataset = next(iter(loaders.values())).dataset
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
     more = ', ...' if len(classes) > MAX_NAMED_CLASSES else ''
     summary['classes'] = f'{len(classes)}: {", ".join(classes[:MAX_NAMED_CLASSES])}{more}'
-    if training:
+    if is_training:
         summary |= summarize_schedule(runner)
-    summary['device'] = f'{describe_device(parameters[0].device)}, {describe_precision(runner)}'
-    if runner.world_size > 1:
-        summary['device'] = f'{runner.world_size} processes, each on {summary["device"]}'
+    processes = f'{runner.world_size} processes, each on ' if runner.world_size > 1 else ''
+    device = describe_device(parameters[0].device)
+    summary['device'] = f'{processes}{device}, {describe_precision(runner)}'
     summary['log'] = str(runner.logger.log_file)
-    return summary
+    width = max(map(len, summary))
+    print('\n'.join(f'{name:<{width}}  {value}' for name, value in summary.items()), flush=True)
 
 
 def summarize_schedule(runner: Runner) -> dict[str, str]:
     """How long a training is, with which batch and learning rate, and where it starts."""
-    loop, loader = runner.train_loop, runner.train_dataloader
+    loop, config = runner.train_loop, runner.cfg
     if isinstance(loop, EpochBasedTrainLoop):
-        length, unit = f'{loop.max_epochs} epochs of {len(loader)} iterations', 'epochs'
+        length, unit = f'{loop.max_epochs} epochs of {len(loop.dataloader)} iterations', 'epochs'
     else:
         length, unit = f'{loop.max_iters} iterations', 'iterations'
     if runner.val_loop is not None:
         length += f', validation every {loop.val_interval} {unit}'
-    size = runner.cfg.train_dataloader.get('batch_size')
+    size = config.train_dataloader.get('batch_size')
     batch = f'{size} images'
     if runner.world_size > 1 and size:
         batch += f' x {runner.world_size} processes = {size * runner.world_size}'
-    groups = runner.optim_wrapper.param_groups
-    rates = sorted({group.get('initial_lr', group['lr']) for group in groups})
-    scaled = (
-        ' (scaled to the batch)' if (runner.cfg.get('auto_scale_lr') or {}).get('enable') else ''
-    )
-    rate = ' to '.join(dict.fromkeys(f'{rate:.3g}' for rate in (rates[0], rates[-1])))
-    summary = {'schedule': length, 'batch': f'{batch}, learning rate {rate}{scaled}'}
+    rates = [group.get('initial_lr', group['lr']) for group in runner.optim_wrapper.param_groups]
+    rate = ' to '.join(dict.fromkeys(f'{rate:.3g}' for rate in (min(rates), max(rates))))
+    if (config.get('auto_scale_lr') or {}).get('enable'):
+        rate += ' (scaled to the batch)'
+    summary = {'schedule': length, 'batch': f'{batch}, learning rate {rate}'}
     if runner.iter:
         summary['resumed'] = f'at iteration {runner.iter}'
     return summary

@@ -43,18 +43,11 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of whole model.
-
-    Attributes:
-        title: Its name in sentences.
-        mark: A tensor that only models of this kind have.
-        config: Where its configs lie, without the architecture and the suffix.
-        num_classes: Reads the number of classes off the tensors.
-    """
+    """A kind of whole model."""
 
     title: str
-    mark: str
-    config: str
+    mark: str  # a tensor that only models of this kind have
+    config: str  # path of its configs, without the architecture and the suffix
     num_classes: Callable[[Mapping[str, Tensor]], int]
 
 
@@ -86,28 +79,16 @@ TASKS = {
 
 @dataclass
 class Conversion:
-    """A converted checkpoint.
+    """A converted checkpoint; a backbone has no ``meta``, ``config`` and ``num_classes``."""
 
-    Attributes:
-        layout: 'snap', 'timm' or 'own'.
-        arch: One of 's0', 's1', 's2', 'l'.
-        task: 'backbone' or a key of ``TASKS``.
-        table_size: Height and width of the images that the bias tables are laid out for.
-        tensors: By the names of this package.
-        left_out: Names of the given tensors that were not converted, by the reason.
-        meta: The config and, in ``dataset_meta``, class names and colors; nothing for a backbone.
-        config: Path of the config to test with; None for a backbone.
-        num_classes: How many classes the heads tell apart; None for a backbone.
-    """
-
-    layout: str
+    layout: str  # a key of LAYOUTS
     arch: str
-    task: str
-    table_size: tuple[int, int]
-    tensors: dict[str, Tensor]
-    left_out: dict[str, list[str]]
-    meta: dict = field(default_factory=dict)
-    config: Path | None = None
+    task: str  # 'backbone' or a key of TASKS
+    table_size: tuple[int, int]  # height and width of the images that the bias tables are for
+    tensors: dict[str, Tensor]  # by the names of this package
+    left_out: dict[str, list[str]]  # names of the given tensors that were not converted, by reason
+    meta: dict = field(default_factory=dict)  # config, class names and colors
+    config: Path | None = None  # path of the config to test with
     num_classes: int | None = None
 
 
@@ -178,11 +159,7 @@ def table_size(own: Mapping[str, Tensor]) -> tuple[int, int]:
 
 
 def add_heads(conversion: Conversion, heads: Mapping[str, Tensor], meta: dict) -> None:
-    """Add neck and heads, as far as the model of our config has them.
-
-    Raises:
-        CheckpointError: Some are missing or of another shape, or number classes otherwise.
-    """
+    """Add neck and heads, as far as the model of our config has them."""
     version = meta.get('mmdet_version')
     if version and digit_version(version) < digit_version('2.5.0'):
         raise CheckpointError(
@@ -191,7 +168,9 @@ def add_heads(conversion: Conversion, heads: Mapping[str, Tensor], meta: dict) -
         )
     task = TASKS[conversion.task]
     conversion.num_classes = task.num_classes(heads)
-    conversion.config = find_config(task, conversion)
+    names = [f'{task.config}{conversion.arch}{kind}.py' for kind in ('_authors', '')]
+    names = names if conversion.layout == 'snap' else names[1:]
+    conversion.config = next(Path(name) for name in names if (CONFIGS / name).is_file())
     config = build_config(conversion)
     model = MODELS.build(config.model)
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(PREFIX)}
@@ -217,14 +196,6 @@ def add_heads(conversion: Conversion, heads: Mapping[str, Tensor], meta: dict) -
     }
     names = class_names(meta, config, conversion.num_classes)
     conversion.meta = {'cfg': config.pretty_text, **({'dataset_meta': names} if names else {})}
-
-
-def find_config(task: Task, conversion: Conversion) -> Path:
-    """Our config for a model: the one for the authors' checkpoints where there is one."""
-    names = [f'{task.config}{conversion.arch}.py']
-    if conversion.layout == 'snap':
-        names.insert(0, f'{task.config}{conversion.arch}_authors.py')
-    return next(Path(name) for name in names if (CONFIGS / name).is_file())
 
 
 def build_config(conversion: Conversion) -> Config:

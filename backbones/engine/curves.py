@@ -13,14 +13,9 @@ Curve = list[tuple[int, float]]
 
 
 def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
-    """Draw a training's curves over its iterations to ``curves.png`` in its work folder.
+    """Draw all runs of a work folder over iterations to ``curves.png``, one metric boldly.
 
-    Args:
-        work_dir: Where the training wrote its logs; those of resumed runs are joined.
-        metric: The metric to draw boldly, 'mIoU' for instance. Default: none.
-
-    Returns:
-        The image, or None where nothing has been logged.
+    Returns None where nothing has been logged.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -35,12 +30,9 @@ def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
         for name, curve in validation.items()
         if not name.startswith('val/') and not is_per_class(name) and not is_of_size(name)
     }
-    panels = [
-        ('loss', losses, 'loss'),
-        ('learning rate', {'lr': training.get('lr', [])}, 'lr'),
-        ('metric', metrics, metric),
-    ]
-    panels = [(title, curves, bold) for title, curves, bold in panels if any(curves.values())]
+    rates = {'lr': training.get('lr', [])}
+    panels = [('loss', losses, 'loss'), ('learning rate', rates, 'lr'), ('metric', metrics, metric)]
+    panels = [panel for panel in panels if any(panel[1].values())]
     if not panels:
         return None
     figure = Figure(figsize=(5 * len(panels), 4), layout='constrained')
@@ -78,9 +70,7 @@ def read_log(work_dir: str) -> tuple[dict[str, Curve], dict[str, Curve]]:
             for name, value in entry.items():
                 if name not in BOOKKEEPING - {'lr'} and isinstance(value, (int, float)):
                     curves[name][iteration] = value
-    return as_curves(training), as_curves(validation)
-
-
-def as_curves(values: dict[str, dict[int, float]]) -> dict[str, Curve]:
-    """Sort each name's values by iteration."""
-    return {name: sorted(curve.items()) for name, curve in values.items()}
+    return tuple(
+        {name: sorted(curve.items()) for name, curve in values.items()}
+        for values in (training, validation)
+    )

@@ -20,17 +20,7 @@ def prepare_on_first(config: Config, prepare: Callable[[Config], None]) -> Confi
     """Let the first process prepare a config, and return the result in all of them.
 
     Annotation files are read and kept in memory once. If the first process fails, the others end
-    without a message.
-
-    Args:
-        config: The config; its ``launcher`` says what started the processes.
-        prepare: Changes a config in place, or raises.
-
-    Returns:
-        The prepared config, the same in all processes.
-
-    Raises:
-        ConfigError: The launcher needs GPUs, and there are none.
+    without a message. ``prepare`` changes a config in place, or raises.
     """
     connect(config)
     if get_world_size() == 1:
@@ -55,12 +45,6 @@ def connect(config: Config) -> None:
     """Connect the processes of a run: by mmengine with GPUs, else by gloo.
 
     mmengine needs a GPU to connect several processes, and again to wrap the model.
-
-    Args:
-        config: Changed in place.
-
-    Raises:
-        ConfigError: There are no GPUs and the launcher is not torchrun.
     """
     if config.launcher == 'none' or is_distributed():
         return

@@ -10,19 +10,11 @@ from typing import Any
 
 from mmengine import dist
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from .checkpoints import DURABLE, write_durably
-from .preemption import (
-    Preempted,
-    PreemptionHook,
-    StopRequested,
-    is_agreement_due,
-    leave_note,
-    may_save,
-)
+from .preemption import Preempted, PreemptionHook, StopRequested, leave_note, may_save
 from .sampler import STEP, VALIDATION, ResumableLoader, seed_randomness
 
 # Not 'validated_at': mmengine logs every entry whose name begins with 'val' as a metric.
@@ -30,29 +22,21 @@ LAST_VALIDATION = 'last_validation'
 
 
 class Resumable:
-    """What both loops share; comes before one of mmengine's in the bases.
-
-    Attributes:
-        first_iter: The iteration with which the current epoch begins.
-    """
+    """What both loops share; comes before one of mmengine's in the bases."""
 
     endless: bool
+    first_iter = 0  # of the current epoch
 
     def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
         different = runner.cfg.get('randomness', {}).get('diff_rank_seed', False)
         loader = runner.build_dataloader(dataloader, runner.seed, different)
         super().__init__(runner, ResumableLoader(loader, runner.seed, self.endless), **kwargs)
-        self.first_iter = 0
         self.preemption = PreemptionHook()
         runner.register_hook(self.preemption)
         runner.register_hook(PlaceHook(self), 'LOW')
 
     def run(self) -> nn.Module:
-        """Train to the end.
-
-        Raises:
-            Preempted: SIGTERM asked to stop; the training is saved.
-        """
+        """Train to the end, or raise Preempted where SIGTERM asked to stop."""
         with self.preemption.watch():
             self.runner.call_hook('before_train')
             self.train()
@@ -63,13 +47,17 @@ class Resumable:
         """Train one iteration, with the random numbers of its place in the run."""
         seed_randomness(self.runner.seed, STEP, dist.get_rank(), self._iter)
         super().run_iter(*batch)
-        if may_save(self.runner) and is_agreement_due(self._iter) and self.preemption.agreed():
+        if may_save(self.runner) and self.preemption.agreed_at(self._iter):
             self.save_and_stop()
 
     def validate_if_due(self) -> None:
         """Validate if the interval says so."""
         self._decide_current_val_interval()
-        if not self.is_validation_due():
+        done, end = (
+            (self._iter, self._max_iters) if self.endless else (self._epoch, self._max_epochs)
+        )
+        is_due = done >= self.val_begin and (done % self.val_interval == 0 or done == end)
+        if self.runner.val_loop is None or not is_due:
             return
         seed_randomness(self.runner.seed, VALIDATION, dist.get_rank(), self._iter)
         try:
@@ -91,21 +79,16 @@ class Resumable:
             self.validate_if_due()
 
     def save_and_stop(self) -> None:
-        """Save the training and end it.
-
-        Raises:
-            Preempted: Always.
-        """
+        """Save the training where its other checkpoints are, and raise Preempted."""
         runner = self.runner
-        hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-        folder = getattr(hooks[0], 'out_dir', None) if hooks else None
-        backend = getattr(hooks[0], 'backend_args', DURABLE) if hooks else DURABLE
-        path = f'{folder or runner.work_dir}/preempted.pth'
+        hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+        folder = getattr(hook, 'out_dir', None) or runner.work_dir
+        path = f'{folder}/preempted.pth'
         runner.save_checkpoint(
-            folder or runner.work_dir,
+            folder,
             'preempted.pth',
             meta={'epoch': self._epoch, 'iter': self._iter},
-            backend_args=backend,
+            backend_args=getattr(hook, 'backend_args', DURABLE),
         )
         if dist.is_main_process():
             write_durably(Path(runner.work_dir) / 'last_checkpoint', path.encode())
@@ -114,7 +97,6 @@ class Resumable:
         raise Preempted(path)
 
 
-@LOOPS.register_module()
 class ResumableIterLoop(Resumable, IterBasedTrainLoop):
     """mmengine's IterBasedTrainLoop, resumed exactly."""
 
@@ -132,15 +114,7 @@ class ResumableIterLoop(Resumable, IterBasedTrainLoop):
                 self.validate_if_due()
         self.runner.call_hook('after_train_epoch')
 
-    def is_validation_due(self) -> bool:
-        return (
-            self.runner.val_loop is not None
-            and self._iter >= self.val_begin
-            and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
-        )
 
-
-@LOOPS.register_module()
 class ResumableEpochLoop(Resumable, EpochBasedTrainLoop):
     """mmengine's EpochBasedTrainLoop, resumed exactly, in the middle of an epoch too."""
 
@@ -165,20 +139,9 @@ class ResumableEpochLoop(Resumable, EpochBasedTrainLoop):
         self._epoch += 1
         self.first_iter = self._iter
 
-    def is_validation_due(self) -> bool:
-        return (
-            self.runner.val_loop is not None
-            and self._epoch >= self.val_begin
-            and (self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs)
-        )
-
 
 class PlaceHook(Hook):
-    """Keeps the place within the epoch and the last validated iteration in every checkpoint.
-
-    Args:
-        loop: The loop that runs.
-    """
+    """Keeps the place within the epoch and the last validated iteration in every checkpoint."""
 
     def __init__(self, loop: Resumable) -> None:
         self.loop = loop

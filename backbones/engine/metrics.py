@@ -23,9 +23,7 @@ Compute = Callable[[list], dict[str, float]]
 def add_per_class(metric: BaseMetric) -> None:
     """Let mmdet's COCO metric and mmseg's IoU metric return the figure of every class as well.
 
-    Args:
-        metric: Changed in place. Any other metric stays as it is, and so does one that writes
-            results without evaluating them.
+    Any other metric stays as it is, and so does one that writes results without evaluating them.
     """
     owner = next(kind for kind in type(metric).__mro__ if 'compute_metrics' in vars(kind)).__name__
     add = {'CocoMetric': coco_per_class, 'IoUMetric': iou_per_class}.get(owner)
@@ -46,11 +44,11 @@ def coco_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[
         for kind in kinds:
             metric.metrics = [kind]
             found = compute(results)
-            if not found:
-                proposals = kind == 'proposal'
-                default = ['AR@100'] if proposals else ['mAP', 'mAP_50', 'mAP_75']
-                names = metric.metric_items or default
-                found = {name if proposals else f'{kind}_{name}': 0.0 for name in names}
+            if not found and kind == 'proposal':
+                found = dict.fromkeys(metric.metric_items or ['AR@100'], 0.0)
+            elif not found:
+                names = metric.metric_items or ['mAP', 'mAP_50', 'mAP_75']
+                found = {f'{kind}_{name}': 0.0 for name in names}
             for name, value in found.items():
                 if name.endswith(SUFFIX):
                     name = f'{kind}_AP/{name.removesuffix(SUFFIX)}'

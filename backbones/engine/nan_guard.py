@@ -1,7 +1,6 @@
 """Stops a training in the step in which a loss or a gradient becomes NaN or infinite."""
 
 import math
-from collections.abc import Iterator
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
@@ -68,7 +67,8 @@ def is_overflow(runner: Runner) -> bool:
 def describe(runner: Runner, bad: dict[str, float], data_batch: dict | None) -> str:
     """Which value is not finite, on which images, and what to do."""
     values = ', '.join(f'{name} is {value}' for name, value in bad.items())
-    paths = list(image_paths(data_batch))
+    samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
+    paths = [str(sample.img_path) for sample in samples or [] if hasattr(sample, 'img_path')]
     more = f' and {len(paths) - MAX_NAMED_IMAGES} more' if len(paths) > MAX_NAMED_IMAGES else ''
     rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
     last = runner.message_hub.get_info('last_ckpt')
@@ -81,12 +81,3 @@ def describe(runner: Runner, bad: dict[str, float], data_batch: dict | None) -> 
         + '. Look at these images and their annotations (tools/check_dataset.py), lower the '
         'learning rate, or clip gradients: --cfg-options optim_wrapper.clip_grad.max_norm=1'
     )
-
-
-def image_paths(data_batch: object) -> Iterator[str]:
-    """The files of a batch, as far as its data samples name them."""
-    samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
-    for sample in samples or []:
-        path = getattr(sample, 'img_path', None)
-        if path is not None:
-            yield str(path)

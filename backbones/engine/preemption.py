@@ -24,11 +24,7 @@ NOTE_VARIABLE = 'PREEMPTION_NOTE'
 
 
 class Preempted(Exception):
-    """The training was asked to stop, and is saved.
-
-    Attributes:
-        path: The checkpoint to resume.
-    """
+    """The training was asked to stop, and is saved in ``path``."""
 
     def __init__(self, path: str) -> None:
         super().__init__(f'SIGTERM: the training is saved in {path}; continue with --resume')
@@ -64,10 +60,12 @@ class PreemptionHook(Hook):
         finally:
             signal.signal(signal.SIGTERM, previous)
 
-    def agreed(self) -> bool:
-        """Whether any process has been asked to stop; all have to call this at the same step."""
+    def agreed_at(self, step: int) -> bool:
+        """Whether a process was asked to stop; all have to call this, with the same step from 0."""
         if dist.get_world_size() == 1:
             return self.requested
+        if step % STEPS_BETWEEN_AGREEMENTS:
+            return False
         requested = torch.tensor(int(self.requested))
         dist.all_reduce(requested, 'max')
         return bool(requested)
@@ -78,23 +76,13 @@ class PreemptionHook(Hook):
         # Processes may have different numbers of batches; all of them reach this many.
         loader = runner.val_dataloader
         shared = len(loader.dataset) // (dist.get_world_size() * (loader.batch_size or 1))
-        if (
-            may_save(runner)
-            and is_agreement_due(batch_idx)
-            and batch_idx < shared
-            and self.agreed()
-        ):
+        if may_save(runner) and batch_idx < shared and self.agreed_at(batch_idx):
             raise StopRequested
 
 
 def may_save(runner: Runner) -> bool:
     """Whether a checkpoint would be complete: accumulated gradients are not part of it."""
     return runner.optim_wrapper.should_update()
-
-
-def is_agreement_due(step: int) -> bool:
-    """Whether the processes ask each other about SIGTERM after this step, counted from 0."""
-    return dist.get_world_size() == 1 or step % STEPS_BETWEEN_AGREEMENTS == 0
 
 
 def leave_note() -> None:

@@ -1,6 +1,7 @@
 """mmengine's Runner, for trainings that can be stopped at any moment and for tests."""
 
 import copy
+from functools import partial
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -20,7 +21,7 @@ from .console import ConsoleHook, prints_to, quiet
 from .loops import ResumableEpochLoop, ResumableIterLoop
 from .metrics import add_per_class
 from .nan_guard import NO_CLIPPING, NanGuardHook
-from .sampler import shield_workers
+from .sampler import ignore_foreign_sigterm
 
 LOOPS_FOR = {EpochBasedTrainLoop: ResumableEpochLoop, IterBasedTrainLoop: ResumableIterLoop}
 
@@ -47,7 +48,9 @@ class ReliableRunner(GuardsDatasets, Runner):
     ) -> DataLoader:
         """A loader whose workers survive the SIGTERM that their process is sent."""
         with prints_to(self.logger):
-            return shield_workers(super().build_dataloader(dataloader, seed, diff_rank_seed))
+            loader = super().build_dataloader(dataloader, seed, diff_rank_seed)
+        loader.worker_init_fn = partial(ignore_foreign_sigterm, initialize=loader.worker_init_fn)
+        return loader
 
     def build_evaluator(self, evaluator: Evaluator | dict | list) -> Evaluator:
         """An evaluator whose metrics include those of every class."""
@@ -73,11 +76,10 @@ class ReliableRunner(GuardsDatasets, Runner):
         """A loop that resumes exactly, in place of mmengine's of the same kind."""
         if isinstance(loop, dict):
             loop = dict(loop)
-            by_epoch = loop.pop('by_epoch', None)
-            default = EpochBasedTrainLoop if by_epoch else IterBasedTrainLoop
-            kind = loop.get('type', default)
+            default = EpochBasedTrainLoop if loop.pop('by_epoch', None) else IterBasedTrainLoop
+            kind = loop.setdefault('type', default)
             kind = LOOPS.get(kind) if isinstance(kind, str) else kind
-            loop['type'] = LOOPS_FOR[kind].__name__ if kind in LOOPS_FOR else loop['type']
+            loop['type'] = LOOPS_FOR.get(kind, loop['type'])
         return super().build_train_loop(loop)
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:

@@ -11,7 +11,6 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from os import _exit, getppid
 from typing import Any, NamedTuple
 
@@ -27,11 +26,7 @@ STEP, IMAGE, VALIDATION = range(3)
 
 
 def seed_randomness(*place: int) -> None:
-    """Seed Python's, NumPy's and torch's random numbers by a place in the run.
-
-    Args:
-        *place: Numbers from 0, the run's seed among them.
-    """
+    """Seed Python's, NumPy's and torch's random numbers by a place in the run, numbers from 0."""
     first, second = np.random.SeedSequence(place).generate_state(2, np.uint64)
     random.seed(int(first))
     np.random.seed(int(first) % 2**32)
@@ -39,43 +34,32 @@ def seed_randomness(*place: int) -> None:
 
 
 class SampleIndex(NamedTuple):
-    """An image of the dataset and its place in the run.
+    """An image of the dataset and its place in the run."""
 
-    Attributes:
-        index: Of the image in the dataset.
-        epoch: The number of whole passes through the dataset before.
-        number: The position within the epoch, counted over all processes.
-    """
+    index: int  # of the image in the dataset
+    epoch: int  # whole passes through the dataset before
+    number: int  # position within the epoch, counted over all processes
 
-    index: int
-    epoch: int
-    number: int
+
+SAME_OPTIONS = (
+    *('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn', 'generator'),
+    *('multiprocessing_context', 'prefetch_factor', 'persistent_workers'),
+)
 
 
 class ResumableLoader(DataLoader):
     """A loader that starts at any batch, and whose images depend on their place in the run alone.
 
-    Args:
-        loader: As ``Runner.build_dataloader`` returns it.
-        seed: The run's seed.
-        endless: Whether to begin again where the sampler ends. Default: one epoch at a time.
+    ``endless``: begins again where the sampler ends, instead of giving one epoch at a time.
     """
 
     batch_sampler: 'ResumableSampler'
 
-    def __init__(self, loader: DataLoader, seed: int, endless: bool = False) -> None:
+    def __init__(self, loader: DataLoader, seed: int, endless: bool) -> None:
         super().__init__(
             SeededDataset(loader.dataset, seed),
             batch_sampler=ResumableSampler(loader.batch_sampler, endless),
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
-            generator=loader.generator,
-            prefetch_factor=loader.prefetch_factor,
-            persistent_workers=loader.persistent_workers,
+            **{name: getattr(loader, name) for name in SAME_OPTIONS},
         )
 
     def __iter__(self) -> Iterator[Any]:
@@ -89,12 +73,7 @@ class ResumableLoader(DataLoader):
 
 
 class ResumableSampler(Sampler[list[SampleIndex]]):
-    """The batches of another sampler from any batch on, each sample with its place in the run.
-
-    Args:
-        batches: Chooses the images of each batch.
-        endless: Whether to begin again where it ends.
-    """
+    """The batches of another sampler from any batch on, each sample with its place in the run."""
 
     def __init__(self, batches: BatchSampler, endless: bool) -> None:
         self.batches = batches
@@ -134,12 +113,7 @@ class ResumableSampler(Sampler[list[SampleIndex]]):
 
 
 class SeededDataset(Dataset):
-    """A dataset whose random transforms depend on the sample's place in the run alone.
-
-    Args:
-        dataset: The dataset; its attributes are found here too.
-        seed: The run's seed.
-    """
+    """A dataset, with its attributes, whose random transforms depend on the place in the run."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
@@ -161,17 +135,11 @@ class SeededDataset(Dataset):
         return self.dataset[sample.index]
 
 
-def shield_workers(loader: DataLoader) -> DataLoader:
-    """Let workers survive a SIGTERM that a scheduler sends to every process of a job.
-
-    The training needs them until it has saved; then their parent ends them.
-    """
-    loader.worker_init_fn = partial(ignore_foreign_sigterm, initialize=loader.worker_init_fn)
-    return loader
-
-
 def ignore_foreign_sigterm(worker_id: int, initialize: Callable[[int], None] | None) -> None:
-    """In a worker: ignore SIGTERM from any process but the parent."""
+    """In a worker: survive a SIGTERM that a scheduler sends to every process of a job.
+
+    The training needs its workers until it has saved; then their parent ends them.
+    """
     # macOS lacks it, and has no such schedulers.
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

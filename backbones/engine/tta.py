@@ -8,13 +8,8 @@ from backbones.data.config_datasets import datasets_of, walk
 from backbones.errors import ConfigError
 
 DETECTION_META_KEYS = (
-    'img_id',
-    'img_path',
-    'ori_shape',
-    'img_shape',
-    'scale_factor',
-    'flip',
-    'flip_direction',
+    *('img_id', 'img_path', 'ori_shape', 'img_shape'),
+    *('scale_factor', 'flip', 'flip_direction'),
 )
 
 
@@ -23,9 +18,6 @@ def use_test_time_augmentation(config: Config) -> None:
 
     The config's own ``tta_model`` and ``tta_pipeline`` are used if it has them. A detector without
     them is tested on each image and its mirror image.
-
-    Args:
-        config: Changed in place.
 
     Raises:
         ConfigError: The model predicts masks, which mmdet cannot merge, or there is no
@@ -45,19 +37,12 @@ def use_test_time_augmentation(config: Config) -> None:
 
 def add_detection_defaults(config: Config) -> None:
     """Give a detector's config the model and pipeline that mmdet's own tool defaults to."""
-    config.setdefault(
-        'tta_model',
-        ConfigDict(
-            type='DetTTAModel',
-            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
-        ),
-    )
+    merging = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+    config.setdefault('tta_model', ConfigDict(type='DetTTAModel', tta_cfg=merging))
     if 'tta_pipeline' in config:
         return
     pipeline = copy.deepcopy(next(datasets_of(config, ('test',))).pipeline)
     flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
     pack = [dict(type='PackDetInputs', meta_keys=DETECTION_META_KEYS)]
-    config.tta_pipeline = [
-        *pipeline[:-1],
-        ConfigDict(type='TestTimeAug', transforms=[flips, pack]),
-    ]
+    augment = ConfigDict(type='TestTimeAug', transforms=[flips, pack])
+    config.tta_pipeline = [*pipeline[:-1], augment]

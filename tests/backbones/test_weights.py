@@ -260,45 +260,30 @@ def test_text_that_mmengine_would_run_is_dropped(tmp_path):
 # Files that are no checkpoints.
 
 
-def write_broken(path: Path, kind: str) -> None:
-    torch.save({'state_dict': TENSORS}, path)
-    whole = path.read_bytes()
-    match kind:
-        case 'missing':
-            path.unlink()
-        case 'empty':
-            path.write_bytes(b'')
-        case 'cut short':
-            path.write_bytes(whole[: len(whole) // 2])
-        case 'cut short, before torch 1.6':
-            OLD_FORMAT({'state_dict': TENSORS}, path)
-            path.write_bytes(path.read_bytes()[:-20])
-        case 'a web page':
-            path.write_text('<!DOCTYPE html><title>Sign in</title>')
-        case 'a list':
-            torch.save([1, 2, 3], path)
-        case 'no tensors':
-            torch.save({'state_dict': {'a': 1}}, path)
-        case 'a whole module':
-            torch.save(torch.nn.Linear(1, 1), path)
+def cut(path: Path, save: Callable = torch.save, end: int = -400) -> None:
+    save({'state_dict': TENSORS}, path)
+    path.write_bytes(path.read_bytes()[:end])
 
 
-@pytest.mark.parametrize(
-    ('kind', 'said'),
-    [
-        ('missing', 'does not exist'),
-        ('empty', 'is empty'),
-        ('cut short', 'cut short'),
-        ('cut short, before torch 1.6', 'cut short'),
-        ('a web page', 'not a checkpoint.*DOCTYPE'),
-        ('a list', 'no tensors'),
-        ('no tensors', 'no tensors'),
-        ('a whole module', r'torch\.nn\.modules\.linear\.Linear'),
-    ],
-)
-def test_broken_files_are_told_apart_and_named(kind, said, tmp_path):
+BROKEN = {
+    'missing': (lambda path: None, 'does not exist'),
+    'empty': (lambda path: path.write_bytes(b''), 'is empty'),
+    'cut short': (cut, 'cut short'),
+    'cut short, before torch 1.6': (lambda path: cut(path, OLD_FORMAT, -20), 'cut short'),
+    'a web page': (lambda path: path.write_text('<!DOCTYPE html>'), 'not a checkpoint.*DOCTYPE'),
+    'a list': (lambda path: torch.save([1, 2, 3], path), 'no tensors'),
+    'no tensors': (lambda path: torch.save({'state_dict': {'a': 1}}, path), 'no tensors'),
+    'a whole module': (
+        lambda path: torch.save(torch.nn.Linear(1, 1), path), r'torch\.nn\.modules\.linear\.Linear'
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', BROKEN)
+def test_broken_files_are_told_apart_and_named(kind, tmp_path):
+    write, said = BROKEN[kind]
     path = tmp_path / 'broken.pth'
-    write_broken(path, kind)
+    write(path)
     with pytest.raises(CheckpointError, match=said) as error:
         read_checkpoint(path)
     assert str(path) in str(error.value)
@@ -399,21 +384,14 @@ def cached_files(tmp_path: Path) -> list[Path]:
     return [path for path in files if path.is_file() and path.suffix != '.lock']
 
 
-def test_a_download_is_kept(server):
-    server.files['/a/epoch_12.pth'] = encode_checkpoint(TENSORS, {}, '.pth')
-    for _ in range(2):
-        loaded = load_checkpoint(f'{server.url}/a/epoch_12.pth')
-        torch.testing.assert_close(dict(loaded['state_dict']), TENSORS)
-    assert server.fetched == ['/a/epoch_12.pth']
-
-
-def test_files_of_one_name_are_told_apart(server):
+def test_downloads_are_kept_and_files_of_one_name_told_apart(server):
     for folder, value in (('a', 1.0), ('b', 2.0)):
         content = encode_checkpoint({'x': torch.tensor(value)}, {}, '.pth')
         server.files[f'/{folder}/epoch_12.pth'] = content
-    for folder, value in (('a', 1.0), ('b', 2.0)):
+    for folder, value in (('a', 1.0), ('b', 2.0), ('a', 1.0)):
         loaded = load_checkpoint(f'{server.url}/{folder}/epoch_12.pth')
         assert loaded['state_dict']['x'] == value
+    assert server.fetched == ['/a/epoch_12.pth', '/b/epoch_12.pth']
 
 
 @pytest.mark.parametrize('digits', [8, 64])

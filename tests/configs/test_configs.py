@@ -35,31 +35,17 @@ def build_from_nothing(config: Config) -> torch.nn.Module:
 
 
 def sample_of(scope: str, height: int, width: int) -> dict:
-    """A batch of one image with an object in it, as a data loader hands it over."""
+    """A batch of one image with ground truth, as a data loader hands it over."""
+    if scope == 'mmdet':
+        from mmdet.testing import demo_mm_inputs
+
+        return demo_mm_inputs(1, (3, height, width), with_mask=True, use_box_type=True)
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
     image = torch.randint(0, 255, (3, height, width), dtype=torch.uint8)
-    if scope == 'mmseg':
-        from mmengine.structures import PixelData
-        from mmseg.structures import SegDataSample
-
-        sample = SegDataSample(metainfo=dict(img_shape=(height, width), ori_shape=(height, width)))
-        sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, height, width)))
-        return dict(inputs=[image], data_samples=[sample])
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.bbox import HorizontalBoxes
-    from mmdet.structures.mask import BitmapMasks
-    from mmengine.structures import InstanceData
-
-    masks = np.zeros((1, height, width), np.uint8)
-    masks[0, 10:60, 20:80] = 1
-    sample = DetDataSample(
-        metainfo=dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1, 1))
-    )
-    sample.gt_instances = InstanceData(
-        bboxes=HorizontalBoxes(torch.tensor([[20.0, 10.0, 80.0, 60.0]])),
-        labels=torch.tensor([3]),
-        masks=BitmapMasks(masks, height, width),
-    )
-    sample.ignored_instances = InstanceData(bboxes=HorizontalBoxes(torch.zeros(0, 4)))
+    sample = SegDataSample(metainfo=dict(img_shape=(height, width), ori_shape=(height, width)))
+    sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, height, width)))
     return dict(inputs=[image], data_samples=[sample])
 
 
@@ -88,11 +74,8 @@ def test_recipe(path):
         'fpn': (32, 2e-4, 1e-4),
     }[task]
     optimizer = config.optim_wrapper.optimizer
-    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == (
-        'AdamW',
-        learning_rate,
-        weight_decay,
-    )
+    expected = ('AdamW', learning_rate, weight_decay)
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == expected
     assert config.auto_scale_lr.base_batch_size == batch == 8 * config.train_dataloader.batch_size
     assert config.model.backbone.norm_eval
     checkpoint = config.model.backbone.init_cfg.checkpoint
@@ -228,12 +211,12 @@ def test_inferencers(tmp_path):
     from mmseg.apis import MMSegInferencer
 
     image = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
-    for inferencer, path, key in (
-        (DetInferencer, 'det_configs/mask_rcnn_effv2_s0.py', 'predictions'),
-        (MMSegInferencer, 'seg_configs/fpn_effv2_s0.py', 'predictions'),
+    for inferencer, path in (
+        (DetInferencer, 'det_configs/mask_rcnn_effv2_s0.py'),
+        (MMSegInferencer, 'seg_configs/fpn_effv2_s0.py'),
     ):
         config = Config.fromfile(ROOT / path)
         config.model.backbone.init_cfg = None
         config.dump(tmp_path / 'config.py')
         run = inferencer(str(tmp_path / 'config.py'), device='cpu')
-        assert run(image, out_dir='')[key] is not None
+        assert run(image, out_dir='')['predictions'] is not None

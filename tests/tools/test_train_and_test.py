@@ -200,13 +200,6 @@ def test_tta(task, shapes, run_tool, tmp_path):
         assert figures(tmp_path / 'tta.json')[name] >= 0
 
 
-@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
-def test_help_has_examples(tool, run_tool):
-    done = run_tool(tool, '--help')
-    assert done.returncode == 0
-    assert 'examples:' in done.stdout.lower()
-
-
 @pytest.mark.parametrize(
     'script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh']
 )

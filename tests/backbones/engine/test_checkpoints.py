@@ -26,45 +26,36 @@ def save(path: Path, age: int, **more: object) -> Path:
     return path
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def cut_a_little(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-700])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b'')
-
-
-def flip_bits(path: Path) -> None:
-    content = bytearray(path.read_bytes())
+def flip_bits(content: bytes) -> bytes:
     middle = len(content) // 2
-    content[middle : middle + 64] = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
-    path.write_bytes(content)
+    flipped = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
+    return content[:middle] + flipped + content[middle + 64 :]
 
 
-def zero_a_block(path: Path) -> None:
-    """What a machine leaves that failed before a file reached its disk."""
-    content = bytearray(path.read_bytes())
-    content[-4096:] = bytes(4096)
-    path.write_bytes(content)
+CORRUPTIONS = {
+    'truncated': lambda content: content[: len(content) // 2],
+    'cut a little': lambda content: content[:-700],
+    'empty': lambda content: b'',
+    'bits flipped': flip_bits,
+    # What a machine leaves that failed before a file reached its disk.
+    'zeros in the last block': lambda content: content[:-4096] + bytes(4096),
+    'deleted': None,
+}
 
 
-DAMAGES = [truncate, cut_a_little, empty, flip_bits, zero_a_block, Path.unlink]
-
-
-@pytest.mark.parametrize('corrupt', DAMAGES, ids=lambda corrupt: corrupt.__name__)
-def test_a_corruptd_newest_is_passed_over(corrupt: Callable[[Path], None], tmp_path):
+@pytest.mark.parametrize('corrupt', CORRUPTIONS.values(), ids=CORRUPTIONS)
+def test_a_corrupt_newest_is_passed_over(corrupt: Callable | None, tmp_path):
     good = save(tmp_path / 'iter_8.pth', age=20)
     save(tmp_path / 'iter_4.pth', age=30)
     newest = save(tmp_path / 'iter_12.pth', age=10)
     (tmp_path / 'last_checkpoint').write_text(str(newest))
-    corrupt(newest)
+    if corrupt is None:
+        newest.unlink()
+    else:
+        newest.write_bytes(corrupt(newest.read_bytes()))
     path, checkpoint, reasons = newest_checkpoint(tmp_path)
     assert path == good and 'optimizer' in checkpoint
-    assert len(reasons) == (1 if newest.exists() else 0)
+    assert len(reasons) == (0 if corrupt is None else 1)
     assert all('iter_12.pth' in reason for reason in reasons)
 
 
@@ -90,8 +81,8 @@ def test_the_best_checkpoint_is_none_to_resume(tmp_path):
     assert newest_checkpoint(tmp_path / 'nowhere') is None
 
 
-def test_only_corruptd_ones_are_no_reason_to_start_anew(tmp_path):
-    truncate(save(tmp_path / 'iter_8.pth', age=10))
+def test_only_corrupt_ones_are_no_reason_to_start_anew(tmp_path):
+    save(tmp_path / 'iter_8.pth', age=10).write_bytes(b'PK')
     torch.save({'state_dict': {'x': torch.ones(1)}}, tmp_path / 'epoch_1.pth')
     with pytest.raises(CheckpointError) as refused:
         newest_checkpoint(tmp_path)
@@ -99,11 +90,8 @@ def test_only_corruptd_ones_are_no_reason_to_start_anew(tmp_path):
     assert 'iter_8.pth' in str(refused.value) and 'no optimizer' in str(refused.value)
 
 
-def fail_with(code: int) -> Callable:
-    def fail(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    return fail
+def fail(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize('function', ['fsync', 'replace'])
@@ -113,7 +101,7 @@ def test_what_cannot_be_written_leaves_everything_as_it_was(function, tmp_path, 
     for path in (old, oldest):
         backend.put(b'whole', str(path))
     backend.remove(str(oldest))
-    monkeypatch.setattr(os, function, fail_with(errno.ENOSPC))
+    monkeypatch.setattr(os, function, fail)
     with pytest.raises(CheckpointError, match=r'iter_8\.pth could not be written: No space left'):
         backend.put(b'new', str(old))
     assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_4.pth', 'iter_8.pth']

@@ -74,7 +74,7 @@ def test_what_was_due_when_the_power_went_is_caught_up(validation, settings, alo
     assert same(finish(tmp_path, **settings), alone)
 
 
-def test_a_damaged_newest_checkpoint_costs_its_interval_only(settings, alone, tmp_path, capsys):
+def test_a_corrupt_newest_checkpoint_costs_its_interval_only(settings, alone, tmp_path, capsys):
     with pytest.raises(PowerCut):
         train(toy_config(tmp_path, **settings, **disturb(22, 'cut_power')))
     newest = Path((tmp_path / 'last_checkpoint').read_text())
