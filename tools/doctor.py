@@ -3,20 +3,18 @@
 The exit status is 1 when something does not fit. Works with nothing installed at all.
 """
 
-from install import MMCV, TRY_MMCV  # isort: skip  (ends where this Python is too old)
+from install import MMCV, ROOT, TRY_MMCV, normalized_name  # isort: skip  (ends where this Python is too old)
 
 import argparse
 import importlib.metadata
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 TRY_TORCH = """
 import torch
 names = [torch.cuda.get_device_name(gpu) for gpu in range(torch.cuda.device_count())]
@@ -45,23 +43,23 @@ LINES = {
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the version of each distribution, by its name as registries compare names."""
+    """The version of each distribution, by its name as registries compare names."""
     found = ((d.metadata['Name'], d.version) for d in importlib.metadata.distributions())
-    return {re.sub(r'[-_.]+', '-', name).lower(): version for name, version in found if name}
+    return {normalized_name(name): version for name, version in found if name}
 
 
 def run_checks() -> dict[str, tuple[bool, str]]:
-    """Return for each check whether it passed and the last line that it printed."""
-    # From the root, so that `backbones` is found as the tools find it.
-    commands = {
-        name: [sys.executable, *(['-c', code] if code else ['-m', 'pip', 'check'])]
-        for name, code in CHECKS.items()
-    }
+    """For each check whether it passed and the last line that it printed."""
     processes = {
         name: subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, *(['-c', code] if code else ['-m', 'pip', 'check'])],
+            # So that `backbones` is found as the tools find it.
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-        for name, command in commands.items()
+        for name, code in CHECKS.items()
     }
     results = {}
     for name, process in processes.items():
@@ -73,40 +71,39 @@ def run_checks() -> dict[str, tuple[bool, str]]:
 
 
 def command_that_helps(broken: list[str], versions: dict[str, str], own: bool) -> str:
-    """Return the command against the first of what is broken.
+    """The command against the first of what is broken.
 
     Args:
         broken: Keys of ``CHECKS``, or 'two lines'.
         versions: What is installed.
         own: Whether this is the project's own .venv, which tools/install.py looks after.
     """
-    if broken[0] == 'torch' and 'torch' not in versions and not own:
-        return 'make install    (or, in an environment of your own: see docs/install.md)'
-    pip = shlex.join([sys.executable, '-m', 'pip'])
-    if own and broken[0] != 'two lines':
-        return (
-            'python3 tools/install.py --repair    (or, from scratch: rm -r .venv && make install)'
-        )
-    if broken[0] == 'two lines':
+    first, pip = broken[0], shlex.join([sys.executable, '-m', 'pip'])
+    if first == 'two lines':
         # What one line leaves after the other was removed does not work: both go.
         both = [name for pair in LINES.values() for name in pair if name in versions]
         then = 'make install' if own else f'install one of the two again: {ROOT}/docs/install.md'
         return f'{pip} uninstall --yes {" ".join(both)}    and then: {then}'
+    if own:
+        return (
+            'python3 tools/install.py --repair    (or, from scratch: rm -r .venv && make install)'
+        )
+    if first == 'torch' and 'torch' not in versions:
+        return 'make install    (or, in an environment of your own: see docs/install.md)'
     original = any(name in versions for _, name in LINES.values())
-    if broken[0] == 'mmcv':
+    if first == 'mmcv':
         name = LINES['mmcv'][original]
         version = versions.get(name, '2.1.0' if original else '')
-        wanted = f'{name}=={version}' if version else name
         source = f'--no-build-isolation --no-cache-dir --no-binary {name}'
         return (
-            f'{pip} install -r requirements/build.txt && MMCV_WITH_OPS=1 '
-            f'{pip} install --force-reinstall --no-deps {source} {wanted}'
+            f'{pip} install -r requirements/build.txt && MMCV_WITH_OPS=1 {pip} install '
+            f'--force-reinstall --no-deps {source} {name}{"==" if version else ""}{version}'
         )
-    if broken[0] == 'backbones':
+    if first == 'backbones':
         return f'{pip} install --no-deps -e {ROOT}'
-    if broken[0] in LINES and original:
-        limit = {'mmdet': '==3.3.0', 'mmseg': '==1.2.2'}.get(broken[0], '')
-        return f'{pip} install {LINES[broken[0]][1]}{limit}'
+    if first in LINES and original:
+        limit = {'mmdet': '==3.3.0', 'mmseg': '==1.2.2'}.get(first, '')
+        return f'{pip} install {LINES[first][1]}{limit}'
     return f'{pip} install --no-build-isolation -r requirements/runtime.txt'
 
 

@@ -66,15 +66,9 @@ class InstallError(Exception):
 
 
 def normalized_name(requirement: str) -> str:
-    """Return the distribution's name in a requirement, as registries compare names."""
+    """The distribution's name in a requirement, as registries compare names."""
     match = re.match(r'[A-Za-z0-9][\w.-]*', requirement.strip())
     return re.sub(r'[-_.]+', '-', match.group()).lower() if match else ''
-
-
-def lowest_versions(requirements: str) -> dict[str, str]:
-    """Return the lower bound of each distribution in lines such as ``av>=17.1,<=18.1.0``."""
-    found = re.findall(r'^([\w.-]+)>=([\w.]+)', requirements, re.MULTILINE)
-    return {normalized_name(name): version for name, version in found}
 
 
 def replace_pins(constraints: str, versions: dict[str, str | None]) -> str:
@@ -85,7 +79,7 @@ def replace_pins(constraints: str, versions: dict[str, str | None]) -> str:
 
 
 def choose_torch(asked: str, pinned: str, version: str | None, state: dict) -> str | None:
-    """Decide which torch to install; None keeps the one that is there.
+    """The requirement of the torch to install; None keeps the one that is there.
 
     Args:
         asked: The user's TORCH; '' for none.
@@ -104,26 +98,23 @@ def choose_torch(asked: str, pinned: str, version: str | None, state: dict) -> s
 
 
 def run(command: list[str], log: Path, title: str, **variables: str) -> None:
-    """Run a command with its output in a log, and one line on the screen that shows progress.
-
-    Raises:
-        InstallError: It failed; the message has the end of its output.
-    """
+    """Run a command with its output in a log, and one line on the screen that shows progress."""
     terminal, began = sys.stdout.isatty(), time.monotonic()
     with log.open('a+', errors='replace') as sink:
         print(f'\n$ {shlex.join(command)}', file=sink, flush=True)
-        start = sink.tell()
-        environment = {**os.environ, **variables}
+        start, output = sink.tell(), ''
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            env={**os.environ, **variables},
         )
-        running, output = True, ''
         try:
-            while running:
+            while process.returncode is None:
                 show_progress(title, time.monotonic() - began, output, terminal)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(1 if terminal else 30)
-                    running = False
                 sink.seek(start)
                 output = sink.read()
         finally:
@@ -165,15 +156,7 @@ def require_compiler() -> None:
 
 
 class Installation:
-    """One run of the installer.
-
-    Args:
-        root: The checkout.
-        wheelhouse: Folder of ready wheels.
-        torch: Requirement of another torch, with pip's options; '' for the pinned one.
-        oldest: Install the lowest versions that requirements/ allow, into .venv-oldest.
-        repair: Look at everything again, whatever the last run recorded.
-    """
+    """One run of the installer; ``torch`` is TORCH, ``repair`` ignores what the last run noted."""
 
     def __init__(
         self,
@@ -192,9 +175,9 @@ class Installation:
         self.constraints = texts['constraints']
         self.asked_torch = torch
         if oldest:
-            lowest = lowest_versions(
-                '\n'.join(texts[name] for name in ('runtime', 'tests', 'export'))
-            )
+            bounds = '\n'.join(texts[name] for name in ('runtime', 'tests', 'export'))
+            bounds = re.findall(r'^([\w.-]+)>=([\w.]+)', bounds, re.MULTILINE)
+            lowest = {normalized_name(name): version for name, version in bounds}
             # Like any torch that is not the pinned one, the oldest has limits of its own.
             self.asked_torch = torch or f'torch=={lowest.pop("torch")}'
             self.constraints = replace_pins(self.constraints, lowest)
@@ -202,10 +185,9 @@ class Installation:
         self.pinned_torch = f'torch=={self.pins["torch"]}'
         parts = [*map(texts.get, sorted(texts)), (root / 'pyproject.toml').read_text(), str(root)]
         self.key = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
-        try:
+        self.state = {}
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError):
             self.state = json.loads(self.state_file.read_text())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            self.state = {}
         if repair:
             self.state['key'] = ''
 
@@ -295,10 +277,8 @@ class Installation:
         """Install mmcv from the first wheel whose operators run with this torch, or compile it."""
         if self.version(MMCV) == self.pins[MMCV] and self.try_code(TRY_MMCV) is None:
             return
-        title, replace = '[3/4] mmcv', ['install', '--force-reinstall', '--no-deps']
         for wheel in self.wheels():
-            self.pip(f'{title}: {wheel.name}', *replace, str(wheel))
-            reason = self.try_code(TRY_MMCV)
+            reason = self.try_wheel(wheel)
             if reason is None:
                 return
             print(f'{wheel} does not fit torch {self.version("torch")}: {reason}', flush=True)
@@ -308,26 +288,26 @@ class Installation:
         build = self.venv / 'build' / f'torch-{self.version("torch")}'
         if not list(build.glob('*/setup.py')):
             source = ['--no-deps', '--no-build-isolation', f'--no-binary={MMCV}', f'--dest={build}']
-            self.pip(f'{title}: source', 'download', *source, f'{MMCV}=={self.pins[MMCV]}')
+            wanted = f'{MMCV}=={self.pins[MMCV]}'
+            self.pip('[3/4] mmcv: source', 'download', *source, wanted)
             with tarfile.open(next(build.glob('*.tar.gz'))) as archive:
                 # The argument came with a security release of each Python.
                 safely = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
                 archive.extractall(build, **safely)
-        print(
-            'mmcv is compiled now, which takes minutes, once. Interrupted, it goes on.', flush=True
-        )
-        compile_it = ['wheel', '--verbose', '--no-deps', '--no-build-isolation']
+        print('mmcv is compiled once, which takes minutes. Interrupted, it goes on.', flush=True)
+        options = ['--verbose', '--no-deps', '--no-build-isolation', f'--wheel-dir={self.cache()}']
         folder = str(next(build.glob('*/setup.py')).parent)
-        variables = build_variables()
-        self.pip(
-            f'{title}: compiling', *compile_it, f'--wheel-dir={self.cache()}', folder, **variables
-        )
-        wheel = max(self.cache().glob('*.whl'), key=lambda path: path.stat().st_mtime)
-        self.pip(f'{title}: {wheel.name}', *replace, str(wheel))
-        reason = self.try_code(TRY_MMCV)
+        self.pip('[3/4] mmcv: compiling', 'wheel', *options, folder, **build_variables())
+        reason = self.try_wheel(max(self.cache().glob('*.whl'), key=lambda p: p.stat().st_mtime))
         if reason is not None:
             raise InstallError(f'mmcv was built but does not work: {reason}; choose another TORCH')
         shutil.rmtree(build.parent)
+
+    def try_wheel(self, wheel: Path) -> str | None:
+        """Install a wheel of mmcv; return why its operators do not run, None where they do."""
+        title = f'[3/4] mmcv: {wheel.name}'
+        self.pip(title, 'install', '--force-reinstall', '--no-deps', str(wheel))
+        return self.try_code(TRY_MMCV)
 
     def cache(self) -> Path:
         """The folder outside of the checkout where built wheels are kept, one for each torch."""
@@ -396,7 +376,7 @@ def main() -> None:
     """Install; end with a message on stderr where that fails."""
     parser = argparse.ArgumentParser(
         description='Make .venv and install what is missing there.',
-        epilog='Variables: WHEELHOUSE, a folder of ready wheels, and TORCH, another torch with the '
+        epilog='Variables: WHEELHOUSE, a folder of ready wheels, and TORCH, another torch with '
         "options of pip: 'torch==2.6.0 --index-url URL'.",
     )
     parser.add_argument(
@@ -407,13 +387,10 @@ def main() -> None:
     wheelhouse = os.environ.get('WHEELHOUSE')
     folder = Path(wheelhouse).expanduser().resolve() if wheelhouse else None
     # Two at once, `make test` beside `make demo` say, would write over each other.
-    lock = os.open(ROOT, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    fcntl.flock(os.open(ROOT, os.O_RDONLY), fcntl.LOCK_EX)
     try:
         if folder and not folder.is_dir():
-            raise InstallError(
-                f'WHEELHOUSE={wheelhouse} is not a folder; correct it or leave it out'
-            )
+            raise InstallError(f'WHEELHOUSE={wheelhouse} is not a folder')
         torch = os.environ.get('TORCH', '').strip()
         Installation(ROOT, folder, torch, options.oldest, options.repair).run()
     except InstallError as error:
