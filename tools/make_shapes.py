@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ VERSION = 1
 # The names of a split: ours, in COCO's layout, in ADE20K's.
 SPLITS = (('train', 'train2017', 'training'), ('val', 'val2017', 'validation'))
 # Everything is drawn on a canvas this many times finer, and averaged down. It is odd so that one
-# fine pixel lies on the centre of every pixel: the segmentation map takes that one.
+# fine pixel lies on the center of every pixel: the segmentation map takes that one.
 SUPERSAMPLING = 3
 OBJECTS_PER_IMAGE = (2, 6)
 # Diameters as fractions of the image's shorter side.
@@ -113,17 +114,11 @@ def dots(u: np.ndarray, v: np.ndarray, period: float, phase: float) -> np.ndarra
 
 
 class Sprite(NamedTuple):
-    """An object by itself, in square arrays of S fine pixels a side.
+    """An object by itself, in square arrays of S fine pixels a side."""
 
-    Attributes:
-        color: (S, S, 3) float32, BGR, about 0 to 1.
-        mask: (S, S) bool.
-        shadow: (S, S) float32, the share of the light that it takes from what lies behind.
-    """
-
-    color: np.ndarray
-    mask: np.ndarray
-    shadow: np.ndarray
+    color: np.ndarray  # (S, S, 3) float32, BGR, about 0 to 1
+    mask: np.ndarray  # (S, S) bool
+    shadow: np.ndarray  # (S, S) float32, the share of the light that it takes from what is behind
 
 
 def draw_image(
@@ -153,8 +148,8 @@ def draw_image(
         sprite = draw_sprite(rng, CLASSES[label - 1], size, light)
         area = np.count_nonzero(sprite.mask)
         for _ in range(PLACEMENT_TRIES):
-            centre = rng.uniform(0.05, 0.95, 2) * owner[inside].shape + margin
-            window = window_at(centre, sprite)
+            center = rng.uniform(0.05, 0.95, 2) * owner[inside].shape + margin
+            window = window_at(center, sprite)
             after = owner.copy()
             after[window][sprite.mask] = len(labels) + 1
             visible = np.bincount(after[inside].ravel(), minlength=len(labels) + 2)[1:]
@@ -171,8 +166,8 @@ def draw_image(
     image = image * rng.uniform(0.75, 1.15) * rng.uniform(0.95, 1.05, 3)
     image += rng.uniform(0.01, 0.03) * rng.standard_normal(image.shape)
     image = np.clip(image * 255, 0, 255).round().astype(np.uint8)
-    centre = SUPERSAMPLING // 2
-    owner = owner[centre::SUPERSAMPLING, centre::SUPERSAMPLING]
+    center = SUPERSAMPLING // 2
+    owner = owner[center::SUPERSAMPLING, center::SUPERSAMPLING]
     segmentation_map = np.array([0, *labels], np.uint8)[owner]
     return image, segmentation_map, [(label, owner == i) for i, label in enumerate(labels, 1)]
 
@@ -193,13 +188,9 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
 
 
 def draw_sprite(rng: np.random.Generator, name: str, size: float, light: float) -> Sprite:
-    """Draw an object at a random angle, in random colors.
+    """Draw an object of a class, at a random angle and in random colors.
 
-    Args:
-        rng: Decides how the object looks.
-        name: Its class.
-        size: Its diameter in fine pixels.
-        light: The direction in which its shadow falls, in radians.
+    ``size`` is its diameter in fine pixels, ``light`` the direction of its shadow in radians.
     """
     # The unit shapes reach out to 1.25 radii; the rest is room for the shadow.
     x = np.linspace(-1.6, 1.6, round(1.6 * size), dtype=np.float32)
@@ -208,9 +199,7 @@ def draw_sprite(rng: np.random.Generator, name: str, size: float, light: float) 
     mask = OUTLINES[name](u, v / rng.uniform(0.8, 1))
     pattern = TEXTURES[name](u, v, rng.uniform(0.45, 0.75), rng.uniform())
     hue, saturation, value = (
-        rng.uniform(*HUES[name]),
-        rng.uniform(0.6, 0.95),
-        rng.uniform(0.65, 0.95),
+        rng.uniform(*limits) for limits in (HUES[name], (0.6, 0.95), (0.65, 0.95))
     )
     # A vivid color, and a much paler or darker one to go with it.
     first = bgr(hue, saturation, value)
@@ -252,10 +241,10 @@ def bgr(hue: float, saturation: float, value: float) -> np.ndarray:
     return cv2.cvtColor(np.float32([[[hue % 360, saturation, value]]]), cv2.COLOR_HSV2BGR)[0, 0]
 
 
-def window_at(centre: Sequence[float], sprite: Sprite) -> tuple[slice, ...]:
-    """Where on the canvas a sprite lies whose centre is at (y, x)."""
-    firsts = [round(c - side / 2) for c, side in zip(centre, sprite.mask.shape, strict=True)]
-    return tuple(slice(first, first + len(sprite.mask)) for first in firsts)
+def window_at(center: Sequence[float], sprite: Sprite) -> tuple[slice, ...]:
+    """Where on the canvas a sprite lies whose center is at (y, x)."""
+    side = len(sprite.mask)
+    return tuple(slice(first := round(c - side / 2), first + side) for c in center)
 
 
 def paste(canvas: np.ndarray, sprite: Sprite, window: tuple[slice, ...]) -> None:
@@ -291,18 +280,12 @@ def write_dataset(out: Path, parameters: dict[str, int]) -> dict[str, Counter]:
 def write_split(root: Path, split: str, parameters: dict[str, int]) -> Counter:
     number = [each[0] for each in SPLITS].index(split)
     _, coco, ade = SPLITS[number]
-    images = root / 'coco' / coco
-    linked, maps = root / 'ade' / 'images' / ade, root / 'ade' / 'annotations' / ade
-    (root / 'coco' / 'annotations').mkdir(parents=True, exist_ok=True)
-    for folder in (images, linked, maps):
-        folder.mkdir(parents=True)
-    document = dict(
-        info=dict(description='Synthetic textured shapes', version=str(VERSION)),
-        categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)],
-        images=[],
-        annotations=[],
-    )
+    images, linked = root / 'coco' / coco, root / 'ade' / 'images' / ade
+    maps, annotation_folder = root / 'ade' / 'annotations' / ade, root / 'coco' / 'annotations'
+    for folder in (images, linked, maps, annotation_folder):
+        folder.mkdir(parents=True, exist_ok=True)
     height, width = parameters['height'], parameters['width']
+    entries, annotations = [], []
     # disable=None: no progress bar in a log file.
     for index in tqdm(range(parameters[split]), split, disable=None):
         # A generator for each image: a larger dataset begins with the images of a smaller one.
@@ -317,31 +300,35 @@ def write_split(root: Path, split: str, parameters: dict[str, int]) -> Counter:
         except OSError:
             shutil.copyfile(file, linked / file.name)
         (maps / f'{stem}.png').write_bytes(cv2.imencode('.png', segmentation_map + 1)[1])
-        document['images'].append(
-            dict(id=index + 1, file_name=file.name, height=height, width=width)
-        )
-        for label, mask in objects:
-            document['annotations'].append(
-                dict(
-                    # COCOeval takes an id of 0 for "none".
-                    id=len(document['annotations']) + 1,
-                    image_id=index + 1,
-                    category_id=label,
-                    bbox=list(cv2.boundingRect(mask.astype(np.uint8))),
-                    area=int(mask.sum()),
-                    segmentation=coco_segmentation(mask),
-                    iscrowd=0,
-                )
+        entries.append(dict(id=index + 1, file_name=file.name, height=height, width=width))
+        annotations += [
+            dict(
+                # COCOeval takes an id of 0 for "none".
+                id=len(annotations) + order,
+                image_id=index + 1,
+                category_id=label,
+                bbox=list(cv2.boundingRect(mask.astype(np.uint8))),
+                area=int(mask.sum()),
+                segmentation=coco_segmentation(mask),
+                iscrowd=0,
             )
-    (root / 'coco' / 'annotations' / f'instances_{coco}.json').write_text(json.dumps(document))
-    return Counter(CLASSES[each['category_id'] - 1] for each in document['annotations'])
+            for order, (label, mask) in enumerate(objects, 1)
+        ]
+    document = dict(
+        info=dict(description='Synthetic textured shapes', version=str(VERSION)),
+        categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)],
+        images=entries,
+        annotations=annotations,
+    )
+    (annotation_folder / f'instances_{coco}.json').write_text(json.dumps(document))
+    return Counter(CLASSES[each['category_id'] - 1] for each in annotations)
 
 
 def coco_segmentation(mask: np.ndarray) -> list[list[float]] | dict:
     """Encode a mask, (H, W) bool, as COCO does: polygons, or compressed RLE if it has holes."""
-    # OpenCV leads a contour through the centres of the border pixels, so that it would be undecided
+    # OpenCV leads a contour through the centers of the border pixels, so that it would be undecided
     # whether these belong to the polygon. At twice the resolution it runs a quarter of a pixel
-    # outside of their centres, and the polygon holds exactly the pixels of the mask.
+    # outside of their centers, and the polygon holds exactly the pixels of the mask.
     doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if (hierarchy[0, :, 3] >= 0).any():
@@ -351,18 +338,12 @@ def coco_segmentation(mask: np.ndarray) -> list[list[float]] | dict:
 
 
 def is_already_there(out: Path, parameters: dict[str, int], overwrite: bool) -> bool:
-    """Return whether ``out`` holds the wanted dataset.
-
-    Raises:
-        FileExistsError: ``out`` holds something else: files that are no shapes dataset, which are
-            never replaced, or one with other parameters while ``overwrite`` is not given.
-    """
+    """Return whether ``out`` holds the wanted dataset; raise where it must not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    try:
+    found = None
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
         found = json.loads((out / 'parameters.json').read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        found = None
     if not isinstance(found, dict) or found.keys() != parameters.keys():
         raise FileExistsError(f'{out} is something else than a shapes dataset; choose another OUT')
     if found != parameters and not overwrite:
