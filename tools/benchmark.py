@@ -26,7 +26,6 @@ with explain_missing():
     )
 
     from backbones.benchmark.benchmark import benchmark, default_threads
-    from backbones.benchmark.measure import Effort
     from backbones.benchmark.report import draw_plot, format_outcome
     from backbones.benchmark.work import BACKENDS, PARTS, Setting
     from backbones.errors import exit_on_user_error
@@ -96,17 +95,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--rounds',
         type=positive,
-        default=Effort.rounds,
+        default=10,
         metavar='N',
-        help=f'turns of every model, at most (default: {Effort.rounds})',
+        help='turns of every model, at most (default: 10)',
     )
     parser.add_argument(
         '--seconds',
         type=float,
-        default=Effort.seconds,
+        default=5.0,
         metavar='S',
-        help='for each model and setting; three rounds are measured in any case '
-        f'(default: {Effort.seconds:g})',
+        help='for each model and setting; three rounds are measured in any case (default: 5)',
     )
     parser.add_argument(
         '--out-dir',
@@ -136,7 +134,8 @@ def main() -> int:
             args.configs,
             settings,
             args.peers,
-            Effort(args.rounds, args.seconds),
+            args.rounds,
+            args.seconds,
             args.cfg_options,
             lambda line: print(line, file=sys.stderr, flush=True),
         )

@@ -3,11 +3,13 @@
 import gc
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +21,7 @@ import torch
 from backbones.errors import ConfigError
 
 from .candidates import OURS, Group, group_configs
-from .measure import Effort, Timed, count_macs, measure_in_turns, peak_memory
+from .measure import Timed, count_macs, measure_in_turns, peak_memory
 from .work import SUFFIXES, Setting, export_model, make_batch, make_runner
 
 DEFAULT_SIZES = {'mmseg': (512, 512), 'mmdet': (800, 1333)}
@@ -32,7 +34,8 @@ def benchmark(
     configs: Sequence[str],
     settings: Sequence[Setting],
     with_peers: bool,
-    effort: Effort,
+    rounds: int,
+    seconds: float,
     options: dict[str, Any],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def benchmark(
         configs: Paths of configs.
         settings: What is measured; device, threads, deploy and amp are the same in all.
         with_peers: Add MobileNetV2, ResNet-18 and ResNet-50 under the same neck and head.
-        effort: How long is measured.
+        rounds, seconds: How long is measured, see :func:`.measure.measure_in_turns`.
         options: Overrides for the configs, by dotted key.
         report: Called with a line about what is going on.
 
@@ -64,7 +67,7 @@ def benchmark(
         import_module(f'{group.scope}.models')
         for setting in settings:
             sized = replace(setting, size=setting.size or DEFAULT_SIZES[group.scope])
-            results += compare(group, sized, effort, report)
+            results += compare(group, sized, rounds, seconds, report)
     return dict(
         machine=describe_machine(first.device, first.threads, cpus),
         deploy=first.deploy,
@@ -75,15 +78,17 @@ def benchmark(
 
 
 def compare(
-    group: Group, setting: Setting, effort: Effort, report: Callable[[str], None]
+    group: Group, setting: Setting, rounds: int, seconds: float, report: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Measure the models of a group at one setting.
-
-    What fails for one model is said in its result and leaves the others alone.
-    """
+    """Measure the models of a group at one setting; one that fails leaves the others alone."""
     height, width = setting.size
     names = (group.name, setting.part, setting.step, setting.backend)
     what = f'{", ".join(names)}, {height}x{width}, batch {setting.batch}'
+    synchronize = (
+        partial(torch.cuda.synchronize, setting.device)
+        if setting.device.startswith('cuda')
+        else lambda: None
+    )
     results, runners = {}, {}
     with TemporaryDirectory() as folder:
         for name, candidate in group.candidates.items():
@@ -106,8 +111,7 @@ def compare(
                 exported = setting.backend in SUFFIXES
                 file = export_model(candidate, model, setting, Path(folder)) if exported else None
                 runner = make_runner(model, setting, file)
-                peak = peak_memory(candidate, setting, group.scope, file)
-                result['peak_memory_mib'] = None if peak is None else peak / 2**20
+                result['peak_memory_mib'] = peak_memory(candidate, setting, group.scope, file)
                 runner()
                 runners[name] = runner
             # RuntimeError is what torch and the other libraries raise, want of memory included.
@@ -115,12 +119,7 @@ def compare(
                 result['problem'] = ' '.join(str(error).split())[:500]
                 report(f'{what}: {name} failed: {result["problem"]}')
         timed = measure_in_turns(
-            runners,
-            (lambda: torch.cuda.synchronize(setting.device))
-            if setting.device.startswith('cuda')
-            else (lambda: None),
-            effort,
-            lambda line: report(f'{what}: {line}'),
+            runners, synchronize, rounds, seconds, lambda line: report(f'{what}: {line}')
         )
     first = next(iter(timed.values()), None)
     for name, each in timed.items():
@@ -135,11 +134,9 @@ def figures(timed: Timed, first: Timed, batch: int) -> dict[str, Any]:
     low, middle, high = (timed.percentile(percent) * 1e3 for percent in (10, 50, 90))
     latency = dict(
         median=middle,
-        fastest=timed.percentile(0) * 1e3,
         p10=low,
         p90=high,
         spread_percent=(high - low) / middle * 100,
-        calls=sum(map(len, timed.rounds)),
         round_medians=[seconds * 1e3 for seconds in timed.round_medians()],
     )
     per_second = batch * 1e3 / middle
@@ -163,13 +160,8 @@ def one_cpu_per_core() -> list[int]:
 
 
 def pin(threads: int) -> list[int] | None:
-    """Keep this process, and those it starts, on one processor for each thread.
-
-    Call it before anything is computed, since threads that exist stay where they are.
-
-    Returns:
-        The processors; None where the system has no way to, or there are fewer than threads.
-    """
+    """Keep this process, and those it starts, on one processor for each thread, if possible."""
+    # Threads that exist already stay where they are.
     cpus = one_cpu_per_core()[:threads]
     if not hasattr(os, 'sched_setaffinity') or threads > len(cpus):
         return None
@@ -178,12 +170,14 @@ def pin(threads: int) -> list[int] | None:
 
 
 def describe_machine(device: str, threads: int, cpus: list[int] | None) -> dict[str, Any]:
-    """Processor, GPU, system and versions; call it when everything has been imported."""
+    """Processor, GPU, system, and versions of what was imported."""
     cpu, info = platform.processor() or platform.machine(), Path('/proc/cpuinfo')
-    if info.is_file():
-        models = [line for line in info.read_text().splitlines() if line.startswith('model name')]
-        cpu = ' '.join(models[0].partition(':')[2].split()) if models else cpu
-    described = dict(
+    if info.is_file() and (names := re.findall(r'model name\s*: (.*)', info.read_text())):
+        cpu = names[0]
+    gpu = {}
+    if device.startswith('cuda'):
+        gpu = dict(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda)
+    return dict(
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         cpu=cpu,
         threads=threads,
@@ -192,7 +186,5 @@ def describe_machine(device: str, threads: int, cpus: list[int] | None) -> dict[
         system=platform.platform(),
         python=platform.python_version(),
         versions={name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules},
+        **gpu,
     )
-    if device.startswith('cuda'):
-        described |= dict(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda)
-    return described

@@ -32,13 +32,8 @@ OURS = 'EfficientFormerV2'
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to measure, described so that another process can build it.
-
-    Attributes:
-        config_path: Path of a config.
-        peer: A key of ``PEERS`` to take instead of the config's backbone. Default: none.
-        options: Overrides for the config, by dotted key.
-    """
+    """A model to measure, described so that another process can build it: a config, with a key of
+    ``PEERS`` in place of its backbone or None, and overrides by dotted key."""
 
     config_path: str
     peer: str | None = None
@@ -59,14 +54,14 @@ class Candidate:
             neck = config.model.get('neck')
             if not isinstance(neck, dict) or len(neck.get('in_channels', ())) != len(channels):
                 raise ConfigError(
-                    f'{self.config_path}: --peers needs a model whose neck has {len(channels)} '
-                    'in_channels, and this one has none such'
+                    f'{self.config_path}: --peers needs a neck with {len(channels)} in_channels'
                 )
             norm_eval = config.model.backbone.get('norm_eval', False)
             config.model.backbone = ConfigDict(**backbone, norm_eval=norm_eval)
             neck.in_channels = list(channels)
         return config
 
+    @torch.no_grad()
     def build(self) -> nn.Module:
         """The model, with random weights and statistics that fit them, in evaluation mode."""
         torch.manual_seed(0)
@@ -80,7 +75,13 @@ class Candidate:
             model = revert_sync_batchnorm(MODELS.build(config.model))
             model.init_weights()
         logger.setLevel(level)
-        fit_statistics(model.backbone)
+        # With other statistics values vanish on their way through a deep network, and a processor
+        # takes many times as long for numbers close to zero (denormal ones).
+        for module in model.backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.train()
+                module.momentum = 1.0
+        model.backbone(torch.randn(2, 3, 128, 128))
         return model.eval()
 
     @property
@@ -98,13 +99,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Group:
-    """Models that differ in their backbone alone.
-
-    Attributes:
-        name: What is over the backbone.
-        scope: 'mmdet' or 'mmseg'.
-        candidates: The models by name, the given configs first.
-    """
+    """Models that differ in their backbone alone: what is over it, 'mmdet' or 'mmseg', and the
+    models by name, the given configs first."""
 
     name: str
     scope: str
@@ -112,12 +108,7 @@ class Group:
 
 
 def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any]) -> list[Group]:
-    """Put the models that differ in their backbone alone together.
-
-    Args:
-        paths: Configs.
-        with_peers: Add each of ``PEERS`` to each group.
-        options: Overrides for the configs, by dotted key.
+    """Put the models that differ in their backbone alone together, and ``PEERS`` beside them.
 
     Raises:
         ConfigError: A config cannot be read, is given twice, or no peer fits its neck.
@@ -148,24 +139,5 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
 
 def head_name(model: ConfigDict) -> str:
     """MaskRCNN, RetinaNet, or a segmentor's head: FPNHead."""
-    named = model.decode_head if 'decode_head' in model else model
-    if isinstance(named, list):
-        named = named[-1]
-    return named.type.rpartition('.')[2]
-
-
-@torch.no_grad()
-def fit_statistics(backbone: nn.Module) -> None:
-    """Give random weights the BatchNorm statistics that belong to them.
-
-    With others, values vanish on their way through a deep network, and a processor takes many
-    times as long for numbers close to zero (denormal ones).
-    """
-    norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    backbone(torch.randn(2, 3, 128, 128))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    named = model.get('decode_head', model)
+    return (named[-1] if isinstance(named, list) else named).type.rpartition('.')[2]

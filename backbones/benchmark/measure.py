@@ -18,42 +18,16 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .candidates import Candidate
 from .work import Setting, make_runner
 
-NOTES = (
-    'Models take turns, so that what disturbs the machine disturbs all alike: a turn is one call '
-    'that is not timed, then calls for about a quarter of a second. Median and p90 are over all '
-    "timed calls, spread is p90 less p10 in percent of the median; the time ratio is a model's "
-    'median to that of the first model in the same round, the median over the rounds.',
-    'Multiply-adds are half the FLOPs that torch.utils.flop_counter counts in convolutions and '
-    'matrix products, those of attention included, for one image in the network before folding. '
-    'RoI heads, whose cost depends on the image, are left out, and backward passes.',
-    'Peak memory is taken in a process for each model: on a GPU what torch had allocated at most, '
-    'on a CPU what the resident memory grew by after the libraries were loaded; not for compiled '
-    'models on a CPU, nor for exported files on a GPU.',
-)
 MIN_ROUNDS = 3
 WARM_UP_CALLS = 2
 SECONDS_OF_A_TURN = 0.25
 MAX_CALLS_OF_A_TURN = 50
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long is measured.
-
-    Attributes:
-        rounds: How many turns every function gets, at most.
-        seconds: Time for each function, after which no new round begins (but three at least,
-            where ``rounds`` allows).
-    """
-
-    rounds: int = 10
-    seconds: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -71,14 +45,14 @@ class Timed:
 
     def ratio_to(self, other: 'Timed') -> float:
         """The median over the rounds of how many times the other's time this took."""
-        pairs = zip(self.round_medians(), other.round_medians(), strict=True)
-        return float(np.median([mine / theirs for mine, theirs in pairs]))
+        return float(np.median(np.divide(self.round_medians(), other.round_medians())))
 
 
 def measure_in_turns(
     functions: Mapping[str, Callable[[], Any]],
     synchronize: Callable[[], None],
-    effort: Effort,
+    rounds: int,
+    seconds: float,
     report: Callable[[str], None],
 ) -> dict[str, Timed]:
     """Time functions alternately.
@@ -86,23 +60,24 @@ def measure_in_turns(
     Args:
         functions: By name.
         synchronize: Waits until the device has done all it was given.
-        effort: How long.
+        rounds: How many turns every function gets, at most.
+        seconds: Time for each function, after which no new round begins (but three at least).
         report: Called with a line for each round.
     """
     for function in functions.values():
         for _ in range(WARM_UP_CALLS):
             function()
         synchronize()
-    timed: dict[str, list[list[float]]] = {name: [] for name in functions}
+    timed = {name: Timed([]) for name in functions}
     start = time.perf_counter()
-    for number in range(effort.rounds):
-        late = time.perf_counter() - start > effort.seconds * len(functions)
+    for number in range(rounds):
+        late = time.perf_counter() - start > seconds * len(functions)
         if late and number >= MIN_ROUNDS:
             break
         report(f'round {number + 1}')
         for name, function in functions.items():
-            timed[name].append(take_turn(function, synchronize))
-    return {name: Timed(rounds) for name, rounds in timed.items()}
+            timed[name].rounds.append(take_turn(function, synchronize))
+    return timed
 
 
 def take_turn(function: Callable[[], Any], synchronize: Callable[[], None]) -> list[float]:
@@ -120,42 +95,29 @@ def take_turn(function: Callable[[], Any], synchronize: Callable[[], None]) -> l
 
 @torch.no_grad()
 def count_macs(model: nn.Module, part: str, size: tuple[int, int]) -> int:
-    """Multiply-adds for one image.
-
-    Args:
-        model: A model of mmdet or mmseg that was not folded.
-        part: 'backbone', or 'model' for that with neck and dense heads.
-        size: Height and width of the input.
-    """
+    """Multiply-adds of a model that was not folded, or of its backbone, for one image."""
     # Nothing is computed on this device, shapes alone are.
     model = copy.deepcopy(model).to('meta')
     images = torch.zeros(1, 3, *size, device='meta')
     with (
         FlopCounterMode(display=False) as counter,
         # The counter does not know all of its kernels, but it knows its two products.
-        patch.object(F, 'scaled_dot_product_attention', two_products),
+        patch.object(F, 'scaled_dot_product_attention', lambda q, k, v, *_, **__: (q @ k.mT) @ v),
     ):
-        features = model.backbone(images) if part == 'backbone' else model.extract_feat(images)
-        for name in ('decode_head', 'rpn_head', 'bbox_head') if part == 'model' else ():
-            if hasattr(model, name):
-                getattr(model, name)(features)
+        if part == 'backbone':
+            model.backbone(images)
+        else:
+            features = model.extract_feat(images)
+            for name in ('decode_head', 'rpn_head', 'bbox_head'):
+                if hasattr(model, name):
+                    getattr(model, name)(features)
     return counter.get_total_flops() // 2
-
-
-def two_products(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return (q @ k.transpose(-2, -1)) @ v
 
 
 def peak_memory(
     candidate: Candidate, setting: Setting, scope: str, file: Path | None = None
-) -> int | None:
-    """Bytes that a model takes at most, in a process of its own.
-
-    Args:
-        candidate: The model.
-        setting: What it does.
-        scope: 'mmdet' or 'mmseg'.
-        file: Where it is exported, if it is.
+) -> float | None:
+    """MiB that a model, or the file that it was exported to, takes at most in its own process.
 
     Returns:
         None where it cannot be measured so, or where memory was not enough.
@@ -171,7 +133,7 @@ def peak_memory(
     process.start()
     sender.close()
     try:
-        return receiver.recv()
+        return receiver.recv() / 2**20
     except EOFError:
         return None
     finally:

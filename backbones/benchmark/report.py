@@ -5,8 +5,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .measure import NOTES
-
 Result = dict[str, Any]
 COLUMNS = (
     *('model', 'parameters', 'multiply-adds', 'median', 'p90', 'spread', 'images/s'),
@@ -21,13 +19,20 @@ MIXED = (
     'Mixed precision (--amp): float16 on a GPU; on a CPU bfloat16, for all of a segmentor, in '
     'detectors and in training for backbone and neck; in OpenVINO what it chooses.'
 )
-WHAT = (
+NOTES = (
     "'Backbone' is the backbone alone, on a preprocessed photograph; 'whole model' goes from the "
     'pixels of a photograph to segmentation maps, or to boxes, scores, labels and mask '
-    'probabilities inside the boxes; reading, resizing and pasting masks are not included. Weights '
-    'are random, so detectors find other objects than trained ones would.'
+    'probabilities inside the boxes. Weights are random, so detectors find other objects than '
+    'trained ones would.',
+    'Models take turns: one call that is not timed, then calls for a quarter of a second. Spread '
+    'is p90 less p10 in percent of the median; the time ratio is that of the medians of a round '
+    'to those of the first model, the median over the rounds.',
+    'Multiply-adds are those of convolutions and matrix products for one image before folding, '
+    'without RoI heads, whose cost depends on the image, and backward passes.',
+    'Peak memory is taken in a process for each model: on a GPU what torch allocated, on a CPU '
+    'what the resident memory grew by after the libraries were loaded; not for compiled models on '
+    'a CPU, nor for exported files on a GPU.',
 )
-PANELS = (('parameters', 1e6, 'parameters (M)'), ('macs', 1e9, 'multiply-adds (G)'))
 
 
 def format_outcome(outcome: dict[str, Any]) -> str:
@@ -45,7 +50,6 @@ def format_outcome(outcome: dict[str, Any]) -> str:
         f'{versions}; {machine["date"]}; it took {outcome["seconds"]:.0f} s.',
         FOLDED if outcome['deploy'] else NOT_FOLDED,
         *([MIXED] if outcome['amp'] else []),
-        WHAT,
         *NOTES,
     ]
     how = '\n'.join(f'- {note}' for note in notes)
@@ -76,12 +80,10 @@ def format_table(results: list[Result]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     # Names to the left, figures to the right.
     rows.insert(1, ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])])
-    lines = [
-        f'| {row[0]:<{widths[0]}} | '
-        + ' | '.join(f'{cell:>{width}}' for cell, width in zip(row[1:], widths[1:], strict=True))
-        + ' |'
-        for row in rows
-    ]
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append(f'| {" | ".join([name.ljust(widths[0]), *padded])} |')
     problems = [f'\n\n{each["model"]}: {each["problem"]}' for each in results if each['problem']]
     return '\n'.join(lines) + ''.join(problems)
 
@@ -102,30 +104,20 @@ def row_of(result: Result) -> list[str]:
 
 
 def draw_plot(outcome: dict[str, Any], path: Path) -> bool:
-    """Draw latency against parameters and multiply-adds, a row for every table.
-
-    Returns:
-        Whether there was something to draw.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw latency against parameters and multiply-adds, a row for every table with any."""
     from matplotlib.figure import Figure
 
-    tables = [
-        [each for each in results if 'latency_ms' in each]
-        for results in by_title(outcome['results'])
-    ]
-    tables = [results for results in tables if results]
+    measured = [each for each in outcome['results'] if 'latency_ms' in each]
+    tables = by_title(measured)
     if not tables:
         return False
     figure = Figure(figsize=(11, 4.6 * len(tables) + 0.5), layout='constrained')
-    FigureCanvasAgg(figure)
-    for axes, results in zip(
-        figure.subplots(len(tables), 2, squeeze=False, sharey='row'), tables, strict=True
-    ):
+    rows = figure.subplots(len(tables), 2, squeeze=False, sharey='row')
+    for axes, results in zip(rows, tables, strict=True):
         axes[0].set_title(title_of(results[0]), loc='left', fontsize=12, fontweight='bold')
         axes[0].set_ylabel('latency (ms), median; bar: 10 % to 90 %')
-        for one, panel in zip(axes, PANELS, strict=True):
-            draw_panel(one, results, *panel)
+        draw_panel(axes[0], results, 'parameters', 1e6, 'parameters (M)')
+        draw_panel(axes[1], results, 'macs', 1e9, 'multiply-adds (G)')
     machine, folded = outcome['machine'], 'folded' if outcome['deploy'] else 'not folded'
     precision = 'mixed precision' if outcome['amp'] else 'float32'
     below = f'{processor(machine)}; {folded}; {precision}; {machine["date"][:10]}'
@@ -135,32 +127,18 @@ def draw_plot(outcome: dict[str, Any], path: Path) -> bool:
 
 
 def draw_panel(axes: Any, results: list[Result], key: str, unit: float, label: str) -> None:
-    """Points for all models, ours joined by a line, on logarithmic axes with plain numbers."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-
+    """Points for all models, ours joined by a line."""
     for ours, color, marker in ((False, '#c2541b', 's'), (True, '#0b5fa5', 'o-')):
         group = sorted((each for each in results if each['ours'] == ours), key=lambda e: e[key])
-        x = [each[key] / unit for each in group]
         latencies = [each['latency_ms'] for each in group]
-        y = [each['median'] for each in latencies]
+        x, y = [each[key] / unit for each in group], [each['median'] for each in latencies]
         bars = [[abs(each[end] - each['median']) for each in latencies] for end in ('p10', 'p90')]
-        if group:
-            axes.errorbar(x, y, bars, fmt=marker, color=color, elinewidth=1, capsize=3)
-        for each, left, height in zip(group, x, y, strict=True):
+        axes.errorbar(x, y, bars, fmt=marker, color=color, elinewidth=1, capsize=3)
+        for each, point in zip(group, zip(x, y, strict=True), strict=True):
             name = each['model'].removeprefix('EfficientFormerV2-')
             # Ours above their line, others below their points.
-            place = dict(ha='right', va='bottom') if ours else dict(ha='center', va='top')
-            offset = (-8, 4) if ours else (0, -8)
-            axes.annotate(
-                name, (left, height), offset, textcoords='offset points', color=color, **place
-            )
-    axes.set(xscale='log', yscale='log', xlabel=label)
-    axes.margins(x=0.15, y=0.15)
-    for axis in (axes.xaxis, axes.yaxis):
-        low, high = axis.get_view_interval()
-        # Of 1, 2, 5, 10, ... a narrow range may hold none.
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
-        axis.set_major_formatter(StrMethodFormatter('{x:g}'))
-        axis.set_minor_formatter(NullFormatter())
+            offset, side = ((-8, 4), 'right') if ours else ((0, -16), 'center')
+            axes.annotate(name, point, offset, textcoords='offset points', color=color, ha=side)
+    axes.set(xlabel=label)
+    axes.margins(0.15)
     axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)

@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
 from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.amp import features_in_bfloat16, inference_precision
-from backbones.export.check import example_image
+from backbones.export.check import example_image, make_sample
 from backbones.export.exportable import exportable, is_segmentor
 from backbones.inference.masks import keep_masks_small
 from backbones.inference.seg_maps import keep_logits_small, predict_seg_maps
@@ -33,41 +33,23 @@ NUM_OBJECTS = 8
 
 @dataclass(frozen=True)
 class Setting:
-    """What all models that are compared with each other have in common.
+    """What all models that are compared with each other have in common."""
 
-    Attributes:
-        part: 'backbone', or 'model' for all of it, post-processing included.
-        step: 'predict', or 'train' for forward and backward pass and the optimizer's step.
-        backend: One of ``BACKENDS``.
-        size: Height and width of the images. None: 512x512 for segmentors, 800x1333 for detectors.
-        batch: Images at once.
-        deploy: Fold the networks for inference, the peers' too.
-        amp: Mixed precision, as infer.py and train.py have it.
-        device: For instance 'cuda:0'.
-        threads: Of the processor.
-    """
-
-    part: str
-    step: str
-    backend: str
-    size: tuple[int, int] | None
-    batch: int
-    deploy: bool
-    amp: bool
-    device: str
-    threads: int
+    part: str  # 'backbone', or 'model' for all of it, post-processing included
+    step: str  # 'predict', or 'train' for forward and backward pass and the optimizer's step
+    backend: str  # one of BACKENDS
+    size: tuple[int, int] | None  # of the images; None: 512x512 in mmseg, 800x1333 in mmdet
+    batch: int  # images at once
+    deploy: bool  # fold the networks for inference, the peers' too
+    amp: bool  # mixed precision, as infer.py and train.py have it
+    device: str  # for instance 'cuda:0'
+    threads: int  # of the processor
 
 
 def make_runner(
     model: nn.Module | None, setting: Setting, file: Path | None = None
 ) -> Callable[[], Any]:
-    """Make a function that does the work once.
-
-    Args:
-        model: What :meth:`.candidates.Candidate.build` returns; changed in place.
-        setting: What is to be done with it.
-        file: What :func:`export_model` wrote, in place of the model.
-    """
+    """A function that does the work once, with a model, which it changes, or an exported file."""
     if file is not None:
         return file_runner(file, setting)
     model = expect_contiguous(model.to(setting.device))
@@ -98,24 +80,20 @@ def predict_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
     """A function that computes feature maps, or predictions as infer.py does."""
     context = partial(precision, model, setting) if setting.amp else nullcontext
     if setting.part == 'backbone':
-        inputs, _ = make_batch(model, setting)
         # The rest of the model is not kept, so that memory is the backbone's.
-        run = partial(model.backbone, inputs)
-    elif is_segmentor(model):
-        keep_logits_small(model)
-        images = make_images(model, setting)
-        run = lambda: predict_seg_maps(model, *preprocess(model, images))  # noqa: E731
+        run = partial(model.backbone, make_batch(model, setting)[0])
     else:
-        keep_masks_small(model)
+        (keep_logits_small if is_segmentor(model) else keep_masks_small)(model)
+        predict = partial(predict_seg_maps, model) if is_segmentor(model) else model.predict
         images = make_images(model, setting)
-        run = lambda: model.predict(*preprocess(model, images))  # noqa: E731
+        run = lambda: predict(*preprocess(model, images))  # noqa: E731
 
     @torch.inference_mode()
-    def predict() -> Any:
+    def runner() -> Any:
         with context():
             return run()
 
-    return predict
+    return runner
 
 
 def precision(model: nn.Module, setting: Setting) -> AbstractContextManager[None]:
@@ -130,15 +108,10 @@ def precision(model: nn.Module, setting: Setting) -> AbstractContextManager[None
 
 def make_images(model: nn.Module, setting: Setting) -> dict[str, list]:
     """Copies of a photograph and their samples: what a model's data preprocessor takes."""
-    if is_segmentor(model):
-        from mmseg.structures import SegDataSample as Sample
-    else:
-        from mmdet.structures import DetDataSample as Sample
-    meta = dict(img_shape=setting.size, ori_shape=setting.size, scale_factor=(1.0, 1.0))
     image = torch.from_numpy(photograph(setting.size).transpose(2, 0, 1).copy())
     return dict(
         inputs=[image.to(model.data_preprocessor.device)] * setting.batch,
-        data_samples=[Sample(metainfo=meta) for _ in range(setting.batch)],
+        data_samples=[make_sample(model, setting.size) for _ in range(setting.batch)],
     )
 
 
@@ -159,12 +132,12 @@ def photograph(size: tuple[int, int]) -> np.ndarray:
 def train_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
     """A function that trains for a step, with a learning rate of 0 so that it can be repeated."""
     inputs, samples = make_batch(model, setting)
+    trained = model.backbone if setting.part == 'backbone' else model
     model.train()
-    if setting.part == 'backbone':
-        trained = model.backbone
-    else:
-        trained = model
-        add_ground_truth(model, samples, tuple(inputs.shape[2:]), inputs.device)
+    if trained is model:
+        for sample in samples:
+            add_ground_truth(model, sample, tuple(inputs.shape[2:]))
+        samples = [sample.to(inputs.device) for sample in samples]
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=0.0)
     # float16 needs its losses scaled; bfloat16, on a CPU, does not.
     scales = setting.amp and setting.device != 'cpu'
@@ -182,50 +155,36 @@ def train_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
     return run
 
 
-def add_ground_truth(
-    model: nn.Module, samples: list, size: tuple[int, int], device: torch.device
-) -> None:
-    """Give every sample a segmentation map of blocks, or eight objects with boxes and masks."""
+def add_ground_truth(model: nn.Module, sample: BaseDataElement, size: tuple[int, int]) -> None:
+    """A segmentation map of blocks, or eight objects with boxes and masks."""
     rng = np.random.default_rng(0)
     height, width = size
-    for sample in samples:
-        if is_segmentor(model):
-            shape = (-(-height // 32), -(-width // 32))
-            blocks = rng.integers(0, model.decode_head.num_classes, shape)
-            labels = np.kron(blocks, np.ones((32, 32), np.int64))[:height, :width]
-            sample.gt_sem_seg = PixelData(data=torch.from_numpy(labels)[None])
-        else:
-            from mmdet.structures.mask import BitmapMasks
+    if is_segmentor(model):
+        shape = (-(-height // 32), -(-width // 32))
+        blocks = rng.integers(0, model.decode_head.num_classes, shape)
+        labels = np.kron(blocks, np.ones((32, 32), np.int64))[:height, :width]
+        sample.gt_sem_seg = PixelData(data=torch.from_numpy(labels)[None])
+        return
+    from mmdet.structures.mask import BitmapMasks
 
-            corner = rng.uniform(0, 0.5, (NUM_OBJECTS, 2))
-            corners = np.concatenate([corner, corner + rng.uniform(0.1, 0.5, corner.shape)], axis=1)
-            boxes = corners * [width, height, width, height]
-            masks = np.zeros((NUM_OBJECTS, height, width), np.uint8)
-            for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int), strict=True):
-                mask[top : bottom + 1, left : right + 1] = 1
-            sample.gt_instances = InstanceData(
-                bboxes=torch.from_numpy(boxes).float(),
-                labels=torch.zeros(NUM_OBJECTS, dtype=torch.long),
-                masks=BitmapMasks(masks, height, width),
-            )
-            sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
-        sample.to(device)
+    corner = rng.uniform(0, 0.5, (NUM_OBJECTS, 2))
+    corners = np.concatenate([corner, corner + rng.uniform(0.1, 0.5, corner.shape)], axis=1)
+    boxes = corners * [width, height, width, height]
+    masks = np.zeros((NUM_OBJECTS, height, width), np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int), strict=True):
+        mask[top : bottom + 1, left : right + 1] = 1
+    sample.gt_instances = InstanceData(
+        bboxes=torch.from_numpy(boxes).float(),
+        labels=torch.zeros(NUM_OBJECTS, dtype=torch.long),
+        masks=BitmapMasks(masks, height, width),
+    )
+    sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
 
 
 def export_model(candidate: Candidate, model: nn.Module, setting: Setting, folder: Path) -> Path:
-    """Export a model for one size and batch.
-
-    Args:
-        candidate: Where it comes from.
-        model: What ``candidate.build()`` returns.
-        setting: What is to be done with it.
-        folder: Where the file goes.
-
-    Raises:
-        ExportError: It cannot be, or a package is missing.
-    """
-    from backbones.export.export import Options, convert, describe
-    from backbones.export.formats import check_packages
+    """Export a model for one size and batch into a folder."""
+    from backbones.export.export import Options, describe
+    from backbones.export.formats import check_packages, write
 
     path = folder / f'{candidate.name}{SUFFIXES[setting.backend]}'
     check_packages(path.suffix)
@@ -239,7 +198,7 @@ def export_model(candidate: Candidate, model: nn.Module, setting: Setting, folde
     )
     description = describe(candidate.load(), model, options, candidate.name, (), None)
     traceable = model.backbone if is_backbone else exportable(model)
-    convert(switch_to_deploy(traceable) if setting.deploy else traceable, path, description)
+    write(switch_to_deploy(traceable) if setting.deploy else traceable, path, description)
     return path
 
 

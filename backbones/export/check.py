@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from torch import nn
 from backbones.deploy import expect_contiguous
 from backbones.errors import DataError, ExportError
 from backbones.inference.exported_file import Description, Runner
+from backbones.inference.exported_model import ExportedModel
+from backbones.inference.model import TorchModel
 from backbones.inference.results import Segmentation
 
 from .compare import Results, compare, pair, percent
@@ -97,12 +98,7 @@ def split(results: dict[str, np.ndarray], description: Description) -> list[Resu
 
 
 class Reference:
-    """A model as mmdet and mmseg run it, with the inputs and outputs of an exported file.
-
-    Args:
-        model: In evaluation mode, on the CPU.
-        description: Of the file.
-    """
+    """A model as mmdet and mmseg run it, with the inputs and outputs of an exported file."""
 
     def __init__(self, model: nn.Module, description: Description) -> None:
         self.description = description
@@ -115,37 +111,40 @@ class Reference:
     @torch.inference_mode()
     def __call__(self, inputs: np.ndarray) -> list[Results]:
         """The results for each image of (batch, 3, height, width)."""
-        samples = [self._sample(inputs.shape[2:]) for _ in inputs]
-        data = {'inputs': list(torch.from_numpy(inputs)), 'data_samples': samples}
-        data = self.model.data_preprocessor(data, False)
+        names, size = self.description.outputs, tuple(inputs.shape[2:])
+        data = self.model.data_preprocessor(
+            {
+                'inputs': list(torch.from_numpy(inputs)),
+                'data_samples': [make_sample(self.model, size) for _ in inputs],
+            },
+            False,
+        )
         if self.description.task == 'backbone':
             maps = [batch.numpy() for batch in self.model.backbone(data['inputs'])]
-            names = self.description.outputs
             return [dict(zip(names, each, strict=True)) for each in zip(*maps, strict=True)]
-        if self.description.task == 'segmentation':
-            predicted = self.model.predict(data['inputs'], data['data_samples'])
-            return [self._segmentation(sample) for sample in predicted]
-        predicted = self.model.predict(data['inputs'], data['data_samples'], rescale=False)
-        return [self._detections(sample.pred_instances) for sample in predicted]
-
-    def _sample(self, size: tuple[int, int]) -> BaseDataElement:
-        meta = dict(img_shape=tuple(size), ori_shape=tuple(size), scale_factor=(1.0, 1.0))
-        if is_segmentor(self.model):
-            from mmseg.structures import SegDataSample
-
-            return SegDataSample(metainfo=meta)
-        from mmdet.structures import DetDataSample
-
-        return DetDataSample(metainfo=meta)
-
-    def _segmentation(self, sample: BaseDataElement) -> Results:
+        if self.description.task == 'detection':
+            found = self.model.predict(data['inputs'], data['data_samples'], rescale=False)
+            keys = {name: 'bboxes' if name == 'boxes' else name for name in names}
+            return [
+                {name: each.pred_instances[key].numpy() for name, key in keys.items()}
+                for each in found
+            ]
+        found = self.model.predict(data['inputs'], data['data_samples'])
         if self.description.logits:
-            return {'logits': sample.seg_logits.data.numpy()}
-        return {'segmentation_map': sample.pred_sem_seg.data[0].numpy().astype(np.int32)}
+            return [{'logits': each.seg_logits.data.numpy()} for each in found]
+        return [
+            {'segmentation_map': each.pred_sem_seg.data[0].numpy().astype(np.int32)}
+            for each in found
+        ]
 
-    def _detections(self, instances: BaseDataElement) -> Results:
-        names = {'boxes': 'bboxes', 'scores': 'scores', 'labels': 'labels', 'masks': 'masks'}
-        return {name: instances[names[name]].numpy() for name in self.description.outputs}
+
+def make_sample(model: nn.Module, size: tuple[int, int]) -> BaseDataElement:
+    """The data sample of an image of that height and width, which was not resized."""
+    if is_segmentor(model):
+        from mmseg.structures import SegDataSample as Sample
+    else:
+        from mmdet.structures import DetDataSample as Sample
+    return Sample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -153,17 +152,8 @@ class Reference:
 # ------------------------------------------------------------------------------------------------
 
 
-def pipeline_difference(exported: Any, model: Any, image: np.ndarray) -> str:
-    """What resizing and padding for the file changes, compared with PyTorch's test pipeline.
-
-    Args:
-        exported: A :class:`backbones.inference.exported_model.ExportedModel`.
-        model: A :class:`backbones.inference.model.TorchModel`.
-        image: (height, width, 3), uint8, BGR.
-
-    Returns:
-        The figures, in words.
-    """
+def pipeline_difference(exported: ExportedModel, model: TorchModel, image: np.ndarray) -> str:
+    """What resizing and padding for the file changes, compared with PyTorch's test pipeline."""
     found, expected = (
         each.postprocess(each.predict([each.preprocess(image)])[0], image.shape[:2])
         for each in (exported, model)
@@ -188,9 +178,6 @@ def pipeline_difference(exported: Any, model: Any, image: np.ndarray) -> str:
 def example_image(path: str | None = None) -> np.ndarray:
     """An image from a file, else scikit-image's astronaut, else a drawn one.
 
-    Args:
-        path: Of an image. Default: none.
-
     Returns:
         (height, width, 3), uint8, BGR.
 
@@ -198,11 +185,9 @@ def example_image(path: str | None = None) -> np.ndarray:
         DataError: The file is missing or not an image.
     """
     if path is not None:
-        if not Path(path).is_file():
-            raise DataError(f'there is no image {path}')
-        image = imread(path)
+        image = imread(path) if Path(path).is_file() else None
         if image is None:
-            raise DataError(f'{path} cannot be read as an image')
+            raise DataError(f'there is no image {path}, or it cannot be read')
         return image
     try:
         from skimage.data import astronaut
@@ -217,8 +202,7 @@ def draw_image(size: int = 512) -> np.ndarray:
     y, x = np.mgrid[:size, :size]
     image = np.stack([x, y, (x + y) / 2], axis=-1) * (255 / size)
     for _ in range(12):
-        center, radius = generator.uniform(0, size, 2), generator.uniform(size / 20, size / 6)
-        disc = (x - center[0]) ** 2 + (y - center[1]) ** 2 < radius**2
+        left, top, radius = generator.uniform(0, size, 3)
+        disc = (x - left) ** 2 + (y - top) ** 2 < (radius / 6) ** 2
         image[disc] = generator.uniform(0, 255, 3)
-    image += generator.normal(0, 8, image.shape)
-    return image.clip(0, 255).astype(np.uint8)
+    return (image + generator.normal(0, 8, image.shape)).clip(0, 255).astype(np.uint8)

@@ -1,6 +1,6 @@
 """Whether two sets of results for one image are the same."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -93,8 +93,7 @@ def compare_detections(expected: Results, found: Results, description: Descripti
     return figures
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A detection of PyTorch's and its counterpart in the file's results."""
 
     expected: int

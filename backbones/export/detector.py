@@ -7,6 +7,7 @@ suppression, the choice of pyramid levels. Results are those of mmdet's ``predic
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,10 @@ from .preprocessing import Preprocessing
 
 
 class ExportableDetector(nn.Module):
-    """What one-stage and two-stage detectors share.
+    """A RetinaNet, Faster or Mask R-CNN.
 
     Args:
-        detector: A model of mmdet in evaluation mode, already checked by
-            :mod:`.exportable`.
+        detector: A model of mmdet in evaluation mode, already checked by :mod:`.exportable`.
     """
 
     def __init__(self, detector: nn.Module) -> None:
@@ -43,83 +43,38 @@ class ExportableDetector(nn.Module):
             By falling score: boxes (batch, N, 4) in pixels of ``images``, scores (batch, N),
             labels (batch, N) and, for a model with masks, their probabilities (batch, N, M, M).
         """
-        height, width = images.shape[-2:]
+        size = images.shape[-2:]
         features = self.detector.extract_feat(self.preprocessing(images))
-        return self.detect(features, height, width)
-
-    def anchors(self, head: nn.Module, level: int, grid: tuple[int, int]) -> Tensor:
-        generator = head.prior_generator
-        return grid_anchors(generator.base_anchors[level], generator.strides[level], grid)
-
-
-class ExportableOneStage(ExportableDetector):
-    """A RetinaNet."""
-
-    def detect(self, features: tuple[Tensor, ...], height: int, width: int) -> tuple[Tensor, ...]:
-        head, settings = self.detector.bbox_head, self.detector.test_cfg
-        boxes, scores, labels = [], [], []
-        for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
-            anchors = self.anchors(head, level, logits.shape[-2:])
-            logits, deltas = by_anchor(logits, head), by_anchor(deltas, head)
-            best, index = top_k(logits.sigmoid().flatten(1), settings.nms_pre)
-            anchor = index // head.cls_out_channels
-            decoded = decode_boxes(
-                head.bbox_coder, anchors[anchor], take_rows(deltas, anchor), height, width
-            )
-            boxes.append(decoded)
-            scores.append(best)
-            labels.append(index % head.cls_out_channels)
-        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in (boxes, scores, labels))
-        scores = drop_small(boxes, scores, settings)
-        scores, index = batched_nms(
-            boxes, scores, labels, settings.nms, settings.score_thr, settings.max_per_img
+        if hasattr(self.detector, 'roi_head'):
+            return self.detect_in_proposals(features, size)
+        settings = self.detector.test_cfg
+        boxes, scores, labels, _ = best_anchors(
+            self.detector.bbox_head, features, settings, torch.sigmoid, size
         )
-        return trim(take_rows(boxes, index), scores, labels.gather(1, index))
+        return select(boxes, scores, labels, settings)
 
-
-class ExportableTwoStage(ExportableDetector):
-    """A Faster R-CNN or a Mask R-CNN."""
-
-    def detect(self, features: tuple[Tensor, ...], height: int, width: int) -> tuple[Tensor, ...]:
+    def detect_in_proposals(
+        self, features: tuple[Tensor, ...], size: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
+        """The second stage, behind the region proposal network."""
         head, settings = self.detector.roi_head, self.detector.test_cfg.rcnn
-        proposals, is_proposal = self.propose(features, height, width)
-        logits, deltas = head.bbox_head(self.extract(head.bbox_roi_extractor, features, proposals))
-        batch, count = proposals.shape[:2]
-        classes = head.bbox_head.num_classes
-        scores = logits.softmax(dim=-1)[:, :-1].unflatten(0, (batch, count))
-        scores = scores * is_proposal[:, :, None]
-        deltas = deltas.reshape(batch, count, -1, 4)
-        boxes = decode_boxes(
-            head.bbox_head.bbox_coder, proposals[:, :, None], deltas, height, width
-        ).expand(-1, -1, classes, -1)
+        proposals, is_proposal = self.propose(features, size)
+        logits, deltas = head.bbox_head(extract(head.bbox_roi_extractor, features, proposals))
+        shape, classes = proposals.shape[:2], head.bbox_head.num_classes
+        scores = logits.softmax(dim=-1)[:, :-1].unflatten(0, shape) * is_proposal[:, :, None]
+        deltas = deltas.reshape(*shape, -1, 4)
+        boxes = decode_boxes(head.bbox_head.bbox_coder, proposals[:, :, None], deltas, size)
+        boxes = boxes.expand(-1, -1, classes, -1)
         labels = torch.arange(classes, device=scores.device).expand_as(scores)
-        boxes, scores, labels = (part.flatten(1, 2) for part in (boxes, scores, labels))
-        scores, index = batched_nms(
-            boxes, scores, labels, settings.nms, settings.score_thr, settings.max_per_img
-        )
-        boxes, scores, labels = trim(take_rows(boxes, index), scores, labels.gather(1, index))
-        if not head.with_mask:
-            return boxes, scores, labels
-        return boxes, scores, labels, self.masks(features, boxes, labels)
+        found = select(*(part.flatten(1, 2) for part in (boxes, scores, labels)), settings)
+        return (*found, self.masks(features, found[0], found[2])) if head.with_mask else found
 
-    def propose(
-        self, features: tuple[Tensor, ...], height: int, width: int
-    ) -> tuple[Tensor, Tensor]:
+    def propose(self, features: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Proposals (batch, N, 4), and (batch, N) 1 for each and 0 for rows that only fill."""
-        head, settings = self.detector.rpn_head, self.detector.test_cfg.rpn
-        boxes, scores, levels = [], [], []
-        for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
-            anchors = self.anchors(head, level, logits.shape[-2:])
-            logits, deltas = by_anchor(logits, head), by_anchor(deltas, head)
-            best, index = top_k(ranks(logits.flatten(1)), settings.nms_pre)
-            decoded = decode_boxes(
-                head.bbox_coder, anchors[index], take_rows(deltas, index), height, width
-            )
-            boxes.append(decoded)
-            scores.append(best)
-            levels.append(torch.full_like(index, level))
-        boxes, scores, levels = (torch.cat(parts, dim=1) for parts in (boxes, scores, levels))
-        scores = drop_small(boxes, scores, settings)
+        settings = self.detector.test_cfg.rpn
+        boxes, scores, _, levels = best_anchors(
+            self.detector.rpn_head, features, settings, ranks, size
+        )
         scores, index = batched_nms(boxes, scores, levels, settings.nms, 0.0, settings.max_per_img)
         is_proposal = (scores > 0).to(boxes)
         # RoIAlign of a small box costs next to nothing.
@@ -130,31 +85,54 @@ class ExportableTwoStage(ExportableDetector):
     def masks(self, features: tuple[Tensor, ...], boxes: Tensor, labels: Tensor) -> Tensor:
         """Probabilities (batch, N, M, M) inside each box."""
         head = self.detector.roi_head
-        logits = head.mask_head(self.extract(head.mask_roi_extractor, features, boxes))
+        logits = head.mask_head(extract(head.mask_roi_extractor, features, boxes))
         size = logits.shape[-1]
         if not head.mask_head.class_agnostic:
             index = labels.clamp(min=0).to(torch.int64).flatten()[:, None, None, None]
             logits = logits.gather(1, index.expand(-1, 1, size, size))
         return logits.sigmoid().reshape(*boxes.shape[:2], size, size)
 
-    def extract(self, extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
-        """Features (batch * N, channels, size, size) of the boxes (batch, N, 4)."""
-        layers = extractor.roi_layers
-        image = torch.arange(boxes.shape[0], device=boxes.device).to(boxes)
-        image = image[:, None, None].expand(-1, boxes.shape[1], 1)
-        rois = torch.cat([image, boxes], dim=2).flatten(0, 1)
-        scale = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
-        levels = torch.floor(torch.log2(scale / extractor.finest_scale + 1e-6))
-        levels = levels.clamp(0, len(layers) - 1).to(torch.int64)
-        return roi_align(
-            list(features[: len(layers)]),
-            rois,
-            levels,
-            layers[0].output_size[0],
-            [layer.spatial_scale for layer in layers],
-            layers[0].sampling_ratio,
-            layers[0].aligned,
+
+def best_anchors(
+    head: nn.Module,
+    features: tuple[Tensor, ...],
+    settings: dict,
+    score: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The ``nms_pre`` best boxes (batch, N, 4) of each level, scores, labels and levels."""
+    generator, classes = head.prior_generator, head.cls_out_channels
+    found = []
+    for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
+        anchors = grid_anchors(
+            generator.base_anchors[level], generator.strides[level], logits.shape[-2:]
         )
+        logits, deltas = by_anchor(logits, head), by_anchor(deltas, head)
+        best, index = top_k(score(logits.flatten(1)), settings.nms_pre)
+        anchor = index // classes
+        boxes = decode_boxes(head.bbox_coder, anchors[anchor], take_rows(deltas, anchor), size)
+        found.append((boxes, best, index % classes, torch.full_like(index, level)))
+    boxes, scores, labels, levels = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    return boxes, drop_small(boxes, scores, settings), labels, levels
+
+
+def extract(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
+    """Features (batch * N, channels, size, size) of the boxes (batch, N, 4)."""
+    layers = extractor.roi_layers
+    image = torch.arange(boxes.shape[0], device=boxes.device).to(boxes)
+    image = image[:, None, None].expand(-1, boxes.shape[1], 1)
+    rois = torch.cat([image, boxes], dim=2).flatten(0, 1)
+    scale = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
+    levels = torch.floor(torch.log2(scale / extractor.finest_scale + 1e-6))
+    return roi_align(
+        list(features[: len(layers)]),
+        rois,
+        levels.clamp(0, len(layers) - 1).to(torch.int64),
+        layers[0].output_size[0],
+        [layer.spatial_scale for layer in layers],
+        layers[0].sampling_ratio,
+        layers[0].aligned,
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -188,21 +166,21 @@ def grid_anchors(base_anchors: Tensor, stride: tuple[int, int], grid: tuple[int,
     return (shifts[:, :, None] + base_anchors).reshape(-1, 4)
 
 
-def decode_boxes(coder: object, anchors: Tensor, deltas: Tensor, height: int, width: int) -> Tensor:
+def decode_boxes(coder: object, anchors: Tensor, deltas: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes (..., 4) from anchors and deltas (..., 4), as mmdet's DeltaXYWHBBoxCoder decodes them,
-    clipped to an image of that height and width."""
+    clipped to an image of a size (height, width)."""
     deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
-    size = anchors[..., 2:] - anchors[..., :2]
+    sides = anchors[..., 2:] - anchors[..., :2]
     center = (anchors[..., :2] + anchors[..., 2:]) * 0.5
     # Fast R-CNN's limit: a box grows by 1000 / 16 at most.
     limit = abs(math.log(16 / 1000))
-    center = center + size * deltas[..., :2]
-    half = size * deltas[..., 2:].clamp(-limit, limit).exp() * 0.5
+    center = center + sides * deltas[..., :2]
+    half = sides * deltas[..., 2:].clamp(-limit, limit).exp() * 0.5
     left, top = (center - half).unbind(-1)
     right, bottom = (center + half).unbind(-1)
     if coder.clip_border:
-        left, right = left.clamp(0, width), right.clamp(0, width)
-        top, bottom = top.clamp(0, height), bottom.clamp(0, height)
+        left, right = left.clamp(0, size[1]), right.clamp(0, size[1])
+        top, bottom = top.clamp(0, size[0]), bottom.clamp(0, size[0])
     return torch.stack([left, top, right, bottom], dim=-1)
 
 
@@ -212,16 +190,11 @@ def decode_boxes(coder: object, anchors: Tensor, deltas: Tensor, height: int, wi
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest scores of each image and where they are.
+    """The k highest of scores (batch, N), at least 0, and their indices, both (batch, k).
 
-    Args:
-        scores: (batch, N), at least 0; N may be a size that is known only while running.
-        k: A constant, which runtimes expect.
-
-    Returns:
-        Scores (batch, k), falling, and indices (batch, k); where there are fewer than k, the
-        score is 0 and the index arbitrary.
+    Where there are fewer than k, the score is 0 and the index arbitrary.
     """
+    # N may be known only while running, but runtimes expect k to be a constant.
     count = scores.shape[1]
     if not isinstance(count, int):
         scores = F.pad(scores, (0, k))
@@ -263,39 +236,36 @@ def batched_nms(
     score_threshold: float,
     max_per_image: int,
 ) -> tuple[Tensor, Tensor]:
-    """Non-maximum suppression within each group (class, or pyramid level).
-
-    Args:
-        boxes: (batch, N, 4).
-        scores: (batch, N).
-        groups: (batch, N), int64.
-        nms: mmcv's ``nms`` settings.
-        score_threshold: Boxes without a higher score are dropped; at least 0.
-        max_per_image: How many stay at most.
+    """Non-maximum suppression within each group (class, or pyramid level), ``nms`` as in mmcv.
 
     Returns:
         Scores (batch, max_per_image), falling and 0 where there are no more, and the indices of
         their boxes.
     """
-    shifted = boxes
     if not nms.get('class_agnostic', False):
         # As in mmcv: groups are moved so far apart that none overlap.
         apart = boxes.flatten().max() + 1
-        shifted = boxes + (groups * apart)[:, :, None]
+        boxes = boxes + (groups * apart)[:, :, None]
     iou_threshold = nms.get('iou_threshold', nms.get('iou_thr'))
-    kept = nms_scores(shifted, scores, iou_threshold, score_threshold, max_per_image)
-    return top_k(kept, max_per_image)
+    return top_k(
+        nms_scores(boxes, scores, iou_threshold, score_threshold, max_per_image), max_per_image
+    )
 
 
-def trim(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As many rows as the image with most detections has, at least one.
+def select(
+    boxes: Tensor, scores: Tensor, labels: Tensor, settings: dict
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The detections: as many rows as the image with most of them has, at least one.
 
     Rows without a detection have score 0 and label -1.
     """
+    scores, index = batched_nms(
+        boxes, scores, labels, settings.nms, settings.score_thr, settings.max_per_img
+    )
     found = scores > 0
     count = found.sum(dim=1).max().clamp(min=1).item()
     torch._check(count >= 1)
     torch._check(count <= scores.shape[1])
-    labels = torch.where(found, labels, -1).to(torch.int32)
-    boxes = boxes * found[:, :, None].to(boxes)
+    labels = torch.where(found, labels.gather(1, index), -1).to(torch.int32)
+    boxes = take_rows(boxes, index) * found[:, :, None].to(boxes)
     return boxes[:, :count], scores[:, :count], labels[:, :count]

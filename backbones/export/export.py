@@ -2,11 +2,9 @@
 
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,25 +31,15 @@ from .preprocessing import Preprocessing, missing_to_multiple
 
 @dataclass(frozen=True)
 class Options:
-    """What is exported.
+    """What is exported."""
 
-    Attributes:
-        size: Height and width of the input; None: what the config's test pipeline gives.
-        dynamic: Whether height and width stay open.
-        batch: Number of images in the input; None leaves it open.
-        logits: Of a segmentor: logits instead of class indices.
-        backbone_only: The backbone's feature maps instead of results.
-        deploy: Fold the network for inference first.
-        image: File of the image on which the results are compared.
-    """
-
-    size: tuple[int, int] | None = None
-    dynamic: bool = False
-    batch: int | None = 1
-    logits: bool = False
-    backbone_only: bool = False
-    deploy: bool = True
-    image: str | None = None
+    size: tuple[int, int] | None = None  # height and width; None: as the test pipeline gives
+    dynamic: bool = False  # leave height and width open
+    batch: int | None = 1  # images in the input; None leaves it open
+    logits: bool = False  # a segmentor's logits instead of class indices
+    backbone_only: bool = False  # the backbone's feature maps instead of results
+    deploy: bool = True  # fold the network for inference first
+    image: str | None = None  # the file on which results are compared
 
 
 def export(
@@ -103,8 +91,12 @@ def export(
             'changes images, results differ'
         )
     with staged(out) as path:
-        report(f'exporting: {summary(description)} ...')
-        convert(traceable, path, description)
+        size = size_in_words(description)
+        report(
+            f'exporting: {description.model}, {description.task}, {size}, '
+            f'batch of {description.batch or "any number"} ...'
+        )
+        write(traceable, path, description)
         if path.suffix in RUNNABLE:
             report('comparing the file with PyTorch ...')
             for line in check_file(open_exported(path), model, image):
@@ -112,21 +104,21 @@ def export(
             if description.task != 'backbone':
                 torch_model = TorchModel(config, checkpoint, 'cpu', cfg_options=cfg_options)
                 figures = pipeline_difference(ExportedModel(path, 'cpu'), torch_model, image)
-                report(f'{sizes_in_words(description)}: {figures}')
+                if description.size is None:
+                    how = "  resized as in PyTorch's test pipeline"
+                else:
+                    padded = '' if description.task == 'segmentation' else ' and padded'
+                    how = f'note: images are resized{padded} to the fixed {size}, unlike in PyTorch'
+                report(f'{how}: {figures}')
         else:
             report('not compared: Core ML runs on macOS and iOS only')
-        size = sum(file.stat().st_size for file in path.parent.rglob('*') if file.is_file())
-    report(f'written: {out} ({size / 2**20:.1f} MiB)')
+        count = sum(file.stat().st_size for file in path.parent.rglob('*') if file.is_file())
+    report(f'written: {out} ({count / 2**20:.1f} MiB)')
     return description
 
 
 def check_request(out: Path, options: Options) -> None:
-    """Find what is wrong with a request before anything is read.
-
-    Raises:
-        ConfigError: A package is missing.
-        ExportError: There is no such format, or it cannot hold what is asked for.
-    """
+    """Find what is wrong with a request before anything is read."""
     if out.suffix not in FORMATS:
         raise ExportError(f'OUT has to be {", ".join(FORMATS)}, not {str(out)!r}')
     check_packages(out.suffix)
@@ -134,27 +126,6 @@ def check_request(out: Path, options: Options) -> None:
         raise ExportError('a file is for one size or, with --dynamic, for any: not both')
     if out.suffix == '.mlpackage' and (options.dynamic or options.batch is None):
         raise ExportError('.mlpackage is for a fixed size and a fixed batch')
-
-
-def convert(traceable: nn.Module, path: Path, description: Description) -> None:
-    """Trace a model and write it.
-
-    Raises:
-        ExportError: torch or the format's own converter refuses.
-    """
-    try:
-        with warnings.catch_warnings():
-            # torch and the converters warn about each other's deprecated functions.
-            warnings.simplefilter('ignore')
-            write(traceable, path, description)
-    except ExportError:
-        raise
-    # Each converter has its own exceptions.
-    except Exception as error:
-        reason = ' '.join(str(error).split())[:500]
-        raise ExportError(
-            f'{path.suffix} cannot be made of this model: {type(error).__name__}: {reason}'
-        ) from error
 
 
 @contextmanager
@@ -171,22 +142,10 @@ def staged(out: Path) -> Iterator[Path]:
             made.replace(place)
 
 
-def summary(description: Description) -> str:
-    """What is being exported, in words."""
-    size = f'any size from {description.min_size}x{description.min_size} on'
+def size_in_words(description: Description) -> str:
     if description.size:
-        size = 'x'.join(map(str, description.size))
-    batch = description.batch or 'any number'
-    return f'{description.model}, {description.task}, {size}, batch of {batch}'
-
-
-def sizes_in_words(description: Description) -> str:
-    """How an image is made an input of the file, as opposed to PyTorch's test pipeline."""
-    if description.size is None:
-        return "  resized as in PyTorch's test pipeline"
-    size = 'x'.join(map(str, description.size))
-    how = 'resized' if description.task == 'segmentation' else 'resized and padded'
-    return f'note: images are {how} to the fixed {size}, where PyTorch keeps their own sizes'
+        return 'x'.join(map(str, description.size))
+    return f'any size from {description.min_size}x{description.min_size} on'
 
 
 # ------------------------------------------------------------------------------------------------
@@ -202,19 +161,13 @@ def describe(
     classes: tuple[str, ...],
     palette: Any,
 ) -> Description:
-    """The metadata of the file that is to be written.
-
-    Raises:
-        ConfigError: The model pads images in a way that a file cannot.
-        ExportError: Neither config nor options say for what size, or that is not the pipeline's.
-    """
+    """The metadata of the file that is to be written."""
     preprocessing = Preprocessing(model.data_preprocessor)
     resize, missing = resizing(cfg)
-    size, min_size = None, 1
-    if options.dynamic:
-        min_size = min_image_size(model)
-    else:
-        size = options.size or nominal_size(model, preprocessing.pad_divisor, resize)
+    min_size = min_image_size(model) if options.dynamic else 1
+    size = options.size
+    if not (size or options.dynamic):
+        size = nominal_size(model, preprocessing.pad_divisor, resize)
     description = Description(
         **task_of(model, options),
         model=name,
@@ -228,17 +181,12 @@ def describe(
         mean=tuple(preprocessing.mean.flatten().tolist()),
         std=tuple(preprocessing.std.flatten().tolist()),
         pad_pixel=tuple(preprocessing.pad_pixel()),
-        pad_divisor=preprocessing.pad_divisor,
-        deployed=options.deploy,
-        version=project_version(),
     )
     divisor = description.size_divisor
     if any(n % divisor for n in size or ()):
         raise ExportError(
             f'the test pipeline resizes to multiples of {divisor}, which {size[0]}x{size[1]} is not'
         )
-    if size:
-        return description
     return replace(description, min_size=min_size + missing_to_multiple(min_size, divisor))
 
 
@@ -249,11 +197,9 @@ def task_of(model: nn.Module, options: Options) -> dict[str, Any]:
         return dict(task='backbone', outputs=outputs)
     if is_segmentor(model):
         head = model.decode_head
-        outputs = (
-            {'logits': '(batch, classes, height, width)'}
-            if options.logits
-            else {'segmentation_map': '(batch, height, width), int32, index into the class names'}
-        )
+        outputs = {'segmentation_map': '(batch, height, width), int32, index into the class names'}
+        if options.logits:
+            outputs = {'logits': '(batch, classes, height, width)'}
         return dict(
             task='segmentation',
             outputs=outputs,
@@ -267,11 +213,16 @@ def task_of(model: nn.Module, options: Options) -> dict[str, Any]:
         'scores': '(batch, N), falling; rows that only fill the batch have 0',
         'labels': '(batch, N), int32, index into the class names; -1 in rows that only fill',
     }
-    thresholds = dict(score_threshold=settings.score_thr, max_per_image=settings.max_per_img)
-    if getattr(model, 'with_mask', False):
+    has_masks = getattr(model, 'with_mask', False)
+    if has_masks:
         outputs['masks'] = '(batch, N, M, M), probabilities inside the box'
-        thresholds['mask_threshold'] = settings.mask_thr_binary
-    return dict(task='detection', outputs=outputs, **thresholds)
+    return dict(
+        task='detection',
+        outputs=outputs,
+        score_threshold=settings.score_thr,
+        max_per_image=settings.max_per_img,
+        mask_threshold=settings.mask_thr_binary if has_masks else None,
+    )
 
 
 def resizing(cfg: Config) -> tuple[list[dict[str, Any]], list[str]]:
@@ -316,11 +267,3 @@ def nominal_size(model: nn.Module, divisor: int, resize: list[dict]) -> tuple[in
     if is_segmentor(model):
         return low, low
     return tuple(n + missing_to_multiple(n, divisor) for n in (low, high))
-
-
-def project_version() -> str:
-    """The version of this project, '' where it was not installed."""
-    try:
-        return version('efficientformer-v2-dense')
-    except PackageNotFoundError:
-        return ''

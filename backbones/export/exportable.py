@@ -25,19 +25,16 @@ def exportable(model: nn.Module, logits: bool = False, backbone_only: bool = Fal
     """
     model = copy.deepcopy(model)
     if backbone_only:
-        return ExportableBackbone(model).eval()
+        return nn.Sequential(Preprocessing(model.data_preprocessor), model.backbone).eval()
     if is_segmentor(model):
         check_segmentor(model)
         return ExportableSegmentor(model, logits).eval()
-    from .detector import ExportableOneStage, ExportableTwoStage
-
     if logits:
         raise ExportError('logits are what a segmentor gives; this is a detector')
-    if hasattr(model, 'roi_head'):
-        check_two_stage(model)
-        return ExportableTwoStage(model).eval()
-    check_one_stage(model)
-    return ExportableOneStage(model).eval()
+    from .detector import ExportableDetector
+
+    check_detector(model)
+    return ExportableDetector(model).eval()
 
 
 def is_segmentor(model: nn.Module) -> bool:
@@ -47,23 +44,9 @@ def is_segmentor(model: nn.Module) -> bool:
 
 def min_image_size(model: nn.Module) -> int:
     """The smallest height and width of images for which every level has more than one cell."""
-    strides = [32]
-    for head in (getattr(model, 'bbox_head', None), getattr(model, 'rpn_head', None)):
-        if head is not None:
-            strides.append(max(head.prior_generator.strides[-1]))
-    return max(strides) + 1
-
-
-class ExportableBackbone(nn.Module):
-    """Preprocessing and the backbone alone: from pixels to feature maps."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.preprocessing = Preprocessing(model.data_preprocessor)
-        self.backbone = model.backbone
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.backbone(self.preprocessing(images))
+    heads = [getattr(model, name, None) for name in ('bbox_head', 'rpn_head')]
+    generators = [head.prior_generator for head in heads if hasattr(head, 'prior_generator')]
+    return max([32, *(max(each.strides[-1]) for each in generators)]) + 1
 
 
 class ExportableSegmentor(nn.Module):
@@ -122,7 +105,7 @@ def check_segmentor(model: nn.Module) -> None:
     """Check that a segmentor works on whole images."""
     from mmseg.models import EncoderDecoder
 
-    expect(type(model), EncoderDecoder, 'a segmentor')
+    expect(model, EncoderDecoder, 'a segmentor')
     mode = model.test_cfg.get('mode', 'whole')
     if mode != 'whole':
         raise ExportError(
@@ -131,76 +114,61 @@ def check_segmentor(model: nn.Module) -> None:
         )
 
 
-def check_one_stage(model: nn.Module) -> None:
-    """Check that a detector is a RetinaNet."""
-    from mmdet.models import RetinaHead
+def check_detector(model: nn.Module) -> None:
+    """Check that a detector is a RetinaNet, Faster or Mask R-CNN of mmdet's usual parts."""
+    from mmdet.models import (
+        BBoxHead,
+        FCNMaskHead,
+        RetinaHead,
+        RPNHead,
+        SingleRoIExtractor,
+        StandardRoIHead,
+    )
+    from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder
 
-    head = getattr(model, 'bbox_head', None)
-    expect(type(head), RetinaHead, 'bbox_head of a one-stage detector')
-    check_anchors(head)
-    check_nms(model.test_cfg)
-    if not head.use_sigmoid_cls or getattr(head.loss_cls, 'custom_cls_channels', False):
-        raise ExportError('bbox_head.loss_cls has to use a sigmoid')
-
-
-def check_two_stage(model: nn.Module) -> None:
-    """Check that a detector is a Faster or Mask R-CNN."""
-    from mmdet.models import BBoxHead, FCNMaskHead, RPNHead, SingleRoIExtractor, StandardRoIHead
-
-    head = model.roi_head
-    expect(type(model.rpn_head), RPNHead, 'rpn_head')
-    expect(type(head), StandardRoIHead, 'roi_head')
-    check_anchors(model.rpn_head)
-    check_nms(model.test_cfg.rpn)
-    check_nms(model.test_cfg.rcnn)
-    extractors = [head.bbox_roi_extractor]
-    if not isinstance(head.bbox_head, BBoxHead) or head.bbox_head.custom_cls_channels:
-        raise ExportError(f'roi_head.bbox_head of type {type(head.bbox_head).__name__}')
-    check_coder(head.bbox_head.bbox_coder)
-    if head.with_mask:
-        expect(type(head.mask_head), FCNMaskHead, 'roi_head.mask_head')
-        extractors.append(head.mask_roi_extractor)
-    if head.with_shared_head:
-        raise ExportError('roi_head.shared_head cannot be exported')
-    for extractor in extractors:
-        expect(type(extractor), SingleRoIExtractor, 'a roi_extractor')
-        for layer in extractor.roi_layers:
-            if type(layer).__name__ != 'RoIAlign' or layer.pool_mode != 'avg':
-                raise ExportError('a roi_extractor has to average with RoIAlign')
-
-
-def check_anchors(head: nn.Module) -> None:
-    """Check that a head has mmdet's usual anchors and boxes."""
-    from mmdet.models.task_modules import AnchorGenerator
-
-    expect(type(head.prior_generator), AnchorGenerator, 'anchor_generator')
-    check_coder(head.bbox_coder)
-
-
-def check_coder(coder: object) -> None:
-    """Check that boxes are coded as in Faster R-CNN."""
-    from mmdet.models.task_modules import DeltaXYWHBBoxCoder
-
-    expect(type(coder), DeltaXYWHBBoxCoder, 'bbox_coder')
-    if coder.add_ctr_clamp:
-        raise ExportError('bbox_coder.add_ctr_clamp cannot be exported')
+    head, settings = getattr(model, 'roi_head', None), [model.test_cfg]
+    if head is None:
+        dense = getattr(model, 'bbox_head', None)
+        expect(dense, RetinaHead, 'bbox_head of a one-stage detector')
+        coders = [dense.bbox_coder]
+        if not dense.use_sigmoid_cls or getattr(dense.loss_cls, 'custom_cls_channels', False):
+            raise ExportError('bbox_head.loss_cls has to use a sigmoid')
+    else:
+        dense, settings = model.rpn_head, [model.test_cfg.rpn, model.test_cfg.rcnn]
+        expect(dense, RPNHead, 'rpn_head')
+        expect(head, StandardRoIHead, 'roi_head')
+        if not isinstance(head.bbox_head, BBoxHead) or head.bbox_head.custom_cls_channels:
+            raise ExportError(f'roi_head.bbox_head of type {type(head.bbox_head).__name__}')
+        if head.with_shared_head:
+            raise ExportError('roi_head.shared_head cannot be exported')
+        coders = [dense.bbox_coder, head.bbox_head.bbox_coder]
+        extractors = [head.bbox_roi_extractor]
+        if head.with_mask:
+            expect(head.mask_head, FCNMaskHead, 'roi_head.mask_head')
+            extractors.append(head.mask_roi_extractor)
+        for extractor in extractors:
+            expect(extractor, SingleRoIExtractor, 'a roi_extractor')
+            for layer in extractor.roi_layers:
+                if type(layer).__name__ != 'RoIAlign' or layer.pool_mode != 'avg':
+                    raise ExportError('a roi_extractor has to average with RoIAlign')
+    expect(dense.prior_generator, AnchorGenerator, 'anchor_generator')
+    for coder in coders:
+        expect(coder, DeltaXYWHBBoxCoder, 'bbox_coder')
+        if coder.add_ctr_clamp:
+            raise ExportError('bbox_coder.add_ctr_clamp cannot be exported')
+    for kind in (each.nms.get('type', 'nms') for each in settings):
+        if kind != 'nms':
+            raise ExportError(f"test_cfg has nms of type {kind!r}; 'nms' is what can be exported")
 
 
-def check_nms(settings: dict) -> None:
-    """Check that non-maximum suppression is the kind that ONNX has."""
-    kind = settings.nms.get('type', 'nms')
-    if kind != 'nms':
-        raise ExportError(f"test_cfg has nms of type {kind!r}; 'nms' is what can be exported")
-
-
-def expect(found: type, wanted: type, what: str) -> None:
+def expect(part: object, wanted: type, what: str) -> None:
     """Check that a part of a model is of a type whose results are reproduced.
 
     Raises:
         ExportError: It is of another, even of a subclass, which may compute something else.
     """
-    if found is not wanted:
+    if type(part) is not wanted:
         raise ExportError(
-            f'{what} of type {found.__name__} cannot be exported, {wanted.__name__} can. '
+            f'{what} of type {type(part).__name__} cannot be exported, {wanted.__name__} can. '
             'The backbone alone can always be: --backbone-only'
         )

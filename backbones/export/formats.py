@@ -2,6 +2,7 @@
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
@@ -9,7 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.torch_version import TorchVersion
 
 from backbones.efficientformer_v2.position_bias import RelativePositionBias
@@ -33,12 +34,7 @@ MAX_BATCH = 1024
 
 
 def check_packages(suffix: str) -> None:
-    """Import what a format needs, before any long work.
-
-    Raises:
-        ConfigError: A package is missing.
-        ExportError: torch is too old.
-    """
+    """Import what a format needs, before any long work."""
     if TorchVersion(torch.__version__) < MIN_TORCH:
         raise ExportError(
             f'writing {suffix} needs torch {MIN_TORCH} or later, this is {torch.__version__}'
@@ -57,8 +53,24 @@ def write(model: nn.Module, path: Path, description: Description) -> None:
         description: Its metadata.
 
     Raises:
-        ExportError: The model is too large for the format.
+        ExportError: torch or the format's own converter refuses.
     """
+    try:
+        with warnings.catch_warnings():
+            # torch and the converters warn about each other's deprecated functions.
+            warnings.simplefilter('ignore')
+            trace_and_write(model, path, description)
+    except ExportError:
+        raise
+    # Each converter has its own exceptions.
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:500]
+        raise ExportError(
+            f'{path.suffix} cannot be made of this model: {type(error).__name__}: {reason}'
+        ) from error
+
+
+def trace_and_write(model: nn.Module, path: Path, description: Description) -> None:
     program = trace(model, description, constant_biases=path.suffix == '.mlpackage')
     if path.suffix == '.mlpackage':
         write_core_ml(program, path, description)
@@ -81,14 +93,7 @@ def trace(
 ) -> torch.export.ExportedProgram:
     """Record what a model computes for images of the description's size and batch.
 
-    Args:
-        model: Maps images (batch, 3, height, width) to tensors.
-        description: Its ``size`` and ``batch``, None where they are to stay open.
-        constant_biases: Record the relative position biases as constants, for formats that cannot
-            resize tables.
-
-    Raises:
-        torch._dynamo.exc.UserError: The model computes something from a size that is to be open.
+    ``constant_biases`` is for formats that cannot resize tables of relative position biases.
     """
     batch, min_size = description.batch, description.min_size
     # Open sizes have names, so that one that becomes a constant is an error.
@@ -113,19 +118,15 @@ def trace(
 
 
 @contextmanager
-def biases_as_constants(model: nn.Module, example: Tensor) -> Iterator[None]:
+def biases_as_constants(model: nn.Module, example: torch.Tensor) -> Iterator[None]:
     """Relative position biases as they are for the size of an example."""
     model(example)
-    kept = {
+    constants = {
         module: module._cached[1].contiguous()
         for module in model.modules()
         if isinstance(module, RelativePositionBias)
     }
-
-    def constant(module: RelativePositionBias, *args: object) -> Tensor:
-        return kept[module]
-
-    with patch.object(RelativePositionBias, 'forward', constant):
+    with patch.object(RelativePositionBias, 'forward', lambda module, *args: constants[module]):
         yield
 
 

@@ -1,97 +1,37 @@
-"""Non-maximum suppression and RoIAlign: mmcv's in PyTorch, ONNX's own operators in a file.
+"""ONNX's non-maximum suppression and RoIAlign as operators that a detector can be traced with.
 
-The shapes of their results do not depend on values, which keeps a traced detector free of sizes
-that are known only while it runs.
+They do not run in PyTorch: their results have fixed shapes, which is all that tracing asks for, and
+:func:`onnx_translations` says what ONNX computes for them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+
+# The scores (batch, N) of the boxes (batch, N, 4) that greedy suppression keeps, at most
+# max_per_image of each image, and 0 for the others.
+torch.library.define(
+    'efficientformer_v2::nms_scores',
+    '(Tensor boxes, Tensor scores, float iou_threshold, float score_threshold, int max_per_image)'
+    ' -> Tensor',
+)
+# (K, channels, output_size, output_size): each of the rois (K, 5), which are index of the image,
+# left, top, right, bottom in its pixels, on its level of the feature pyramid, levels (K,) int64.
+torch.library.define(
+    'efficientformer_v2::roi_align',
+    '(Tensor[] features, Tensor rois, Tensor levels, int output_size, float[] spatial_scales, '
+    'int sampling_ratio, bool aligned) -> Tensor',
+)
+nms_scores = torch.ops.efficientformer_v2.nms_scores.default
+roi_align = torch.ops.efficientformer_v2.roi_align.default
 
 
-@torch.library.custom_op('efficientformer_v2::nms_scores', mutates_args=())
-def nms_scores(
-    boxes: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    score_threshold: float,
-    max_per_image: int,
-) -> Tensor:
-    """Greedy non-maximum suppression of the boxes of each image.
-
-    Args:
-        boxes: (batch, N, 4): left, top, right, bottom.
-        scores: (batch, N).
-        iou_threshold: Of two boxes that overlap more, the one with the higher score stays.
-        score_threshold: Boxes without a higher score are dropped first; at least 0.
-        max_per_image: How many boxes stay at most, those with the highest scores.
-
-    Returns:
-        (batch, N): the scores of the boxes that stay, and 0 for the others.
-    """
-    from mmcv.ops import nms
-
-    kept = torch.zeros_like(scores)
-    for image, (image_boxes, image_scores) in enumerate(zip(boxes, scores, strict=True)):
-        candidates = (image_scores > score_threshold).nonzero()[:, 0]
-        if len(candidates):
-            _, chosen = nms(image_boxes[candidates], image_scores[candidates], iou_threshold)
-            chosen = candidates[chosen[:max_per_image]]
-            kept[image, chosen] = image_scores[chosen]
-    return kept
-
-
-@nms_scores.register_fake
+@torch.library.register_fake('efficientformer_v2::nms_scores')
 def _(boxes, scores, iou_threshold, score_threshold, max_per_image):
     return torch.empty_like(scores)
 
 
-# torch before 2.7 cannot derive the schema from `collections.abc.Sequence`.
-@torch.library.custom_op(
-    'efficientformer_v2::roi_align',
-    mutates_args=(),
-    schema='(Tensor[] features, Tensor rois, Tensor levels, int output_size, '
-    'float[] spatial_scales, int sampling_ratio, bool aligned) -> Tensor',
-)
-def roi_align(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor,
-    output_size: int,
-    spatial_scales: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    """RoIAlign of every region on its level of a feature pyramid.
-
-    Args:
-        features: Maps (batch, channels, height, width), one for each level.
-        rois: (K, 5): index of the image, left, top, right, bottom in pixels of the image.
-        levels: (K,), int64: the level of each region.
-        output_size: Height and width of a result.
-        spatial_scales: Pixels of a level's map for each pixel of the image.
-        sampling_ratio: Samples along an axis of a cell; 0 takes as many as the cell has pixels.
-        aligned: Whether pixel centers are at halves, as in mmcv.
-
-    Returns:
-        (K, channels, output_size, output_size).
-    """
-    from mmcv.ops import roi_align as mmcv_roi_align
-
-    size = (output_size, output_size)
-    out = features[0].new_zeros(len(rois), features[0].shape[1], *size)
-    for level, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
-        index = (levels == level).nonzero()[:, 0]
-        if len(index):
-            # On a CPU mmcv takes the memory of any map for channels first (mmcv issue 2203).
-            out[index] = mmcv_roi_align(
-                feature.contiguous(), rois[index], size, scale, sampling_ratio, 'avg', aligned
-            )
-    return out
-
-
-@roi_align.register_fake
+@torch.library.register_fake('efficientformer_v2::roi_align')
 def _(features, rois, levels, output_size, spatial_scales, sampling_ratio, aligned):
     return features[0].new_empty(rois.shape[0], features[0].shape[1], output_size, output_size)
 
@@ -118,11 +58,10 @@ def onnx_translations() -> dict[Callable, Callable]:
     ):
         images = op.Cast(op.Gather(rois, op.Constant(value_int=0), axis=1), to=INT64.dtype)
         boxes = op.Gather(rois, op.Constant(value_ints=[1, 2, 3, 4]), axis=1)
-        flat = op.Constant(value_ints=[-1])
         order, parts = [], []
         for level, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
             here = op.Equal(levels, op.Constant(value_int=level))
-            index = op.Reshape(op.NonZero(here), flat)
+            index = op.Reshape(op.NonZero(here), op.Constant(value_ints=[-1]))
             order.append(index)
             parts.append(
                 op.RoiAlign(
@@ -142,5 +81,4 @@ def onnx_translations() -> dict[Callable, Callable]:
         inverse = op.ScatterElements(order, order, positions, axis=0)
         return op.Gather(op.Concat(*parts, axis=0), inverse, axis=0)
 
-    ops = torch.ops.efficientformer_v2
-    return {ops.nms_scores.default: onnx_nms_scores, ops.roi_align.default: onnx_roi_align}
+    return {nms_scores: onnx_nms_scores, roi_align: onnx_roi_align}

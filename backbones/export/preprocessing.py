@@ -14,8 +14,7 @@ class Preprocessing(nn.Module):
         preprocessor: The model's ``data_preprocessor``.
 
     Attributes:
-        mean: (1, 3, 1, 1), in the order of channels that the network takes.
-        std: (1, 3, 1, 1).
+        mean, std: (1, 3, 1, 1), in the order of channels that the network takes.
         flips_channels: Whether BGR becomes RGB, or the reverse.
         pad_value: What normalized images are padded with, right and below.
         pad_divisor: Height and width are padded to a multiple of this.
@@ -27,26 +26,24 @@ class Preprocessing(nn.Module):
     def __init__(self, preprocessor: nn.Module) -> None:
         super().__init__()
         # A preprocessor that does not normalize has neither.
-        mean = getattr(preprocessor, 'mean', torch.zeros(3))
-        std = getattr(preprocessor, 'std', torch.ones(3))
-        self.register_buffer('mean', mean.detach().clone().view(1, -1, 1, 1))
-        self.register_buffer('std', std.detach().clone().view(1, -1, 1, 1))
+        for name, default in (('mean', torch.zeros(3)), ('std', torch.ones(3))):
+            values = getattr(preprocessor, name, default).detach().clone()
+            self.register_buffer(name, values.view(1, -1, 1, 1))
         # mmseg's names, then mmengine's, which mmdet inherits.
         conversion = getattr(preprocessor, 'channel_conversion', None)
         self.flips_channels = preprocessor._channel_conversion if conversion is None else conversion
-        if hasattr(preprocessor, 'pad_val'):
-            settings = preprocessor.test_cfg or {}
-            if settings.get('size'):
-                raise ConfigError(
-                    'data_preprocessor.test_cfg pads images to a fixed size, which an exported '
-                    'file does not; give the size to export instead: '
-                    '--cfg-options model.data_preprocessor.test_cfg=None'
-                )
-            self.pad_value = float(preprocessor.pad_val)
-            self.pad_divisor = settings.get('size_divisor') or 1
-        else:
+        if not hasattr(preprocessor, 'pad_val'):
             self.pad_value = float(preprocessor.pad_value)
             self.pad_divisor = preprocessor.pad_size_divisor
+            return
+        settings = preprocessor.test_cfg or {}
+        if settings.get('size'):
+            raise ConfigError(
+                'data_preprocessor.test_cfg pads images to a fixed size, which an exported file '
+                'does not: --cfg-options model.data_preprocessor.test_cfg=None, and give --size'
+            )
+        self.pad_value = float(preprocessor.pad_val)
+        self.pad_divisor = settings.get('size_divisor') or 1
 
     def forward(self, images: Tensor) -> Tensor:
         if self.flips_channels:
@@ -65,8 +62,6 @@ class Preprocessing(nn.Module):
 
 
 def missing_to_multiple(size: int, divisor: int) -> int:
-    """How much is missing from a size to the next multiple.
-
-    Nothing in it is negative: ONNX rounds quotients towards zero, Python down.
-    """
+    """How much is missing from a size to the next multiple."""
+    # Nothing in it is negative: ONNX rounds quotients towards zero, Python down.
     return (size + divisor - 1) // divisor * divisor - size

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,61 +27,46 @@ RUNNABLE = ('.onnx', '.xml')
 
 @dataclass(frozen=True)
 class Description:
-    """The metadata of an exported file.
+    """The metadata of an exported file."""
 
-    Attributes:
-        task: 'segmentation', 'detection' or 'backbone'.
-        model: Name of the config.
-        classes: Class names, in the order of the labels.
-        palette: (R, G, B) of each class, or None.
-        size: Height and width of the input; None where the file takes any from ``min_size`` on.
-        min_size: Smallest height and width of the input; smaller images have to be padded.
-        batch: Number of images in the input; None where the file takes any.
-        resize: The resizing transforms of the config's test pipeline, in order: each with ``type``,
-            'Resize' (``scale``: width and height, ``keep_ratio``) or 'ResizeToMultiple'
-            (``size_divisor``), and ``interpolation``. They are not part of the file.
-        missing_transforms: Other transforms of the test pipeline that neither the file nor
-            infer.py applies.
-        mean: (R, G, B) that is subtracted inside the file.
-        std: (R, G, B) by which is divided inside the file.
-        pad_pixel: (B, G, R) to pad images with, right and below: what the model pads with.
-        outputs: The meaning of each output, by name.
-        logits: Whether a segmentor gives logits instead of class indices.
-        binary_threshold: Of a segmentor with one logit: a pixel is of class 1 above this
-            probability.
-        score_threshold: Detections without a higher score are not given.
-        max_per_image: How many detections an image can have.
-        mask_threshold: A pixel belongs to an instance from this probability on.
-        pad_divisor: To what multiple height and width are padded inside the file.
-        align_corners: Of a segmentor's resizing.
-        deployed: Whether the network was folded for inference.
-        layout: Of the input.
-        version: Of this project.
-    """
-
+    # 'segmentation', 'detection' or 'backbone'.
     task: str
+    # Name of the config.
     model: str
+    # In the order of the labels.
     classes: tuple[str, ...]
+    # (R, G, B) of each class, or None.
     palette: list[list[int]] | None
+    # Height and width of the input; None where the file takes any from min_size on, to which
+    # smaller images have to be padded.
     size: tuple[int, int] | None
     min_size: int
+    # Number of images in the input; None where the file takes any.
     batch: int | None
+    # The resizing transforms of the config's test pipeline, which are not part of the file, in
+    # order: each with type, 'Resize' (scale: width and height, keep_ratio) or 'ResizeToMultiple'
+    # (size_divisor), and interpolation.
     resize: list[dict[str, Any]]
+    # (R, G, B), by which colors are normalized inside the file.
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    # (B, G, R) to pad images with, right and below: what the model pads with.
     pad_pixel: tuple[float, ...]
+    # The meaning of each output, by name.
     outputs: dict[str, str]
+    # Other transforms of the test pipeline, which neither the file nor infer.py applies.
     missing_transforms: list[str]
+    # Of a segmentor: whether it gives logits instead of class indices, how those are resized, and
+    # above what probability a pixel is of class 1, where there is one logit.
     logits: bool = False
+    align_corners: bool = False
     binary_threshold: float | None = None
+    # Of a detector: detections without a higher score are not given, how many an image can have,
+    # and from what probability on a pixel belongs to an instance.
     score_threshold: float | None = None
     max_per_image: int | None = None
     mask_threshold: float | None = None
-    pad_divisor: int = 1
-    align_corners: bool = False
-    deployed: bool = True
     layout: str = LAYOUT
-    version: str = ''
 
     @property
     def size_divisor(self) -> int:
@@ -92,11 +78,7 @@ class Description:
 
     @classmethod
     def from_json(cls, text: str) -> 'Description':
-        """Read what :meth:`to_json` wrote; entries of later versions are left out.
-
-        Raises:
-            ValueError: It is something else.
-        """
+        """Read what :meth:`to_json` wrote, without entries of other versions; else ValueError."""
         try:
             values = json.loads(text)
             known = {field.name for field in fields(cls)}
@@ -133,8 +115,7 @@ class Description:
 
     def _sizes(self, height: int, width: int) -> list[tuple[int, int, str]]:
         """The sizes that an image is resized to, one after another, with the interpolation."""
-        sizes = []
-        interpolation = 'bilinear'
+        sizes, interpolation = [], 'bilinear'
         for step in self.resize:
             interpolation = step['interpolation']
             if step['type'] == 'ResizeToMultiple':
@@ -147,9 +128,8 @@ class Description:
             sizes.append((height, width, interpolation))
         if self.size is None:
             return sizes
-        if self.task == 'segmentation':
-            fixed = self.size
-        else:
+        fixed = self.size
+        if self.task != 'segmentation':
             ratio = min(1, self.size[0] / height, self.size[1] / width)
             fixed = tuple(max(1, int(n * ratio + 0.5)) for n in (height, width))
         return sizes if fixed == (height, width) else [(*fixed, interpolation)]
@@ -162,11 +142,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Runner:
-    """An opened file: a function of images.
-
-    Attributes:
-        description: What the file says about itself.
-    """
+    """An opened file: a function of images."""
 
     description: Description
     _run: Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -238,23 +214,16 @@ def open_onnx(path: Path, device: str | None, threads: int | None) -> Runner:
     # 0 is its own choice.
     options.intra_op_num_threads = threads or 0
     providers = onnx_providers(runtime, device)
-    try:
+    with explain_unreadable(path, 'an ONNX model'):
         session = runtime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:
-        raise unreadable(path, 'an ONNX model', error) from error
-    description = read_description(
-        path, session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    )
+    metadata = session.get_modelmeta().custom_metadata_map
+    description = read_description(path, metadata.get(METADATA_KEY))
     names = list(description.outputs)
     return Runner(description, lambda inputs: session.run(names, {INPUT_NAME: inputs}))
 
 
 def onnx_providers(runtime: Any, device: str | None) -> list:
-    """The execution providers for a device.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
+    """The execution providers for a device."""
     has_gpu = 'CUDAExecutionProvider' in runtime.get_available_providers()
     own_gpu = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
     kind, _, number = (device or (own_gpu if has_gpu else 'cpu')).partition(':')
@@ -286,25 +255,17 @@ def open_openvino(path: Path, device: str | None, threads: int | None, amp: bool
         settings['INFERENCE_PRECISION_HINT'] = 'f32'
     if threads:
         settings['INFERENCE_NUM_THREADS'] = threads
-    try:
+    with explain_unreadable(path, 'an OpenVINO model'):
         model = core.read_model(str(path))
         has_text = model.has_rt_info([METADATA_KEY])
         text = model.get_rt_info([METADATA_KEY]).astype(str) if has_text else None
         description = read_description(path, text)
         compiled = core.compile_model(model, name, settings)
-    except ExportError:
-        raise
-    except Exception as error:
-        raise unreadable(path, 'an OpenVINO model', error) from error
     return Runner(description, lambda inputs: compiled(inputs).to_tuple())
 
 
 def read_description(path: Path, text: str | None) -> Description:
-    """What a file says about itself.
-
-    Raises:
-        ExportError: Nothing that can be read.
-    """
+    """What a file says about itself."""
     try:
         return Description.from_json(text or '')
     except ValueError as error:
@@ -314,7 +275,13 @@ def read_description(path: Path, text: str | None) -> Description:
         ) from error
 
 
-def unreadable(path: Path, what: str, error: Exception) -> ExportError:
-    """The error for a file that is not what its suffix says."""
-    reason = ' '.join(str(error).split())
-    return ExportError(f'{path} cannot be read as {what}: {reason[:500]}')
+@contextmanager
+def explain_unreadable(path: Path, what: str) -> Iterator[None]:
+    """Raise an ExportError for a file that is not what its suffix says."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:500]
+        raise ExportError(f'{path} cannot be read as {what}: {reason}') from error

@@ -24,12 +24,6 @@ class ExportedModel:
         device: Where it runs.
         amp: Mixed precision.
 
-    Attributes:
-        description: What the file says about itself.
-        task: 'detection' or 'segmentation'.
-        classes: The class names.
-        palette: (R, G, B) of each class, or None.
-
     Raises:
         ExportError: The file holds only a backbone.
     """
@@ -46,27 +40,13 @@ class ExportedModel:
         self.palette = self.description.palette
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
-        """Resize an image as the config's test pipeline does.
-
-        Args:
-            image: (height, width, 3), uint8, BGR.
-
-        Returns:
-            ``inputs``, (3, height, width), float32, and ``fitted``, height and width of the image
-            in it.
-        """
+        """An image as an input, and height and width of the image in it: see
+        :meth:`.exported_file.Description.fit`."""
         inputs, fitted = self.description.fit(image)
         return dict(inputs=inputs, fitted=fitted)
 
     def predict(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Run the network on prepared images, all of one size.
-
-        Returns:
-            For each image the file's outputs by name, and ``fitted``.
-
-        Raises:
-            RuntimeError: It cannot be run, for lack of memory perhaps.
-        """
+        """Run the file on prepared images, all of one size: its outputs for each, by name."""
         step = self.description.batch or max(len(prepared), 1)
         raws = []
         for first in range(0, len(prepared), step):
@@ -84,12 +64,7 @@ class ExportedModel:
         return raws
 
     def postprocess(self, raw: dict[str, Any], size: tuple[int, int]) -> Detections | Segmentation:
-        """Turn a result into a prediction in pixels of the image.
-
-        Args:
-            raw: An entry of what :meth:`predict` returns.
-            size: Height and width of the image.
-        """
+        """Turn a result of :meth:`predict` into a prediction in pixels of an image of that size."""
         if self.task == 'segmentation':
             return Segmentation(self._seg_map(raw, size))
         fitted_height, fitted_width = raw['fitted']

@@ -15,7 +15,7 @@ from backbones import ARCHITECTURES, EfficientFormerV2
 from backbones.benchmark import benchmark as benchmarking
 from backbones.benchmark import work
 from backbones.benchmark.candidates import PEERS, Candidate, Group, group_configs
-from backbones.benchmark.measure import Effort, Timed, count_macs
+from backbones.benchmark.measure import Timed, count_macs
 from backbones.benchmark.report import format_table
 from backbones.benchmark.work import Setting, make_runner
 from backbones.deploy import switch_to_deploy
@@ -34,7 +34,7 @@ def setting(
 def compare(monkeypatch):
     """Measures a group in one round, without memory, which takes a process for each model."""
     monkeypatch.setattr(benchmarking, 'peak_memory', lambda *_: None)
-    return lambda group, what: benchmarking.compare(group, what, Effort(1, 0), lambda _: None)
+    return lambda group, what: benchmarking.compare(group, what, 1, 0, lambda _: None)
 
 
 def group_of(config: object, with_peers: bool = False) -> Group:

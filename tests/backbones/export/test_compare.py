@@ -22,14 +22,6 @@ ONE = (10, 10, 50, 40, 0.9, 1)
 OTHER = (60, 10, 90, 70, 0.6, 0)
 
 
-def test_the_same_detections_in_another_order_agree():
-    assert compare(detections(ONE, OTHER), detections(OTHER, ONE), LIMITS).startswith('2 of 2')
-
-
-def test_no_detections_agree():
-    assert 'no detection' in compare(detections(), detections(), LIMITS)
-
-
 @pytest.mark.parametrize(
     'found',
     [
@@ -51,9 +43,20 @@ def test_a_detection_out_of_nothing_does_not_agree():
         compare(detections(), detections(ONE), LIMITS)
 
 
-def test_a_score_at_the_threshold_may_be_missing():
-    at_threshold = (0, 0, 9, 9, 0.0501, 2)
-    assert '1 of 2' in compare(detections(ONE, at_threshold), detections(ONE), LIMITS)
+AT_THRESHOLD = (0, 0, 9, 9, 0.0501, 2)
+
+
+@pytest.mark.parametrize(
+    ('expected', 'found', 'figures'),
+    [
+        ([ONE, OTHER], [OTHER, ONE], '2 of 2'),
+        ([], [], 'no detection'),
+        # A score at the threshold may be missing.
+        ([ONE, AT_THRESHOLD], [ONE], '1 of 2'),
+    ],
+)
+def test_the_same_detections_agree(expected, found, figures):
+    assert compare(detections(*expected), detections(*found), LIMITS).startswith(figures)
 
 
 def test_boxes_that_rounding_leaves_without_area_agree():

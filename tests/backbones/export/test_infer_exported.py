@@ -80,58 +80,56 @@ def test_segmentation_maps_are_those_of_the_model(
     assert len(np.unique(found)) > 1
 
 
-class TestMistakes:
-    @pytest.mark.parametrize('suffix', KINDS)
-    def test_corrupt_files(self, suffix, exported, photograph, call, tmp_path):
-        path = exported(KINDS[suffix]).path
-        corrupt = tmp_path / f'corrupt{suffix}'
-        corrupt.write_bytes(path.read_bytes()[:-4000])
-        corrupt.with_suffix('.bin').touch()
-        code, said, _ = call(corrupt, photograph)
-        assert code == 1 and f'error: {corrupt} ' in said
+def corrupt(path: Path, folder: Path) -> Path:
+    (folder / f'corrupt{path.suffix}').write_bytes(path.read_bytes()[:-4000])
+    (folder / 'corrupt.bin').touch()
+    return folder / f'corrupt{path.suffix}'
 
-    def test_an_xml_without_its_weights(self, exported, photograph, call, tmp_path):
-        path = exported('logits').path
-        alone = shutil.copy(path, tmp_path / 'alone.xml')
-        code, said, _ = call(alone, photograph)
-        assert code == 1 and f'{alone} needs {tmp_path / "alone.bin"}' in said
 
-    @pytest.mark.parametrize('suffix', KINDS)
-    def test_files_of_others(self, suffix, photograph, call, tmp_path):
-        path = tmp_path / f'other{suffix}'
-        write_other(path)
-        code, said, _ = call(path, photograph)
-        assert code == 1 and f'{path} does not say what its inputs' in said
+def of_others(path: Path, folder: Path) -> Path:
+    write_other(folder / f'other{path.suffix}')
+    return folder / f'other{path.suffix}'
 
-    @pytest.mark.parametrize('suffix', KINDS)
-    def test_devices_that_are_not_there(self, suffix, exported, photograph, call):
-        code, said, _ = call(exported(KINDS[suffix]).path, photograph, '--device', 'tpu')
-        assert code == 1 and "'tpu'" in said
 
-    @pytest.mark.parametrize(
-        ('suffix', 'package'), [('.onnx', 'onnxruntime'), ('.xml', 'openvino')]
-    )
-    def test_a_missing_package(self, suffix, package, exported, photograph, call, monkeypatch):
-        monkeypatch.setitem(sys.modules, package, None)
-        code, said, _ = call(exported(KINDS[suffix]).path, photograph)
-        assert code == 1 and f'package {package}: pip install -r' in said
+@pytest.mark.parametrize('suffix', KINDS)
+@pytest.mark.parametrize(
+    ('make', 'words'), [(corrupt, 'error'), (of_others, 'does not say what its inputs')]
+)
+def test_files_that_cannot_be_used(make, words, suffix, exported, photograph, call, tmp_path):
+    path = make(exported(KINDS[suffix]).path, tmp_path)
+    code, said, _ = call(path, photograph)
+    assert code == 1 and f'{path} ' in said and words in said
 
-    @pytest.mark.parametrize(
-        ('suffix', 'option'),
-        [
-            ('.xml', ('--no-deploy',)),
-            ('.xml', ('--cfg-options', 'model.test_cfg.score_thr=0.5')),
-            ('.onnx', ('--amp',)),
-        ],
-    )
-    def test_options_that_a_file_cannot_follow(self, suffix, option, exported, photograph, call):
-        code, said, _ = call(exported(KINDS[suffix]).path, photograph, *option)
-        assert code == 1 and 'exported' in said
 
-    def test_files_that_cannot_be_run_here(self, photograph, call, tmp_path):
-        for name in ('model.mlpackage', 'none.xml'):
-            code, said, _ = call(tmp_path / name, photograph)
-            assert code == 1 and name in said
+def test_files_that_are_incomplete_or_run_elsewhere(exported, photograph, call, tmp_path):
+    alone = shutil.copy(exported('logits').path, tmp_path / 'alone.xml')
+    code, said, _ = call(alone, photograph)
+    assert code == 1 and f'{alone} needs {tmp_path / "alone.bin"}' in said
+    for name in ('model.mlpackage', 'none.xml'):
+        code, said, _ = call(tmp_path / name, photograph)
+        assert code == 1 and name in said
+
+
+@pytest.mark.parametrize(
+    ('suffix', 'options', 'words'),
+    [
+        ('.onnx', ('--device', 'tpu'), "'tpu'"),
+        ('.xml', ('--device', 'tpu'), "'tpu'"),
+        ('.xml', ('--no-deploy',), 'exported'),
+        ('.xml', ('--cfg-options', 'model.test_cfg.score_thr=0.5'), 'exported'),
+        ('.onnx', ('--amp',), 'exported'),
+    ],
+)
+def test_options_that_a_file_cannot_follow(suffix, options, words, exported, photograph, call):
+    code, said, _ = call(exported(KINDS[suffix]).path, photograph, *options)
+    assert code == 1 and words in said
+
+
+@pytest.mark.parametrize(('suffix', 'package'), [('.onnx', 'onnxruntime'), ('.xml', 'openvino')])
+def test_a_missing_package(suffix, package, exported, photograph, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, said, _ = call(exported(KINDS[suffix]).path, photograph)
+    assert code == 1 and f'package {package}: pip install -r' in said
 
 
 def write_other(path: Path) -> None:

@@ -58,14 +58,11 @@ def test_a_segmentors_image_fills_a_fixed_size():
     assert fitted == (80, 134) and (inputs == 200).all()
 
 
-def test_resizing_goes_on_to_a_multiple():
-    multiple = dict(type='ResizeToMultiple', size_divisor=32, interpolation='bilinear')
-    steps = [*DESCRIPTION.resize, multiple]
-    inputs, fitted = dataclasses.replace(DESCRIPTION, size=None, resize=steps).fit(image(48, 64))
-    assert inputs.shape == (3, 96, 128) and fitted == (96, 128)
-
-
-def test_images_are_padded_only_to_the_minimum_size_where_any_is_taken():
+def test_where_any_size_is_taken_images_are_padded_to_the_minimum_size_only():
     any_size = dataclasses.replace(DESCRIPTION, size=None, min_size=65, resize=[])
     assert any_size.fit(image(90, 101))[0].shape == (3, 90, 101)
     assert any_size.fit(image(90, 20))[0].shape == (3, 90, 65)
+    multiple = dict(type='ResizeToMultiple', size_divisor=32, interpolation='bilinear')
+    steps = [*DESCRIPTION.resize, multiple]
+    inputs, fitted = dataclasses.replace(any_size, resize=steps).fit(image(48, 64))
+    assert inputs.shape == (3, 96, 128) and fitted == (96, 128)
