@@ -132,6 +132,11 @@ def check_annotations(checked: CheckedDataset, config: Config) -> None:
         if checked.layout == 'coco':
             check_coco(checked, config)
         elif checked.layout == 'voc':
+            if reads_masks(checked.dataset):
+                raise DataError(
+                    "PASCAL VOC's layout has boxes and no masks, which the pipeline loads: take a "
+                    'detector without masks, or set with_mask=False in LoadAnnotations'
+                )
             own = checked.dataset.get('metainfo', {}).get('classes')
             check_voc(checked, tuple(own or known_classes(checked.dataset)))
         else:

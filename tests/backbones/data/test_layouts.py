@@ -133,6 +133,16 @@ def test_the_classes_of_pascal_voc_are_not_those_of_other_data(voc):
         check_training(voc('VOCDataset'))
 
 
+def test_voc_has_no_masks_to_train_on(voc):
+    config = voc()
+    config.classes = CLASSES
+    for transform in config.train_dataloader.dataset.pipeline:
+        if transform['type'].endswith('LoadAnnotations'):
+            transform['with_mask'] = True
+    with pytest.raises(DataError, match='masks'):
+        check_training(config)
+
+
 def replace_text(old: str, new: str) -> Callable[[Path], None]:
     def change(data: Path) -> None:
         text = (data / XML).read_text()
