@@ -99,15 +99,15 @@ def run(title: str, tool: str, *arguments: object) -> None:
 
 
 def draw_sheet(drawn: Path, path: Path) -> None:
-    """Put some of what test.py drew together on one sheet."""
-    white = dict(borderType=cv2.BORDER_CONSTANT, value=(255, 255, 255))
-    images = [
-        cv2.copyMakeBorder(cv2.imread(str(file)), 6, 6, 6, 6, **white)
-        for file in sorted(drawn.rglob('*.jpg'))[: SHEET_ROWS * SHEET_COLUMNS]
-    ]
-    starts = range(0, len(images), SHEET_COLUMNS)
-    rows = [cv2.hconcat(images[start : start + SHEET_COLUMNS]) for start in starts]
-    cv2.imwrite(str(path), cv2.vconcat(rows))
+    """Put some of what test.py drew together on one sheet; legends differ in height."""
+    files = sorted(drawn.rglob('*.jpg'))[: SHEET_ROWS * SHEET_COLUMNS]
+    images = [cv2.imread(str(file)) for file in files]
+    height, width = (max(image.shape[axis] for image in images) + 12 for axis in (0, 1))
+    sheet = np.full((SHEET_ROWS * height, SHEET_COLUMNS * width, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        y, x = number // SHEET_COLUMNS * height + 6, number % SHEET_COLUMNS * width + 6
+        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+    cv2.imwrite(str(path), sheet)
 
 
 def draw_scenes(folder: Path, seed: int = 7) -> list[Path]:
