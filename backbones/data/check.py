@@ -44,18 +44,9 @@ ADE20K_SOURCE = (
 
 
 def refuse_errors(config: Config, splits: Sequence[str]) -> None:
-    """Check what annotations and segmentation maps show, before a run.
-
-    Args:
-        config: A config whose classes are set.
-        splits: Which of 'train', 'val' and 'test' will be read.
-
-    Raises:
-        DataError: Something would end the run or falsify it; the message names files and ids.
-    """
+    """Raise DataError where annotations or segmentation maps would end a run or falsify it."""
     report = check_dataset(config, splits, decode=())
-    errors = report.of(ERROR)
-    if errors:
+    if errors := report.of(ERROR):
         advice = (
             'train.py --skip-bad trains without what is named here'
             if all(found.can_be_left_out for found in errors)
@@ -127,7 +118,7 @@ def datasets_to_check(config: Config, splits: Sequence[str]) -> list[CheckedData
 
 
 def check_annotations(checked: CheckedDataset, config: Config) -> None:
-    """Check a dataset's annotations, and note which images it has."""
+    """Note what is wrong with a dataset's annotations, and which images it has."""
     try:
         if checked.layout == 'coco':
             check_coco(checked, config)
@@ -146,23 +137,19 @@ def check_annotations(checked: CheckedDataset, config: Config) -> None:
 
 
 def check_built(checked: CheckedDataset, config: Config) -> None:
-    """Build a dataset, which itself says what it would read.
-
-    Raises:
-        DataError: It cannot be built, or has no images.
-    """
-    # With nothing in it, what mmengine would serialize for its loaders cannot be.
-    settings = {**checked.dataset, 'pipeline': [], 'serialize_data': False, 'lazy_init': False}
+    """Build a dataset, which itself says what it would read; DataError where it cannot be."""
     is_segmentation = checked.layout == 'segmentation'
-    for key in ('img_path', 'seg_map_path') if is_segmentation else ():
+    for key in ('img_path', 'seg_map_path'):
         folder = data_folder(checked.dataset, key)
-        if not folder.is_dir():
+        if is_segmentation and not folder.is_dir():
             raise DataError(
                 f'there is no folder {folder} (data_root and data_prefix say so). {ADE20K_SOURCE}; '
                 'for data of your own set data_root'
             )
     try:
-        dataset = DATASETS.build(settings)
+        # mmengine cannot serialize a dataset that turns out to be empty.
+        options = {'pipeline': [], 'serialize_data': False, 'lazy_init': False}
+        dataset = DATASETS.build({**checked.dataset, **options})
     except Exception as error:
         raise DataError(f'it cannot be read: {type(error).__name__}: {error}') from error
     if not len(dataset):

@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict
 
 from backbones.errors import ConfigError, DataError
 
-from .coco import category_names, read_coco
+from .coco import categories_of, read_coco
 from .config_datasets import annotation_file, dataset_class, datasets_of, layout_of, option, walk
 from .labels import set_ignored_label
 from .voc import object_names
@@ -37,7 +37,7 @@ def set_classes(config: Config, splits: Sequence[str], keep_files: bool = False)
         ConfigError: A head has a number of classes that the data do not have.
         DataError: Annotation files disagree with each other or with the named classes.
     """
-    of_types = set(type_counts(config))
+    of_types = counts_of_types(config)
     try:
         names = name_classes(config, splits)
     finally:
@@ -59,13 +59,14 @@ def name_classes(config: Config, splits: Sequence[str]) -> tuple[str, ...]:
     if config.default_scope == 'mmseg':
         for dataset in datasets:
             check_metainfo(dataset, names)
-            name_segmentation_classes(dataset, names, config)
+            if names != known_classes(dataset):
+                name_segmentation_classes(dataset, names, config)
         return names
     coco = [dataset for dataset in datasets if layout_of(dataset) == 'coco']
     # The training set comes first, unless this machine has no more than a test set.
     source = next((d for d in coco if annotation_file(d).is_file()), None) or next(iter(coco), None)
     if chosen is None and source is not None:
-        names = category_names(annotation_file(source))
+        names = tuple(categories_of(annotation_file(source)).values())
     for dataset in datasets_of(config, splits):
         check_metainfo(dataset, names)
         if layout_of(dataset) == 'coco':
@@ -97,11 +98,8 @@ def name_segmentation_classes(dataset: ConfigDict, names: tuple[str, ...], confi
     Some of the classes of its type, named by ``metainfo``, are picked out by mmseg. With other
     names it no longer is the set that its type is made for: their own order numbers them then.
     """
-    known = known_classes(dataset)
-    if names == known:
-        return
-    picked = set(names) <= set(known) and ('classes' not in config or 'metainfo' in dataset)
-    if not picked:
+    known = set(known_classes(dataset))
+    if not (set(names) <= known and ('classes' not in config or 'metainfo' in dataset)):
         for key in ('img_suffix', 'seg_map_suffix', 'reduce_zero_label'):
             dataset[key] = option(dataset, key)
         dataset.type = 'mmseg.BaseSegDataset'
@@ -116,9 +114,8 @@ def name_in_dataset(dataset: ConfigDict, names: tuple[str, ...], config: Config)
 
 def check_categories(path: Path, names: tuple[str, ...], first: Path) -> None:
     """mmdet numbers classes by their order in the file, and leaves out what it cannot find."""
-    found = category_names(path)
-    missing = [name for name in names if name not in found]
-    if missing:
+    found = tuple(categories_of(path).values())
+    if missing := [name for name in names if name not in found]:
         raise DataError(
             f'{path} has no category {", ".join(map(repr, missing))}; the classes are '
             f'{list(names)} (of the config or {first}), its categories {list(found)}'
@@ -133,28 +130,20 @@ def check_categories(path: Path, names: tuple[str, ...], first: Path) -> None:
 
 
 def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
-    """Class names, from a text file where a path is given."""
-    return read_class_names(classes) if isinstance(classes, str) else tuple(classes)
-
-
-def read_class_names(path: str) -> tuple[str, ...]:
-    """Class names from a text file, one a line.
-
-    Raises:
-        ConfigError: There is no such file, or it is not text or empty.
-    """
-    if not Path(path).is_file():
-        raise ConfigError(
-            f'classes = {path!r}: there is no such file. `classes` is a list of names, or the '
-            'path of a text file with one name a line'
-        )
+    """Class names, from a text file with one a line where a path is given."""
+    if not isinstance(classes, str):
+        return tuple(classes)
     try:
-        lines = Path(path).read_text(encoding='utf-8').splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f'classes = {path!r}: the file is not text in UTF-8: {error}') from error
+        lines = Path(classes).read_text(encoding='utf-8').splitlines()
+    # ValueError: it is not UTF-8, or not even the name of a file.
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f'classes = {classes!r}: there is no such file, or it is not text in UTF-8 ({error}). '
+            '`classes` is a list of names, or the path of a text file with one name a line'
+        ) from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
-        raise ConfigError(f'classes = {path!r}: the file has no names in it, one a line')
+        raise ConfigError(f'classes = {classes!r}: the file has no names in it, one a line')
     return names
 
 
@@ -163,12 +152,11 @@ def known_classes(dataset: ConfigDict) -> tuple[str, ...]:
     return tuple(dataset_class(dataset).METAINFO.get('classes') or ())
 
 
-def type_counts(config: Config) -> Iterator[int]:
+def counts_of_types(config: Config) -> set[int]:
     """How many classes the types of a config's datasets are made for."""
-    for dataset in datasets_of(config):
-        meta = dataset_class(dataset).METAINFO
-        # Heads of panoptic models tell apart the things alone.
-        yield len(meta.get('thing_classes') or meta.get('classes') or ())
+    metas = [dataset_class(dataset).METAINFO for dataset in datasets_of(config)]
+    # Heads of panoptic models tell apart the things alone.
+    return {len(meta.get('thing_classes') or meta.get('classes') or ()) for meta in metas}
 
 
 def set_num_classes(config: Config, count: int, of_types: set[int] | None = None) -> None:
@@ -184,11 +172,10 @@ def set_num_classes(config: Config, count: int, of_types: set[int] | None = None
     Raises:
         ConfigError: No head has as many classes as the data after that.
     """
-    model = config.model
-    heads = list(class_heads(model))
-    if not count or not heads or any(key in model for key in OTHER_MODELS):
+    heads = list(class_heads(config.model))
+    if not count or not heads or any(key in config.model for key in OTHER_MODELS):
         return
-    of_types = set(type_counts(config)) if of_types is None else of_types
+    of_types = of_types or counts_of_types(config)
     panoptic = any('thing_classes' in dataset_class(d).METAINFO for d in datasets_of(config))
     if panoptic and any(classes_of(head) in of_types for head in heads):
         return
@@ -199,10 +186,10 @@ def set_num_classes(config: Config, count: int, of_types: set[int] | None = None
         if classes_of(head) in inherited:
             set_head(head, count)
     if not any(classes_of(head) == count for head in heads):
-        head = heads[0]
         raise ConfigError(
-            f'{head.get("type")} has num_classes={classes_of(head)}, but the data have {count} '
-            f'classes. Set num_classes={count} there, or leave it to the base config and the data'
+            f'{heads[0].get("type")} has num_classes={classes_of(heads[0])}, but the data have '
+            f'{count} classes. Set num_classes={count} there, or leave it to the base config and '
+            'the data'
         )
 
 
@@ -215,14 +202,18 @@ def class_heads(model: ConfigDict) -> Iterator[ConfigDict]:
             yield node
 
 
+def key_of(head: ConfigDict) -> str:
+    return 'num_classes' if 'num_classes' in head else 'num_things_classes'
+
+
 def classes_of(head: ConfigDict) -> int:
-    return head.num_classes if 'num_classes' in head else head.num_things_classes
+    return head[key_of(head)]
 
 
 def set_head(head: ConfigDict, count: int) -> None:
     """Set the number of classes of a head, and of equal weights in its loss."""
     before = classes_of(head)
-    head['num_classes' if 'num_classes' in head else 'num_things_classes'] = count
+    head[key_of(head)] = count
     for node in walk(head):
         weights = node.get('class_weight')
         if isinstance(weights, (list, tuple)) and len(set(weights[:before])) == 1:
@@ -237,6 +228,5 @@ def inherited_counts(config: Config) -> Iterator[int]:
     for base in Config._get_base_files(path):
         base_path, _ = Config._get_cfg_path(base, path)
         model = Config.fromfile(base_path, import_custom_modules=False).get('model')
-        counts = Counter(classes_of(head) for head in class_heads(model)) if model else Counter()
-        if counts:
-            yield counts.most_common(1)[0][0]
+        counts = Counter(map(classes_of, class_heads(model))) if model else Counter()
+        yield from (number for number, _ in counts.most_common(1))

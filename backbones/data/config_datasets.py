@@ -28,22 +28,19 @@ def test_pipeline(config: Config) -> list[ConfigDict]:
 
 def unwrap_dataset(dataset: ConfigDict) -> Iterator[ConfigDict]:
     """What a dataset is made of: itself, or what it wraps or joins."""
-    if 'dataset' in dataset:
-        yield from unwrap_dataset(dataset.dataset)
-    elif 'datasets' in dataset:
-        for part in dataset.datasets:
-            yield from unwrap_dataset(part)
-    else:
+    parts = [dataset.dataset] if 'dataset' in dataset else dataset.get('datasets')
+    if parts is None:
         yield dataset
+    for part in parts or ():
+        yield from unwrap_dataset(part)
 
 
 def walk(node: object) -> Iterator[ConfigDict]:
     """All dicts inside a config, outermost first."""
     if isinstance(node, dict):
         yield node
-        for value in node.values():
-            yield from walk(value)
-    elif isinstance(node, (list, tuple)):
+        node = tuple(node.values())
+    if isinstance(node, (list, tuple)):
         for value in node:
             yield from walk(value)
 
@@ -74,11 +71,7 @@ def data_folder(dataset: ConfigDict, key: str) -> Path:
 
 
 def dataset_class(dataset: ConfigDict) -> type:
-    """The class that a dataset's ``type`` names.
-
-    Raises:
-        ConfigError: No dataset of that name is registered.
-    """
+    """The class that a dataset's ``type`` names, or ConfigError."""
     if inspect.isclass(dataset.type):
         return dataset.type
     with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
@@ -105,17 +98,14 @@ def option(dataset: ConfigDict, name: str) -> object:
 def layout_of(dataset: ConfigDict) -> str:
     """How a dataset's files are laid out: 'coco', 'voc', 'segmentation' or 'other'."""
     kind = dataset_class(dataset)
-    names = {base.__name__ for base in kind.__mro__}
-    if 'BaseSegDataset' in names:
+    bases = {base.__name__: base for base in kind.__mro__}
+    if 'BaseSegDataset' in bases:
         return 'segmentation'
-    if 'CocoDataset' in names:
-        from mmdet.datasets import CocoDataset
-
+    for name, layout in (('CocoDataset', 'coco'), ('XMLDataset', 'voc')):
         # LVIS and panoptic sets have files of other kinds; so may types of a user's own.
-        same = kind.load_data_list is CocoDataset.load_data_list
-        return 'coco' if same and kind.COCOAPI is CocoDataset.COCOAPI else 'other'
-    if 'XMLDataset' in names:
-        from mmdet.datasets import XMLDataset
-
-        return 'voc' if kind.load_data_list is XMLDataset.load_data_list else 'other'
+        if name in bases and all(
+            getattr(kind, part, None) is getattr(bases[name], part, None)
+            for part in ('load_data_list', 'COCOAPI')
+        ):
+            return layout
     return 'other'

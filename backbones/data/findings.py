@@ -10,8 +10,8 @@ from mmengine.config import ConfigDict
 
 from .labels import LabelRules
 
-ERROR = 'error'
-WARNING = 'warning'
+ERROR = 'error'  # a run would fail, or learn or measure wrong things
+WARNING = 'warning'  # it is handled, as the reason says
 LINES_PER_KIND = 20
 
 # Errors in entries of an annotation file that may belong to no image.
@@ -25,25 +25,14 @@ OF_ENTRIES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault, or one thing that is handled in a special way.
+    """One fault, or one thing that is handled in a special way."""
 
-    Attributes:
-        severity: 'error': a run would fail, or learn or measure wrong things. 'warning': it is
-            handled, as the reason says.
-        kind: What findings are grouped by.
-        file: The image, segmentation map or annotation file.
-        reason: What is wrong, and what comes of it.
-        annotation: Id of the annotation, where there is one.
-        image: The image as the dataset names it, where the fault concerns only that one.
-        split: 'train', 'val' or 'test'.
-    """
-
-    severity: str
-    kind: str
-    file: str
-    reason: str
-    annotation: int | str | None = None
-    image: str | None = None
+    severity: str  # ERROR or WARNING
+    kind: str  # what findings are grouped by
+    file: str  # the image, segmentation map or annotation file
+    reason: str  # what is wrong, and what comes of it
+    annotation: int | str | None = None  # its id, where there is one
+    image: str | None = None  # as the dataset names it, where the fault concerns it alone
     split: str = ''
 
     @property
@@ -58,46 +47,26 @@ class Finding:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image that is checked, with its segmentation map if it has one.
-
-    Attributes:
-        path: The file.
-        name: What the dataset calls it.
-        size: (width, height) that the annotations say; None where they say nothing.
-        seg_map: Its segmentation map.
-        labels: How the segmentation map is read.
-        color_type: mmcv's flag for reading the image.
-        backend: mmcv's decoder.
-        decode: Whether the image is decoded, or only its size read from its header.
-    """
+    """An image that is checked, with its segmentation map if it has one."""
 
     path: str
-    name: str
-    size: tuple[int, int] | None = None
-    seg_map: str | None = None
-    labels: LabelRules | None = None
-    color_type: str = 'color'
-    backend: str = 'cv2'
-    decode: bool = True
+    name: str  # what the dataset calls it
+    size: tuple[int, int] | None = None  # (width, height) by the annotations, if they say
+    seg_map: str | None = None  # path
+    labels: LabelRules | None = None  # how the segmentation map is read
+    color_type: str = 'color'  # mmcv's flag for reading the image
+    backend: str = 'cv2'  # mmcv's decoder
+    decode: bool = True  # or read the size from the header alone
 
 
 @dataclass
 class CheckedDataset:
-    """One dataset of a config, and what was found in it.
-
-    Attributes:
-        split: 'train', 'val' or 'test'.
-        dataset: Its config.
-        layout: See :func:`~backbones.data.config_datasets.layout_of`.
-        source: What it is read from: an annotation file, a list or a folder.
-        samples: Its images.
-        findings: In the order of files.
-    """
+    """One dataset of a config, and what was found in it."""
 
     split: str
     dataset: ConfigDict
-    layout: str
-    source: str
+    layout: str  # see config_datasets.layout_of
+    source: str  # what it is read from: an annotation file, a list or a folder
     samples: list[Sample] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -120,10 +89,8 @@ class CheckedDataset:
     ) -> None:
         """Add the images that a folder has, and an error for each that it lacks.
 
-        Args:
-            folder: Where the images are.
-            sizes: (width, height) of each image, by its name.
-            suffix: Follows the name in the name of the file.
+        ``sizes`` has (width, height) of each image by its name, which ``suffix`` follows in the
+        name of the file.
         """
         listings: dict[str, dict[str, str]] = {}
         for name, size in sizes.items():
@@ -162,17 +129,13 @@ class Report:
         """The findings of a severity."""
         return [found for found in self.findings if found.severity == severity]
 
-    def by_kind(self) -> dict[tuple[str, str, str], list[Finding]]:
-        """The findings by (severity, split, kind): errors before warnings."""
-        groups: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
-        for found in self.of(ERROR) + self.of(WARNING):
-            groups[found.severity, found.split, found.kind].append(found)
-        return dict(groups)
-
     def lines(self, severities: Sequence[str] = (ERROR, WARNING)) -> Iterator[str]:
         """What a person reads: the first findings of every kind, then how many there are."""
-        for (severity, split, kind), group in self.by_kind().items():
-            if severity in severities:
+        for severity in severities:
+            groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+            for found in self.of(severity):
+                groups[found.split, found.kind].append(found)
+            for (split, kind), group in groups.items():
                 yield f'\n{severity}, {split}: {kind} ({len(group)})'
                 yield from (f'  {found}' for found in group[:LINES_PER_KIND])
                 if len(group) > LINES_PER_KIND:
@@ -188,10 +151,6 @@ class Report:
             'images': self.images,
             'errors': len(self.of(ERROR)),
             'warnings': len(self.of(WARNING)),
-            'counts': [
-                {'severity': severity, 'split': split, 'kind': kind, 'count': len(group)}
-                for (severity, split, kind), group in self.by_kind().items()
-            ],
             'findings': [asdict(found) for found in self.findings],
         }
 

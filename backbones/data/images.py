@@ -29,43 +29,36 @@ decoder_output: list[io.BufferedRandom] = []
 
 def check_sample(sample: Sample) -> list[tuple[str, str, str, str]]:
     """All that is wrong with an image and its segmentation map: severity, kind, reason, file."""
-    shape, faults = check_image(sample) if sample.decode else read_header(sample)
+    if not os.path.isfile(sample.path):
+        shape, faults = None, [(ERROR, 'missing image', 'it is not there')]
+    else:
+        shape, faults = check_image(sample) if sample.decode else (size_in_header(sample), [])
     found = [(*fault, sample.path) for fault in faults]
     if sample.seg_map:
         found += [(*fault, sample.seg_map) for fault in check_seg_map(sample, shape)]
     return found
 
 
-def read_header(sample: Sample) -> tuple[Shape | None, list[Fault]]:
-    """The size of an image, where its header can be read, and whether it is missing."""
-    try:
-        with Image.open(sample.path) as image:
-            return upright_size(image)[::-1], []
-    except FileNotFoundError:
-        return None, [(ERROR, 'missing image', 'it is not there')]
-    except PILLOW_ERRORS:
-        return None, []
+def size_in_header(sample: Sample) -> Shape | None:
+    with suppress(*PILLOW_ERRORS), Image.open(sample.path) as image:
+        return upright_size(image)[::-1]
+    return None
 
 
 def check_image(sample: Sample) -> tuple[Shape | None, list[Fault]]:
     """Decode an image; returns its size and what is wrong."""
     try:
         content = Path(sample.path).read_bytes()
-        fault = content_fault(content)
-        if fault:
-            return None, [(ERROR, 'unreadable image', fault)]
-        image = mmcv.imfrombytes(content, flag=sample.color_type, backend=sample.backend)
-        if image is None:
-            raise ValueError('it is of no format that can be read, or corrupt')
-    except FileNotFoundError:
-        return None, [(ERROR, 'missing image', 'it is not there')]
+        reason = content_fault(content)
+        if not reason:
+            image = mmcv.imfrombytes(content, flag=sample.color_type, backend=sample.backend)
+            reason = 'it is of no format that can be read, or corrupt' if image is None else None
     except Exception as error:
-        decoder_complaints()
         reason = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
-        return None, [(ERROR, 'unreadable image', reason)]
-    shape = image.shape[:2]
-    faults = []
     complaints = decoder_complaints()
+    if reason:
+        return None, [(ERROR, 'unreadable image', reason)]
+    shape, faults = image.shape[:2], []
     if complaints:
         faults.append((WARNING, 'corrupt image', f'read, but the decoder says: {complaints}'))
     if sample.size and tuple(sample.size) != shape[::-1]:
@@ -104,7 +97,7 @@ def size_reason(sample: Sample, shape: Shape) -> str:
     if shape != (width, height):
         return reason
     # Pillow does not know all that OpenCV reads.
-    with suppress(*IMAGE_DECODE_ERRORS), Image.open(sample.path) as image:
+    with suppress(*PILLOW_ERRORS), Image.open(sample.path) as image:
         if upright_size(image) != image.size:
             return f'{reason}: its EXIF orientation rotates it by 90 degrees when it is read'
     return f'{reason}: width and height are exchanged'
@@ -184,13 +177,12 @@ def catch_decoder_warnings() -> None:
 
 def decoder_complaints() -> str:
     """What the decoders have written since the last image, in one line."""
-    if not decoder_output:
-        return ''
-    output = decoder_output[0]
-    output.seek(0)
-    text = output.read().decode(errors='replace')
-    output.seek(0)
-    output.truncate()
+    text = b''
+    for output in decoder_output:
+        output.seek(0)
+        text = output.read()
+        output.seek(0)
+        output.truncate()
     # libpng finds fault with color profiles of intact files.
-    lines = [line.strip() for line in text.splitlines() if 'iCCP' not in line]
-    return '; '.join(line for line in lines if line)[:200]
+    lines = [line.strip() for line in text.decode(errors='replace').splitlines()]
+    return '; '.join(line for line in lines if line and 'iCCP' not in line)[:200]

@@ -21,17 +21,11 @@ DEFAULT_IGNORED = 255
 
 @dataclass(frozen=True)
 class LabelRules:
-    """How a dataset's segmentation maps are read.
-
-    Attributes:
-        num_classes: How many classes there are.
-        reduce_zero_label: Whether 0 means "unlabeled" and class k is stored as k + 1.
-        label_map: The class, or 255, of every number that the dataset's type has a class for.
-        ignored: The label that is neither learned nor measured.
-    """
+    """How a dataset's segmentation maps are read."""
 
     num_classes: int
-    reduce_zero_label: bool = False
+    reduce_zero_label: bool = False  # 0 means "unlabeled", and class k is stored as k + 1
+    # The class, or 255, of every number that the dataset's type has a class for.
     label_map: tuple[tuple[int, int], ...] = ()
     ignored: int = DEFAULT_IGNORED
 
@@ -49,13 +43,11 @@ class LabelRules:
 
     def __str__(self) -> str:
         classes = self.classes_of_values()
-        texts = []
-        for what, used in (('classes are', classes >= 0), ('ignored is', classes == -1)):
-            values = np.flatnonzero(used)
-            is_range = len(values) > 2 and values[-1] - values[0] == len(values) - 1
-            listed = f'{values[0]} to {values[-1]}' if is_range else ', '.join(map(str, values))
-            texts.append(f'{what} {listed}')
-        return f'the {self.num_classes} {", ".join(texts)}'
+        used, ignored = np.flatnonzero(classes >= 0), np.flatnonzero(classes == -1)
+        is_range = len(used) and used[-1] - used[0] == len(used) - 1
+        listed = f'{used[0]} to {used[-1]}' if is_range else ', '.join(map(str, used))
+        left_out = ', '.join(map(str, ignored))
+        return f'the {self.num_classes} classes are {listed}, ignored is {left_out}'
 
 
 def ignored_label(config: Config) -> int:
@@ -68,8 +60,7 @@ def ignored_label(config: Config) -> int:
     parts = [config.get(key) for key in ('model', 'val_evaluator', 'test_evaluator')]
     nodes = [*walk(parts), *datasets]
     chosen = {node.get('ignore_index'): node.get('type') for node in nodes}
-    chosen.pop(None, None)
-    chosen.pop(DEFAULT_IGNORED, None)
+    chosen = {label: owner for label, owner in chosen.items() if label not in (None, 255)}
     if not chosen:
         return DEFAULT_IGNORED
     if len(chosen) > 1:
@@ -88,9 +79,6 @@ def set_ignored_label(config: Config) -> None:
 
     mmseg has it in heads, metrics, the padding of images in the model and in transforms. Where only
     some are changed, padding is trained as a class or predictions there count as wrong.
-
-    Raises:
-        ConfigError: The config contradicts itself.
     """
     value = ignored_label(config)
     if value == DEFAULT_IGNORED:
@@ -101,10 +89,9 @@ def set_ignored_label(config: Config) -> None:
             node.ignore_index = value
         if 'seg_pad_val' in node:
             node.seg_pad_val = value
-    for key in ('val_evaluator', 'test_evaluator'):
-        for node in walk(config.get(key)):
-            if str(node.get('type')).endswith('IoUMetric'):
-                node.ignore_index = value
+    for node in walk([config.get('val_evaluator'), config.get('test_evaluator')]):
+        if str(node.get('type')).endswith('IoUMetric'):
+            node.ignore_index = value
     for dataset in datasets_of(config):
         dataset.ignore_index = value
         for node in walk(dataset.get('pipeline')):
@@ -116,12 +103,14 @@ def set_in_transform(node: dict, value: int) -> None:
     """Set what a transform fills segmentation maps with, or leaves out of what it counts."""
     with TRANSFORMS.switch_scope_and_registry(node.get('_scope_', 'mmseg')) as registry:
         kind = registry.get(node.type) if isinstance(node.type, str) else node.type
-    parameters = inspect.signature(kind.__init__).parameters if kind else {}
+    if kind is None:
+        return
+    parameters = inspect.signature(kind.__init__).parameters
     for name in ('seg_pad_val', 'ignore_index'):
         if name in parameters and node.get(name, parameters[name].default) == DEFAULT_IGNORED:
             node[name] = value
-    padding = node.get('pad_val', {'img': 0, 'seg': DEFAULT_IGNORED})
-    if kind is not None and kind.__name__ == 'Pad':
+    if kind.__name__ == 'Pad':
+        padding = node.get('pad_val', 0)
         padding = padding if isinstance(padding, dict) else {'img': padding}
         if padding.get('seg', DEFAULT_IGNORED) == DEFAULT_IGNORED:
             node.pad_val = {**padding, 'seg': value}

@@ -5,13 +5,18 @@ takes all memory, and from a malformed run-length encoding it reads beyond its b
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Real
 
 import numpy as np
 
 NUMBERS = {int, float}
 LARGEST = 2**40
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number, which a bool is not."""
+    return type(value) in NUMBERS or (isinstance(value, Real) and not isinstance(value, bool))
 
 
 def box_fault(box: object) -> str | None:
@@ -25,11 +30,9 @@ def box_fault(box: object) -> str | None:
 
 
 def misplaced(box: Sequence[float], size: tuple[int, int] | None) -> tuple[str, str] | None:
-    """Whether a box [x, y, width, height] is empty or leaves its image: (kind, reason), or None.
+    """Whether a box [x, y, width, height] has no area or leaves its image: (kind, reason), or None.
 
-    Args:
-        box: In pixels.
-        size: (width, height) of the image; None if it is unknown.
+    ``size`` is (width, height) of the image; None if it is unknown.
     """
     x, y, width, height = box
     text = f'the box {list(box)} (x, y, width, height)'
@@ -46,13 +49,7 @@ def misplaced(box: Sequence[float], size: tuple[int, int] | None) -> tuple[str, 
 
 
 def mask_fault(mask: object, height: int, width: int) -> str | None:
-    """What keeps a COCO segmentation from being read; None if nothing does.
-
-    Args:
-        mask: A list of polygons [x1, y1, x2, y2, ...], or a dict with 'size' and 'counts'.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-    """
+    """What keeps a COCO segmentation of an image of this size from being read; None if nothing."""
     if not mask:
         return 'there is no mask, and the config reads masks'
     if isinstance(mask, list):
@@ -69,14 +66,12 @@ def polygons_fault(polygons: list, farthest: float) -> str | None:
         if not is_list or not (set(map(type, polygon)) <= NUMBERS or all(map(is_number, polygon))):
             return f'a polygon is {polygon!r:.60} instead of a list of numbers [x1, y1, x2, ...]'
         # A NaN makes the sum one, whatever it does to the comparisons.
-        if len(polygon) == 0 or (
+        if len(polygon) and not (
             -farthest <= min(polygon) and max(polygon) <= farthest and not math.isnan(sum(polygon))
         ):
-            continue
-        if not all(abs(coordinate) < math.inf for coordinate in polygon):
-            return 'a polygon has a coordinate that is not finite'
-        # Its outline would be drawn pixel by pixel.
-        return f'a polygon has the coordinate {max(polygon, key=abs)}, far outside the image'
+            # Its outline would be drawn pixel by pixel.
+            far = max(polygon, key=lambda number: math.inf if number != number else abs(number))
+            return f'a polygon has the coordinate {far}, not finite or far outside the image'
     return None
 
 
@@ -92,9 +87,9 @@ def run_length_fault(mask: dict, height: int, width: int) -> str | None:
         return f'the mask has size {mask["size"]}, the image {[height, width]} (height, width)'
     counts = mask['counts']
     try:
-        runs = list(decode_runs(counts)) if isinstance(counts, (str, bytes)) else list(counts)
+        runs = decode_runs(counts) if isinstance(counts, (str, bytes)) else list(counts)
         valid = all(isinstance(run, int) and run >= 0 for run in runs)
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, TypeError):
         valid = False
     if not valid:
         return 'the mask\'s "counts" are no run-length encoding'
@@ -103,36 +98,29 @@ def run_length_fault(mask: dict, height: int, width: int) -> str | None:
     return None
 
 
-def decode_runs(text: str | bytes) -> Iterator[int]:
+def decode_runs(text: str | bytes) -> list[int]:
     """The lengths of the runs in COCO's compressed encoding.
 
     Each is a signed number in groups of five bits, lowest first, a group plus 48 to a character;
     from the fourth on it is the difference to the length two before (cocoapi's maskApi.c).
 
     Raises:
-        IndexError: The text ends within a number.
-        ValueError: It has a character that is none of the 64.
+        ValueError: The text ends within a number, or has a character that is none of the 64.
     """
-    codes = text.encode() if isinstance(text, str) else text
     runs: list[int] = []
-    position = 0
-    while position < len(codes):
-        value = shift = 0
-        more = True
-        while more:
-            group = codes[position] - 48
-            if not 0 <= group < 64:
-                raise ValueError(f'no such character: {codes[position]}')
-            value |= (group & 31) << shift
-            shift += 5
-            position += 1
-            more = bool(group & 32)
+    value = shift = 0
+    for code in text.encode() if isinstance(text, str) else text:
+        group = code - 48
+        if not 0 <= group < 64:
+            raise ValueError(f'no such character: {code}')
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
         if group & 16:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        yield runs[-1]
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a number, which a bool is not."""
-    return type(value) in NUMBERS or (isinstance(value, Real) and not isinstance(value, bool))
+        value = shift = 0
+    if shift:
+        raise ValueError('it ends within a number')
+    return runs

@@ -22,12 +22,9 @@ from backbones.files import atomic_write
 
 from .check import check_dataset
 from .coco import read_coco, without_images
-from .config_datasets import annotation_file, data_folder, datasets_of, option, unwrap_dataset, walk
+from .config_datasets import annotation_file, data_folder, datasets_of, option, walk
 from .findings import ERROR, LINES_PER_KIND, CheckedDataset, count
 from .images import content_fault
-
-# So many in a row are no matter of single images, but of the pipeline or of the whole set.
-MAX_IN_A_ROW = 100
 
 
 def leave_out_bad(config: Config, splits: tuple[str, ...]) -> None:
@@ -56,23 +53,15 @@ def leave_out_bad(config: Config, splits: tuple[str, ...]) -> None:
             write(path, text_without(checked, bad))
             read_instead(config, checked, path)
     left_out = len({(found.split, found.image) for found in errors if found.image})
-    record = {
-        'images': report.images,
-        'left_out_before_training': left_out,
-        'reasons': [asdict(found) for found in errors],
-    }
     path = work_dir / 'skipped.json'
-    write(path, json.dumps(record, indent=1, ensure_ascii=False))
+    record = {'left_out_before_training': left_out, 'reasons': [asdict(one) for one in errors]}
+    write(path, to_json(record))
     print('\n'.join(report.lines([ERROR])))
     print(f'--skip-bad: {count(left_out, "image")} left out; {path} names them', flush=True)
 
 
 def text_without(checked: CheckedDataset, bad: set[str | None]) -> str:
-    """A COCO file, or a list of names, without images that have errors.
-
-    Raises:
-        DataError: Nothing is left.
-    """
+    """A COCO file, or a list of names, without images that have errors; DataError if all have."""
     dataset = checked.dataset
     if checked.layout == 'coco':
         content = without_images(read_coco(annotation_file(dataset)), bad)
@@ -95,10 +84,13 @@ def read_instead(config: Config, checked: CheckedDataset, path: Path) -> None:
     for dataset in list(datasets_of(config)):
         if annotation_file(dataset) == file and dataset.get('data_prefix') == folders:
             dataset.ann_file = str(path)
-    for key in ('val_evaluator', 'test_evaluator'):
-        for node in walk(config.get(key)):
-            if node.get('ann_file') and Path(node.ann_file) == file:
-                node.ann_file = str(path)
+    for node in walk([config.get('val_evaluator'), config.get('test_evaluator')]):
+        if node.get('ann_file') and Path(node.ann_file) == file:
+            node.ann_file = str(path)
+
+
+def to_json(content: object) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False)
 
 
 def write(path: Path, text: str) -> None:
@@ -109,9 +101,7 @@ def write(path: Path, text: str) -> None:
 class SampleError(DataError):
     """A sample that cannot be used; the message names its file.
 
-    Args:
-        message: One line. A loader's worker process hands its traceback over instead, as text, in
-            the last line of which the message is.
+    A loader's worker process hands its traceback over as the message, which is in the last line.
     """
 
     def __init__(self, message: str) -> None:
@@ -129,20 +119,8 @@ class GuardsDatasets:
     def build_dataloader(
         self, dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
-        """Build a loader whose dataset is guarded.
-
-        Raises:
-            DataError: The annotations of its dataset cannot be read.
-        """
-        try:
-            loader = super().build_dataloader(dataloader, seed, diff_rank_seed)
-        except (KeyError, ValueError, TypeError, AssertionError) as error:
-            files = map(annotation_file, unwrap_dataset(dataloader['dataset']))
-            raise DataError(
-                f'the dataset of {", ".join(map(str, files))} cannot be built: '
-                f'{" ".join(str(error).split())} ({type(error).__name__}). '
-                'tools/check_dataset.py CONFIG lists what is wrong in its annotations'
-            ) from error
+        """Build a loader whose datasets are guarded."""
+        loader = super().build_dataloader(dataloader, seed, diff_rank_seed)
         for dataset in base_datasets(loader.dataset):
             skips = bool(self.cfg.get('skip_bad')) and not dataset.test_mode
             guard(dataset, self.skip_record if skips else None)
@@ -165,8 +143,7 @@ class GuardsDatasets:
         skipped = read_record(self.skip_record)
         path = Path(self.work_dir) / 'skipped.json'
         record = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-        record['skipped_in_training'] = skipped
-        write(path, json.dumps(record, indent=1, ensure_ascii=False))
+        write(path, to_json({**record, 'skipped_in_training': skipped}))
         lines = [f'--skip-bad: {count(len(skipped), "image")} replaced by others; {path}']
         for one in skipped[:LINES_PER_KIND]:
             lines.append(f'{one["file"]} ({one["times"]}x): {one["reason"]}')
@@ -190,12 +167,13 @@ def guard(dataset: BaseDataset, skip_record: Path | None = None) -> None:
 
 
 class GuardedPreparation:
-    """Stands for a dataset's ``prepare_data``: from an index to what the model gets, or None."""
+    """Stands for a dataset's ``prepare_data``: from an index to what the model gets.
+
+    None where it cannot be used and is skipped; mmengine then draws another, a thousand times.
+    """
 
     def __init__(self, dataset: BaseDataset, skip_record: Path | None) -> None:
-        self.dataset = dataset
-        self.skip_record = skip_record
-        self.skipped_in_a_row = 0
+        self.dataset, self.skip_record = dataset, skip_record
 
     def __call__(self, index: int) -> object:
         fault, cause = None, None
@@ -206,16 +184,18 @@ class GuardedPreparation:
             fault = content_fault(Path(path).read_bytes()) if os.path.isfile(path) else None
             if fault is None:
                 # Not the bound method, which this object takes the place of.
-                data = type(self.dataset).prepare_data(self.dataset, index)
-                self.skipped_in_a_row = 0
-                return data
+                return type(self.dataset).prepare_data(self.dataset, index)
         except MemoryError:
             raise
         except Exception as error:
             fault, cause = f'{type(error).__name__}: {error}', error
         fault = ' '.join(fault.split())
         if self.skip_record is not None:
-            return self.skip(path, fault)
+            line = json.dumps({'file': path, 'reason': fault}, ensure_ascii=False) + '\n'
+            # Processes do not mix their lines: each is one write to the end of the file.
+            with open(self.skip_record, 'ab', buffering=0) as record:
+                record.write(line.encode())
+            return None
         seg_map = info.get('seg_map_path')
         files = f'{path} with segmentation map {seg_map}' if seg_map else path
         raise SampleError(
@@ -223,24 +203,9 @@ class GuardedPreparation:
             'data; train.py --skip-bad trains on the rest'
         ) from cause
 
-    def skip(self, file: str, reason: str) -> None:
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row > MAX_IN_A_ROW:
-            raise SampleError(
-                f'--skip-bad: {MAX_IN_A_ROW} images in a row cannot be used, so it is not the '
-                f'images; the last is {file}: {reason}'
-            )
-        line = json.dumps({'file': file, 'reason': reason}, ensure_ascii=False) + '\n'
-        # Processes do not mix their lines: each is one write to the end of the file.
-        with open(self.skip_record, 'ab', buffering=0) as record:
-            record.write(line.encode())
-
 
 def read_record(path: Path) -> list[dict]:
     """What was skipped: file, reason and how many times, the most frequent first."""
-    if not path.is_file():
-        return []
-    entries = map(json.loads, path.read_text(encoding='utf-8').splitlines())
-    times = Counter((entry['file'], entry['reason']) for entry in entries)
-    ordered = sorted(times.items(), key=lambda item: (-item[1], item[0]))
-    return [{'file': file, 'reason': reason, 'times': number} for (file, reason), number in ordered]
+    lines = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
+    times = Counter(lines)
+    return [{**json.loads(line), 'times': number} for line, number in times.most_common()]

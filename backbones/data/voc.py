@@ -20,11 +20,7 @@ LAYOUT = (
 
 
 def xml_files(dataset: ConfigDict) -> dict[str, Path]:
-    """The XML file of every name in a dataset's list.
-
-    Raises:
-        DataError: There is no such list, or it has no names or is not text.
-    """
+    """The XML file of every name in a dataset's list, or DataError without any."""
     path = annotation_file(dataset)
     if not path.is_file():
         raise DataError(f'there is no list {path} (data_root and ann_file say so). {LAYOUT}')
@@ -50,11 +46,7 @@ def object_names(dataset: ConfigDict) -> set[str]:
 
 
 def check_voc(checked: CheckedDataset, classes: tuple[str, ...]) -> None:
-    """Check the XML files of a dataset against themselves, their images and the classes.
-
-    Raises:
-        DataError: The list or a folder is missing.
-    """
+    """Check the XML files of a dataset against themselves, their images and the classes."""
     dataset = checked.dataset
     folder = data_folder(dataset, 'sub_data_root') / option(dataset, 'img_subdir')
     files = xml_files(dataset)
@@ -63,10 +55,9 @@ def check_voc(checked: CheckedDataset, classes: tuple[str, ...]) -> None:
             raise DataError(f'there is no folder {place}. {LAYOUT}')
     filters = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
     outcome = 'left out of training' if filters.get('filter_empty_gt') else 'all is background'
-    sizes: dict[str, tuple[int, int] | None] = {}
+    sizes: dict[str, tuple[int, int] | None] = dict.fromkeys(files)
     labels: Counter = Counter()
     for name, path in files.items():
-        sizes[name] = None
         try:
             root = parse(path)
             sizes[name] = size_of(root)
@@ -76,12 +67,12 @@ def check_voc(checked: CheckedDataset, classes: tuple[str, ...]) -> None:
             checked.add(ERROR, kind, str(error), path, name)
             continue
         labels.update(label for label, _ in objects)
-        for label, box in objects:
-            fault = misplaced(box, sizes[name]) if label in classes else None
-            if fault:
+        boxes = [(label, box) for label, box in objects if label in classes]
+        for label, box in boxes:
+            if fault := misplaced(box, sizes[name]):
                 severity = WARNING if fault[0] == 'box beyond the border' else ERROR
                 checked.add(severity, fault[0], f'{label!r}: {fault[1]}', path, name)
-        if not any(label in classes for label, _ in objects):
+        if not boxes:
             checked.add(WARNING, 'image without objects', outcome, path)
     for label, number in labels.most_common():
         if label not in classes:
@@ -93,11 +84,7 @@ def check_voc(checked: CheckedDataset, classes: tuple[str, ...]) -> None:
 
 
 def parse(path: Path) -> ElementTree.Element:
-    """The root of an XML file.
-
-    Raises:
-        DataError: It is missing or not XML.
-    """
+    """The root of an XML file, or DataError."""
     try:
         return ElementTree.parse(path).getroot()
     except FileNotFoundError as error:
@@ -107,16 +94,11 @@ def parse(path: Path) -> ElementTree.Element:
 
 
 def size_of(root: ElementTree.Element) -> tuple[int, int] | None:
-    """(width, height) as the file says; None where it does not, and mmdet reads the image.
-
-    Raises:
-        DataError: The size is no size.
-    """
-    size = root.find('size')
-    if size is None:
+    """(width, height) as the file says; None where it does not, and mmdet reads the image."""
+    if root.find('size') is None:
         return None
     try:
-        width, height = (int(size.findtext(key)) for key in ('width', 'height'))
+        width, height = (int(root.findtext(f'size/{key}')) for key in ('width', 'height'))
     except (TypeError, ValueError):
         width = height = 0
     if min(width, height) < 1:
@@ -125,19 +107,15 @@ def size_of(root: ElementTree.Element) -> tuple[int, int] | None:
 
 
 def read_object(item: ElementTree.Element) -> tuple[str, list[int]]:
-    """The name of an object, and its box [x, y, width, height] as mmdet reads it.
-
-    Raises:
-        DataError: It lacks what mmdet needs.
-    """
-    label, box = item.findtext('name'), item.find('bndbox')
+    """The name of an object, and its box [x, y, width, height] as mmdet reads it, or DataError."""
+    label = item.findtext('name')
     if label is None:
         raise DataError('an <object> has no <name>')
-    corners = ('xmin', 'ymin', 'xmax', 'ymax')
+    corners = [item.findtext(f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax')]
     try:
         int(item.findtext('difficult', '0'))
-        x1, y1, x2, y2 = (int(float(box.findtext(corner))) for corner in corners)
-    except (AttributeError, TypeError, ValueError, OverflowError):
+        x1, y1, x2, y2 = (int(float(corner)) for corner in corners)
+    except (TypeError, ValueError, OverflowError):
         reason = f'an object {label!r} has no <bndbox> of four numbers, or no number as <difficult>'
         raise DataError(reason) from None
     # PASCAL VOC counts pixels from 1.

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from tiny import write_tiny_config
 
 from backbones.data import Report, check, check_dataset
-from backbones.data.classes import read_class_names, set_classes
+from backbones.data.classes import class_list, set_classes
 from backbones.data.config_datasets import datasets_of
 from backbones.data.images import Sample, check_sample
 from backbones.data.labels import LabelRules
@@ -244,7 +244,7 @@ def test_class_lists(content: bytes, folder: Path):
     path = folder / 'classes.txt'
     path.write_bytes(content)
     try:
-        names = read_class_names(str(path))
+        names = class_list(str(path))
     except ConfigError as error:
         assert str(path) in str(error)
     else:

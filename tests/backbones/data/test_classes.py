@@ -10,8 +10,8 @@ from mmengine.config import Config, ConfigDict
 
 from backbones.data.classes import (
     class_heads,
+    class_list,
     classes_of,
-    read_class_names,
     set_classes,
     set_num_classes,
 )
@@ -127,7 +127,7 @@ val_dataloader = dict(dataset=dict(metainfo=dict(classes=('road', 'car'))))
         ('val', lambda c: c['categories'][2].update(name='pyramid'), "no category 'triangle'"),
         ('val', lambda c: c['categories'].reverse(), 'another order'),
         ('train', lambda c: c['categories'][2].update(name='disc'), "called 'disc'"),
-        ('train', lambda c: c['categories'][2].pop('name'), 'no name'),
+        ('train', lambda c: c['categories'][2].pop('name'), 'lacks name'),
     ],
 )
 def test_coco_files_that_disagree_are_refused(
@@ -149,4 +149,4 @@ def test_lists_of_classes_that_cannot_be_read(content, message, tmp_path):
     if content is not None:
         (tmp_path / 'classes.txt').write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        read_class_names(str(tmp_path / 'classes.txt'))
+        class_list(str(tmp_path / 'classes.txt'))

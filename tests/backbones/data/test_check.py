@@ -1,0 +1,397 @@
+"""Every fault is found, with file and reason, and nothing in a whole set."""
+
+import copy
+import json
+import multiprocessing
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import pytest
+from corrupt import cut, edit
+from mmengine.config import Config
+from PIL import Image
+from pycocotools import mask as coco_mask
+from tiny import write_tiny_config
+
+from backbones.data import Report, check_dataset
+from backbones.data.config_datasets import datasets_of
+from backbones.data.objects import decode_runs, run_length_fault
+from backbones.engine.config import load_config
+
+TRAIN = 'coco/annotations/instances_train2017.json'
+VAL = 'coco/annotations/instances_val2017.json'
+IMAGE = 'coco/train2017/train_000001.jpg'
+SEG_IMAGE = 'ade/images/training/train_000001.jpg'
+LABELS = 'ade/annotations/training/train_000001.png'
+NAN, INF = float('nan'), float('inf')
+
+
+@pytest.fixture(scope='module')
+def configs(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
+    """The tiny configs, read once."""
+    folder = tmp_path_factory.mktemp('configs')
+    tasks = ('retinanet', 'mask_rcnn', 'fpn')
+    return {task: load_config(str(write_tiny_config(folder, task, shapes))) for task in tasks}
+
+
+@pytest.fixture
+def check(configs: dict[str, Config], data: Path) -> Callable[..., Report]:
+    """Checks the set: ``check(task, splits, change=..., **options)``."""
+
+    def run(task: str, splits=('train',), change=lambda config: None, **options) -> Report:
+        config = copy.deepcopy(configs[task])
+        for dataset in datasets_of(config):
+            dataset.data_root = str(data / ('ade' if task == 'fpn' else 'coco'))
+        change(config)
+        return check_dataset(config, splits, **{'workers': 1, **options})
+
+    return run
+
+
+def annotation(**entries: object) -> Callable[[Path], None]:
+    """Changes entries of the first annotation, of the first image."""
+    return content(lambda c: c['annotations'][0].update(entries))
+
+
+def image(number: int = 0, **entries: object) -> Callable[[Path], None]:
+    return content(lambda c: c['images'][number].update(entries))
+
+
+def category(**entries: object) -> Callable[[Path], None]:
+    """Changes entries of the second category."""
+    return content(lambda c: c['categories'][1].update(entries))
+
+
+def content(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    return lambda data: edit(data / TRAIN, change)
+
+
+def text(new: str) -> Callable[[Path], None]:
+    return lambda data: (data / TRAIN).write_text(new)
+
+
+def mask(*size: int, counts: object) -> Callable[[Path], None]:
+    return annotation(segmentation={'size': list(size), 'counts': counts})
+
+
+def polygons(*parts: object) -> Callable[[Path], None]:
+    return annotation(segmentation=list(parts))
+
+
+def detach(content: dict) -> None:
+    """Take all annotations from the first image."""
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] != 1]
+
+
+def tear(path: Path) -> None:
+    """Corrupt bytes in the middle of a JPEG's data."""
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2 : len(whole) // 2 + 6] = b'\xff\xd4\x55\xff\xd1\x55'
+    path.write_bytes(whole)
+
+
+def break_animation(path: Path) -> None:
+    """Write an animated PNG that OpenCV 4.12 does not survive: its first row has filter 9."""
+    image = Image.new('RGB', (128, 128))
+    image.save(path, 'PNG', save_all=True, append_images=[Image.new('RGB', (128, 128), 'red')])
+    content = path.read_bytes()
+    start = content.index(b'IDAT') - 4
+    (size,) = struct.unpack('>I', content[start : start + 4])
+    rows = bytearray(zlib.decompress(content[start + 8 : start + 8 + size]))
+    rows[0] = 9
+    chunk = b'IDAT' + zlib.compress(bytes(rows))
+    chunk = struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
+    path.write_bytes(content[:start] + chunk + content[start + 12 + size :])
+
+
+def relabel(change: Callable[[np.ndarray], Image.Image], **save) -> Callable[[Path], None]:
+    def corrupt(data: Path) -> None:
+        labels = np.array(Image.open(data / LABELS))
+        change(labels).save(data / LABELS, **save)
+
+    return corrupt
+
+
+def with_palette(labels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(labels)
+    image.putpalette(bytes(range(256)) * 3)
+    return image
+
+
+def wide(labels: np.ndarray) -> Image.Image:
+    return Image.fromarray(labels.astype(np.uint16))
+
+
+def to_one_pixel(data: Path) -> None:
+    Image.new('RGB', (1, 1)).save(data / SEG_IMAGE)
+    Image.new('L', (1, 1), 1).save(data / LABELS)
+
+
+def is_small(data: Path) -> None:
+    Image.new('RGB', (1, 1)).save(data / IMAGE)
+    image(width=1, height=1)(data)
+
+
+def is_rotated(data: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (128, 96)).save(data / IMAGE, exif=exif)
+    image(height=96)(data)
+
+
+def is_rotated_and_of_a_kind_that_only_opencv_reads(data: Path) -> None:
+    is_rotated(data)
+    whole = (data / IMAGE).read_bytes()
+    (data / IMAGE).write_bytes(whole[:3] + b'\1' + whole[4:])
+
+
+# What is changed, severity, kind, and what the reason has to say.
+IMAGES = [
+    (lambda d: cut(d / IMAGE), 'error', 'unreadable image', 'truncated'),
+    (lambda d: (d / IMAGE).write_bytes(b''), 'error', 'unreadable image', 'empty'),
+    (lambda d: (d / IMAGE).write_text('<html>'), 'error', 'unreadable image', 'no format'),
+    (lambda d: tear(d / IMAGE), 'warning', 'corrupt image', 'Corrupt JPEG data'),
+    (lambda d: break_animation(d / IMAGE), 'error', 'unreadable image', 'animated PNG is corrupt'),
+    (lambda d: (d / IMAGE).unlink(), 'error', 'missing image', 'not there'),
+    (lambda d: (d / IMAGE).rename((d / IMAGE).with_suffix('.JPG')), 'error', 'missing image',
+     'there is train_000001.JPG'),
+    (lambda d: Image.new('RGB', (90, 70)).save(d / IMAGE), 'error', 'image of another size',
+     '90x70 (width x height), but annotated as 128x128'),
+    (is_rotated, 'error', 'image of another size', 'EXIF'),
+    (is_rotated_and_of_a_kind_that_only_opencv_reads, 'error', 'image of another size',
+     'exchanged'),
+    (is_small, 'warning', 'small image', 'min_size=32'),
+    (content(detach), 'warning', 'image without objects', 'filter_empty_gt=True'),
+    (image(1, file_name='train_000001.jpg'), 'warning', 'image listed twice', '1 and as image 2'),
+]  # fmt: skip
+OBJECTS = [
+    (content(lambda c: c['annotations'][1].update(id=1)), 'error', 'duplicate annotation id',
+     'more than one'),
+    (category(id='two'), 'error', 'annotation of no category', "'two'"),
+    (annotation(category_id=99), 'error', 'annotation of no category', 'category_id 99'),
+    (content(lambda c: c['annotations'][0].pop('bbox')), 'error', 'incomplete annotation',
+     'lacks bbox'),
+    (annotation(id=[]), 'error', 'incomplete annotation', 'has [] as id'),
+    (annotation(iscrowd='yes'), 'error', 'malformed iscrowd', "'yes'"),
+    (annotation(area='big'), 'error', 'incomplete annotation', "has 'big' as area"),
+    (annotation(bbox=[1, 2, 3]), 'error', 'malformed box', 'four numbers'),
+    (annotation(bbox=[1, NAN, 3, 4]), 'error', 'malformed box', 'finite'),
+    (annotation(bbox=[1, 2, INF, 4]), 'error', 'malformed box', 'finite'),
+    (annotation(bbox=[5, 5, 0, 9]), 'warning', 'box without area', 'leaves the object out'),
+    (annotation(bbox=[5, 5, -4, 9]), 'warning', 'box without area', 'leaves the object out'),
+    (annotation(area=0), 'warning', 'box without area', 'leaves the object out'),
+    (annotation(bbox=[500, 5, 9, 9]), 'warning', 'box outside the image', 'outside of 128x128'),
+    (annotation(bbox=[-5, 5, 90, 90]), 'warning', 'box beyond the border', 'reaches out'),
+    (annotation(iscrowd=1, segmentation={'size': [128, 128], 'counts': [100, 50, 16234]}),
+     'warning', 'crowd region', 'does not count'),
+    (annotation(iscrowd=1), 'warning', 'crowd region', 'polygon'),
+    (polygons([1, 1, 5, 5]), 'warning', 'polygon of fewer than three points', 'ignored'),
+    (polygons([1, 1, 5, NAN, 9, 9]), 'error', 'malformed mask', 'not finite'),
+    (polygons([1, 1, 5, 1e9, 9, 9]), 'error', 'malformed mask', 'far outside'),
+    (polygons(1, 1, 5, 5, 9, 9), 'error', 'malformed mask', 'list of numbers'),
+    (polygons(), 'error', 'malformed mask', 'no mask'),
+    (mask(64, 64, counts=[96, 4000]), 'error', 'malformed mask',
+     'size [64, 64], the image [128, 128]'),
+    (mask(128, 128, counts=[5, 3]), 'error', 'malformed mask', '8 pixels'),
+    (mask(128, 128, counts='é'), 'error', 'malformed mask', 'no run-length'),
+]  # fmt: skip
+ENTRIES = [
+    (content(lambda c: c['images'][0].pop('width')), 'error', 'incomplete image', 'lacks width'),
+    (image(width=INF), 'error', 'incomplete image', 'has inf as width'),
+    (image(id=[1]), 'error', 'incomplete image', 'has [1] as id'),
+    (image(file_name=7), 'error', 'incomplete image', 'has 7 as file_name'),
+    (image(file_name='\ud800.jpg'), 'error', 'incomplete image', 'as file_name'),
+    (content(lambda c: [i.update(width=20) for i in c['images']]), 'error', 'no images',
+     'min_size=32'),
+    (category(id=1), 'error', 'unusable dataset', "'disc' and 'square'"),
+    (category(name='disc'), 'error', 'unusable dataset', "called 'disc'"),
+    (content(lambda c: c['categories'][1].pop('name')), 'error', 'unusable dataset', 'lacks name'),
+    (category(id=[2]), 'error', 'unusable dataset', 'has [2] as id'),
+    (annotation(image_id=99), 'error', 'annotation of no image', 'image_id 99'),
+    (annotation(image_id=[1]), 'error', 'incomplete annotation', 'has [1] as image_id'),
+    (content(lambda c: c.update(annotations=[])), 'error', 'unusable dataset', 'no annotations'),
+    (content(lambda c: [a.update(category_id=9) for a in c['annotations']]), 'error', 'no objects',
+     'any of the classes'),
+    (lambda d: cut(d / TRAIN), 'error', 'unusable dataset', 'line 1 column'),
+    (text('[' * 100_000), 'error', 'unusable dataset', 'recursion'),
+    (text('9' * 5000), 'error', 'unusable dataset', 'limit'),
+    (text('[1]'), 'error', 'unusable dataset', 'holds a list'),
+]  # fmt: skip
+SEG_MAPS = [
+    (lambda d: (d / LABELS).unlink(), 'error', 'missing segmentation map', 'not there'),
+    (lambda d: cut(d / LABELS), 'error', 'unreadable segmentation map', 'truncated'),
+    (relabel(lambda labels: Image.fromarray(labels).convert('RGB')), 'error',
+     'segmentation map in color', 'mode is RGB'),
+    (relabel(Image.fromarray, format='JPEG'), 'error', 'segmentation map as JPEG',
+     'changes the numbers'),
+    (relabel(with_palette), 'warning', 'segmentation map with a palette', 'index'),
+    (relabel(wide), 'warning', '16-bit segmentation map', 'nothing is lost'),
+    (relabel(lambda labels: wide(labels.astype(int) * 0 + 300)), 'error',
+     '16-bit segmentation map', 'holds 300, and mmseg keeps 8 bits of it, 44'),
+    (relabel(lambda labels: Image.fromarray(labels[:64])), 'error',
+     'segmentation map of another size', 'it is 128x64 (width x height), its image 128x128'),
+    (to_one_pixel, 'error', 'one-pixel segmentation map', 'single row'),
+    (relabel(lambda labels: Image.fromarray(labels * 0 + 8)), 'error', 'label of no class',
+     '16384 pixels have the labels [8], of no class: the 7 classes are 1 to 7, ignored is 0'),
+    (relabel(lambda labels: Image.fromarray(labels * 0)), 'warning',
+     'segmentation map without labels', 'ignored'),
+]  # fmt: skip
+# The task, the file that is named, and as above.
+FAULTS = [
+    *(('retinanet', IMAGE, *fault) for fault in IMAGES),
+    *(('mask_rcnn', IMAGE, *fault) for fault in OBJECTS),
+    *(('retinanet', TRAIN, *fault) for fault in ENTRIES),
+    *(('fpn', LABELS, *fault) for fault in SEG_MAPS),
+    ('retinanet', 'coco/train2017', lambda d: shutil.rmtree(d / 'coco/train2017'), 'error',
+     'missing folder', 'no image folder'),
+    ('retinanet', 'coco/train2017/TRAIN_000001.jpg', image(1, file_name='TRAIN_000001.jpg'),
+     'warning', 'names that differ in case', 'train_000001.jpg in case only'),
+    ('retinanet', 'coco/train2017/train_000002.jpg', image(1, id=1), 'error', 'duplicate image id',
+     'image id 1'),
+    ('retinanet', IMAGE, polygons([1, 1, 5, NAN, 9, 9]), 'warning', 'malformed mask',
+     'reads no masks'),
+    ('fpn', SEG_IMAGE, lambda d: cut(d / SEG_IMAGE), 'error', 'unreadable image', 'truncated'),
+    ('fpn', 'ade/images/training',
+     lambda d: [file.unlink() for file in (d / 'ade/images/training').glob('*')], 'error',
+     'unusable dataset', "ends in '.jpg'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('task', 'file', 'corrupt', 'severity', 'kind', 'reason'),
+    FAULTS,
+    ids=[f'{fault[4]}: {fault[5]}' for fault in FAULTS],
+)
+def test_finds_every_fault(task, file, corrupt, severity, kind, reason, data, check):
+    corrupt(data)
+    found = [one for one in check(task).findings if one.kind == kind]
+    assert {one.severity for one in found} == {severity}
+    assert any(one.file == str(data / file) and reason in one.reason for one in found), found
+
+
+@pytest.mark.parametrize('task', ['retinanet', 'mask_rcnn', 'fpn'])
+def test_finds_nothing_in_a_whole_set(task, check):
+    report = check(task, ('train', 'val', 'test'))
+    assert report.findings == []
+    # Testing reads what validation reads, once.
+    assert sorted(report.images.values()) == [5, 8]
+
+
+def test_several_processes_find_what_one_does(data, check):
+    cut(data / IMAGE)
+    cut(data / 'coco/train2017/train_000007.jpg')
+    edit(data / TRAIN, lambda c: c['annotations'][3].update(bbox=[5, 5, 0, 9]))
+    one, several = check('retinanet'), check('retinanet', workers=3)
+    assert len(one.findings) == 3
+    assert one == several
+
+
+@pytest.mark.skipif(
+    multiprocessing.get_start_method() != 'fork', reason='processes do not inherit the decoder'
+)
+def test_an_image_that_ends_the_process_is_named(data, check, monkeypatch):
+    (data / IMAGE).write_bytes(b'deadly')
+    decode = mmcv.imfrombytes
+
+    def die(content: bytes, **options) -> np.ndarray:
+        return os._exit(1) if content == b'deadly' else decode(content, **options)
+
+    monkeypatch.setattr(mmcv, 'imfrombytes', die)
+    report = check('retinanet', ('train', 'val'), workers=2)
+    assert [one.file for one in report.findings] == [str(data / IMAGE)]
+    assert 'the process that read it was ended' in report.findings[0].reason
+
+
+def test_evaluation_needs_what_training_does_not(data, check):
+    for path in (TRAIN, VAL):
+        edit(data / path, lambda c: c['annotations'][0].pop('iscrowd'))
+        edit(data / path, detach)
+    found = {one.split: one for one in check('retinanet', ('train', 'val')).findings}
+    assert 'left out of training' in found['train'].reason
+    assert 'counts as false' in found['val'].reason
+
+
+def test_what_training_and_validation_read_is_checked_for_evaluation(data, check):
+    edit(data / TRAIN, lambda c: c['annotations'][0].pop('iscrowd'))
+
+    def validate_on_training_data(config: Config) -> None:
+        for dataset in datasets_of(config, ('val',)):
+            dataset.ann_file = config.train_dataloader.dataset.ann_file
+            dataset.data_prefix = config.train_dataloader.dataset.data_prefix
+
+    report = check('retinanet', ('train', 'val'), validate_on_training_data)
+    (found,) = report.of('error')
+    assert (found.split, found.annotation) == ('val', 1)
+    assert len(report.images) == 1
+
+
+def test_the_first_annotation_that_is_numbered_0_is_never_matched(data, check):
+    """pycocotools' `evaluateImg` keeps ids of matched objects, and 0 for those that are not."""
+    for path in (TRAIN, VAL):
+        edit(data / path, lambda c: c['annotations'][0].update(id=0))
+    (found,) = check('retinanet', ('train', 'val')).findings
+    assert (found.severity, found.kind, found.split) == ('warning', 'annotation id 0', 'val')
+    assert 'counts as false' in found.reason
+
+
+def test_categories_in_another_order_than_in_training(data, check):
+    edit(data / VAL, lambda c: c['categories'].reverse())
+    kinds = {one.kind: one for one in check('retinanet', ('train', 'val')).of('error')}
+    assert 'another order' in kinds['categories'].reason
+
+
+def test_label_255_is_left_out_and_0_a_class_without_reduce_zero_label(data, check):
+    relabel(lambda labels: Image.fromarray(np.where(labels == 1, 255, labels - 1).astype('u1')))(
+        data
+    )
+
+    def count_from_zero(config: Config) -> None:
+        for dataset in datasets_of(config):
+            dataset.reduce_zero_label = False
+
+    first = [
+        one for one in check('fpn', change=count_from_zero).findings if 'train_000001' in one.file
+    ]
+    assert first == []
+
+
+def test_other_types_of_data_have_their_images_read(data, check, capsys):
+    cut(data / SEG_IMAGE)
+    listed = {
+        'metainfo': {'classes': ['disc']},
+        'data_list': [{'img_path': Path(SEG_IMAGE).name}],
+    }
+    (data / 'mine.json').write_text(json.dumps(listed))
+
+    def other_type(config: Config) -> None:
+        config.train_dataloader.dataset = Config(
+            {
+                'type': 'mmdet.BaseDetDataset',
+                'data_root': str(data),
+                'ann_file': 'mine.json',
+                'data_prefix': {'img_path': str(Path(SEG_IMAGE).parent)},
+            }
+        )._cfg_dict
+
+    report = check('retinanet', change=other_type)
+    assert 'other' in capsys.readouterr().out
+    assert [one.kind for one in report.findings] == ['unreadable image']
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_run_lengths_are_read_as_pycocotools_does(seed):
+    drawn = np.random.default_rng(seed).random((37, 53)) < 0.3
+    drawn[:, 10:30] = seed % 2
+    encoded = coco_mask.encode(np.asfortranarray(drawn.astype(np.uint8)))
+    runs = list(decode_runs(encoded['counts']))
+    values = np.repeat(np.arange(len(runs)) % 2, runs).reshape(drawn.shape, order='F')
+    assert np.array_equal(values, drawn)
+    text = {'size': [37, 53], 'counts': encoded['counts'].decode()}
+    assert run_length_fault(text, 37, 53) is None
+    assert run_length_fault({**text, 'counts': text['counts'][:-1]}, 37, 53) is not None
