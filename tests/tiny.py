@@ -79,7 +79,7 @@ TINY_RUN = """\
 def draw_shapes(out: Path) -> Path:
     """Draw a tiny set of shapes, in COCO's layout (``coco``) and ADE20K's (``ade``)."""
     command = [sys.executable, ROOT / 'tools' / 'make_shapes.py', out]
-    options = ['--train', '8', '--val', '5', '--size', '128']
+    options = ['--train', '8', '--val', '5', '--size', '128x128']
     subprocess.run([*command, *options], check=True, capture_output=True)
     return out
 

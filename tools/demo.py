@@ -1,11 +1,11 @@
 """The demo: draw a dataset, train a model on it from scratch, test it, and let it predict."""
 
-import argparse
 import json
 import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from _requirements import explain_missing
@@ -15,6 +15,7 @@ with explain_missing():
     import cv2
     import numpy as np
     import skimage
+    from _arguments import make_parser
     from make_shapes import CLASSES, SUPERSAMPLING, Sprite, draw_sprite, paste, window_at
 
 TOOLS = Path(__file__).resolve().parent
@@ -47,11 +48,7 @@ An interrupted demo goes on where it stopped. Everything is in data/shapes and w
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument('task', nargs='?', choices=CONFIGS, default='fpn', help='default: fpn')
     task = parser.parse_args().task
     config, work_dir = CONFIGS[task], Path('work_dirs') / f'demo_{task}'
@@ -110,17 +107,21 @@ def draw_sheet(drawn: Path, path: Path) -> None:
     cv2.imwrite(str(path), sheet)
 
 
-def draw_scenes(folder: Path, seed: int = 7) -> list[Path]:
+def draw_scenes(folder: Path) -> list[Path]:
     """Draw shapes on two photographs of scikit-image, and a clip in which they move on a third."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(7)
+
+    def shapes(names: Sequence[str]) -> list[Sprite]:
+        sizes = (rng.uniform(*SHAPE_SIZES) * SUPERSAMPLING * HEIGHT for _ in names)
+        return [draw_sprite(rng, *one, math.pi / 4) for one in zip(names, sizes, strict=True)]
+
     paths = [folder / 'chelsea.png', folder / 'camera.png', folder / 'clip.mp4']
     for path in paths[:2]:
-        sprites = [draw_shape(rng, name) for name in rng.permutation(CLASSES)[:3].tolist()]
+        sprites = shapes(rng.permutation(CLASSES)[:3].tolist())
         places = [(0.22, 0.3), (0.72, 0.55), (0.46, 0.85)]
         cv2.imwrite(str(path), draw_scene(read_photograph(path.name), sprites, places))
-    photograph = read_photograph('rocket.jpg')
-    sprites = [draw_shape(rng, name) for name in CLASSES]
+    photograph, sprites = read_photograph('rocket.jpg'), shapes(CLASSES)
     with av.open(str(paths[2]), 'w') as file:
         stream = file.add_stream('libx264', rate=CLIP_RATE)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, 'yuv420p'
@@ -143,11 +144,6 @@ def read_photograph(name: str) -> np.ndarray:
     gray = photograph.mean(axis=2, keepdims=True)
     size = (SUPERSAMPLING * WIDTH, SUPERSAMPLING * HEIGHT)
     return cv2.resize(gray + 0.3 * (photograph - gray), size, interpolation=cv2.INTER_AREA)
-
-
-def draw_shape(rng: np.random.Generator, name: str) -> Sprite:
-    size = rng.uniform(*SHAPE_SIZES) * SUPERSAMPLING * HEIGHT
-    return draw_sprite(rng, name, size, light=math.pi / 4)
 
 
 def draw_scene(

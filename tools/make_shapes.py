@@ -15,32 +15,31 @@ The PNGs follow ADE20K: 0 would be "unlabelled", 1 is the background and 2, 3, .
 so that mmseg's ``reduce_zero_label=True`` turns them into the lines of classes.txt, counted from 0.
 """
 
-import argparse
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-from pycocotools import mask as coco_mask
-from tqdm import tqdm
+from _requirements import explain_missing
+
+with explain_missing():
+    import cv2
+    import numpy as np
+    from _arguments import image_size, make_parser, positive
+    from pycocotools import mask as coco_mask
+    from tqdm import tqdm
 
 EXAMPLES = """\
 examples:
   python tools/make_shapes.py
       400 + 80 images of 160x160 in data/shapes
-  python tools/make_shapes.py /tmp/shapes --train 20 --val 5 --size 96x128
-      a tiny dataset of images 96 high and 128 wide
-  python tools/make_shapes.py --train 2000 --overwrite
-      a larger dataset in place of the first; its first 400 images stay the same
+  python tools/make_shapes.py /tmp/shapes --train 2000 --val 5 --size 96x128
+      images 96 high and 128 wide; a larger dataset begins with the images of a smaller one
 """
 # Raise it with every change to what is drawn, so that an older set is not taken for a current one.
 VERSION = 1
@@ -55,7 +54,6 @@ OBJECT_SIZES = (1 / 6, 1 / 2)
 # The part of an object that must stay visible, neither cut off nor hidden by later objects.
 MIN_VISIBLE = 0.35
 PLACEMENT_TRIES = 20
-
 
 # Ranges in degrees; those of neighbors overlap, so that color alone does not tell the class.
 HUES = {
@@ -224,11 +222,8 @@ def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.n
 def fractal_noise(
     rng: np.random.Generator, shape: tuple[int, int], cells: Sequence[int]
 ) -> np.ndarray:
-    """Sum smooth noise of four scales, the coarsest of ``cells`` random values down and across.
-
-    Returns:
-        ``shape``, float32, with mean near 0 and most values within -0.5 to 0.5.
-    """
+    """Sum smooth noise of four scales, the coarsest of ``cells`` random values down and across:
+    float32, its mean near 0 and most values within -0.5 to 0.5."""
     total = np.zeros(shape, np.float32)
     for octave in range(4):
         values = rng.random([int(count) << octave for count in cells], np.float32) - 0.5
@@ -254,12 +249,8 @@ def paste(canvas: np.ndarray, sprite: Sprite, window: tuple[slice, ...]) -> None
     behind[sprite.mask] = sprite.color[sprite.mask]
 
 
-def write_dataset(out: Path, parameters: dict[str, int]) -> dict[str, Counter]:
-    """Write the dataset in place of one that is there; count the objects by split and class.
-
-    It is written to a temporary folder beside ``out`` that is renamed at the end, so that an
-    interrupted run leaves nothing that could pass for a dataset.
-    """
+def write_dataset(out: Path, parameters: dict[str, int]) -> None:
+    """Write the dataset to a folder that appears when it is complete."""
     # A rename would replace a link to the folder, not the folder.
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -267,19 +258,15 @@ def write_dataset(out: Path, parameters: dict[str, int]) -> dict[str, Counter]:
         # The temporary folder is closed to other users; one made inside has the usual permissions.
         root = Path(temporary, 'new')
         root.mkdir()
-        objects = {split: write_split(root, split, parameters) for split, _, _ in SPLITS}
-        names = ['background', *CLASSES]
-        (root / 'classes.txt').write_text('\n'.join(names) + '\n')
+        for number in range(len(SPLITS)):
+            write_split(root, number, parameters)
+        (root / 'classes.txt').write_text('\n'.join(['background', *CLASSES]) + '\n')
         (root / 'parameters.json').write_text(json.dumps(parameters, indent=2) + '\n')
-        if out.exists():
-            out.rename(Path(temporary, 'old'))
         root.rename(out)
-    return objects
 
 
-def write_split(root: Path, split: str, parameters: dict[str, int]) -> Counter:
-    number = [each[0] for each in SPLITS].index(split)
-    _, coco, ade = SPLITS[number]
+def write_split(root: Path, number: int, parameters: dict[str, int]) -> None:
+    split, coco, ade = SPLITS[number]
     images, linked = root / 'coco' / coco, root / 'ade' / 'images' / ade
     maps, annotation_folder = root / 'ade' / 'annotations' / ade, root / 'coco' / 'annotations'
     for folder in (images, linked, maps, annotation_folder):
@@ -289,7 +276,7 @@ def write_split(root: Path, split: str, parameters: dict[str, int]) -> Counter:
     # disable=None: no progress bar in a log file.
     for index in tqdm(range(parameters[split]), split, disable=None):
         # A generator for each image: a larger dataset begins with the images of a smaller one.
-        rng = np.random.default_rng((parameters['seed'], number, index))
+        rng = np.random.default_rng((0, number, index))
         image, segmentation_map, objects = draw_image(rng, height, width)
         stem = f'{split}_{index + 1:06d}'
         file = images / f'{stem}.jpg'
@@ -321,7 +308,6 @@ def write_split(root: Path, split: str, parameters: dict[str, int]) -> Counter:
         annotations=annotations,
     )
     (annotation_folder / f'instances_{coco}.json').write_text(json.dumps(document))
-    return Counter(CLASSES[each['category_id'] - 1] for each in annotations)
 
 
 def coco_segmentation(mask: np.ndarray) -> list[list[float]] | dict:
@@ -337,69 +323,37 @@ def coco_segmentation(mask: np.ndarray) -> list[list[float]] | dict:
     return [((contour + 0.5) / 2).ravel().tolist() for contour in contours]
 
 
-def is_already_there(out: Path, parameters: dict[str, int], overwrite: bool) -> bool:
-    """Return whether ``out`` holds the wanted dataset; raise where it must not be replaced."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    found = None
-    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
-        found = json.loads((out / 'parameters.json').read_text())
-    if not isinstance(found, dict) or found.keys() != parameters.keys():
-        raise FileExistsError(f'{out} is something else than a shapes dataset; choose another OUT')
-    if found != parameters and not overwrite:
-        raise FileExistsError(f'{out} has other parameters; choose another OUT or add --overwrite')
-    return found == parameters and not overwrite
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """Read 160 or 96x128."""
-    match = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
-    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not all(32 <= side <= 2048 for side in size):
-        raise argparse.ArgumentTypeError(f'{text!r} is not SIDE or HxW, from 32 to 2048 pixels')
-    return size
-
-
-def number(text: str, least: int = 1) -> int:
-    if not text.isdecimal() or not least <= int(text) < 2**32:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from {least} on')
-    return int(text)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; return its exit code."""
-    parser = argparse.ArgumentParser(
-        description='Draw a small synthetic dataset of textured shapes, in COCO and ADE20K layout.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(
+        'Draw a small synthetic dataset of textured shapes, in COCO and ADE20K layout.', EXAMPLES
     )
     add = parser.add_argument
     add('out', nargs='?', type=Path, default=Path('data/shapes'), metavar='OUT', help='data/shapes')
-    add('--train', type=number, default=400, metavar='N', help='training images (400)')
-    add('--val', type=number, default=80, metavar='N', help='validation images (80)')
-    add('--size', type=image_size, default=(160, 160), metavar='SIDE|HxW', help='in pixels (160)')
-    add('--seed', type=lambda text: number(text, 0), default=0, metavar='N', help='(0)')
-    add('--overwrite', action='store_true', help='replace a shapes dataset that is in OUT')
+    add('--train', type=positive, default=400, metavar='N', help='training images (400)')
+    add('--val', type=positive, default=80, metavar='N', help='validation images (80)')
+    add('--size', type=image_size, default=(160, 160), metavar='HEIGHTxWIDTH', help='(160x160)')
     args = parser.parse_args(argv)
     height, width = args.size
-    parameters = dict(train=args.train, val=args.val, height=height, width=width, seed=args.seed)
-    parameters['version'] = VERSION
+    if min(args.size) < 32:
+        parser.error('--size: an image is at least 32x32')
+    parameters = dict(train=args.train, val=args.val, height=height, width=width, version=VERSION)
+    if args.out.exists():
+        with suppress(OSError, ValueError, AttributeError):
+            found = json.loads((args.out / 'parameters.json').read_text())
+            if parameters.items() <= found.items():
+                print(f'{args.out} is already there, with the same parameters; nothing to do')
+                return
+        sys.exit(
+            f'error: {args.out} exists and is another dataset: remove it, or choose another OUT'
+        )
     try:
-        if is_already_there(args.out, parameters, args.overwrite):
-            print(f'{args.out} is already there, with the same parameters; nothing to do')
-            return 0
-        objects = write_dataset(args.out, parameters)
+        write_dataset(args.out, parameters)
     except OSError as error:
-        print(f'make_shapes.py: error: {error}', file=sys.stderr)
-        return 2
+        sys.exit(f'error: {error}')
     except KeyboardInterrupt:
-        print('make_shapes.py: interrupted; nothing was written', file=sys.stderr)
-        return 130
-    for split, counts in objects.items():
-        print(f'{split}: ' + ', '.join(f'{counts[name]} {name}' for name in CLASSES))
+        sys.exit('interrupted; nothing was written')
     print(f'{args.train} training and {args.val} validation images were written to {args.out}')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()
