@@ -1,5 +1,6 @@
 # Every target that needs the environment makes it first: a fresh clone needs `make demo` or `make test` alone.
-PYTHON ?= python3
+# Once .venv is made, its Python serves where the system's python3 is too old.
+PYTHON ?= $(shell .venv/bin/python -c '' 2>/dev/null && echo .venv/bin/python || echo python3)
 TASK ?= fpn
 export WHEELHOUSE TORCH
 

@@ -7,7 +7,6 @@ from install import MMCV, ROOT, TRY_MMCV, normalized_name  # isort: skip  (ends 
 
 import argparse
 import importlib.metadata
-import os
 import platform
 import shlex
 import shutil
@@ -33,12 +32,13 @@ CHECKS = {
     'backbones': 'import backbones; print(backbones.__path__[0])',
     'pip check': None,
 }
-# The maintained line and the original line of OpenMMLab install into the same folders.
+# The maintained line and the original line of OpenMMLab install into the same folders; the versions
+# of the original that work here.
 LINES = {
-    'mmengine': ('onedl-mmengine', 'mmengine'),
-    'mmcv': (MMCV, 'mmcv'),
-    'mmdet': ('onedl-mmdetection', 'mmdet'),
-    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
+    'mmengine': ('onedl-mmengine', 'mmengine', ''),
+    'mmcv': (MMCV, 'mmcv', '2.1.0'),
+    'mmdet': ('onedl-mmdetection', 'mmdet', '3.3.0'),
+    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation', '1.2.2'),
 }
 
 
@@ -70,40 +70,34 @@ def run_checks() -> dict[str, tuple[bool, str]]:
     return results
 
 
-def command_that_helps(broken: list[str], versions: dict[str, str], own: bool) -> str:
-    """The command against the first of what is broken.
-
-    Args:
-        broken: Keys of ``CHECKS``, or 'two lines'.
-        versions: What is installed.
-        own: Whether this is the project's own .venv, which tools/install.py looks after.
-    """
-    first, pip = broken[0], shlex.join([sys.executable, '-m', 'pip'])
+def command_that_helps(first: str, versions: dict[str, str], own: bool) -> str:
+    """The command against what is broken: a key of ``CHECKS`` or 'two lines'; ``own`` is whether
+    this is the project's own .venv, which tools/install.py looks after."""
+    pip = shlex.join([sys.executable, '-m', 'pip'])
     if first == 'two lines':
         # What one line leaves after the other was removed does not work: both go.
-        both = [name for pair in LINES.values() for name in pair if name in versions]
+        both = [name for names in LINES.values() for name in names if name in versions]
         then = 'make install' if own else f'install one of the two again: {ROOT}/docs/install.md'
         return f'{pip} uninstall --yes {" ".join(both)}    and then: {then}'
     if own:
         return (
             'python3 tools/install.py --repair    (or, from scratch: rm -r .venv && make install)'
         )
-    if first == 'torch' and 'torch' not in versions:
+    if 'torch' not in versions:
         return 'make install    (or, in an environment of your own: see docs/install.md)'
-    original = any(name in versions for _, name in LINES.values())
-    if first == 'mmcv':
-        name = LINES['mmcv'][original]
-        version = versions.get(name, '2.1.0' if original else '')
-        source = f'--no-build-isolation --no-cache-dir --no-binary {name}'
-        return (
-            f'{pip} install -r requirements/build.txt && MMCV_WITH_OPS=1 {pip} install '
-            f'--force-reinstall --no-deps {source} {name}{"==" if version else ""}{version}'
-        )
     if first == 'backbones':
         return f'{pip} install --no-deps -e {ROOT}'
-    if first in LINES and original:
-        limit = {'mmdet': '==3.3.0', 'mmseg': '==1.2.2'}.get(first, '')
-        return f'{pip} install {LINES[first][1]}{limit}'
+    maintained, original, version = LINES.get(first, ('', '', ''))
+    has_original = any(name in versions for _, name, _ in LINES.values())
+    name, version = (original, version) if has_original else (maintained, versions.get(maintained))
+    wanted = f'{name}=={version}' if version else name
+    if first == 'mmcv':
+        return (
+            f'{pip} install -r requirements/build.txt && MMCV_WITH_OPS=1 {pip} install --no-deps '
+            f'--force-reinstall --no-build-isolation --no-cache-dir --no-binary {name} {wanted}'
+        )
+    if has_original and name:
+        return f'{pip} install {wanted}'
     return f'{pip} install --no-build-isolation -r requirements/runtime.txt'
 
 
@@ -114,12 +108,12 @@ def main() -> int:
     rows = [('ok', 'Python', f'{platform.python_version()}, {sys.executable}')]
     if (ROOT / '.venv').is_dir() and not own:
         rows.append(('note', 'environment', "not the project's: .venv/bin/python is"))
-    two = [name for name, pair in LINES.items() if all(each in versions for each in pair)]
+    two = [name for name, pair in LINES.items() if all(each in versions for each in pair[:2])]
     broken = ['two lines'] if two else []
     if two:
         rows.append(('FAIL', 'OpenMMLab', f'two distributions in one folder: {", ".join(two)}'))
     for name, (passed, line) in run_checks().items():
-        names = LINES.get(name, (name,))
+        names = LINES.get(name, (name,))[:2]
         version = ' '.join(f'{each} {versions[each]}' for each in names if each in versions)
         if passed or version or own or name not in ('mmdet', 'mmseg'):
             rows.append(('ok' if passed else 'FAIL', name, f'{version}  {line}'.strip()))
@@ -127,15 +121,12 @@ def main() -> int:
         else:
             # Whoever does detection alone need not install the other.
             rows.append(('note', name, 'not installed'))
-    cores = os.cpu_count()
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
-    rows.append(('ok', 'CPU', f'{cores} cores, {memory:.0f} GiB of memory, {platform.machine()}'))
     if shutil.which('nvidia-smi') and any('no GPU' in detail for _, _, detail in rows):
         helps = "make install TORCH='torch==VERSION --index-url URL' (see pytorch.org)"
         rows.append(('note', 'GPU', f'there is an NVIDIA driver, but torch sees no GPU: {helps}'))
     for status, name, detail in rows:
         print(f'{status:<5} {name:<12} {detail}')
-    print(f'\n{command_that_helps(broken, versions, own)}' if broken else '\nEverything fits.')
+    print(f'\n{command_that_helps(broken[0], versions, own)}' if broken else '\nEverything fits.')
     return 1 if broken else 0
 
 

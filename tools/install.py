@@ -8,6 +8,7 @@ else compiled, which takes minutes, once), then everything else in requirements/
 import argparse
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -17,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -26,16 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Nothing above this line may need a newer Python than the one that is to be told so.
 if sys.version_info < (3, 10):  # noqa: UP036
-    # A .venv made with PYTHON=... goes on serving where the system's python3 is too old.
-    venv_python = ROOT / '.venv' / 'bin' / 'python'
-    if venv_python.exists() and sys.prefix != str(ROOT / '.venv'):
-        os.execv(str(venv_python), [str(venv_python), *sys.argv])
     sys.exit(
         'Python 3.10 or later is needed, this is {}.{}; choose another one, for example: '
         'make install PYTHON=python3.12'.format(*sys.version_info)
     )
-
-import importlib.metadata  # noqa: E402
 
 MMCV = 'onedl-mmcv'
 OPENMMLAB = (MMCV, 'onedl-mmengine', 'onedl-mmdetection', 'onedl-mmsegmentation')
@@ -81,11 +75,8 @@ def replace_pins(constraints: str, versions: dict[str, str | None]) -> str:
 def choose_torch(asked: str, pinned: str, version: str | None, state: dict) -> str | None:
     """The requirement of the torch to install; None keeps the one that is there.
 
-    Args:
-        asked: The user's TORCH; '' for none.
-        pinned: The requirement in constraints.txt.
-        version: What is installed.
-        state: ``torch``, ``torch_pin`` (the pin of that time) and ``versions`` of the last run.
+    ``asked`` is the user's TORCH, ``version`` what is installed; ``state`` has ``torch``,
+    ``torch_pin`` (the pin of that time) and ``versions`` of the last run.
     """
     # Our own choice follows the pin; one that the user made, by TORCH or pip, stays.
     followed = state.get('torch') == state.get('torch_pin')
@@ -102,13 +93,9 @@ def run(command: list[str], log: Path, title: str, **variables: str) -> None:
     terminal, began = sys.stdout.isatty(), time.monotonic()
     with log.open('a+', errors='replace') as sink:
         print(f'\n$ {shlex.join(command)}', file=sink, flush=True)
-        start, output = sink.tell(), ''
+        start, output, environment = sink.tell(), '', {**os.environ, **variables}
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
-            env={**os.environ, **variables},
+            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment
         )
         try:
             while process.returncode is None:
@@ -166,14 +153,12 @@ class Installation:
         oldest: bool = False,
         repair: bool = False,
     ) -> None:
-        self.root, self.wheelhouse = root, wheelhouse
+        self.root, self.wheelhouse, self.asked_torch = root, wheelhouse, torch
         self.venv = root / ('.venv-oldest' if oldest else '.venv')
         self.python = self.venv / 'bin' / 'python'
-        self.log = self.venv / 'install.log'
-        self.state_file = self.venv / 'installed.json'
+        self.log, self.state_file = self.venv / 'install.log', self.venv / 'installed.json'
         texts = {path.stem: path.read_text() for path in (root / 'requirements').glob('*.txt')}
         self.constraints = texts['constraints']
-        self.asked_torch = torch
         if oldest:
             bounds = '\n'.join(texts[name] for name in ('runtime', 'tests', 'export'))
             bounds = re.findall(r'^([\w.-]+)>=([\w.]+)', bounds, re.MULTILINE)
@@ -186,7 +171,7 @@ class Installation:
         parts = [*map(texts.get, sorted(texts)), (root / 'pyproject.toml').read_text(), str(root)]
         self.key = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
         self.state = {}
-        with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        with suppress(OSError, ValueError):
             self.state = json.loads(self.state_file.read_text())
         if repair:
             self.state['key'] = ''
@@ -201,7 +186,7 @@ class Installation:
         ):
             print(f'{self.venv.name} is up to date.')
             return
-        if self.version(MMCV) is None and not self.wheels(any_torch=True):
+        if self.version(MMCV) is None and not self.wheels():
             require_compiler()
         self.make_environment()
         self.install_torch()
@@ -290,10 +275,7 @@ class Installation:
             source = ['--no-deps', '--no-build-isolation', f'--no-binary={MMCV}', f'--dest={build}']
             wanted = f'{MMCV}=={self.pins[MMCV]}'
             self.pip('[3/4] mmcv: source', 'download', *source, wanted)
-            with tarfile.open(next(build.glob('*.tar.gz'))) as archive:
-                # The argument came with a security release of each Python.
-                safely = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
-                archive.extractall(build, **safely)
+            shutil.unpack_archive(str(next(build.glob('*.tar.gz'))), str(build))
         print('mmcv is compiled once, which takes minutes. Interrupted, it goes on.', flush=True)
         options = ['--verbose', '--no-deps', '--no-build-isolation', f'--wheel-dir={self.cache()}']
         folder = str(next(build.glob('*/setup.py')).parent)
@@ -312,16 +294,15 @@ class Installation:
     def cache(self) -> Path:
         """The folder outside of the checkout where built wheels are kept, one for each torch."""
         base = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
-        return base / 'efficientformer-v2-dense' / 'wheels' / f'torch-{self.version("torch")}'
+        return base / 'efficientformer-v2-dense/wheels' / f'torch-{self.version("torch") or "*"}'
 
-    def wheels(self, any_torch: bool = False) -> list[Path]:
-        """Ready wheels of mmcv for this Python and machine."""
+    def wheels(self) -> list[Path]:
+        """Ready wheels of mmcv for this Python and machine, and if there is one, this torch."""
         libraries = [path.name for path in self.venv.glob('lib/python3.*')]
         minor = int(libraries[0].partition('.')[2]) if libraries else sys.version_info.minor
         name = f'{MMCV.replace("-", "_")}-{self.pins[MMCV]}-cp3{minor}-*{platform.machine()}.whl'
         found = list(self.wheelhouse.glob(name)) if self.wheelhouse else []
-        cache = self.cache()
-        return found + list(cache.parent.glob(f'*/{name}') if any_torch else cache.glob(name))
+        return found + list(self.cache().parent.glob(f'{self.cache().name}/{name}'))
 
     def distribution(self, name: str) -> importlib.metadata.Distribution | None:
         """What is installed, read from the metadata: no process is started."""
