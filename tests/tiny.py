@@ -76,11 +76,11 @@ TINY_RUN = """\
         """
 
 
-def draw_shapes(out: Path) -> Path:
+def draw_shapes(out: Path, train: int = 8, val: int = 5, size: int = 128) -> Path:
     """Draw a tiny set of shapes, in COCO's layout (``coco``) and ADE20K's (``ade``)."""
     command = [sys.executable, ROOT / 'tools' / 'make_shapes.py', out]
-    options = ['--train', '8', '--val', '5', '--size', '128x128']
-    subprocess.run([*command, *options], check=True, capture_output=True)
+    options = ['--train', train, '--val', val, '--size', f'{size}x{size}']
+    subprocess.run([*command, *map(str, options)], check=True, capture_output=True)
     return out
 
 

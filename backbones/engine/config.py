@@ -120,8 +120,12 @@ def register_config_packages() -> None:
 
 def fit_to_device(config: Config) -> None:
     """Use BatchNorm instead of SyncBN, which needs GPUs, where there are none."""
-    if torch.cuda.is_available():
-        return
+    if not torch.cuda.is_available():
+        use_batch_norm(config)
+
+
+def use_batch_norm(config: Config) -> None:
+    """Use BatchNorm instead of SyncBN."""
     for node in walk(config.model):
         norm = node.get('norm_cfg')
         if isinstance(norm, dict) and norm.get('type') == 'SyncBN':

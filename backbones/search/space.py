@@ -15,7 +15,7 @@ import numpy as np
 from mmengine.config import Config, ConfigDict
 
 from backbones.efficientformer_v2.backbone import ARCHITECTURES, NUM_STAGES, resolve_architecture
-from backbones.errors import ConfigError
+from backbones.errors import CheckpointError, ConfigError
 
 # Hidden channels are int(channels * ratio): with these ratios the product is exact.
 RATIOS = (1.5, 2, 2.5, 3, 3.5, 4)
@@ -187,6 +187,24 @@ class Space:
                 raise ConfigError(f'search.min_depths[{stage}] is from 1 to {full}, not {depth}')
         if not self.ratios or self.ratios[0] <= 0:
             raise ConfigError(f'search.ratios are above 0, not {self.ratios}')
+
+    def to_json(self) -> str:
+        """The same for equal spaces."""
+        return json.dumps(asdict(self))
+
+    def check_checkpoint(self, checkpoint: dict) -> bool:
+        """Whether a checkpoint is one of a supernet; False where it is an ordinary one.
+
+        Raises:
+            CheckpointError: It is of another space.
+        """
+        found = checkpoint.get('search_space')
+        if found is not None and found != self.to_json():
+            raise CheckpointError(
+                'the checkpoint is a supernet of another space: use the config that it was trained '
+                f'with. Its space: {found}'
+            )
+        return found is not None
 
     @property
     def smallest(self) -> Choice:

@@ -68,7 +68,7 @@ def test_extras_have_the_bounds_of_the_requirements():
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     assert project['dependencies'] == []
     required = {}
-    for name in ('runtime', 'export'):
+    for name in ('runtime', 'export', 'search'):
         lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
         listed = [line.partition('#')[0].strip() for line in lines]
         required[name] = {one for one in map(Requirement, filter(None, listed))}
@@ -77,7 +77,8 @@ def test_extras_have_the_bounds_of_the_requirements():
         for extra, requirements in project['optional-dependencies'].items()
     }
     assert extras['export'] == required['export']
-    own = Requirement(f'{project["name"]}[hub,video,export]')
+    assert extras['search'] == required['search']
+    own = Requirement(f'{project["name"]}[hub,video,export,search]')
     for extra in ('hub', 'video', 'all'):
         assert extras[extra] - {own} <= required['runtime']
     assert own in extras['all']

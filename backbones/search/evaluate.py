@@ -1,0 +1,303 @@
+"""How good a network is with the weights of a supernet, on the hold-out.
+
+A network is taken out of the supernet, the statistics of its BatchNorms are taken anew, and it is
+folded and evaluated like any other. Every evaluation is a line of a file, so that none is done
+twice, also after the search was killed.
+"""
+
+import copy
+import hashlib
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import dist
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.device import get_device
+from mmengine.evaluator import Evaluator as Metrics
+from mmengine.evaluator.metric import _to_cpu
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+
+from backbones.data.config_datasets import annotation_file, datasets_of, walk
+from backbones.data.skip_bad import base_datasets, guard
+from backbones.deploy import expect_contiguous, switch_to_deploy
+from backbones.engine.config import use_batch_norm
+from backbones.engine.metrics import add_per_class, main_metric
+from backbones.engine.preflight import fit_whole
+from backbones.weights import load_checkpoint
+
+from .elastic import Layout
+from .holdout import as_test, join_datasets
+from .space import Choice, Space, search_options
+
+# Variances of fewer images would lack what differs from image to image.
+CALIBRATION_BATCH = 16
+
+
+def load_supernet(config: Config, source: str) -> tuple[Layout, dict[str, Tensor]]:
+    """Read the weights that all networks of a config's space have a part of.
+
+    Args:
+        config: A config with ``search``, whose classes are set.
+        source: A checkpoint of its supernet, or of the config itself as any training leaves it; the
+            important channels of the latter are put first.
+
+    Returns:
+        What the dimensions of the tensors belong to, and the tensors.
+
+    Raises:
+        CheckpointError: It cannot be read, is of another model, or a supernet of another space.
+        ConfigError: The config cannot be searched.
+    """
+    space = Space.from_config(config)
+    use_batch_norm(config)
+    checkpoint = load_checkpoint(source)
+    is_supernet = space.check_checkpoint(checkpoint)
+    model = MODELS.build(config.model)
+    layout = Layout(model, space)
+    fit_whole(model, checkpoint, source)
+    if not is_supernet:
+        if dist.is_main_process():
+            print(
+                f'{source} is no supernet but an ordinary model: networks are parts of it that '
+                'were never trained by themselves (plain slimming)',
+                file=sys.stderr,
+            )
+        layout.sort_channels(model)
+    return layout, model.state_dict()
+
+
+class Evaluator:
+    """Evaluates networks; several processes share those that are asked for.
+
+    Args:
+        config: A config whose classes are set, after :func:`~.holdout.use_holdout`.
+        layout: The layout of the tensors.
+        state_dict: The supernet's weights.
+        work_dir: The work folder; evaluations are kept in ``search`` inside it.
+        report: Called with every new choice, its metric and the seconds that it took.
+
+    Attributes:
+        metric: The name of what networks are compared by; the larger the better.
+        known: The metric of every network that was evaluated, now or in an earlier run.
+        path: Where they are kept.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        layout: Layout,
+        state_dict: dict[str, Tensor],
+        work_dir: str | Path,
+        report: Callable[[Choice, float, float], None] | None = None,
+    ) -> None:
+        self.config, self.layout, self.state_dict = config, layout, state_dict
+        self.report = report
+        self.device = torch.device(get_device())
+        self.metric = main_metric(config)
+        self.holdout = build_dataset(config.val_dataloader.dataset)
+        options = config.val_dataloader
+        workers = options.get('num_workers', 0)
+        self.loader = DataLoader(
+            self.holdout,
+            batch_size=options.get('batch_size', 1),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=pseudo_collate,
+        )
+        self.batches: list[dict[str, Any]] = []
+        name = f'evaluations_{self.fingerprint()}.jsonl'
+        self.path = Path(work_dir) / 'search' / name
+        found = [read_evaluations(self.path) if dist.is_main_process() else None]
+        dist.broadcast_object_list(found)
+        self.known: dict[Choice, float] = found[0]
+
+    def fingerprint(self) -> str:
+        """8 hexadecimal digits that are others where an evaluation would have another result."""
+        config, digest = self.config, hashlib.sha256()
+        for name, tensor in sorted(self.state_dict.items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        for dataset in datasets_of(config, ('val', 'train')):
+            digest.update(annotation_file(dataset).read_bytes())
+        evaluator = copy.deepcopy(config.val_evaluator)
+        for node in walk(evaluator):
+            node.pop('ann_file', None)
+        pipeline = next(datasets_of(config, ('val',))).pipeline
+        others = [config.model, evaluator, pipeline, search_options(config)]
+        digest.update(json.dumps(others, default=str).encode())
+        digest.update(self.layout.space.to_json().encode())
+        return digest.hexdigest()[:8]
+
+    def evaluate(self, choices: Sequence[Choice]) -> list[float]:
+        """The metric of networks, which all processes have to ask for in the same order."""
+        todo = [choice for choice in dict.fromkeys(choices) if choice not in self.known]
+        rank, processes = dist.get_rank(), dist.get_world_size()
+        for start in range(0, len(todo), processes):
+            own = todo[start : start + processes][rank : rank + 1]
+            records = [(choice, *self.measure(choice)) for choice in own]
+            for record in chain.from_iterable(dist.all_gather_object(records)):
+                self.add(*record)
+        return [self.known[choice] for choice in choices]
+
+    def add(self, choice: Choice, metric: float, seconds: float) -> None:
+        """Keep a result."""
+        self.known[choice] = metric
+        if dist.is_main_process():
+            append(self.path, choice, metric, seconds)
+        if self.report:
+            self.report(choice, metric, seconds)
+
+    @torch.no_grad()
+    def measure(self, choice: Choice) -> tuple[float, float]:
+        """The metric of a network, and the seconds that it took."""
+        started = time.perf_counter()
+        model = switch_to_deploy(self.calibrated(choice))
+        # The libraries print tables and log to the console.
+        MMLogger.get_instance('search', log_level='WARNING')
+        with redirect_stdout(io.StringIO()):
+            metrics = Metrics(copy.deepcopy(self.config.val_evaluator))
+            metrics.dataset_meta = self.holdout.metainfo
+            for batch in self.loader:
+                metrics.process(data_samples=model.val_step(batch), data_batch=batch)
+            found = compute(metrics)
+        name = next(iter(found)) if self.metric == 'auto' else self.metric
+        return float(found[name]), time.perf_counter() - started
+
+    def calibrated(self, choice: Choice) -> nn.Module:
+        """A network with the weights of the supernet and norms of its own, in evaluation mode."""
+        model = build_network(self.config, self.layout, choice)
+        model.load_state_dict(self.layout.extract(self.state_dict, choice))
+        expect_contiguous(model).to(self.device)
+        self.batches = self.batches or calibration_batches(self.config, model.data_preprocessor)
+        return calibrate(model, self.batches)
+
+    def calibrated_state_dict(self, choice: Choice) -> dict[str, Tensor]:
+        """The weights of a network by itself, to start its training from."""
+        return {name: tensor.cpu() for name, tensor in self.calibrated(choice).state_dict().items()}
+
+
+def build_network(config: Config, layout: Layout, choice: Choice) -> nn.Module:
+    """The network of a choice, with random weights."""
+    own = Config(dict(model=copy.deepcopy(config.model)))
+    own.merge_from_dict(layout.space.options(choice, config))
+    return MODELS.build(own.model)
+
+
+def build_dataset(dataset: dict) -> Any:
+    """A dataset that names the file of an image that it cannot read."""
+    # pycocotools prints that it reads a file.
+    with redirect_stdout(io.StringIO()):
+        built = DATASETS.build(dataset)
+    for part in base_datasets(built):
+        guard(part)
+    return built
+
+
+def calibration_batches(config: Config, preprocessor: nn.Module) -> list[dict[str, Any]]:
+    """Training images that are not held out, as a network takes them; the same for every call.
+
+    Batches have images of about the same size, which are padded to that of the largest.
+    """
+    options = search_options(config)
+    parts = [as_test(dataset, config) for dataset in datasets_of(config, ('train',))]
+    dataset = build_dataset(join_datasets(parts))
+    rng = np.random.default_rng([options['seed'], 1])
+    samples = []
+    for index in rng.permutation(len(dataset))[: options['calibration_images']].tolist():
+        batch = preprocessor(pseudo_collate([dataset[index]]), False)
+        (sample,) = batch['data_samples']
+        samples.append((batch['inputs'], type(sample)(metainfo=sample.metainfo)))
+    samples.sort(key=lambda pair: tuple(pair[0].shape))
+    return [
+        stack(samples[start : start + CALIBRATION_BATCH])
+        for start in range(0, len(samples), CALIBRATION_BATCH)
+    ]
+
+
+def stack(samples: list[tuple[Tensor, Any]]) -> dict[str, Any]:
+    """One batch of images of different sizes."""
+    images, data_samples = zip(*samples, strict=True)
+    height, width = (max(image.shape[dim] for image in images) for dim in (2, 3))
+    padded = [
+        nn.functional.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
+        for image in images
+    ]
+    return dict(inputs=torch.cat(padded), data_samples=list(data_samples))
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: list[dict[str, Any]]) -> nn.Module:
+    """Make the running statistics of a model's BatchNorms the mean of those of some batches.
+
+    Statistics in a supernet are those of its largest network. Norms that the batches do not reach
+    keep theirs.
+
+    Args:
+        model: A detector or segmentor; changed in place and left in evaluation mode.
+        batches: ``inputs`` and ``data_samples`` as its preprocessor returns them.
+
+    Returns:
+        The model itself.
+    """
+    model.eval()
+    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        # Without a momentum, torch takes the mean of all batches since this count was 0.
+        norm.momentum = None
+        norm.num_batches_tracked.zero_()
+        norm.train()
+    for batch in batches:
+        model(**batch, mode='tensor')
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+def compute(metrics: Metrics) -> dict[str, float]:
+    """The metrics of what this process alone has evaluated; mmengine's own collects all's."""
+    found = {}
+    for metric in metrics.metrics:
+        add_per_class(metric)
+        values = metric.compute_metrics(_to_cpu(metric.results))
+        prefix = f'{metric.prefix}/' if metric.prefix else ''
+        found.update({f'{prefix}{name}': value for name, value in values.items()})
+    return found
+
+
+def read_evaluations(path: Path) -> dict[Choice, float]:
+    """The metric of every network in a file; a line that was cut short is removed from it."""
+    if not path.is_file():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b'\n') + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    known = {}
+    for line in whole.splitlines():
+        record = json.loads(line)
+        known[Choice.from_json(json.dumps(record['choice']))] = record['metric']
+    return known
+
+
+def append(path: Path, choice: Choice, metric: float, seconds: float) -> None:
+    """Add an evaluation to a file, such that it survives a loss of power."""
+    record = dict(choice=json.loads(choice.to_json()), metric=metric, seconds=round(seconds, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('ab', buffering=0) as file:
+        file.write(json.dumps(record).encode() + b'\n')
+        os.fsync(file.fileno())

@@ -1,0 +1,119 @@
+"""The hold-out: no image of it is trained on, and every other one is."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS
+from searching import prepared, write_search_config
+
+from backbones.data.classes import set_classes
+from backbones.engine.config import load_config
+from backbones.errors import ConfigError
+from backbones.search.holdout import leave_out_holdout, use_holdout
+
+TASKS = ('fpn', 'retinanet')
+
+
+def images(dataset: ConfigDict) -> list[str]:
+    built = DATASETS.build(dataset)
+    paths = [Path(built.get_data_info(index)['img_path']) for index in range(len(built))]
+    assert all(path.is_file() for path in paths)
+    return [path.name for path in paths]
+
+
+def all_images(shapes: Path) -> list[str]:
+    return sorted(path.name for path in (shapes / 'ade' / 'images' / 'training').iterdir())
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_holdout_and_rest_are_disjoint_and_complete(task, tmp_path, many_shapes):
+    config = prepared(write_search_config(tmp_path, task, many_shapes))
+    held_out = images(config.val_dataloader.dataset)
+    rest = images(config.train_dataloader.dataset)
+    assert len(held_out) == config.holdout.images == 8
+    assert sorted(held_out + rest) == all_images(many_shapes)
+
+    path = str(tmp_path / f'tiny_{task}.py')
+    alone = load_config(path)
+    alone.work_dir = str(tmp_path / 'other')
+    leave_out_holdout(alone)
+    set_classes(alone, ('train',))
+    assert images(alone.train_dataloader.dataset) == rest
+    other = prepared(Path(path), **{'search.seed': 1})
+    assert set(images(other.val_dataloader.dataset)) != set(held_out)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_validation_is_through_the_test_pipeline(task, tmp_path, many_shapes):
+    path = write_search_config(tmp_path, task, many_shapes)
+    config, before = prepared(path), load_config(str(path))
+    dataset = config.val_dataloader.dataset
+    assert dataset.test_mode and 'filter_cfg' not in dataset
+    assert dataset.pipeline == before.val_dataloader.dataset.pipeline
+    assert len(images(config.test_dataloader.dataset)) == 4
+    if task == 'retinanet':
+        content = json.loads(Path(config.val_evaluator.ann_file).read_text())
+        assert len(content['images']) == 8
+        assert {one['image_id'] for one in content['annotations']} <= set(range(1, 9))
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_datasets_inside_of_wrappers(task, tmp_path, many_shapes):
+    """Two halves of the data, one of them repeated."""
+    config = load_config(str(write_search_config(tmp_path, task, many_shapes)))
+    config.work_dir = str(tmp_path)
+    whole, names = config.train_dataloader.dataset, all_images(many_shapes)
+    halves = []
+    for half, part in enumerate((names[:12], names[12:])):
+        dataset = ConfigDict(whole.copy())
+        if task == 'fpn':
+            file, text = tmp_path / f'half{half}.txt', '\n'.join(n[:-4] for n in part)
+        else:
+            file = tmp_path / f'half{half}.json'
+            content = json.loads((Path(whole.data_root) / whole.ann_file).read_text())
+            content['images'] = [one for one in content['images'] if one['file_name'] in part]
+            ids = {one['id'] for one in content['images']}
+            content['annotations'] = [a for a in content['annotations'] if a['image_id'] in ids]
+            text = json.dumps(content)
+        file.write_text(text)
+        dataset.ann_file = str(file)
+        halves.append(dataset)
+    halves[0] = ConfigDict(type='RepeatDataset', times=2, dataset=halves[0])
+    config.train_dataloader.dataset = ConfigDict(type='ConcatDataset', datasets=halves)
+    set_classes(config, ('train', 'val'))
+    use_holdout(config)
+    joined = config.val_dataloader.dataset
+    parts = joined.datasets if 'datasets' in joined else [joined]
+    held_out = [name for part in parts for name in images(part)]
+    repeated, other = config.train_dataloader.dataset.datasets
+    rest = images(repeated.dataset) + images(other)
+    assert len(held_out) == 8 and sorted(held_out + rest) == names
+    assert len(DATASETS.build(joined)) == 8
+
+
+def test_a_class_that_is_not_in_it_is_named(tmp_path, many_shapes, capsys):
+    path = write_search_config(tmp_path, 'fpn', many_shapes)
+    classes = (many_shapes / 'classes.txt').read_text().split()
+    (tmp_path / 'more.txt').write_text('\n'.join([*classes, 'unicorn']))
+    palette = [(index, 0, 0) for index in range(len(classes) + 1)]
+    config = prepared(path, classes=str(tmp_path / 'more.txt'), palette=palette)
+    assert config.holdout.unseen_classes == ['unicorn']
+    assert 'unicorn' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('options', 'word'),
+    [
+        ({'search.holdout': 0.1}, '0.34'),
+        ({'search.holdout': 2}, 'holdout'),
+        ({'train_dataloader.dataset.type': 'mmdet.LVISV1Dataset'}, 'LVISV1Dataset'),
+    ],
+)
+def test_errors(options: dict, word: str, tmp_path, many_shapes):
+    config: Config = load_config(str(write_search_config(tmp_path, 'retinanet', many_shapes)))
+    config.merge_from_dict(options)
+    config.work_dir = str(tmp_path)
+    with pytest.raises(ConfigError, match=word):
+        leave_out_holdout(config)
