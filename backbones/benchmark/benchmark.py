@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,7 @@ import torch
 from backbones.errors import ConfigError
 
 from .candidates import OURS, Group, group_configs
-from .measure import Timed, count_macs, measure_in_turns, peak_memory
+from .measure import Timed, count_macs, measure_in_turns, peak_memory, synchronizer
 from .work import SUFFIXES, Setting, export_model, make_batch, make_runner
 
 DEFAULT_SIZES = {'mmseg': (512, 512), 'mmdet': (800, 1333)}
@@ -59,9 +58,7 @@ def benchmark(
     first = settings[0]
     start = time.perf_counter()
     groups = group_configs(configs, with_peers, options)
-    cpus = pin(first.threads)
-    torch.set_num_threads(first.threads)
-    cv2.setNumThreads(first.threads)
+    cpus = use_threads(first.threads)
     results = []
     for group in groups:
         import_module(f'{group.scope}.models')
@@ -84,11 +81,6 @@ def compare(
     height, width = setting.size
     names = (group.name, setting.part, setting.step, setting.backend)
     what = f'{", ".join(names)}, {height}x{width}, batch {setting.batch}'
-    synchronize = (
-        partial(torch.cuda.synchronize, setting.device)
-        if setting.device.startswith('cuda')
-        else lambda: None
-    )
     results, runners = {}, {}
     with TemporaryDirectory() as folder:
         for name, candidate in group.candidates.items():
@@ -109,7 +101,9 @@ def compare(
                 result['parameters'] = sum(p.numel() for p in counted.parameters())
                 result['macs'] = count_macs(model, setting.part, input_size)
                 exported = setting.backend in SUFFIXES
-                file = export_model(candidate, model, setting, Path(folder)) if exported else None
+                file = Path(folder) / f'{name}{SUFFIXES[setting.backend]}' if exported else None
+                if file:
+                    export_model(candidate, model, setting, file)
                 runner = make_runner(model, setting, file)
                 result['peak_memory_mib'] = peak_memory(candidate, setting, group.scope, file)
                 runner()
@@ -119,7 +113,11 @@ def compare(
                 result['problem'] = ' '.join(str(error).split())[:500]
                 report(f'{what}: {name} failed: {result["problem"]}')
         timed = measure_in_turns(
-            runners, synchronize, rounds, seconds, lambda line: report(f'{what}: {line}')
+            runners,
+            synchronizer(setting.device),
+            rounds,
+            seconds,
+            lambda line: report(f'{what}: {line}'),
         )
     first = next(iter(timed.values()), None)
     for name, each in timed.items():
@@ -157,6 +155,14 @@ def one_cpu_per_core() -> list[int]:
         siblings = Path(f'/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list')
         cores.setdefault(siblings.read_text() if siblings.is_file() else str(cpu), cpu)
     return list(cores.values())
+
+
+def use_threads(threads: int) -> list[int] | None:
+    """Let this process compute with so many threads; returns the processors it is kept on."""
+    cpus = pin(threads)
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    return cpus
 
 
 def pin(threads: int) -> list[int] | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -78,6 +79,13 @@ def measure_in_turns(
         for name, function in functions.items():
             timed[name].rounds.append(take_turn(function, synchronize))
     return timed
+
+
+def synchronizer(device: str) -> Callable[[], None]:
+    """A function that waits until a device has done all it was given."""
+    if device.startswith('cuda'):
+        return partial(torch.cuda.synchronize, device)
+    return lambda: None
 
 
 def take_turn(function: Callable[[], Any], synchronize: Callable[[], None]) -> list[float]:

@@ -1,6 +1,6 @@
 """The figures as tables and as a plot."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -76,16 +76,20 @@ def processor(machine: dict[str, Any]) -> str:
 
 def format_table(results: list[Result]) -> str:
     """One line for each model."""
-    rows = [COLUMNS, *map(row_of, results)]
+    problems = [f'\n\n{each["model"]}: {each["problem"]}' for each in results if each['problem']]
+    return format_rows([COLUMNS, *map(row_of, results)]) + ''.join(problems)
+
+
+def format_rows(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells, the first row on top, with columns of one width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     # Names to the left, figures to the right.
-    rows.insert(1, ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])])
+    line = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
     lines = []
-    for name, *cells in rows:
+    for name, *cells in (rows[0], line, *rows[1:]):
         padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append(f'| {" | ".join([name.ljust(widths[0]), *padded])} |')
-    problems = [f'\n\n{each["model"]}: {each["problem"]}' for each in results if each['problem']]
-    return '\n'.join(lines) + ''.join(problems)
+    return '\n'.join(lines)
 
 
 def row_of(result: Result) -> list[str]:

@@ -181,12 +181,11 @@ def add_ground_truth(model: nn.Module, sample: BaseDataElement, size: tuple[int,
     sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
 
 
-def export_model(candidate: Candidate, model: nn.Module, setting: Setting, folder: Path) -> Path:
-    """Export a model for one size and batch into a folder."""
+def export_model(candidate: Candidate, model: nn.Module, setting: Setting, path: Path) -> None:
+    """Export a model for one size and batch, in the format of a path's suffix."""
     from backbones.export.export import Options, describe
     from backbones.export.formats import check_packages, write
 
-    path = folder / f'{candidate.name}{SUFFIXES[setting.backend]}'
     check_packages(path.suffix)
     is_backbone = setting.part == 'backbone'
     options = Options(
@@ -199,7 +198,6 @@ def export_model(candidate: Candidate, model: nn.Module, setting: Setting, folde
     description = describe(candidate.load(), model, options, candidate.name, (), None)
     traceable = model.backbone if is_backbone else exportable(model)
     write(switch_to_deploy(traceable) if setting.deploy else traceable, path, description)
-    return path
 
 
 def file_runner(path: Path, setting: Setting) -> Callable[[], Any]:

@@ -1,0 +1,283 @@
+"""How long any network of a space takes on a device, from about 40 that were measured there.
+
+Latency is taken to be a sum: every part of a network adds its own, whatever the others are. A
+look-up table of operators would have the same entries, but these come from whole networks, so that
+they hold for any runtime, with all that it fuses.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+from scipy.stats import kendalltau
+
+from backbones.benchmark.report import format_rows
+from backbones.benchmark.work import Setting
+from backbones.efficientformer_v2.backbone import NUM_STAGES
+from backbones.errors import ConfigError
+from backbones.files import atomic_write
+
+from .elastic import Layout
+from .space import Choice, Space
+
+# The mean relative error that is remarked on, and the one above which candidates are measured.
+HIGH_ERROR = 0.08
+MAX_ERROR = 0.15
+MIN_NETWORKS = 10
+NUM_FOLDS = 5
+# Kernels work on so many channels at once, on some devices.
+PADDINGS = (1, 16)
+ELSEWHERE = 'csv'
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """The latency of the networks of a space on a device.
+
+    Attributes:
+        space: The space.
+        setting: What was measured, or None where that happened elsewhere.
+        padding: Numbers of channels count as the next multiple of this.
+        coefficients: Milliseconds for each unit of the terms of :func:`terms_of`, by their names.
+        error: Mean relative error on networks that the fit has not seen, by cross-validation.
+        tau: Kendall's rank correlation of predicted and measured latency, on the same.
+    """
+
+    space: Space
+    setting: Setting | None
+    padding: int
+    coefficients: dict[str, float] = field(repr=False)
+    error: float
+    tau: float
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it is good enough to compare candidates by."""
+        return self.error <= MAX_ERROR
+
+    def predict(self, choice: Choice) -> float:
+        """Milliseconds for one image."""
+        terms = terms_of(self.space, choice, self.padding)
+        return sum(self.coefficients[name] * value for name, value in terms.items())
+
+    def save(
+        self,
+        path: Path,
+        choices: Sequence[Choice],
+        latencies: Sequence[float],
+        machine: dict[str, Any] | None = None,
+    ) -> None:
+        """Write it as JSON, with the networks that were measured and the machine they ran on."""
+        measured = zip(choices, latencies, strict=True)
+        values = dict(
+            machine=machine,
+            setting=self.setting and asdict(self.setting),
+            error=self.error,
+            tau=self.tau,
+            is_trusted=self.is_trusted,
+            padding=self.padding,
+            coefficients=self.coefficients,
+            networks=[dict(choice=asdict(choice), ms=ms) for choice, ms in measured],
+            space=asdict(self.space),
+        )
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps(values, indent=2) + '\n')
+
+    @classmethod
+    def load(cls, path: Path, space: Space) -> 'LatencyModel':
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ConfigError: It is no such file, or of another space than the given one.
+        """
+        try:
+            values = json.loads(path.read_text())
+            setting = values['setting']
+            if setting is not None:
+                setting = Setting(**setting | {'size': tuple(setting['size'])})
+            model = cls(space, setting, *(values[key] for key in FIELDS))
+            is_same = values['space'] == as_json(space)
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(f'{path} is not a file that `search.py latency` wrote') from error
+        if not is_same:
+            raise ConfigError(
+                f'{path} is of another space than that of the config, whose model or `search` has '
+                'changed since: run `search.py latency` again'
+            )
+        return model
+
+
+FIELDS = ('padding', 'coefficients', 'error', 'tau')
+
+
+def as_json(space: Space) -> Any:
+    """A space as it comes out of a JSON file."""
+    return json.loads(json.dumps(asdict(space)))
+
+
+def latency_path(work_dir: str | Path, backend: str) -> Path:
+    """Where the model of a backend is kept; ``ELSEWHERE`` is the one of measurements.csv."""
+    return Path(work_dir) / f'latency_{backend}.json'
+
+
+def find_latency(work_dir: str | Path, backend: str | None = None) -> Path:
+    """The model of a backend in a folder, or the only one there is.
+
+    Raises:
+        ConfigError: There is none, or there are several.
+    """
+    found = sorted(Path(work_dir).glob(latency_path('', backend or '*').name))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ', '.join(path.stem.removeprefix('latency_') for path in found)
+        raise ConfigError(f'{work_dir} has latencies of {names}: say which with --backend')
+    command = f'search.py latency CONFIG{f" --backend {backend}" if backend else ""}'
+    raise ConfigError(
+        f'there is no {latency_path(work_dir, backend or "*")}: run `{command}` on the device first'
+    )
+
+
+def terms_of(space: Space, choice: Choice, padding: int = 1) -> dict[str, float]:
+    """What a network's latency is a weighted sum of, by name.
+
+    All networks have the same numbers of pixels, which are part of the weights.
+    """
+    widths = {name: math.ceil(n / padding) * padding for name, n in space.widths(choice).items()}
+    stages = [widths[f'stages.{stage}'] for stage in range(NUM_STAGES)]
+    terms = {'constant': 1, 'stem': widths['stem'] * stages[0]}
+    for stage, channels in enumerate(stages):
+        name = f'stage {stage + 1}'
+        if stage > 0:
+            terms[f'{name}: downsampling'] = stages[stage - 1] * channels
+        hidden = [widths[f'stages.{stage}.blocks.{block}'] for block in choice.blocks(stage)]
+        terms[f'{name}: blocks'] = len(hidden)
+        terms[f'{name}: hidden channels'] = sum(hidden)
+        terms[f'{name}: hidden channels x channels'] = sum(hidden) * channels
+        if stage >= 2:
+            number = choice.num_attention_blocks[stage - 2]
+            terms[f'{name}: attention blocks'] = number
+            terms[f'{name}: attention blocks x channels'] = number * channels
+    neck = widths.get('neck', 1)
+    # Not every neck takes the first stage.
+    terms['neck: reading stage 1'] = neck * stages[0]
+    terms['neck: reading the others'] = neck * sum(n / 4**i for i, n in enumerate(stages) if i)
+    if 'neck' in widths:
+        terms['neck and head: channels'] = neck
+        terms['neck and head: channels squared'] = neck**2
+    return terms
+
+
+def fit(
+    space: Space,
+    choices: Sequence[Choice],
+    latencies: Sequence[float],
+    setting: Setting | None = None,
+) -> LatencyModel:
+    """Find what each part of a network takes.
+
+    Args:
+        space: The space.
+        choices: Networks of it.
+        latencies: Their milliseconds.
+        setting: What was measured.
+
+    Raises:
+        ConfigError: These are too few networks.
+    """
+    check_number(len(choices))
+    target = np.array(latencies)
+    models = []
+    for padding in PADDINGS:
+        terms = [terms_of(space, choice, padding) for choice in choices]
+        rows = np.array([list(each.values()) for each in terms], float)
+        error, tau = compare(cross_validate(rows, target), target)
+        coefficients = dict(zip(terms[0], solve(rows, target).tolist(), strict=True))
+        models.append(LatencyModel(space, setting, padding, coefficients, error, tau))
+    return min(models, key=lambda model: model.error)
+
+
+def check_number(number: int) -> None:
+    """Raise ConfigError for fewer networks than a fit needs."""
+    if number < MIN_NETWORKS:
+        raise ConfigError(
+            f'a model of latency needs at least {MIN_NETWORKS} networks, and 25 to be good, not '
+            f'{number}'
+        )
+
+
+def solve(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The weights, none below 0, with the least squares of relative errors."""
+    scale = np.maximum(rows.max(axis=0), 1)
+    weights, _ = nnls(rows / scale / target[:, None], np.ones(len(target)))
+    return weights / scale
+
+
+def cross_validate(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Each network's latency as predicted from other folds than its own."""
+    folds = np.random.default_rng(0).permutation(len(target)) % NUM_FOLDS
+    predicted = np.empty(len(target))
+    for fold in range(NUM_FOLDS):
+        own = folds == fold
+        predicted[own] = rows[own] @ solve(rows[~own], target[~own])
+    return predicted
+
+
+def compare(predicted: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
+    """Mean relative error and Kendall's tau."""
+    error = np.mean(np.abs(np.divide(predicted, measured) - 1))
+    return float(error), float(kendalltau(predicted, measured).statistic)
+
+
+# ------------------------------------------------------------------------------------------------
+# For the console
+# ------------------------------------------------------------------------------------------------
+
+
+def format_latency(
+    model: LatencyModel, measured: dict[Choice, float], number: int, layout: Layout
+) -> str:
+    """A table of some networks, and how good the model is.
+
+    Args:
+        model: The model.
+        measured: Milliseconds of all networks that were measured.
+        number: How many of them, from the first on, the model was fitted to.
+        layout: What the dimensions of the largest network's tensors belong to.
+    """
+    names = {choice: name for name, choice in model.space.published().items()}
+    names |= {model.space.smallest: 'smallest', model.space.largest: 'largest'}
+    rows = [('network', 'parameters', 'predicted', 'measured')]
+    for choice in sorted(measured, key=measured.get):
+        if choice in names:
+            parameters = f'{layout.count_parameters(choice) / 1e6:.2f} M'
+            both = (model.predict(choice), measured[choice])
+            rows.append((names[choice], parameters, *(f'{ms:.2f} ms' for ms in both)))
+    figures = "error {:.1%}, Kendall's tau {:.3f}".format
+    lines = [
+        format_rows(rows),
+        '',
+        f'fitted to {number} networks; on those that a fit has not seen, in '
+        f'{NUM_FOLDS}-fold cross-validation: {figures(model.error, model.tau)}',
+    ]
+    if others := list(measured)[number:]:
+        predicted = [model.predict(choice) for choice in others]
+        found = compare(predicted, [measured[choice] for choice in others])
+        lines.append(f'on {len(others)} further networks: {figures(*found)}')
+    if not model.is_trusted:
+        lines.append(
+            f'warning: it is not to be trusted, with an error above {MAX_ERROR:.0%}: `search.py '
+            'find` measures candidates one by one instead. Measure on a machine that does nothing '
+            'else, for longer (--seconds), or more networks (--networks)'
+        )
+    elif model.error > HIGH_ERROR:
+        lines.append(
+            f'warning: an error above {HIGH_ERROR:.0%} is high: measure on a machine that does '
+            'nothing else, for longer (--seconds), or more networks (--networks)'
+        )
+    return '\n'.join(lines)

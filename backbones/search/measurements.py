@@ -1,0 +1,242 @@
+"""Networks of a space that were measured: on this device, or as files on another one."""
+
+import gc
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+
+from backbones.benchmark.benchmark import DEFAULT_SIZES, describe_machine, use_threads
+from backbones.benchmark.candidates import Candidate
+from backbones.benchmark.measure import measure_in_turns, synchronizer
+from backbones.benchmark.work import SUFFIXES, Setting, export_model, make_runner
+from backbones.engine.config import load_config
+from backbones.errors import ConfigError
+from backbones.inference.run import append_line, progress_bar
+
+from .latency import LatencyModel, check_number, fit, latency_path
+from .space import Choice, Space, search_options
+
+# Networks that are in memory at once, besides the one that all groups are compared with.
+GROUP_SIZE = 5
+MAX_PUBLISHED = 5
+# Compiling each network takes longer than measuring it.
+BACKENDS = ('torch', *SUFFIXES)
+CSV_NAME, NETWORKS_NAME = 'measurements.csv', 'networks.json'
+COLUMNS = ['file', 'ms']
+
+
+def choose_networks(space: Space, seed: int, number: int, held_out: int = 0) -> list[Choice]:
+    """The largest, the smallest, a few published and random networks.
+
+    Args:
+        space: The space.
+        seed: The same one gives the same networks, and those of a smaller ``number`` first.
+        number: How many.
+        held_out: How many other random ones come after them.
+
+    Raises:
+        ConfigError: The space has not that many.
+    """
+    published = list(space.published().values())
+    step = math.ceil(len(published) / MAX_PUBLISHED) or 1
+    # Keys, since a random one may be among those before it.
+    chosen = dict.fromkeys([space.largest, space.smallest, *published[::step]][:number])
+    for stream, total in enumerate((number, number + held_out)):
+        rng = np.random.default_rng((seed, stream))
+        for _ in range(100 * total):
+            if len(chosen) >= total:
+                break
+            chosen[space.sample(rng)] = None
+    if len(chosen) < number + held_out:
+        raise ConfigError(f'the space has about {len(chosen)} networks only: ask for fewer')
+    return list(chosen)
+
+
+def candidate_of(
+    config_path: str, options: dict[str, Any], config: Config, space: Space, choice: Choice
+) -> Candidate:
+    """A network of a config's space as the benchmark takes it."""
+    return Candidate(config_path, options={**options, **space.options(choice, config)})
+
+
+# ------------------------------------------------------------------------------------------------
+# On this device
+# ------------------------------------------------------------------------------------------------
+
+
+def make_setting(
+    config: Config,
+    backend: str,
+    size: tuple[int, int] | None = None,
+    device: str = 'cpu',
+    threads: int = 1,
+) -> Setting:
+    """Whole models that predict on one image, of the benchmark's usual size by default."""
+    size = size or DEFAULT_SIZES[config.default_scope]
+    return Setting('model', 'predict', backend, size, 1, True, False, device, threads)
+
+
+def measure_latency(
+    config_path: str,
+    options: dict[str, Any],
+    setting: Setting,
+    work_dir: str,
+    number: int = 40,
+    held_out: int = 0,
+    rounds: int = 10,
+    seconds: float = 5.0,
+) -> tuple[LatencyModel, dict[Choice, float]]:
+    """Measure networks of a config's space, fit a model of latency and write it.
+
+    Args:
+        config_path, options, setting, rounds, seconds: See :func:`measure`.
+        work_dir: Where :func:`.latency.latency_path` is, and a log beside it.
+        number: Networks that the model is fitted to.
+        held_out: Further networks, which tell how good it is.
+
+    Returns:
+        The model and the milliseconds of all networks.
+
+    Raises:
+        ConfigError: The space or ``number`` is too small, or a package is missing.
+    """
+    config = load_config(config_path, options)
+    space = Space.from_config(config)
+    check_number(number)
+    choices = choose_networks(space, search_options(config)['seed'], number, held_out)
+    path = latency_path(work_dir, setting.backend)
+    log = path.with_suffix('.jsonl')
+    measured = measure(config_path, options, choices, setting, rounds, seconds, log)
+    model = fit(space, choices[:number], measured[:number], setting)
+    model.save(path, choices, measured, describe_machine(setting.device, setting.threads, None))
+    return model, dict(zip(choices, measured, strict=True))
+
+
+def measure(
+    config_path: str,
+    options: dict[str, Any],
+    choices: Sequence[Choice],
+    setting: Setting,
+    rounds: int = 10,
+    seconds: float = 5.0,
+    log: Path | None = None,
+) -> list[float]:
+    """Milliseconds that whole networks take for an image.
+
+    A few take turns at a time, as more may not fit in memory, together with one that is the same in
+    all of these groups. A network's latency is how many times as long it took as that one, by the
+    median time of that one over all groups, so that a machine that becomes slower or faster
+    meanwhile does not matter.
+
+    Args:
+        config_path: A config with ``search``.
+        options: Overrides for it, by dotted key.
+        choices: The networks.
+        setting: How they run.
+        rounds, seconds: How long each is measured, see :func:`.measure.measure_in_turns`.
+        log: A JSON Lines file that every group is appended to; what stands there for the same
+            space, options and setting is not measured again. Default: none.
+    """
+    config = load_config(config_path, options)
+    space = Space.from_config(config)
+    key = fingerprint(space, options, setting)
+    records = read_log(log, key) if log else {}
+    todo = [choice for choice in choices if choice.to_json() not in records]
+    with (
+        progress_bar(len(choices), 'network', 'measuring') as bar,
+        TemporaryDirectory() as folder,
+    ):
+        bar.update(len(choices) - len(todo))
+        if todo:
+            bar.set_postfix_str('building')
+            use_threads(setting.threads)
+            known = [record['reference'] for record in records.values()]
+            reference = Choice.from_json(known[0]) if known else middle_of(space, choices)
+            build = partial(make_network, config_path, options, space, config, setting)
+            base = build(reference, Path(folder) / 'reference')
+        for start in range(0, len(todo), GROUP_SIZE):
+            group = todo[start : start + GROUP_SIZE]
+            runners = {reference: base}
+            for choice in group:
+                bar.set_postfix_str('building')
+                if choice not in runners:
+                    runners[choice] = build(choice, Path(folder) / f'{len(runners)}')
+                bar.update(0.5)
+            timed = measure_in_turns(
+                runners, synchronizer(setting.device), rounds, seconds, bar.set_postfix_str
+            )
+            # Those of a group are in memory at once, those of two are not.
+            del runners
+            gc.collect()
+            for choice in group:
+                record = dict(
+                    key=key,
+                    choice=choice.to_json(),
+                    reference=reference.to_json(),
+                    ratio=timed[choice].ratio_to(timed[reference]),
+                    reference_ms=timed[reference].percentile(50) * 1e3,
+                )
+                records[choice.to_json()] = record
+                if log:
+                    append_line(log, f'{json.dumps(record)}\n'.encode())
+            bar.update(0.5 * len(group))
+    reference_ms = median(record['reference_ms'] for record in records.values())
+    return [records[choice.to_json()]['ratio'] * reference_ms for choice in choices]
+
+
+def make_network(
+    config_path: str,
+    options: dict[str, Any],
+    space: Space,
+    config: Config,
+    setting: Setting,
+    choice: Choice,
+    folder: Path,
+) -> Callable[[], Any]:
+    """A function that runs a network once, which is written to a folder where it runs as a file."""
+    candidate = candidate_of(config_path, options, config, space, choice)
+    model = candidate.build()
+    if setting.backend not in SUFFIXES:
+        return make_runner(model, setting)
+    folder.mkdir(exist_ok=True)
+    path = folder / f'network{SUFFIXES[setting.backend]}'
+    export_model(candidate, model, setting, path)
+    return make_runner(None, setting, path)
+
+
+def middle_of(space: Space, choices: Sequence[Choice]) -> Choice:
+    """One of middle size: it is timed most often, and should be like all others."""
+    by_size = sorted(choices, key=lambda choice: sum(space.widths(choice).values()))
+    return by_size[len(by_size) // 2]
+
+
+def fingerprint(space: Space, options: dict[str, Any], setting: Setting) -> str:
+    """Tells measurements of other networks or of another machine apart."""
+    machine = describe_machine(setting.device, setting.threads, None)
+    what = [asdict(space), options, asdict(setting), machine['cpu'], machine.get('gpu')]
+    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
+
+
+def read_log(log: Path, key: str) -> dict[str, dict[str, Any]]:
+    """What was measured already, by choice."""
+    if not log.is_file():
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return {}
+    content = log.read_bytes()
+    whole = content.rpartition(b'\n')[0]
+    if len(whole) + 1 < len(content):
+        # The run was killed while it wrote the last line.
+        os.truncate(log, len(whole) + bool(whole))
+    records = map(json.loads, whole.splitlines())
+    return {record['choice']: record for record in records if record['key'] == key}

@@ -1,0 +1,145 @@
+"""Find the network of the family that fits a task, its data and a device.
+
+A config of a search is any config of a segmentor with FPNHead, a RetinaNet or a Mask R-CNN, and
+search = dict(). Its network is the largest of those that are searched.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from _requirements import explain_missing
+
+with explain_missing():
+    from _arguments import add_cfg_options, image_size, make_parser, parse, positive
+
+    from backbones.benchmark.benchmark import default_threads
+    from backbones.benchmark.candidates import Candidate
+    from backbones.engine.config import load_run_config
+    from backbones.errors import exit_on_user_error
+    from backbones.inference.model import choose_device
+    from backbones.search.elastic import Layout
+    from backbones.search.latency import format_latency, latency_path
+    from backbones.search.measurements import BACKENDS, make_setting, measure_latency
+    from backbones.weights import use_safe_loading
+
+EXAMPLES = """\
+examples:
+  python tools/search.py latency my_search.py --backend openvino
+      how long the networks take on this device
+"""
+LATENCY_EXAMPLES = """\
+examples:
+  python tools/search.py latency my_search.py
+      in torch on this machine
+  python tools/search.py latency my_search.py --backend openvino --threads 4 --held-out 15
+      in OpenVINO; 15 more networks say how well the latency of others is predicted
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = make_parser(__doc__, EXAMPLES)
+    subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
+    add_latency(subparsers)
+    return parse(parser)
+
+
+def add_command(
+    subparsers: argparse._SubParsersAction,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    """Add a command, with the arguments that all have."""
+    parser = subparsers.add_parser(
+        run.__name__,
+        help=summary,
+        description=run.__doc__,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='a config with `search`')
+    parser.add_argument(
+        '--work-dir', help='where results go (default: the config, else work_dirs/NAME)'
+    )
+    add_cfg_options(parser, 'search.seed=1')
+    parser.set_defaults(run=run, launcher='none')
+    return parser
+
+
+def add_latency(subparsers: argparse._SubParsersAction) -> None:
+    parser = add_command(subparsers, latency, 'how long networks take here', LATENCY_EXAMPLES)
+    parser.add_argument(
+        '--backend', choices=BACKENDS, default='torch', help='what runs them (default: torch)'
+    )
+    parser.add_argument(
+        '--size',
+        type=image_size,
+        metavar='HEIGHTxWIDTH',
+        help='of the images (default: 512x512 for segmentors, 800x1333 for detectors)',
+    )
+    parser.add_argument(
+        '--networks', type=positive, metavar='N', default=40, help='to measure (default: 40)'
+    )
+    parser.add_argument(
+        '--held-out',
+        type=positive,
+        metavar='N',
+        default=0,
+        help='measure N more, which the model does not see, and report its error on them',
+    )
+    parser.add_argument('--device', help='for instance cuda:1 (default: the first GPU, else cpu)')
+    parser.add_argument(
+        '--threads',
+        type=positive,
+        metavar='N',
+        help='of the processor (default: OMP_NUM_THREADS, else one for each physical core)',
+    )
+    parser.add_argument(
+        '--rounds',
+        type=positive,
+        default=10,
+        metavar='N',
+        help='turns of every network, at most (default: 10)',
+    )
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=5.0,
+        metavar='S',
+        help='for each network; three rounds are measured in any case (default: 5)',
+    )
+
+
+def latency(args: argparse.Namespace) -> None:
+    """Time whole networks on this device, and fit a model of the latency of all others.
+
+    What is measured is kept: a command that was ended goes on where it was.
+    """
+    config = load_run_config(args)
+    device, threads = str(choose_device(args.device)), args.threads or default_threads()
+    setting = make_setting(config, args.backend, args.size, device, threads)
+    model, measured = measure_latency(
+        args.config,
+        args.cfg_options,
+        setting,
+        config.work_dir,
+        args.networks,
+        args.held_out,
+        args.rounds,
+        args.seconds,
+    )
+    layout = Layout(Candidate(args.config, options=args.cfg_options).build(), model.space)
+    print(format_latency(model, measured, args.networks, layout))
+    print(f'written: {latency_path(config.work_dir, args.backend)}')
+
+
+def main() -> None:
+    args = parse_args()
+    with exit_on_user_error():
+        use_safe_loading()
+        args.run(args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
