@@ -34,6 +34,8 @@ examples:
       start from a whole model, of other classes too
   python tools/train.py my_config.py --cfg-options model.backbone.init_cfg=None
       start from random weights instead of from ImageNet's
+  python tools/train.py seg_configs/fpn_effv2_s1_search.py
+      a supernet, for tools/search.py, since this config has `search`
   tools/dist_train.sh det_configs/retinanet_effv2_s1.py 8 --auto-scale-lr
       on 8 GPUs, the learning rate scaled to the batch
 
@@ -102,13 +104,26 @@ def prepare(config: Config, args: argparse.Namespace) -> None:
         resume(config, args.resume or config.get('load_from') or 'auto')
     leave_out_init_cfg(config)
     check_training(config)
+    if config.get('search') is not None:
+        from backbones.search.supernet import prepare_supernet
+
+        prepare_supernet(config)
     remove_partial_checkpoints(config.work_dir)
+
+
+def runner_of(config: Config) -> type[ReliableRunner]:
+    """What trains a config: a supernet where it has ``search``."""
+    if config.get('search') is None:
+        return ReliableRunner
+    from backbones.search.supernet import SupernetRunner
+
+    return SupernetRunner
 
 
 def train(config: Config, args: argparse.Namespace) -> None:
     """Check what a training needs, and train."""
     config = prepare_on_first(config, partial(prepare, args=args))
-    runner = ReliableRunner.from_cfg(config)
+    runner = runner_of(config).from_cfg(config)
     if args.val_loss and config.get('val_dataloader'):
         runner.register_hook(ValLossHook(resize=is_annotated_after_resizing(config)))
     runner.train()

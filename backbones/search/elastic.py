@@ -9,15 +9,14 @@ and its weights.
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import Conv2d
 from mmcv.cnn.bricks import DropPath
-from mmengine.dist import get_world_size
+from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones.efficientformer_v2.backbone import Block, EfficientFormerV2
 from backbones.efficientformer_v2.layers import LayerScale
@@ -164,7 +163,7 @@ def behind_backbone(model: nn.Module, space: Space) -> dict[str, tuple[str | Non
 
 def layer_of(name: str) -> str:
     """The layer of a tensor: a convolution together with its norm."""
-    return re.sub(r'(\.conv|\.norm|\.bn)?\.[^.]+$', '', name)
+    return re.sub(r'(\.conv|\.norm|\.[bgil]n)?\.[^.]+$', '', name)
 
 
 def renamed(name: str, choice: Choice) -> str | None:
@@ -230,18 +229,34 @@ def synchronized_batch_norm(
 
     torch's SyncBatchNorm does the same, on GPUs alone.
     """
-    from torch.distributed.nn.functional import all_reduce
-
-    values = x.float()
-    mean = all_reduce(values.mean(dim=(0, 2, 3))) / get_world_size()
+    values = x.to(weight.dtype)
+    mean = MeanOverProcesses.apply(values.mean(dim=(0, 2, 3)))
     centered = values - mean[:, None, None]
-    var = all_reduce(centered.square().mean(dim=(0, 2, 3))) / get_world_size()
+    var = MeanOverProcesses.apply(centered.square().mean(dim=(0, 2, 3)))
     if running_mean is not None:
         count = x.numel() // x.shape[1] * get_world_size()
         running_mean.lerp_(mean.detach(), momentum)
         running_var.lerp_(var.detach() * (count / max(count - 1, 1)), momentum)
     factor = (var + eps).rsqrt() * weight
     return (centered * factor[:, None, None] + bias[:, None, None]).to(x.dtype)
+
+
+class MeanOverProcesses(torch.autograd.Function):
+    """The mean of the tensors of all processes, as that of all gradients is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return averaged(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return averaged(gradient)
+
+
+def averaged(x: Tensor) -> Tensor:
+    x = x.clone()
+    all_reduce(x, op='mean')
+    return x
 
 
 class ElasticLayerScale(LayerScale):
@@ -288,12 +303,13 @@ def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
             module.__class__ = ElasticBlock
         elif isinstance(module, LayerScale):
             module.__class__ = ElasticLayerScale
+        elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+            # All of them, since every network has other statistics behind what it shares, too.
+            module.__class__ = ElasticBatchNorm
         elif layer_of(f'{name}.weight') not in elastic or not has_own_tensors(module):
             continue
         elif type(module) in (nn.Conv2d, Conv2d):
             module.__class__ = ElasticConv2d
-        elif isinstance(module, _BatchNorm):
-            module.__class__ = ElasticBatchNorm
         else:
             raise ConfigError(
                 f'{name} is a {type(module).__name__}, whose channels cannot be sliced: use '

@@ -1,0 +1,187 @@
+"""One model computes every network of a space, and gives each of them away."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from tiny import ROOT, with_random_weights
+from torch import Tensor, nn
+
+from backbones.deploy import switch_to_deploy
+from backbones.efficientformer_v2.backbone import ARCHITECTURES
+from backbones.engine.config import fit_to_device, load_config
+from backbones.errors import CheckpointError, ConfigError
+from backbones.search.elastic import Layout, make_elastic, set_choice
+from backbones.search.space import Choice, Space
+
+FPN = 'seg_configs/fpn_effv2_{}.py'
+CONFIGS = {
+    'fpn': FPN.format('s1'),
+    'retinanet': 'det_configs/retinanet_effv2_s0.py',
+    'mask_rcnn': 'det_configs/mask_rcnn_effv2_s0.py',
+}
+
+
+def read(path: str, **options: object) -> Config:
+    config = load_config(str(ROOT / path), {'search': {}, **options})
+    fit_to_device(config)
+    config.model.backbone.init_cfg = None
+    return config
+
+
+def build(config: Config, choice: Choice | None = None) -> nn.Module:
+    """The model of a config, or that of a network of its space."""
+    if choice is not None:
+        config = copy.deepcopy(config)
+        config.merge_from_dict(Space.from_config(config).options(choice, config))
+    return MODELS.build(config.model).double().eval()
+
+
+@torch.no_grad()
+def compute(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Logits of a segmentor, scores and offsets of RetinaNet, feature maps of Mask R-CNN."""
+    features = model.eval().extract_feat(images)
+    if hasattr(model, 'decode_head'):
+        return [model.decode_head(features)]
+    if hasattr(model, 'bbox_head'):
+        return [level for kind in model.bbox_head(features) for level in kind]
+    return list(features)
+
+
+def difference(a: list[Tensor], b: list[Tensor]) -> float:
+    """The largest, as a part of the largest value."""
+    return max(float((x - y).abs().max() / x.abs().max()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope='module', params=CONFIGS)
+def sorted_model(request) -> tuple:
+    """A task's config and a model of it with sorted channels, and what both models compute."""
+    torch.manual_seed(0)
+    config = read(CONFIGS[request.param])
+    space = Space.from_config(config)
+    model = with_random_weights(build(config)).double()
+    layout = Layout(model, space)
+    # Odd, and no multiple of 32.
+    images = torch.randn(2, 3, 75, 97, dtype=torch.double)
+    before = compute(model, images)
+    layout.sort_channels(model)
+    return config, layout, model, images, before
+
+
+def test_sorting_changes_nothing_and_puts_the_important_first(sorted_model):
+    *_, model, images, before = sorted_model
+    assert difference(before, compute(model, images)) < 1e-10
+    read_by = model.backbone.stages[1].blocks[0].mlp.fc2.conv.weight.abs().sum(dim=(0, 2, 3))
+    assert torch.equal(read_by, read_by.sort(descending=True).values)
+
+
+def test_a_network_by_itself_computes_what_the_elastic_model_does(sorted_model):
+    config, layout, model, images, before = sorted_model
+    space, rng = layout.space, np.random.default_rng(0)
+    elastic = make_elastic(copy.deepcopy(model), layout)
+    assert elastic.state_dict().keys() == model.state_dict().keys()
+    assert difference(before, compute(elastic, images)) < 1e-10
+    choices = [space.smallest, *(space.sample(rng) for _ in range(4)), *space.published().values()]
+    for choice in choices[:8]:
+        assert choice in space
+        alone = build(config, choice)
+        alone.load_state_dict(layout.extract(elastic.state_dict(), choice))
+        assert layout.count_parameters(choice) == sum(p.numel() for p in alone.parameters())
+        set_choice(elastic, layout, choice)
+        expected = compute(elastic, images)
+        assert difference(expected, compute(alone, images)) < 1e-10
+        assert difference(expected, compute(switch_to_deploy(alone), images)) < 1e-4
+
+
+@pytest.mark.parametrize('arch', ['s1', 's2', 'l'])
+def test_smaller_published_networks_are_in_the_space_of_larger_ones(arch):
+    space = Space.from_config(read(FPN.format(arch)))
+    names = list(ARCHITECTURES)
+    expected = names[: names.index(arch) + 1]
+    published = space.published()
+    assert published.keys() == {f'{name}, neck {neck}' for name in expected for neck in space.necks}
+    for name in expected:
+        found = published[f'{name}, neck 256'].architecture()
+        row = ARCHITECTURES[name]
+        assert found['channels'] == tuple(row['channels'])
+        assert found['depths'] == tuple(row['depths'])
+        assert found['num_attention_blocks'] == (row['num_attention_blocks'],) * 2
+        assert found['mlp_ratios'] == tuple(map(tuple, row['mlp_ratios']))
+
+
+def test_networks_of_a_space():
+    space = Space.from_config(read(FPN.format('s2')))
+    rng = np.random.default_rng(0)
+    sampled = [space.sample(rng) for _ in range(200)]
+    assert all(choice in space for choice in sampled)
+    assert all(Choice.from_json(choice.to_json()) == choice for choice in sampled)
+    channels = np.array([choice.channels[2] for choice in sampled])
+    # From the smallest to the largest, where independent draws would gather in the middle.
+    assert (channels == 144).mean() > 0.15 and (channels == min(space.channels[2])).mean() > 0.15
+    for choice in (space.largest, *sampled[:20]):
+        for action, smaller in space.smaller(choice).items():
+            assert smaller in space and smaller != choice, action
+    assert not space.smaller(space.smallest)
+    # Step by step, the smallest is reached from the largest.
+    choice, steps = space.largest, 0
+    while actions := space.smaller(choice):
+        choice, steps = list(actions.values())[steps % len(actions)], steps + 1
+    assert choice.channels == space.smallest.channels and choice.neck == space.smallest.neck
+
+
+@pytest.mark.parametrize(
+    ('options', 'problem'),
+    [
+        ({'model.backbone.frozen_stages': 1}, 'frozen_stages'),
+        ({'model.backbone.out_indices': (0, 1)}, 'out_indices'),
+        ({'model.neck.type': 'PAFPN'}, 'PAFPN'),
+        ({'model.backbone.type': 'ResNet'}, 'EfficientFormerV2'),
+        ({'search.neck': [64]}, "'neck'"),
+        ({'search.min_depths': [1, 1, 7, 1]}, 'min_depths'),
+        ({'search.channels': [[32], [64], [96], [176]]}, 'channels'),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(options, problem):
+    with pytest.raises(ConfigError, match=problem):
+        Space.from_config(read(FPN.format('s0'), **options))
+
+
+def test_norms_that_cannot_be_sliced_are_refused():
+    config = read(FPN.format('s0'))
+    config.model.decode_head.norm_cfg = dict(type='GN', num_groups=8)
+    model = build(config)
+    with pytest.raises(ConfigError, match='GroupNorm'):
+        make_elastic(model, Layout(model, Space.from_config(config)))
+
+
+def test_only_the_largest_network_moves_running_statistics():
+    config = read(CONFIGS['fpn'])
+    config.model.backbone.norm_eval = False
+    model = build(config)
+    layout = Layout(model, Space.from_config(config))
+    make_elastic(model, layout)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.double)
+
+    def moved_by(choice: Choice) -> set[str]:
+        before = copy.deepcopy(model.state_dict())
+        model.train()
+        set_choice(model, layout, choice)
+        model.decode_head(model.extract_feat(images))
+        after = model.state_dict()
+        return {name for name in after if not torch.equal(before[name], after[name])}
+
+    statistics = {name for name in model.state_dict() if 'running_' in name}
+    assert moved_by(layout.space.smallest) == set()
+    assert moved_by(layout.space.largest) == statistics
+
+
+def test_a_checkpoint_of_another_space_is_refused():
+    ours = Space.from_config(read(FPN.format('s0')))
+    other = Space.from_config(read(FPN.format('s1')))
+    assert ours.check_checkpoint({'search_space': ours.to_json()})
+    assert not ours.check_checkpoint({})
+    with pytest.raises(CheckpointError, match='another space'):
+        ours.check_checkpoint({'search_space': other.to_json()})

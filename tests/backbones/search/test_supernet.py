@@ -1,0 +1,106 @@
+"""A supernet trains like any model: resumed exactly, on several processes, with --amp."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ROOT
+
+SEARCH = """\
+search = dict(necks=(8,), channels=((2, 4), (4, 8), (4, 8), (8, 16)), holdout=1 / 3)
+train_cfg = dict(max_iters=4, val_interval=2)
+default_hooks['checkpoint'] = dict(interval=2)
+"""
+# One step, since rounding errors grow with every further one, by SGD, since Adam makes large steps
+# of the smallest gradients.
+COMPARABLE = """\
+train_cfg = dict(max_iters=1, val_interval=1)
+default_hooks['checkpoint'] = dict(interval=1)
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.1))
+model['decode_head']['dropout_ratio'] = 0
+"""
+
+
+@pytest.fixture
+def write(tiny_config: Callable[..., Path], many_shapes: Path) -> Callable[..., Path]:
+    """Writes a tiny config with enough images for a hold-out: ``write(task, extra)``."""
+    return partial(tiny_config, shapes=many_shapes)
+
+
+def first_losses(folder: Path) -> dict[str, float]:
+    """What a training logged after its first step."""
+    log = next(folder.glob('*/vis_data/scalars.json'))
+    return json.loads(log.read_text().splitlines()[0])
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=False)['state_dict']
+
+
+@pytest.mark.parametrize('task', ['fpn', 'retinanet', 'mask_rcnn'])
+def test_a_resumed_supernet_ends_as_one_left_alone(task, write, tmp_path, run_tool):
+    config = write(task, SEARCH)
+    done = run_tool('train.py', config, '--seed', 0, '--work-dir', 'alone')
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = first_losses(tmp_path / 'alone')
+    kinds = [losses[f'loss_{name}'] for name in ('largest', 'smallest', 'random', 'random')]
+    assert losses['loss'] == pytest.approx(sum(kinds) / 4)
+    assert len(set(kinds)) == 3
+
+    resumed = tmp_path / 'resumed'
+    resumed.mkdir()
+    (resumed / 'iter_2.pth').write_bytes((tmp_path / 'alone' / 'iter_2.pth').read_bytes())
+    (resumed / 'last_checkpoint').write_text(str(resumed / 'iter_2.pth'))
+    done = run_tool('train.py', config, '--seed', 0, '--work-dir', resumed, '--resume')
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, found = (weights_of(tmp_path / run / 'iter_4.pth') for run in ('alone', 'resumed'))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+    other = write(task, SEARCH.replace('(8, 16)', '(12, 16)'))
+    done = run_tool('train.py', other, '--seed', 0, '--work-dir', resumed, '--resume')
+    assert done.returncode == 1 and 'another space' in done.stderr
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(write, tmp_path, run_tool):
+    config = write('fpn', SEARCH + COMPARABLE)
+    command = [ROOT / 'tools' / 'dist_train.sh', config, 2, '--seed', 0, '--work-dir', 'two']
+    done = subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, 'PYTHON': sys.executable},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    batch = ('--cfg-options', 'train_dataloader.batch_size=4')
+    done = run_tool('train.py', config, '--seed', 0, '--work-dir', 'one', *batch)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (weights_of(tmp_path / run / 'iter_1.pth') for run in ('one', 'two'))
+    for name, tensor in one.items():
+        tolerance = (1e-5 if 'running_' in name else 1e-6) * max(1, tensor.abs().max())
+        assert (tensor - two[name]).abs().max() < tolerance, name
+    name = 'decode_head.conv_seg.bias'
+    assert one[name].abs().max() > 1e-3, 'it starts at 0'
+
+
+def test_mixed_precision(write, tmp_path, run_tool):
+    config = write('fpn', SEARCH)
+    for folder, options in (('full', ()), ('mixed', ('--amp',))):
+        done = run_tool('train.py', config, '--seed', 0, '--work-dir', folder, *options)
+        assert done.returncode == 0, done.stderr[-3000:]
+    full, mixed = first_losses(tmp_path / 'full'), first_losses(tmp_path / 'mixed')
+    assert mixed['loss'] != full['loss']
+    assert mixed['loss'] == pytest.approx(full['loss'], rel=0.05)
+
+
+def test_accumulated_gradients_are_refused(write, run_tool):
+    config = write('fpn', SEARCH + 'optim_wrapper = dict(accumulative_counts=2)\n')
+    done = run_tool('train.py', config)
+    assert done.returncode == 1 and 'accumulative_counts' in done.stderr
