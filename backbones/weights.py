@@ -30,7 +30,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from .efficientformer_v2 import checkpoint_keys
-from .errors import CheckpointError, import_optional
+from .errors import CheckpointError, ConfigError, import_optional
 
 MapLocation = str | torch.device | Callable | None
 
@@ -81,17 +81,13 @@ def use_safe_loading(trust: bool = False) -> None:
 def load_checkpoint(source: str, map_location: MapLocation = 'cpu') -> dict:
     """Read a checkpoint, and bring it into the form that mmengine works with.
 
-    Args:
-        source: A path or a URL, see :func:`read_checkpoint`. After :func:`use_safe_loading` also
-            ``torchvision://``, ``open-mmlab://`` and ``mmcls://``.
-        map_location: Where tensors go, as for ``torch.load``. Default: 'cpu'.
+    Args and errors are those of :func:`read_checkpoint`; after :func:`use_safe_loading` ``source``
+    may also be of ``torchvision://``, ``open-mmlab://`` and ``mmcls://``.
 
     Returns:
         A dict with ``state_dict``, ``meta`` and whatever else the file holds. The tensors of a
         bare EfficientFormerV2 are under ``backbone.``, so that they find their place in a whole
         model as well as in the backbone.
-
-    Raises the errors of :func:`read_checkpoint`.
     """
     scheme = source.partition('://')[0]
     if scheme in MODEL_ZOOS and mmengine_checkpoint.load_from_http is load_from_source:
@@ -118,7 +114,7 @@ def load_checkpoint(source: str, map_location: MapLocation = 'cpu') -> dict:
     return {**others, 'meta': meta, 'state_dict': state_dict}
 
 
-# mmengine logs the end of this name: "Loads checkpoint by source backend from path: ...".
+# mmengine logs the end of this name, and calls it by that of the argument.
 def load_from_source(filename: str, map_location: MapLocation = 'cpu') -> dict:
     """:func:`load_checkpoint`, as mmengine calls it."""
     return load_checkpoint(filename, map_location)
@@ -193,16 +189,13 @@ class _DictCalls(ast.NodeTransformer):
 
 
 def encode_checkpoint(tensors: Mapping[str, Tensor], meta: dict, suffix: str) -> bytes:
-    """The contents of a checkpoint file; the same tensors and ``meta`` always give the same bytes.
+    """The contents of a '.pth' or '.safetensors' file; the same tensors give the same bytes.
 
-    Args:
-        tensors: The model's tensors by name.
-        meta: Plain data about them; in a '.safetensors' as JSON.
-        suffix: '.pth' or '.safetensors'.
-
-    Raises:
-        CheckpointError: Tensors contain NaN, and :func:`trust_checkpoints` was not called.
+    ``meta`` is plain data about them. Raises CheckpointError where they contain NaN, unless
+    :func:`trust_checkpoints` was called, and ConfigError for another suffix.
     """
+    if suffix not in ('.pth', '.safetensors'):
+        raise ConfigError(f'checkpoints are written as .pth or .safetensors, not as {suffix!r}')
     if not _trusted:
         checkpoint_keys.check_nan(tensors)
     if suffix == '.pth':

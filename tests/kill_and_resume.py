@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 
-import torch
 from tiny import ROOT, draw_shapes, write_tiny_config
-from toy_training import end_of
+from toy_training import differences, end_of
 
 KILLS_A_TRAINING = 4
 # How long a checkpoint may be awaited, and a training may take; only a hanging one reaches it.
@@ -69,28 +70,22 @@ def main() -> int:
 def run(folder: Path, shapes: Path, kills: int, moments: random.Random) -> list[dict]:
     """The figures of all trainings, killed ``kills`` times together."""
     kinds = [(name, *kind) for name, kind in KINDS.items()]
-    alone: dict[str, Path] = {}
     seconds: dict[str, float] = {}
     figures = []
     while kills > 0:
         name, task, extra = kinds[len(figures) % len(kinds)]
         config = write_tiny_config(folder, task, shapes, dedent(extra) + dedent(SMALL_STEPS))
-        if task not in alone:
-            alone[task] = folder / f'{task}_alone'
-            seconds[task] = train_alone(config, alone[task])
-        killed = folder / f'{task}_killed'
-        figure = {'training': name, 'kills': 0, 'during a write': 0, 'steps done again': 0}
+        alone, killed = folder / f'{task}_alone', folder / f'{task}_killed'
+        if task not in seconds:
+            seconds[task] = train_alone(config, alone)
+        figure = Counter({'kills': 0, 'during a write': 0, 'steps done again': 0})
         for number in range(min(kills, KILLS_A_TRAINING)):
-            done = kill(config, killed, number, seconds[task], moments)
-            for key, value in zip(
-                ('kills', 'during a write', 'steps done again'), done, strict=True
-            ):
-                figure[key] += value
+            figure.update(kill(config, killed, number, seconds[task], moments))
         train_alone(config, killed, '--resume')
-        figure['differences'] = list(differences(alone[task], killed))
-        figures.append(figure)
-        shutil.rmtree(killed)
         kills -= figure['kills']
+        different = differences(end_of(alone), end_of(killed))
+        figures.append({'training': name, **figure, 'differences': different})
+        shutil.rmtree(killed)
     return figures
 
 
@@ -99,15 +94,27 @@ def command(config: Path, work_dir: Path, *options: str) -> list[str]:
     return [*tool, str(config), '--seed', '5', '--work-dir', str(work_dir), *options]
 
 
+@contextmanager
+def started(config: Path, work_dir: Path, *options: str) -> Iterator[subprocess.Popen]:
+    """A training after its first step, or at its end where it has nothing to do."""
+    before, end = len(steps(work_dir)), time.monotonic() + PATIENCE
+    with (
+        work_dir.with_suffix('.log').open('wb') as log,
+        subprocess.Popen(
+            command(config, work_dir, *options), stdout=log, stderr=log, start_new_session=True
+        ) as process,
+    ):
+        while len(steps(work_dir)) <= before and process.poll() is None:
+            if time.monotonic() > end:
+                process.kill()
+                raise RuntimeError(work_dir.with_suffix('.log').read_text()[-3000:])
+            time.sleep(0.02)
+        yield process
+
+
 def train_alone(config: Path, work_dir: Path, *options: str) -> float:
     """Train to the end; returns how long that takes after the first step."""
-    log = work_dir.with_suffix('.log').open('wb')
-    with (
-        log,
-        subprocess.Popen(command(config, work_dir, *options), stdout=log, stderr=log) as process,
-    ):
-        steps_before = len(steps(work_dir))
-        await_step(process, work_dir, steps_before)
+    with started(config, work_dir, *options) as process:
         begin = time.monotonic()
         if process.wait(PATIENCE):
             raise RuntimeError(work_dir.with_suffix('.log').read_text()[-3000:])
@@ -116,42 +123,21 @@ def train_alone(config: Path, work_dir: Path, *options: str) -> float:
 
 def kill(
     config: Path, work_dir: Path, number: int, seconds: float, moments: random.Random
-) -> tuple[int, int, int]:
-    """Train, resuming where there is something, and kill it.
-
-    Returns:
-        How often it was killed (not at all where it came to its end first), and that while a
-        checkpoint was being written, and how many steps are lost.
-    """
-    log = work_dir.with_suffix('.log').open('wb')
-    with (
-        log,
-        subprocess.Popen(
-            command(config, work_dir, '--resume'), stdout=log, stderr=log, start_new_session=True
-        ) as process,
-    ):
-        await_step(process, work_dir, len(steps(work_dir)))
+) -> dict[str, int]:
+    """Train, resuming where there is something, and kill it unless it comes to its end first."""
+    with started(config, work_dir, '--resume') as process:
         if number % 2:
             await_write(process, work_dir, moments.randrange(2))
         else:
             time.sleep(moments.uniform(0, seconds / KILLS_A_TRAINING))
         if process.poll() is not None:
-            return 0, 0, 0
+            return {}
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     saved = [int(path.stem.split('_')[-1]) for path in work_dir.glob('iter_*.pth')]
     lost = max(0, steps(work_dir)[-1] - max(saved, default=0))
-    return 1, int(any(work_dir.glob('*.partial'))), lost
-
-
-def await_step(process: subprocess.Popen, work_dir: Path, before: int) -> None:
-    """Wait until a training has done its first step, or has nothing to do."""
-    end = time.monotonic() + PATIENCE
-    while len(steps(work_dir)) <= before and process.poll() is None:
-        if time.monotonic() > end:
-            process.kill()
-            raise RuntimeError(work_dir.with_suffix('.log').read_text()[-3000:])
-        time.sleep(0.02)
+    is_writing = any(work_dir.glob('*.partial'))
+    return {'kills': 1, 'during a write': int(is_writing), 'steps done again': lost}
 
 
 def await_write(process: subprocess.Popen, work_dir: Path, writes: int) -> None:
@@ -171,30 +157,6 @@ def steps(work_dir: Path) -> list[int]:
         # The last line of a killed training may be cut short.
         lines += [line for line in log.read_text().splitlines() if line.endswith('}')]
     return [entry['step'] for entry in map(json.loads, lines) if 'lr' in entry]
-
-
-def differences(alone: Path, killed: Path) -> Iterator[str]:
-    """What the ends of two trainings differ in."""
-    first, second = (flatten('', end_of(work_dir)) for work_dir in (alone, killed))
-    for name in sorted(first.keys() | second.keys()):
-        if name not in first or name not in second:
-            yield f'{name}: in one of them only'
-        elif isinstance(first[name], torch.Tensor):
-            if not torch.equal(first[name], second[name]):
-                yield name
-        elif first[name] != second[name]:
-            yield f'{name}: {first[name]} and {second[name]}'
-
-
-def flatten(name: str, node: object) -> dict:
-    """The values inside dicts and lists, by their path."""
-    if isinstance(node, dict):
-        items = node.items()
-    elif isinstance(node, (list, tuple)):
-        items = enumerate(node)
-    else:
-        return {name: node}
-    return {key: value for k, v in items for key, value in flatten(f'{name}.{k}', v).items()}
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -201,12 +202,14 @@ def end_of(folder: Path) -> dict:
     }
 
 
-def same(first: Any, second: Any) -> bool:
-    """Whether two structures hold the same, tensors bit for bit."""
-    if isinstance(first, Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
+def differences(first: Any, second: Any, name: str = '') -> list[str]:
+    """The places in which two structures differ, tensors bit for bit."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        parts = [(key, first.get(key), second.get(key)) for key in first | second]
+    elif isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        parts = [(index, *pair) for index, pair in enumerate(zip_longest(first, second))]
+    else:
+        is_tensor = isinstance(first, Tensor) and isinstance(second, Tensor)
+        same = torch.equal(first, second) if is_tensor else first == second
+        return [] if same else [name]
+    return [place for key, *pair in parts for place in differences(*pair, f'{name}.{key}')]

@@ -53,8 +53,6 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        if args.out.suffix not in ('.pth', '.safetensors'):
-            raise ConfigError(f'OUT ends in .pth or .safetensors, not {str(args.out)!r}')
         if args.out.exists() and not args.overwrite:
             raise ConfigError(f'{args.out} exists; --overwrite replaces it')
         use_safe_loading(args.trust_checkpoint)

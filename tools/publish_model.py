@@ -11,7 +11,7 @@ with explain_missing():
     from _arguments import add_trust_checkpoint, make_parser
     from torch import Tensor
 
-    from backbones.errors import CheckpointError, ConfigError, exit_on_user_error
+    from backbones.errors import CheckpointError, exit_on_user_error
     from backbones.files import atomic_write
     from backbones.weights import config_of, encode_checkpoint, load_checkpoint, use_safe_loading
 
@@ -53,8 +53,6 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        if args.out.suffix not in ('.pth', '.safetensors'):
-            raise ConfigError(f'OUT ends in .pth or .safetensors, not {str(args.out)!r}')
         use_safe_loading(args.trust_checkpoint)
         checkpoint = load_checkpoint(args.checkpoint)
         tensors, kind = choose_weights(checkpoint, args.weights)

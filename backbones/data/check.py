@@ -71,15 +71,13 @@ def check_dataset(
     holds one image.
 
     Args:
-        config: A config as :func:`~backbones.engine.config.load_config` gives it. Its datasets get
-            the names of their classes.
+        config: A config that was loaded. Its datasets get the names of their classes.
         splits: Which of 'train', 'val' and 'test'. Those that read the same are checked once.
         workers: Processes that read images. Default: as many as there are cores.
         decode: The splits whose images are decoded; of the others they are only looked for.
             Segmentation maps are always read. Default: all.
 
-    Raises:
-        ConfigError: The config names classes or a dataset type that there are not.
+    Raises ConfigError where the config names classes or a dataset type that there are not.
     """
     fault = None
     try:
@@ -90,8 +88,8 @@ def check_dataset(
         report = Report(datasets_to_check(config, splits))
         for checked in report.datasets:
             check_annotations(checked, config)
-            number, layout = len(checked.samples), checked.layout
-            print(f'{checked.split}: {number} images of {checked.source}, layout: {layout}')
+            images = f'{len(checked.samples)} images of {checked.source}'
+            print(f'{checked.split}: {images}, layout: {checked.layout}')
             check_images(checked, workers, checked.split in decode)
     finally:
         read_coco.cache_clear()
@@ -196,29 +194,24 @@ def check_images(checked: CheckedDataset, workers: int | None, decode: bool) -> 
 
 def check_samples(samples: Sequence[Sample], workers: int) -> Iterator[list[tuple]]:
     """What is wrong with each image, also where reading one ends the process."""
-    done = 0
+    done, alone = 0, 0
     while done < len(samples):
         try:
-            for faults in check_in_parallel(samples[done:], workers):
-                done += 1
+            rest = samples[done : done + 1] if alone else samples[done:]
+            for faults in check_in_parallel(rest, workers):
+                done, alone = done + 1, max(alone - 1, 0)
                 yield faults
         except BrokenProcessPool:
-            # It is one of those that were being read: the next ones alone.
-            for sample in samples[done : done + workers * CHUNK]:
-                done += 1
-                yield check_alone(sample)
+            if alone:
+                reason = 'the process that read it was ended, for want of memory or by a decoder'
+                done, alone = done + 1, alone - 1
+                yield [(ERROR, 'unreadable image', reason, rest[0].path)]
+            else:
+                # It is one of those that were being read: the next ones one by one.
+                alone = workers * CHUNK
 
 
 def check_in_parallel(samples: Sequence[Sample], workers: int) -> Iterator[list[tuple]]:
     chunk = min(CHUNK, -(-len(samples) // workers))
     with ProcessPoolExecutor(workers, initializer=catch_decoder_warnings) as pool:
         yield from pool.map(check_sample, samples, chunksize=chunk)
-
-
-def check_alone(sample: Sample) -> list[tuple]:
-    """Check an image in a process of its own, which it may end."""
-    try:
-        return next(check_in_parallel([sample], 1))
-    except BrokenProcessPool:
-        reason = 'the process that read it was ended, for want of memory or by a fault of a decoder'
-        return [(ERROR, 'unreadable image', reason, sample.path)]

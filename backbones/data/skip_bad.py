@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
@@ -55,7 +56,7 @@ def leave_out_bad(config: Config, splits: tuple[str, ...]) -> None:
     left_out = len({(found.split, found.image) for found in errors if found.image})
     path = work_dir / 'skipped.json'
     record = {'left_out_before_training': left_out, 'reasons': [asdict(one) for one in errors]}
-    write(path, to_json(record))
+    write(path, json.dumps(record, indent=1, ensure_ascii=False))
     print('\n'.join(report.lines([ERROR])))
     print(f'--skip-bad: {count(left_out, "image")} left out; {path} names them', flush=True)
 
@@ -87,10 +88,6 @@ def read_instead(config: Config, checked: CheckedDataset, path: Path) -> None:
     for node in walk([config.get('val_evaluator'), config.get('test_evaluator')]):
         if node.get('ann_file') and Path(node.ann_file) == file:
             node.ann_file = str(path)
-
-
-def to_json(content: object) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False)
 
 
 def write(path: Path, text: str) -> None:
@@ -143,7 +140,8 @@ class GuardsDatasets:
         skipped = read_record(self.skip_record)
         path = Path(self.work_dir) / 'skipped.json'
         record = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-        write(path, to_json({**record, 'skipped_in_training': skipped}))
+        record['skipped_in_training'] = skipped
+        write(path, json.dumps(record, indent=1, ensure_ascii=False))
         lines = [f'--skip-bad: {count(len(skipped), "image")} replaced by others; {path}']
         for one in skipped[:LINES_PER_KIND]:
             lines.append(f'{one["file"]} ({one["times"]}x): {one["reason"]}')
@@ -163,49 +161,40 @@ def base_datasets(dataset: object) -> Iterator[BaseDataset]:
 
 def guard(dataset: BaseDataset, skip_record: Path | None = None) -> None:
     """Let a dataset name the file of an unusable sample, or skip it if there is a record for it."""
-    dataset.prepare_data = GuardedPreparation(dataset, skip_record)
+    dataset.prepare_data = partial(prepare_guarded, dataset, skip_record)
 
 
-class GuardedPreparation:
-    """Stands for a dataset's ``prepare_data``: from an index to what the model gets.
-
-    None where it cannot be used and is skipped; mmengine then draws another, a thousand times.
-    """
-
-    def __init__(self, dataset: BaseDataset, skip_record: Path | None) -> None:
-        self.dataset, self.skip_record = dataset, skip_record
-
-    def __call__(self, index: int) -> object:
-        fault, cause = None, None
-        info = self.dataset.get_data_info(index)
-        path = str(info.get('img_path'))
-        try:
-            # What decoders may fill in, or not survive. Not on this disk or missing: theirs to say.
-            fault = content_fault(Path(path).read_bytes()) if os.path.isfile(path) else None
-            if fault is None:
-                # Not the bound method, which this object takes the place of.
-                return type(self.dataset).prepare_data(self.dataset, index)
-        except MemoryError:
-            raise
-        except Exception as error:
-            fault, cause = f'{type(error).__name__}: {error}', error
-        fault = ' '.join(fault.split())
-        if self.skip_record is not None:
-            line = json.dumps({'file': path, 'reason': fault}, ensure_ascii=False) + '\n'
-            # Processes do not mix their lines: each is one write to the end of the file.
-            with open(self.skip_record, 'ab', buffering=0) as record:
-                record.write(line.encode())
-            return None
-        seg_map = info.get('seg_map_path')
-        files = f'{path} with segmentation map {seg_map}' if seg_map else path
-        raise SampleError(
-            f'{files}: {fault}. tools/check_dataset.py CONFIG lists all that is wrong with the '
-            'data; train.py --skip-bad trains on the rest'
-        ) from cause
+def prepare_guarded(dataset: BaseDataset, skip_record: Path | None, index: int) -> object:
+    """What a dataset makes of a sample; None where it is skipped, and mmengine draws another."""
+    fault, cause = None, None
+    info = dataset.get_data_info(index)
+    path = str(info.get('img_path'))
+    try:
+        # What decoders may fill in, or not survive. Not on this disk or missing: theirs to say.
+        fault = content_fault(Path(path).read_bytes()) if os.path.isfile(path) else None
+        if fault is None:
+            # Not the bound method, which this function takes the place of.
+            return type(dataset).prepare_data(dataset, index)
+    except MemoryError:
+        raise
+    except Exception as error:
+        fault, cause = f'{type(error).__name__}: {error}', error
+    fault = ' '.join(fault.split())
+    if skip_record is not None:
+        line = json.dumps({'file': path, 'reason': fault}, ensure_ascii=False) + '\n'
+        # Processes do not mix their lines: each is one write to the end of the file.
+        with open(skip_record, 'ab', buffering=0) as record:
+            record.write(line.encode())
+        return None
+    seg_map = info.get('seg_map_path')
+    files = f'{path} with segmentation map {seg_map}' if seg_map else path
+    raise SampleError(
+        f'{files}: {fault}. tools/check_dataset.py CONFIG lists all that is wrong with the '
+        'data; train.py --skip-bad trains on the rest'
+    ) from cause
 
 
 def read_record(path: Path) -> list[dict]:
     """What was skipped: file, reason and how many times, the most frequent first."""
-    lines = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
-    times = Counter(lines)
+    times = Counter(path.read_text(encoding='utf-8').splitlines() if path.is_file() else ())
     return [{**json.loads(line), 'times': number} for line, number in times.most_common()]

@@ -74,13 +74,10 @@ def remove_partial_checkpoints(work_dir: str | Path) -> None:
 
 
 def newest_checkpoint(work_dir: str | Path) -> tuple[Path, dict, list[str]] | None:
-    """The newest checkpoint in a work folder that can be resumed.
+    """The newest checkpoint in a work folder that can be resumed; None without any checkpoint.
 
-    Returns:
-        The file, its content, and why each newer one was skipped; None without any checkpoint.
-
-    Raises:
-        CheckpointError: There are checkpoints, and none can be resumed.
+    Returns the file, its content, and why each newer one was skipped, or raises CheckpointError
+    where none can be resumed.
     """
     reasons = []
     for path in candidates(Path(work_dir)):
@@ -149,15 +146,10 @@ def explain_full_disk(work_dir: str) -> Iterator[None]:
 
 
 def resume(config: Config, source: str) -> None:
-    """Continue from a checkpoint, with the seed of its training.
+    """Let a config continue from a checkpoint, with the seed of its training.
 
-    Args:
-        config: Changed in place. Without any checkpoint yet it stays as it is.
-        source: A file, or 'auto' for the newest in the work folder that can be read.
-
-    Raises:
-        ConfigError: There is no such file.
-        CheckpointError: It cannot be read, or none of those in the work folder can.
+    ``source`` is a file, or 'auto' for the newest in the work folder that can be read; without any
+    checkpoint there the config starts from the beginning.
     """
     if source != 'auto':
         path = Path(source)
@@ -174,9 +166,8 @@ def resume(config: Config, source: str) -> None:
         return
     config.resume, config.load_from = True, str(path)
     seed = (checkpoint.get('meta') or {}).get('seed')
-    if seed is None:
-        return
-    randomness = config.get('randomness', {})
-    if randomness.get('seed') not in (None, seed):
-        print(f'--resume: the seed stays {seed}, which this training began with')
-    config.randomness = ConfigDict({**randomness, 'seed': seed})
+    if seed is not None:
+        randomness = config.get('randomness', {})
+        if randomness.get('seed') not in (None, seed):
+            print(f'--resume: the seed stays {seed}, which this training began with')
+        config.randomness = ConfigDict({**randomness, 'seed': seed})

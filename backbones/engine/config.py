@@ -21,11 +21,6 @@ from backbones.errors import ConfigError
 from .amp import CPUAmpOptimWrapper
 from .metrics import can_measure, main_metric
 
-# What reading a faulty config raises.
-CONFIG_ERRORS = (
-    *(SyntaxError, NameError, LookupError, TypeError),
-    *(AttributeError, ImportError, OSError),
-)
 SCOPES = ('mmdet', 'mmseg')
 CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
@@ -33,13 +28,8 @@ CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 def load_config(path: str, options: dict | None = None) -> Config:
     """Read a config for mmdet or mmseg, and make that library the one that builds its types.
 
-    Args:
-        path: The config, whose bases may be ``mmdet::...``, ``mmseg::...`` and ``backbones::...``
-            too.
-        options: Overrides by dotted key, as ``--cfg-options`` gives them. Default: none.
-
-    Raises:
-        ConfigError: There is no such file, it cannot be read, or it belongs to neither library.
+    Its bases may be ``mmdet::...``, ``mmseg::...`` and ``backbones::...`` too; ``options`` are
+    overrides by dotted key. Raises ConfigError where it cannot be read.
     """
     if not Path(path).is_file():
         raise ConfigError(f'there is no config {path}; ours are in det_configs/ and seg_configs/')
@@ -52,7 +42,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
     try:
         config = Config.fromfile(path)
         config.merge_from_dict(options or {})
-    except CONFIG_ERRORS as error:
+    # A config is a program.
+    except Exception as error:
         raise ConfigError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
     if config.get('default_scope') not in SCOPES:
         raise ConfigError(

@@ -125,17 +125,13 @@ class ConsoleHook(Hook):
         self.training.step(', '.join(notes))
 
     def before_val(self, runner: Runner) -> None:
-        self.start_evaluation(runner.val_dataloader, 'validation batch')
+        self.evaluation = evaluation_of(runner.val_dataloader, 'validation batch')
 
     def before_test(self, runner: Runner) -> None:
         print_summary(runner, is_training=False)
-        self.start_evaluation(runner.test_dataloader, 'test batch')
+        self.evaluation = evaluation_of(runner.test_dataloader, 'test batch')
 
-    def start_evaluation(self, loader: DataLoader, description: str) -> None:
-        interval = max(len(loader) // 5, 1)
-        self.evaluation = Progress(description, len(loader), interval=interval, leave=False)
-
-    def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+    def after_val_iter(self, *args: Any, **kwargs: Any) -> None:
         self.evaluation.step()
 
     after_test_iter = after_val_iter
@@ -150,7 +146,7 @@ class ConsoleHook(Hook):
         ]
         tqdm.write(f'validation at iteration {runner.iter}: {", ".join(shown) or "no metrics"}')
 
-    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+    def after_test_epoch(self, *args: Any, **kwargs: Any) -> None:
         self.evaluation.close()
 
     def after_train(self, runner: Runner) -> None:
@@ -162,6 +158,10 @@ class ConsoleHook(Hook):
             print(f'\nbest: {figure(best["best_score"]).strip()}, {best["best_ckpt"]}')
 
 
+def evaluation_of(loader: DataLoader, description: str) -> Progress:
+    return Progress(description, len(loader), interval=max(len(loader) // 5, 1), leave=False)
+
+
 def print_summary(runner: Runner, is_training: bool) -> None:
     """Print what a run is about to do."""
     config, model = runner.cfg, unwrap(runner.model)
@@ -169,29 +169,41 @@ def print_summary(runner: Runner, is_training: bool) -> None:
     backbone = config.model.get('module', config.model).get('backbone') or {}
     parts = [type(model).__name__, str(backbone.get('type', '')), str(backbone.get('arch', ''))]
     names = ' '.join(part for part in parts if part and len(part) < 40)
-    summary = {'model': f'{names}, {sum(p.numel() for p in parameters) / 1e6:.1f} M parameters'}
-    if is_training:
+    pretrained = (backbone.get('init_cfg') or {}).get('checkpoint')
+    summary = {
+        'model': f'{names}, {sum(p.numel() for p in parameters) / 1e6:.1f} M parameters',
+        'weights': config.get('load_from')
+        or (f'{pretrained} (backbone)' if pretrained else 'random'),
+    }
+    if not is_training:
+        loaders = {'test': runner.test_dataloader}
+    else:
         trained = sum(p.numel() for p in parameters if p.requires_grad) / 1e6
         summary['model'] += f', {trained:.1f} M of them trained'
         loaders = {'training': runner.train_dataloader}
         if config.get('val_dataloader'):
             loaders['validation'] = runner.val_dataloader
-    else:
-        loaders = {'test': runner.test_dataloader}
-    pretrained = (backbone.get('init_cfg') or {}).get('checkpoint')
-    backbone_only = f'{pretrained} (backbone)' if pretrained else 'random'
-    summary['weights'] = config.get('load_from') or backbone_only
     for name, loader in loaders.items():
         summary[name] = f'{len(loader.dataset)} images, {source_of(loader.dataset)}'
-    dataset = next(iter(loaders.values())).dataset
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+    classes = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes') or ()
     more = ', ...' if len(classes) > MAX_NAMED_CLASSES else ''
     summary['classes'] = f'{len(classes)}: {", ".join(classes[:MAX_NAMED_CLASSES])}{more}'
     if is_training:
         summary |= summarize_schedule(runner)
     processes = f'{runner.world_size} processes, each on ' if runner.world_size > 1 else ''
-    device = describe_device(parameters[0].device)
-    summary['device'] = f'{processes}{device}, {describe_precision(runner)}'
+    device = parameters[0].device
+    name = (
+        torch.cuda.get_device_name(device) if device.type == 'cuda'
+        else f'CPU, threads: {torch.get_num_threads()}' if device.type == 'cpu'
+        else str(device)
+    )  # fmt: skip
+    precision = 'float32'
+    # mmengine's AmpOptimWrapper, or our CPUAmpOptimWrapper.
+    if 'Amp' in type(runner.optim_wrapper).__name__:
+        default = 'float16' if device.type == 'cuda' else 'bfloat16'
+        mixed = getattr(runner.optim_wrapper, 'cast_dtype', None) or default
+        precision = f'mixed precision in {mixed}'
+    summary['device'] = f'{processes}{name}, {precision}'
     summary['log'] = str(runner.logger.log_file)
     width = max(map(len, summary))
     print('\n'.join(f'{name:<{width}}  {value}' for name, value in summary.items()), flush=True)
@@ -215,9 +227,7 @@ def summarize_schedule(runner: Runner) -> dict[str, str]:
     if (config.get('auto_scale_lr') or {}).get('enable'):
         rate += ' (scaled to the batch)'
     summary = {'schedule': length, 'batch': f'{batch}, learning rate {rate}'}
-    if runner.iter:
-        summary['resumed'] = f'at iteration {runner.iter}'
-    return summary
+    return summary | ({'resumed': f'at iteration {runner.iter}'} if runner.iter else {})
 
 
 def source_of(dataset: Any) -> str:
@@ -225,18 +235,3 @@ def source_of(dataset: Any) -> str:
     prefix = getattr(dataset, 'data_prefix', None) or {}
     paths = (getattr(dataset, 'ann_file', ''), prefix.get('img_path'), prefix.get('img'))
     return next((str(path) for path in paths if path), type(dataset).__name__)
-
-
-def describe_device(device: torch.device) -> str:
-    if device.type == 'cuda':
-        return torch.cuda.get_device_name(device)
-    return f'CPU, threads: {torch.get_num_threads()}' if device.type == 'cpu' else str(device)
-
-
-def describe_precision(runner: Runner) -> str:
-    wrapper = type(runner.optim_wrapper).__name__
-    if wrapper == 'CPUAmpOptimWrapper':
-        return 'mixed precision in bfloat16'
-    if wrapper == 'AmpOptimWrapper':
-        return f'mixed precision in {runner.optim_wrapper.cast_dtype or "float16"}'
-    return 'float32'

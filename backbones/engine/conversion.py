@@ -1,8 +1,8 @@
 """Published checkpoints of every layout, converted to what this package's own training writes.
 
 Only the backbone is named differently in the authors' files. The names of mmdet's and mmseg's necks
-and heads have been the same since mmdet 2.5 and mmseg 0.x; they are compared with the model that
-our config builds, so that whatever does differ is reported.
+and heads have stayed the same; they are compared with the model that our config builds, so that
+whatever does differ is reported.
 """
 
 import re
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from mmengine.utils import digit_version
 from torch import Tensor
 
 from backbones.data.classes import set_num_classes
@@ -31,6 +30,7 @@ from backbones.efficientformer_v2.checkpoint_keys import (
 from backbones.errors import CheckpointError
 
 from .config import fit_to_device, load_config
+from .preflight import fit_whole
 
 # They lie in a clone and in an installed package alike.
 CONFIGS = Path(__file__).parents[1] / '.mim' / 'configs'
@@ -93,10 +93,10 @@ class Conversion:
 
 
 def convert(checkpoint: dict, task: str | None = None) -> Conversion:
-    """Bring a checkpoint into the layout of this package.
+    """Bring what :func:`backbones.weights.read_checkpoint` returns into our layout.
 
     Args:
-        checkpoint: As :func:`backbones.weights.read_checkpoint` returns it.
+        checkpoint: Of any layout.
         task: 'backbone' leaves neck and heads out; a key of ``TASKS`` insists on such a model.
             Default: whatever the checkpoint is recognized as.
 
@@ -160,12 +160,6 @@ def table_size(own: Mapping[str, Tensor]) -> tuple[int, int]:
 
 def add_heads(conversion: Conversion, heads: Mapping[str, Tensor], meta: dict) -> None:
     """Add neck and heads, as far as the model of our config has them."""
-    version = meta.get('mmdet_version')
-    if version and digit_version(version) < digit_version('2.5.0'):
-        raise CheckpointError(
-            f'the checkpoint is of mmdet {version}, whose heads number classes otherwise. Bring it '
-            "to mmdet 2.5 with mmdet's tools/model_converters/upgrade_model_version.py first"
-        )
     task = TASKS[conversion.task]
     conversion.num_classes = task.num_classes(heads)
     names = [f'{task.config}{conversion.arch}{kind}.py' for kind in ('_authors', '')]
@@ -173,27 +167,13 @@ def add_heads(conversion: Conversion, heads: Mapping[str, Tensor], meta: dict) -
     conversion.config = next(Path(name) for name in names if (CONFIGS / name).is_file())
     config = build_config(conversion)
     model = MODELS.build(config.model)
-    expected = {k: v for k, v in model.state_dict().items() if not k.startswith(PREFIX)}
-    misfits = [
-        f'{key} {tuple(heads[key].shape)} instead of {tuple(tensor.shape)}'
-        if key in heads
-        else f'{key} missing'
-        for key, tensor in expected.items()
-        if not key.endswith('num_batches_tracked')
-        and (key not in heads or heads[key].shape != tensor.shape)
-    ]
-    if misfits:
-        raise CheckpointError(
-            f'the checkpoint is a {task.title} of another kind than {conversion.config} builds: '
-            f'{len(misfits)} tensors differ: {enumerate_keys(misfits)}'
-        )
+    tensors = {PREFIX + key: tensor for key, tensor in conversion.tensors.items()} | dict(heads)
+    fit_whole(model, {'state_dict': tensors}, f'for {conversion.config}')
+    expected = model.state_dict()
     surplus = [key for key in heads if key not in expected]
     if surplus:
         conversion.left_out[f'parts that our {task.title} does not have'] = surplus
-    conversion.tensors = {
-        **{PREFIX + key: tensor for key, tensor in conversion.tensors.items()},
-        **{key: tensor for key, tensor in heads.items() if key in expected},
-    }
+    conversion.tensors = {key: tensor for key, tensor in tensors.items() if key in expected}
     names = class_names(meta, config, conversion.num_classes)
     conversion.meta = {'cfg': config.pretty_text, **({'dataset_meta': names} if names else {})}
 

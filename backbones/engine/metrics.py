@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
@@ -36,7 +36,7 @@ def coco_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[
 
     mmdet gives the AP of a class the same name for boxes and masks, so that the second replaces the
     first. Without any detection it returns nothing, which ends a training that keeps the best
-    checkpoint; the AP and the recall are 0 then.
+    checkpoint; the AP is 0 then.
     """
     metric.classwise = True
     kinds, everything = metric.metrics, {}
@@ -44,9 +44,7 @@ def coco_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[
         for kind in kinds:
             metric.metrics = [kind]
             found = compute(results)
-            if not found and kind == 'proposal':
-                found = dict.fromkeys(metric.metric_items or ['AR@100'], 0.0)
-            elif not found:
+            if not found and kind in ('bbox', 'segm'):
                 names = metric.metric_items or ['mAP', 'mAP_50', 'mAP_75']
                 found = {f'{kind}_{name}': 0.0 for name in names}
             for name, value in found.items():
@@ -75,13 +73,11 @@ def can_measure(config: Config, names: str | list[str]) -> bool:
     """Whether validation may return metrics of these names, by the prefixes of its metrics."""
     prefixes = {'auto', 'val'}
     for evaluator in walk(config.val_evaluator):
-        if 'type' not in evaluator:
-            continue
-        kind = evaluator.type
-        if isinstance(kind, str):
+        if 'type' in evaluator:
             with METRICS.switch_scope_and_registry(None) as registry:
-                kind = registry.get(kind)
-        prefixes.add(evaluator.get('prefix') or getattr(kind, 'default_prefix', None))
+                kind = evaluator.type
+                kind = registry.get(kind) if isinstance(kind, str) else kind
+            prefixes.add(evaluator.get('prefix') or getattr(kind, 'default_prefix', None))
     names = [names] if isinstance(names, str) else names
     # Without a prefix, names may be any.
     return None in prefixes or all(name.partition('/')[0] in prefixes for name in names)
@@ -92,23 +88,15 @@ def main_metric(config: Config) -> str:
     for evaluator in walk(config.val_evaluator):
         kind = str(evaluator.get('type')).rpartition('.')[2]
         if kind == 'CocoMetric':
-            return f'{evaluator.get("prefix") or "coco"}/{main_coco_metric(evaluator)}'
+            items = evaluator.get('metric_items') or ['mAP']
+            for objects in ('segm', 'bbox'):
+                if objects in evaluator.get('metric', 'bbox'):
+                    name = 'mAP' if 'mAP' in items else items[0]
+                    return f'{evaluator.get("prefix") or "coco"}/{objects}_{name}'
         if kind == 'IoUMetric':
             names = evaluator.get('iou_metrics') or ['mIoU']
             return 'mIoU' if 'mIoU' in names else names[0]
     return 'auto'
-
-
-def main_coco_metric(evaluator: ConfigDict) -> str:
-    kinds = evaluator.get('metric', 'bbox')
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    items = evaluator.get('metric_items') or []
-    for kind in ('segm', 'bbox'):
-        if kind in kinds:
-            return f'{kind}_{"mAP" if "mAP" in items or not items else items[0]}'
-    if 'proposal' in kinds:
-        return items[0] if items else 'AR@100'
-    return f'AR@{(evaluator.get("proposal_nums") or [100])[0]}'
 
 
 def is_per_class(name: str) -> bool:

@@ -30,22 +30,13 @@ def check_training(config: Config) -> None:
     check_start(config)
     splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
     set_classes(config, splits, keep_files=True)
-    if config.get('skip_bad'):
-        leave_out_bad(config, splits)
-    else:
-        refuse_errors(config, splits)
+    (leave_out_bad if config.get('skip_bad') else refuse_errors)(config, splits)
 
 
 def check_test(config: Config) -> None:
-    """Check the checkpoint and the data of a test, and fit the config to its data.
+    """Check the checkpoint ``load_from`` and the data of a test, and fit the config to its data.
 
-    Args:
-        config: The config; its ``load_from`` names the checkpoint; changed in place.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be read, or is of another model or other classes.
-        ConfigError: The config does not fit its data.
-        DataError: The data cannot be tested on.
+    Raises the errors of :func:`check_training`.
     """
     checkpoint = check_start(config)
     classes = set_classes(config, ('test',), keep_files=True)
@@ -60,13 +51,9 @@ def leave_out_init_cfg(config: Config) -> None:
 
 
 def check_start(config: Config) -> dict | None:
-    """Read what a run starts from, and see that the backbone in it fits.
+    """Read what a run starts from, and see that the backbone in it fits, or raise CheckpointError.
 
-    Returns:
-        The checkpoint of the whole model, or None where only the backbone is loaded, or nothing.
-
-    Raises:
-        CheckpointError: The file cannot be read, or holds another backbone or only a part of it.
+    Returns the checkpoint of the whole model, or None where only the backbone or nothing is loaded.
     """
     backbone = whole_model(config).get('backbone', {})
     source = config.get('load_from')
@@ -107,13 +94,8 @@ def whole_model(config: Config) -> ConfigDict:
 
 
 def fit_whole(model: nn.Module, checkpoint: dict, source: str) -> None:
-    """Load a checkpoint that has all of a model.
-
-    Raises:
-        CheckpointError: A tensor is missing or has another shape, or the backbone is another one.
-    """
-    missing = fit(model, checkpoint, source)
-    if missing:
+    """Load a checkpoint that has all of a model, or raise CheckpointError."""
+    if missing := fit(model, checkpoint, source):
         raise CheckpointError(
             f'checkpoint {source} lacks {len(missing)} tensors of the model '
             f'({enumerate_keys(missing)}): it was made with another config, or holds a backbone '
@@ -124,9 +106,7 @@ def fit_whole(model: nn.Module, checkpoint: dict, source: str) -> None:
 def fit(model: nn.Module, checkpoint: dict, source: str) -> list[str]:
     """Load a checkpoint into a model and name the tensors that it lacks.
 
-    Raises:
-        CheckpointError: A tensor has another shape, the backbone is another one, or weights
-            contain NaN.
+    Raises CheckpointError where shapes or the backbone differ, or weights contain NaN.
     """
     try:
         missing, _ = model.load_state_dict(checkpoint['state_dict'], strict=False)

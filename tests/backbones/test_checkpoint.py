@@ -1,6 +1,5 @@
 """What loads, from which layout, and what is refused."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -29,50 +28,38 @@ def assert_equal_weights(a: nn.Module, b: nn.Module) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=0, msg=name)
 
 
-@pytest.mark.parametrize(
-    'wrap',
-    [
-        pytest.param(lambda t: t, id='bare'),
-        pytest.param(lambda t: {'model': t}, id='under-model'),
-        pytest.param(lambda t: {'state_dict': t, 'meta': {}}, id='under-state_dict'),
-        pytest.param(
-            lambda t: {'state_dict': {f'backbone.{k}': v for k, v in t.items()}
-                       | {'neck.lateral_convs.0.conv.weight': torch.ones(1)}},
-            id='whole-model',
-        ),
-    ],
-)  # fmt: skip
+# How published files and our own wrap their tensors; the argument has those of a backbone.
+WRAPPERS = {
+    'bare': lambda t: t,
+    'under model': lambda t: {'model': t},
+    'under state_dict': lambda t: {'state_dict': t, 'meta': {}},
+    'whole model': lambda t: {
+        'state_dict': {f'backbone.{k}': v for k, v in t.items()} | {'neck.x': torch.ones(1)}
+    },
+}
+
+
+@pytest.mark.parametrize('wrap', WRAPPERS.values(), ids=WRAPPERS)
 def test_wrappers_are_looked_through(wrap, snap, backbone, tmp_path):
     torch.save(wrap(snap), tmp_path / 'a.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
-    loaded = EfficientFormerV2('s0', init_cfg=init_cfg)
-    loaded.init_weights()
-    assert_equal_weights(backbone, loaded)
+    prefixes = [{}, {'prefix': 'backbone.'}] if wrap is WRAPPERS['whole model'] else [{}]
+    for prefix in prefixes:
+        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), **prefix)
+        loaded = EfficientFormerV2('s0', init_cfg=init_cfg)
+        loaded.init_weights()
+        assert_equal_weights(backbone, loaded)
     plain = EfficientFormerV2('s0')
-    plain.load_state_dict(torch.load(tmp_path / 'a.pth'))
+    plain.load_state_dict(wrap(snap))
     assert_equal_weights(backbone, plain)
 
 
-def test_prefix_takes_the_backbone_out_of_a_whole_model(snap, backbone, tmp_path):
-    torch.save({'state_dict': {f'backbone.{k}': v for k, v in snap.items()}}, tmp_path / 'a.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), prefix='backbone.')
-    loaded = EfficientFormerV2('s0', init_cfg=init_cfg)
-    loaded.init_weights()
-    assert_equal_weights(backbone, loaded)
-
-
 def test_inside_a_model_the_layouts_load_as_well(snap, backbone):
-    model = nn.Module()
-    model.backbone = EfficientFormerV2('s0')
-    model.load_state_dict({f'backbone.{key}': value for key, value in snap.items()})
-    assert_equal_weights(backbone, model.backbone)
-
-
-def test_own_layout_loads_and_saves(backbone, tmp_path):
-    torch.save(backbone.state_dict(), tmp_path / 'own.pth')
-    loaded = EfficientFormerV2('s0')
-    assert loaded.load_state_dict(torch.load(tmp_path / 'own.pth')).missing_keys == []
-    assert_equal_weights(backbone, loaded)
+    for tensors in (snap, backbone.state_dict()):
+        model = nn.Module()
+        model.backbone = EfficientFormerV2('s0')
+        found = model.load_state_dict({f'backbone.{key}': value for key, value in tensors.items()})
+        assert found.missing_keys == []
+        assert_equal_weights(backbone, model.backbone)
 
 
 def test_downstream_files_use_the_table_that_was_trained():
@@ -106,29 +93,33 @@ def load_with_torch(tensors: dict, tmp_path: Path, **arguments) -> None:
     EfficientFormerV2(**arguments).load_state_dict(tensors, strict=False)
 
 
+def changed(tensors: dict, what: str) -> dict:
+    """What is given in place of the authors' tensors."""
+    if what == 'nothing fits':
+        return {'conv1.weight': torch.ones(1)}
+    if what == 'part is missing':
+        return {k: v for k, v in tensors.items() if not k.startswith('network.6.3.mlp.fc1')}
+    if what == 'shape differs':
+        return {**tensors, 'patch_embed.0.weight': torch.ones(8, 3, 3, 3)}
+    return tensors
+
+
 @pytest.mark.parametrize('load', [load_with_mmengine, load_with_torch])
-class TestRefused:
-    def test_nothing_fits(self, load, tmp_path):
-        with pytest.raises(CheckpointError, match=r'nothing in the checkpoint.*conv1\.weight'):
-            load({'conv1.weight': torch.ones(1)}, tmp_path)
-
-    def test_part_is_missing(self, load, snap, tmp_path):
-        partial = {k: v for k, v in snap.items() if not k.startswith('network.6.3.mlp.fc1')}
-        with pytest.raises(CheckpointError, match=r'lacks \d+ of .*stages.3.blocks.3.mlp.fc1'):
-            load(partial, tmp_path)
-
-    def test_another_arch(self, load, snap, tmp_path):
-        with pytest.raises(CheckpointError, match=re.escape('channels [32, 64, 144, 288]')):
-            load(snap, tmp_path, arch='s2')
-
-    def test_shape_differs(self, load, backbone, tmp_path):
-        wrong = backbone.state_dict() | {'stem.conv1.conv.weight': torch.ones(8, 3, 3, 3)}
-        with pytest.raises(CheckpointError, match=r'stem\.conv1\.conv\.weight'):
-            load(wrong, tmp_path)
+@pytest.mark.parametrize(
+    ('change', 'arch', 'message'),
+    [
+        ('nothing fits', 's0', r'nothing in the checkpoint.*conv1\.weight'),
+        ('part is missing', 's0', r'lacks \d+ of .*stages.3.blocks.3.mlp.fc1'),
+        ('another arch', 's2', r'channels \[32, 64, 144, 288\]'),
+        ('shape differs', 's0', r'stem\.conv1\.conv\.weight'),
+    ],
+)
+def test_refused(change, arch, message, load, snap, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        load(changed(snap, change), tmp_path, arch=arch)
 
 
 def test_unknown_keys_are_reported(backbone):
+    tensors = backbone.state_dict() | {'stem.surprise': torch.ones(1)}
     with pytest.raises(RuntimeError, match=r'stem\.surprise'):
-        EfficientFormerV2('s0').load_state_dict(
-            backbone.state_dict() | {'stem.surprise': torch.ones(1)}
-        )
+        EfficientFormerV2('s0').load_state_dict(tensors)

@@ -155,28 +155,25 @@ def slurm(tmp_path):
 
 
 def test_slurm_requeues_what_was_saved(slurm):
-    code, calls = slurm(SAVED='1', CODE='143', SLURM_JOB_ID='17')
+    code, calls = slurm(SAVED='1', CODE='143', SLURM_JOB_ID='17', GPUS='16')
     assert code == 75
-    assert '--signal=TERM@120' in calls[0] and '--resume' not in calls[0]
+    assert '--signal=TERM@120' in calls[0] and '--ntasks 16 --ntasks-per-node 8' in calls[0]
+    assert calls[0].endswith('config.py --launcher slurm')
     assert calls[1:] == ['requeue 17']
-
-
-def test_slurm_resumes_when_it_is_its_turn_again(slurm):
-    code, calls = slurm(SLURM_JOB_ID='17', SLURM_RESTART_COUNT='1')
-    assert code == 0
-    assert len(calls) == 1 and calls[0].endswith('--resume')
 
 
 @pytest.mark.parametrize(
     ('environment', 'code'),
     [
+        ({'SLURM_JOB_ID': '17', 'SLURM_RESTART_COUNT': '1'}, 0),
         ({'CODE': '1', 'SLURM_JOB_ID': '17'}, 1),
         ({'CODE': '75', 'SAVED': '1'}, 75),
         ({'CODE': '75', 'SAVED': '1', 'SLURM_JOB_ID': '17', 'STATE': 'CANCELLED'}, 75),
     ],
-    ids=['an error', 'outside a batch job', 'cancelled'],
+    ids=['its turn again', 'an error', 'outside a batch job', 'cancelled'],
 )
-def test_slurm_requeues_nothing_else(environment, code, slurm):
+def test_slurm_requeues_nothing_else_and_resumes_a_requeued_job(environment, code, slurm):
     ended, calls = slurm(**environment)
     assert ended == code
     assert len(calls) == 1
+    assert ('--resume' in calls[0]) == ('SLURM_RESTART_COUNT' in environment)

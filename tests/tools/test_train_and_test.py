@@ -142,16 +142,6 @@ def test_saved_config_serves_mmdets_and_mmsegs_own_inference(trained, shapes):
         assert 'bboxes' in inference_detector(model, image).pred_instances
 
 
-def test_resuming_from_another_arch_is_refused(trained, tiny_config, run_tool):
-    task, _, work_dir, _ = trained
-    config = tiny_config(task, "model['backbone']['arch']['channels'] = (4, 8, 8, 24)\n"
-                               "model['neck']['in_channels'] = [4, 8, 8, 24]\n")  # fmt: skip
-    done = run_tool('train.py', config, '--resume', work_dir / 'iter_2.pth')
-    assert done.returncode == 1
-    assert 'channels [4, 8, 8, 16]' in done.stderr
-    assert 'iteration' not in done.stdout
-
-
 FASTER_RCNN = f"""\
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
@@ -187,17 +177,12 @@ val_evaluator = dict(
     assert list((tmp_path / 'run').glob('*/vis_data/events.out.tfevents.*'))
 
 
-@pytest.mark.parametrize('task', ['fpn', 'retinanet', 'mask_rcnn'])
-def test_tta(task, shapes, run_tool, tmp_path):
+@pytest.mark.parametrize(('task', 'metric'), [('fpn', 'mIoU'), ('retinanet', 'coco/bbox_mAP')])
+def test_tta(task, metric, shapes, run_tool, tmp_path):
     config, checkpoint = write_trained(tmp_path, task, shapes)
     done = run_tool('test.py', config, checkpoint, '--tta', '--out', 'tta.json')
-    if task == 'mask_rcnn':
-        assert done.returncode == 1
-        assert 'mask' in done.stderr
-    else:
-        assert done.returncode == 0, done.stderr[-3000:]
-        name = 'mIoU' if task == 'fpn' else 'coco/bbox_mAP'
-        assert figures(tmp_path / 'tta.json')[name] >= 0
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert figures(tmp_path / 'tta.json')[metric] >= 0
 
 
 @pytest.mark.parametrize(
@@ -207,20 +192,3 @@ def test_launchers_explain_themselves(script, tmp_path):
     done = launch(script, cwd=tmp_path)
     assert done.returncode == 2
     assert f'tools/{script} ' in done.stderr
-
-
-def test_slurm_launcher_asks_for_what_it_was_told(tmp_path):
-    srun = tmp_path / 'srun'
-    srun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
-    srun.chmod(0o755)
-    done = subprocess.run(
-        [ROOT / 'tools' / 'slurm_train.sh', 'gpu', 'job', 'config.py', '--seed', '3'],
-        env={**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'GPUS': '16'},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    words = done.stdout.split()
-    assert words[words.index('--ntasks') + 1] == '16'
-    assert words[words.index('--ntasks-per-node') + 1] == '8'
-    assert words[-5:] == ['config.py', '--seed', '3', '--launcher', 'slurm']

@@ -14,7 +14,7 @@ import mmcv
 import numpy as np
 import pytest
 from corrupt import cut, edit
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from PIL import Image
 from pycocotools import mask as coco_mask
 from tiny import write_tiny_config
@@ -145,12 +145,6 @@ def is_rotated(data: Path) -> None:
     image(height=96)(data)
 
 
-def is_rotated_and_of_a_kind_that_only_opencv_reads(data: Path) -> None:
-    is_rotated(data)
-    whole = (data / IMAGE).read_bytes()
-    (data / IMAGE).write_bytes(whole[:3] + b'\1' + whole[4:])
-
-
 # What is changed, severity, kind, and what the reason has to say.
 IMAGES = [
     (lambda d: cut(d / IMAGE), 'error', 'unreadable image', 'truncated'),
@@ -164,8 +158,6 @@ IMAGES = [
     (lambda d: Image.new('RGB', (90, 70)).save(d / IMAGE), 'error', 'image of another size',
      '90x70 (width x height), but annotated as 128x128'),
     (is_rotated, 'error', 'image of another size', 'EXIF'),
-    (is_rotated_and_of_a_kind_that_only_opencv_reads, 'error', 'image of another size',
-     'exchanged'),
     (is_small, 'warning', 'small image', 'min_size=32'),
     (content(detach), 'warning', 'image without objects', 'filter_empty_gt=True'),
     (image(1, file_name='train_000001.jpg'), 'warning', 'image listed twice', '1 and as image 2'),
@@ -182,9 +174,7 @@ OBJECTS = [
     (annotation(area='big'), 'error', 'incomplete annotation', "has 'big' as area"),
     (annotation(bbox=[1, 2, 3]), 'error', 'malformed box', 'four numbers'),
     (annotation(bbox=[1, NAN, 3, 4]), 'error', 'malformed box', 'finite'),
-    (annotation(bbox=[1, 2, INF, 4]), 'error', 'malformed box', 'finite'),
     (annotation(bbox=[5, 5, 0, 9]), 'warning', 'box without area', 'leaves the object out'),
-    (annotation(bbox=[5, 5, -4, 9]), 'warning', 'box without area', 'leaves the object out'),
     (annotation(area=0), 'warning', 'box without area', 'leaves the object out'),
     (annotation(bbox=[500, 5, 9, 9]), 'warning', 'box outside the image', 'outside of 128x128'),
     (annotation(bbox=[-5, 5, 90, 90]), 'warning', 'box beyond the border', 'reaches out'),
@@ -284,11 +274,10 @@ def test_finds_nothing_in_a_whole_set(task, check):
 
 
 def test_several_processes_find_what_one_does(data, check):
-    cut(data / IMAGE)
-    cut(data / 'coco/train2017/train_000007.jpg')
-    edit(data / TRAIN, lambda c: c['annotations'][3].update(bbox=[5, 5, 0, 9]))
+    for number in (1, 7):
+        cut(data / f'coco/train2017/train_00000{number}.jpg')
     one, several = check('retinanet'), check('retinanet', workers=3)
-    assert len(one.findings) == 3
+    assert len(one.findings) == 2
     assert one == several
 
 
@@ -308,13 +297,23 @@ def test_an_image_that_ends_the_process_is_named(data, check, monkeypatch):
     assert 'the process that read it was ended' in report.findings[0].reason
 
 
-def test_evaluation_needs_what_training_does_not(data, check):
+def test_validation_is_checked_for_evaluation(data, check):
+    """pycocotools' `evaluateImg` keeps ids of matched objects, and 0 for those that are not."""
+
+    def change(content: dict) -> None:
+        detach(content)
+        content['annotations'][0].pop('iscrowd')
+        content['annotations'][1].update(id=0)
+
     for path in (TRAIN, VAL):
-        edit(data / path, lambda c: c['annotations'][0].pop('iscrowd'))
-        edit(data / path, detach)
-    found = {one.split: one for one in check('retinanet', ('train', 'val')).findings}
-    assert 'left out of training' in found['train'].reason
-    assert 'counts as false' in found['val'].reason
+        edit(data / path, change)
+    found = [(one.split, one.kind) for one in check('retinanet', ('train', 'val')).findings]
+    assert found == [
+        ('train', 'image without objects'),
+        ('val', 'incomplete annotation'),
+        ('val', 'annotation id 0'),
+        ('val', 'image without objects'),
+    ]
 
 
 def test_what_training_and_validation_read_is_checked_for_evaluation(data, check):
@@ -322,8 +321,10 @@ def test_what_training_and_validation_read_is_checked_for_evaluation(data, check
 
     def validate_on_training_data(config: Config) -> None:
         for dataset in datasets_of(config, ('val',)):
-            dataset.ann_file = config.train_dataloader.dataset.ann_file
-            dataset.data_prefix = config.train_dataloader.dataset.data_prefix
+            dataset.update(
+                ann_file=config.train_dataloader.dataset.ann_file,
+                data_prefix=config.train_dataloader.dataset.data_prefix,
+            )
 
     report = check('retinanet', ('train', 'val'), validate_on_training_data)
     (found,) = report.of('error')
@@ -331,53 +332,31 @@ def test_what_training_and_validation_read_is_checked_for_evaluation(data, check
     assert len(report.images) == 1
 
 
-def test_the_first_annotation_that_is_numbered_0_is_never_matched(data, check):
-    """pycocotools' `evaluateImg` keeps ids of matched objects, and 0 for those that are not."""
-    for path in (TRAIN, VAL):
-        edit(data / path, lambda c: c['annotations'][0].update(id=0))
-    (found,) = check('retinanet', ('train', 'val')).findings
-    assert (found.severity, found.kind, found.split) == ('warning', 'annotation id 0', 'val')
-    assert 'counts as false' in found.reason
-
-
-def test_categories_in_another_order_than_in_training(data, check):
-    edit(data / VAL, lambda c: c['categories'].reverse())
-    kinds = {one.kind: one for one in check('retinanet', ('train', 'val')).of('error')}
-    assert 'another order' in kinds['categories'].reason
-
-
 def test_label_255_is_left_out_and_0_a_class_without_reduce_zero_label(data, check):
-    relabel(lambda labels: Image.fromarray(np.where(labels == 1, 255, labels - 1).astype('u1')))(
-        data
-    )
-
     def count_from_zero(config: Config) -> None:
         for dataset in datasets_of(config):
             dataset.reduce_zero_label = False
 
-    first = [
-        one for one in check('fpn', change=count_from_zero).findings if 'train_000001' in one.file
-    ]
-    assert first == []
+    relabel(lambda labels: Image.fromarray(np.where(labels == 1, 255, labels - 1).astype('u1')))(
+        data
+    )
+    found = check('fpn', change=count_from_zero).findings
+    assert not [one for one in found if 'train_000001' in one.file]
 
 
 def test_other_types_of_data_have_their_images_read(data, check, capsys):
     cut(data / SEG_IMAGE)
-    listed = {
-        'metainfo': {'classes': ['disc']},
-        'data_list': [{'img_path': Path(SEG_IMAGE).name}],
-    }
-    (data / 'mine.json').write_text(json.dumps(listed))
+    listed = [{'img_path': Path(SEG_IMAGE).name}]
+    content = {'metainfo': {'classes': ['disc']}, 'data_list': listed}
+    (data / 'mine.json').write_text(json.dumps(content))
 
     def other_type(config: Config) -> None:
-        config.train_dataloader.dataset = Config(
-            {
-                'type': 'mmdet.BaseDetDataset',
-                'data_root': str(data),
-                'ann_file': 'mine.json',
-                'data_prefix': {'img_path': str(Path(SEG_IMAGE).parent)},
-            }
-        )._cfg_dict
+        config.train_dataloader.dataset = ConfigDict(
+            type='mmdet.BaseDetDataset',
+            data_root=str(data),
+            ann_file='mine.json',
+            data_prefix={'img_path': str(Path(SEG_IMAGE).parent)},
+        )
 
     report = check('retinanet', change=other_type)
     assert 'other' in capsys.readouterr().out

@@ -1,11 +1,10 @@
 """Class names come from the data, heads follow them, and keep what is theirs by design."""
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from corrupt import edit
 from mmengine.config import Config, ConfigDict
 
 from backbones.data.classes import (
@@ -122,22 +121,14 @@ val_dataloader = dict(dataset=dict(metainfo=dict(classes=('road', 'car'))))
 
 
 @pytest.mark.parametrize(
-    ('split', 'change', 'message'),
+    ('change', 'message'),
     [
-        ('val', lambda c: c['categories'][2].update(name='pyramid'), "no category 'triangle'"),
-        ('val', lambda c: c['categories'].reverse(), 'another order'),
-        ('train', lambda c: c['categories'][2].update(name='disc'), "called 'disc'"),
-        ('train', lambda c: c['categories'][2].pop('name'), 'lacks name'),
+        (lambda c: c['categories'][2].update(name='pyramid'), "no category 'triangle'"),
+        (lambda c: c['categories'].reverse(), 'another order'),
     ],
 )
-def test_coco_files_that_disagree_are_refused(
-    split, change, message, shapes, tiny_config, tmp_path
-):
-    data = Path(shutil.copytree(shapes, tmp_path / 'shapes'))
-    path = data / f'coco/annotations/instances_{split}2017.json'
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+def test_coco_files_that_disagree_are_refused(change, message, data, tiny_config):
+    edit(data / 'coco/annotations/instances_val2017.json', change)
     with pytest.raises(DataError, match=message):
         set_classes(load_config(str(tiny_config('retinanet', shapes=data))), ('train', 'val'))
 

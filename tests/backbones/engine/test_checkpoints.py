@@ -59,20 +59,24 @@ def test_a_corrupt_newest_is_passed_over(corrupt: Callable | None, tmp_path):
     assert all('iter_12.pth' in reason for reason in reasons)
 
 
-def test_the_note_counts_more_than_age(tmp_path):
-    """The folder still has a longer training, of which a copy is younger."""
-    noted = save(tmp_path / 'iter_8.pth', age=20)
-    save(tmp_path / 'iter_40000.pth', age=10)
-    (tmp_path / 'last_checkpoint').write_text(f'{noted}\n')
-    assert newest_checkpoint(tmp_path)[0] == noted
-
-
-@pytest.mark.parametrize('note', ['', 'elsewhere/iter_12.pth'])
-def test_an_empty_note_or_that_of_a_moved_folder_will_do(note, tmp_path):
+@pytest.mark.parametrize(
+    ('note', 'expected'),
+    [
+        # The folder still has a longer training, of which a copy is younger.
+        ('iter_8.pth', 'iter_8.pth'),
+        ('', 'iter_12.pth'),
+        # As of a folder that was moved.
+        ('elsewhere/iter_8.pth', 'iter_8.pth'),
+        ('elsewhere/iter_9.pth', 'iter_12.pth'),
+    ],
+)
+def test_the_note_counts_more_than_age(note, expected, tmp_path):
     save(tmp_path / 'iter_8.pth', age=20)
-    newest = save(tmp_path / 'iter_12.pth', age=10)
-    (tmp_path / 'last_checkpoint').write_text(note)
-    assert newest_checkpoint(tmp_path)[0] == newest
+    save(tmp_path / 'iter_12.pth', age=10)
+    (tmp_path / 'last_checkpoint').write_text(
+        note if '/' in note or not note else f'{tmp_path}/{note}\n'
+    )
+    assert newest_checkpoint(tmp_path)[0] == tmp_path / expected
 
 
 def test_the_best_checkpoint_is_none_to_resume(tmp_path):

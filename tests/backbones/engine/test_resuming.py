@@ -1,6 +1,9 @@
 """A training that is stopped at any step and resumed ends as one that was left alone."""
 
+import multiprocessing
+import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +11,10 @@ import pytest
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler
-from toy_training import PowerCut, ToyNumbers, disturb, end_of, same, toy_config, train
+from toy_training import PowerCut, ToyNumbers, differences, disturb, end_of, toy_config, train
 
 from backbones.engine.checkpoints import resume
-from backbones.engine.preemption import Preempted
+from backbones.engine.preemption import Preempted, PreemptionHook
 from backbones.engine.sampler import ResumableSampler
 
 
@@ -52,7 +55,7 @@ def test_sigterm_saves_the_step_and_nothing_is_lost(step, settings, alone, tmp_p
     accumulated = settings.get('optim_wrapper__accumulative_counts', 1)
     assert step < saved <= step + accumulated, 'stopped with the next update'
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert same(finish(tmp_path, **settings), alone)
+    assert not differences(finish(tmp_path, **settings), alone)
 
 
 def test_sigterm_while_validating_is_not_kept_waiting(settings, alone, tmp_path):
@@ -61,7 +64,7 @@ def test_sigterm_while_validating_is_not_kept_waiting(settings, alone, tmp_path)
         train(toy_config(tmp_path, **settings, **disturb(step, 'send_sigterm', validation=True)))
     saved = torch.load(tmp_path / 'preempted.pth', weights_only=False)
     assert saved['meta']['iter'] == step
-    assert same(finish(tmp_path, **settings), alone)
+    assert not differences(finish(tmp_path, **settings), alone)
 
 
 @pytest.mark.parametrize('validation', [False, True], ids=['training', 'validating'])
@@ -71,7 +74,7 @@ def test_what_was_due_when_the_power_went_is_caught_up(validation, settings, alo
     step += 0 if validation else 3
     with pytest.raises(PowerCut):
         train(toy_config(tmp_path, **settings, **disturb(step, 'cut_power', validation)))
-    assert same(finish(tmp_path, **settings), alone)
+    assert not differences(finish(tmp_path, **settings), alone)
 
 
 def test_a_corrupt_newest_checkpoint_costs_its_interval_only(settings, alone, tmp_path, capsys):
@@ -79,7 +82,7 @@ def test_a_corrupt_newest_checkpoint_costs_its_interval_only(settings, alone, tm
         train(toy_config(tmp_path, **settings, **disturb(22, 'cut_power')))
     newest = Path((tmp_path / 'last_checkpoint').read_text())
     newest.write_bytes(newest.read_bytes()[:-1000])
-    assert same(finish(tmp_path, **settings), alone)
+    assert not differences(finish(tmp_path, **settings), alone)
     assert f'skipped: checkpoint {newest}' in capsys.readouterr().out
 
 
@@ -94,7 +97,7 @@ def test_a_drawn_seed_is_kept(tmp_path):
 
 def test_a_finished_training_stays_as_it_is(alone, settings, tmp_path):
     train(toy_config(tmp_path, **settings))
-    assert same(finish(tmp_path, **settings), alone)
+    assert not differences(finish(tmp_path, **settings), alone)
 
 
 def draws_of(rank: int, world_size: int, batch_size: int, sampler_type: type) -> list:
@@ -128,3 +131,21 @@ def test_skipping_reads_no_image():
     again = ResumableSampler(BatchSampler(InfiniteSampler(ToyNumbers(7), seed=0), 2, False), True)
     again.start_at(0, 6)
     assert next(iter(again)) == whole[6]
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='processes are not forked')
+def test_a_process_forked_in_training_ends_by_sigterm():
+    """As those in which VOCMetric computes: a training waited for them for ever."""
+    hook = PreemptionHook()
+    with hook.watch():
+        forked = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+        forked.start()
+        time.sleep(0.5)
+        forked.terminate()
+        forked.join(20)
+        ended = forked.exitcode
+        forked.kill()
+        assert ended == -signal.SIGTERM
+        assert not hook.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert hook.requested

@@ -18,16 +18,11 @@ def detector(**parts: object) -> Config:
     )
 
 
-def test_no_mask_head_is_none():
+def test_masks_alone_cannot_be_merged():
     config = detector(roi_head={'type': 'StandardRoIHead', 'mask_head': None})
     use_test_time_augmentation(config)
     assert config.model.module.type == 'FasterRCNN'
     assert config.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
-
-
-@pytest.mark.parametrize(
-    'parts', [{'roi_head': {'mask_head': {'type': 'X'}}}, {'mask_head': {'type': 'X'}}]
-)
-def test_masks_cannot_be_merged(parts):
-    with pytest.raises(ConfigError, match='mask'):
-        use_test_time_augmentation(detector(**parts))
+    for parts in ({'roi_head': {'mask_head': {'type': 'X'}}}, {'mask_head': {'type': 'X'}}):
+        with pytest.raises(ConfigError, match='mask'):
+            use_test_time_augmentation(detector(**parts))
