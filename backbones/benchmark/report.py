@@ -11,8 +11,8 @@ COLUMNS = (
     *('time ratio', 'peak memory'),
 )
 FOLDED = (
-    'All networks were folded for inference by backbones.deploy and on a CPU torch runs them in '
-    "channels last, the peers' too; training steps are left as they are."
+    "All networks were folded for inference, on a CPU in channels last, the peers' too; training "
+    'steps are left as they are.'
 )
 NOT_FOLDED = "No network was folded (--no-deploy): the peers are as mmdet's and mmseg's users have."
 MIXED = (
@@ -20,18 +20,14 @@ MIXED = (
     'detectors and in training for backbone and neck; in OpenVINO what it chooses.'
 )
 NOTES = (
-    "'Backbone' is the backbone alone, on a preprocessed photograph; 'whole model' goes from the "
-    'pixels of a photograph to segmentation maps, or to boxes, scores, labels and mask '
-    'probabilities inside the boxes. Weights are random, so detectors find other objects than '
-    'trained ones would.',
-    'Models take turns: one call that is not timed, then calls for a quarter of a second. Spread '
-    'is p90 less p10 in percent of the median; the time ratio is that of the medians of a round '
-    'to those of the first model, the median over the rounds.',
+    "'Whole model' goes from pixels to segmentation maps, or to boxes, scores, labels and mask "
+    'probabilities. Weights are random, so detectors find other objects than trained ones would.',
+    'Models take turns of a quarter of a second. Spread is p90 less p10 in percent of the median; '
+    'the time ratio is to the first model, the median over the rounds.',
     'Multiply-adds are those of convolutions and matrix products for one image before folding, '
-    'without RoI heads, whose cost depends on the image, and backward passes.',
+    'without RoI heads and backward passes.',
     'Peak memory is taken in a process for each model: on a GPU what torch allocated, on a CPU '
-    'what the resident memory grew by after the libraries were loaded; not for compiled models on '
-    'a CPU, nor for exported files on a GPU.',
+    'what the resident memory grew by.',
 )
 
 
@@ -111,8 +107,7 @@ def draw_plot(outcome: dict[str, Any], path: Path) -> bool:
     """Draw latency against parameters and multiply-adds, a row for every table with any."""
     from matplotlib.figure import Figure
 
-    measured = [each for each in outcome['results'] if 'latency_ms' in each]
-    tables = by_title(measured)
+    tables = by_title(each for each in outcome['results'] if 'latency_ms' in each)
     if not tables:
         return False
     figure = Figure(figsize=(11, 4.6 * len(tables) + 0.5), layout='constrained')

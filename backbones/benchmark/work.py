@@ -125,7 +125,7 @@ def make_batch(model: nn.Module, setting: Setting) -> tuple[Tensor, list]:
 
 
 def photograph(size: tuple[int, int]) -> np.ndarray:
-    """A photograph of that height and width, (height, width, 3), uint8, BGR."""
+    """(height, width, 3), uint8, BGR."""
     return cv2.resize(example_image(), size[::-1], interpolation=cv2.INTER_AREA)
 
 

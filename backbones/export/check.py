@@ -176,7 +176,7 @@ def pipeline_difference(exported: ExportedModel, model: TorchModel, image: np.nd
 
 
 def example_image(path: str | None = None) -> np.ndarray:
-    """An image from a file, else scikit-image's astronaut, else a drawn one.
+    """An image from a file, else scikit-image's astronaut, else smooth noise.
 
     Returns:
         (height, width, 3), uint8, BGR.
@@ -192,17 +192,7 @@ def example_image(path: str | None = None) -> np.ndarray:
     try:
         from skimage.data import astronaut
     except ImportError:
-        return draw_image()
+        return imresize(
+            np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8), (512, 512)
+        )
     return np.ascontiguousarray(astronaut()[:, :, ::-1])
-
-
-def draw_image(size: int = 512) -> np.ndarray:
-    """Discs on a gradient with some noise: edges, flat parts and texture."""
-    generator = np.random.default_rng(0)
-    y, x = np.mgrid[:size, :size]
-    image = np.stack([x, y, (x + y) / 2], axis=-1) * (255 / size)
-    for _ in range(12):
-        left, top, radius = generator.uniform(0, size, 3)
-        disc = (x - left) ** 2 + (y - top) ** 2 < (radius / 6) ** 2
-        image[disc] = generator.uniform(0, 255, 3)
-    return (image + generator.normal(0, 8, image.shape)).clip(0, 255).astype(np.uint8)

@@ -193,32 +193,21 @@ def describe(
 def task_of(model: nn.Module, options: Options) -> dict[str, Any]:
     """Task, outputs and thresholds."""
     if options.backbone_only:
-        outputs = {f'features_{i}': 'feature map' for i in model.backbone.out_indices}
-        return dict(task='backbone', outputs=outputs)
+        return dict(task='backbone', outputs=[f'features_{i}' for i in model.backbone.out_indices])
     if is_segmentor(model):
         head = model.decode_head
-        outputs = {'segmentation_map': '(batch, height, width), int32, index into the class names'}
-        if options.logits:
-            outputs = {'logits': '(batch, classes, height, width)'}
         return dict(
             task='segmentation',
-            outputs=outputs,
+            outputs=['logits' if options.logits else 'segmentation_map'],
             logits=options.logits,
             align_corners=head.align_corners,
             binary_threshold=head.threshold if head.out_channels == 1 else None,
         )
     settings = model.test_cfg.rcnn if hasattr(model, 'roi_head') else model.test_cfg
-    outputs = {
-        'boxes': '(batch, N, 4): left, top, right, bottom in pixels of the input',
-        'scores': '(batch, N), falling; rows that only fill the batch have 0',
-        'labels': '(batch, N), int32, index into the class names; -1 in rows that only fill',
-    }
     has_masks = getattr(model, 'with_mask', False)
-    if has_masks:
-        outputs['masks'] = '(batch, N, M, M), probabilities inside the box'
     return dict(
         task='detection',
-        outputs=outputs,
+        outputs=['boxes', 'scores', 'labels', *(['masks'] if has_masks else [])],
         score_threshold=settings.score_thr,
         max_per_image=settings.max_per_img,
         mask_threshold=settings.mask_thr_binary if has_masks else None,

@@ -1,7 +1,6 @@
 """Tracing a model and writing it as .onnx, .xml or .mlpackage."""
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -26,8 +25,6 @@ FORMATS = {
 # The first whose torch.export takes assertions for what it cannot prove of open sizes.
 MIN_TORCH = '2.9'
 OPSET = 18
-# A protobuf message, which an .onnx file is, can be no larger.
-MAX_ONNX_BYTES = 2**31 - 1
 # Nothing is computed from these: they only tell an open size from a constant.
 MAX_SIZE = 16384
 MAX_BATCH = 1024
@@ -97,12 +94,12 @@ def trace(
     """
     batch, min_size = description.batch, description.min_size
     # Open sizes have names, so that one that becomes a constant is an error.
-    open_sizes = {}
-    if batch is None:
-        open_sizes[0] = torch.export.Dim('batch', max=MAX_BATCH)
-    if description.size is None:
-        open_sizes[2] = torch.export.Dim('height', min=min_size, max=MAX_SIZE)
-        open_sizes[3] = torch.export.Dim('width', min=min_size, max=MAX_SIZE)
+    limits = {'batch': dict(max=MAX_BATCH)}
+    limits['height'] = limits['width'] = dict(min=min_size, max=MAX_SIZE)
+    dims = {
+        axis: torch.export.Dim(name, **limits[name])
+        for axis, name in open_axes(description).items()
+    }
     # torch takes sizes of the example that are small or equal for constants.
     height, width = description.size or (2 * min_size + 61, 2 * min_size + 93)
     example = torch.zeros(batch or 3, 3, height, width)
@@ -111,10 +108,16 @@ def trace(
         return torch.export.export(
             model,
             (example,),
-            dynamic_shapes=(open_sizes,),
+            dynamic_shapes=(dims,),
             # What is true of every size but beyond its algebra becomes an assertion.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+
+
+def open_axes(description: Description) -> dict[int, str]:
+    """The names of the input's axes whose sizes are open."""
+    batch = {0: 'batch'} if description.batch is None else {}
+    return batch | ({2: 'height', 3: 'width'} if description.size is None else {})
 
 
 @contextmanager
@@ -141,6 +144,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, description: D
 
     from .ops import onnx_translations
 
+    axes = open_axes(description)
     with quiet('torch.onnx'):
         exported = torch.onnx.export(
             program,
@@ -148,6 +152,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, description: D
             output_names=list(description.outputs),
             opset_version=OPSET,
             custom_translation_table=onnx_translations(),
+            dynamic_shapes=(axes,) if axes else None,
             external_data=False,
             dynamo=True,
             verbose=False,
@@ -157,30 +162,8 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, description: D
         node.metadata_props.clear()
         node.doc_string = None
     model = exported.model_proto
-    name_sizes(model.graph)
     onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
-    if model.ByteSize() > MAX_ONNX_BYTES:
-        raise ExportError(
-            f'an .onnx file holds 2 GB at most, the model has {model.ByteSize() / 1e9:.1f}'
-        )
     onnx.save_model(model, str(path))
-
-
-def name_sizes(graph: object) -> None:
-    """Name open sizes batch, height, width and detections, which torch names s77 and u0."""
-    axes = ('batch', '', 'height', 'width')
-    names = {}
-    for axis, size in zip(axes, graph.input[0].type.tensor_type.shape.dim, strict=True):
-        if size.dim_param:
-            names[size.dim_param] = axis
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for size in value.type.tensor_type.shape.dim:
-            if size.dim_param:
-                size.dim_param = re.sub(
-                    r'\b[su]\d+\b',
-                    lambda match: names.setdefault(match[0], 'detections'),
-                    size.dim_param,
-                )
 
 
 def onnx_to_openvino(onnx_path: Path, path: Path, description: Description) -> None:
@@ -211,9 +194,6 @@ def write_core_ml(
             minimum_deployment_target=tools.target.iOS15,
         )
     model.user_defined_metadata[METADATA_KEY] = description.to_json()
-    model.short_description = f'{description.model}: {description.task}'
-    for name, meaning in description.outputs.items():
-        model.output_description[name] = meaning
     model.save(str(path))
 
 

@@ -52,8 +52,8 @@ class Description:
     std: tuple[float, ...]
     # (B, G, R) to pad images with, right and below: what the model pads with.
     pad_pixel: tuple[float, ...]
-    # The meaning of each output, by name.
-    outputs: dict[str, str]
+    # Their names.
+    outputs: list[str]
     # Other transforms of the test pipeline, which neither the file nor infer.py applies.
     missing_transforms: list[str]
     # Of a segmentor: whether it gives logits instead of class indices, how those are resized, and

@@ -115,23 +115,6 @@ def test_predicts_and_trains(path):
         assert ('masks' in result.pred_instances) == ('mask_rcnn' in path)
 
 
-def test_user_config_inherits_ours(tmp_path, shapes):
-    user = tmp_path / 'mine.py'
-    user.write_text(
-        textwrap.dedent(f"""\
-        _base_ = '{ROOT}/det_configs/mask_rcnn_effv2_s1.py'
-        model = dict(
-            backbone=dict(init_cfg=None, frozen_stages=2),
-            roi_head=dict(bbox_head=dict(num_classes=6), mask_head=dict(num_classes=6)),
-        )
-        """)
-    )
-    model = build_from_nothing(Config.fromfile(user))
-    assert model.roi_head.mask_head.num_classes == 6
-    assert model.backbone.frozen_stages == 2
-    assert len(model.backbone.stages[2].blocks) == 9
-
-
 INHERITING = {
     'faster_rcnn': """\
         _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'

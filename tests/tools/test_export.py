@@ -5,13 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from exporting import needs_export
-from mmengine.registry import MODELS
-from tiny import write_tiny_config
+from trained_tiny import write_trained
 
-from backbones.data.classes import set_classes
-from backbones.engine.config import fit_to_device, load_config
 from backbones.export import formats
 
 pytestmark = needs_export
@@ -22,15 +18,7 @@ TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'export.py'
 @pytest.fixture(scope='module')
 def retinanet(tmp_path_factory, shapes):
     """Config and checkpoint of a tiny RetinaNet."""
-    folder = tmp_path_factory.mktemp('retinanet')
-    path = write_tiny_config(folder, 'retinanet', shapes)
-    config = load_config(str(path))
-    fit_to_device(config)
-    classes = set_classes(config, ('test',))
-    meta = {'dataset_meta': {'classes': classes}}
-    model = MODELS.build(config.model)
-    torch.save({'state_dict': model.state_dict(), 'meta': meta}, folder / 'tiny.pth')
-    return path, folder / 'tiny.pth'
+    return write_trained(tmp_path_factory.mktemp('retinanet'), 'retinanet', shapes)
 
 
 @pytest.fixture

@@ -247,13 +247,9 @@ def test_in_python(detector, kind, deploy):
     assert average_precision(made.ground_truth, found) == pytest.approx(made.expected, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ('options', 'kind'),
-    [([], 'faster_rcnn'), (['--no-deploy'], 'faster_rcnn'), (['--tta'], 'faster_rcnn')],
-    ids=str,
-)
-def test_by_test_py(detector, kind, options, run_tool, tmp_path):
-    made = detector(kind)
+@pytest.mark.parametrize('options', [[], ['--no-deploy'], ['--tta']], ids=str)
+def test_by_test_py(detector, options, run_tool, tmp_path):
+    made = detector('faster_rcnn')
     done = run_tool('test.py', made.config, made.checkpoint, '--out', 'out.json', *options)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / 'out.json').read_text())['coco/bbox_mAP']
@@ -262,7 +258,7 @@ def test_by_test_py(detector, kind, options, run_tool, tmp_path):
     assert found == pytest.approx(expected, abs=6e-4)
 
 
-def test_by_validation_in_training(detector, run_tool, tmp_path):
+def test_by_validation_in_training(detector, run_tool):
     made = detector('faster_rcnn')
     done = run_tool(
         *('train.py', made.config, '--work-dir', 'run'),

@@ -161,8 +161,8 @@ def test_an_onnx_file_says_how_it_is_used(exported):
     assert described.size is None and described.min_size == 65
     graph = onnx.load(path).graph
     assert [each.name for each in graph.input] == ['images']
-    sizes = [size.dim_param for size in graph.output[0].type.tensor_type.shape.dim]
-    assert sizes[1] == 'detections'
+    sizes = [size.dim_param for size in graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == ['', '', 'height', 'width']
     assert [output.name for output in graph.output] == ['boxes', 'scores', 'labels', 'masks']
 
 
