@@ -7,6 +7,7 @@ search = dict(). Its network is the largest of those that are searched.
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from _requirements import explain_missing
 
@@ -19,8 +20,16 @@ with explain_missing():
     from backbones.errors import exit_on_user_error
     from backbones.inference.model import choose_device
     from backbones.search.elastic import Layout
-    from backbones.search.latency import format_latency, latency_path
-    from backbones.search.measurements import BACKENDS, make_setting, measure_latency
+    from backbones.search.latency import ELSEWHERE, fit, format_latency, latency_path
+    from backbones.search.measurements import (
+        BACKENDS,
+        FILE_FORMATS,
+        make_setting,
+        measure_latency,
+        read_measurements,
+        write_files,
+    )
+    from backbones.search.space import Space
     from backbones.weights import use_safe_loading
 
 EXAMPLES = """\
@@ -34,6 +43,9 @@ examples:
       in torch on this machine
   python tools/search.py latency my_search.py --backend openvino --threads 4 --held-out 15
       in OpenVINO; 15 more networks say how well the latency of others is predicted
+  python tools/search.py latency my_search.py --write-files phone --format .mlpackage
+  python tools/search.py latency my_search.py --from phone/measurements.csv
+      on a phone, by whatever measures it there
 """
 
 
@@ -79,7 +91,10 @@ def add_latency(subparsers: argparse._SubParsersAction) -> None:
         help='of the images (default: 512x512 for segmentors, 800x1333 for detectors)',
     )
     parser.add_argument(
-        '--networks', type=positive, metavar='N', default=40, help='to measure (default: 40)'
+        '--networks',
+        type=positive,
+        metavar='N',
+        help='to measure (default: 40; 25 with --write-files)',
     )
     parser.add_argument(
         '--held-out',
@@ -109,6 +124,23 @@ def add_latency(subparsers: argparse._SubParsersAction) -> None:
         metavar='S',
         help='for each network; three rounds are measured in any case (default: 5)',
     )
+    elsewhere = parser.add_argument_group('for another device, such as a phone')
+    elsewhere.add_argument(
+        '--write-files',
+        type=Path,
+        metavar='DIR',
+        help='write the networks as files, and measurements.csv to fill in',
+    )
+    elsewhere.add_argument(
+        '--format', choices=FILE_FORMATS, default='.onnx', help='of these files (default: .onnx)'
+    )
+    elsewhere.add_argument(
+        '--from',
+        dest='table',
+        type=Path,
+        metavar='DIR/measurements.csv',
+        help='fit the model to what was filled in',
+    )
 
 
 def latency(args: argparse.Namespace) -> None:
@@ -117,21 +149,30 @@ def latency(args: argparse.Namespace) -> None:
     What is measured is kept: a command that was ended goes on where it was.
     """
     config = load_run_config(args)
-    device, threads = str(choose_device(args.device)), args.threads or default_threads()
-    setting = make_setting(config, args.backend, args.size, device, threads)
-    model, measured = measure_latency(
-        args.config,
-        args.cfg_options,
-        setting,
-        config.work_dir,
-        args.networks,
-        args.held_out,
-        args.rounds,
-        args.seconds,
-    )
+    if args.write_files:
+        number = args.networks or 25
+        options = (args.cfg_options, args.write_files, args.format, args.size, number)
+        table = write_files(args.config, *options)
+        print(f'written: {number} networks. Measure each on the device, fill in {table}, then run')
+        print(f'python tools/search.py latency {args.config} --from {table}')
+        return
+    if args.table:
+        backend, space = ELSEWHERE, Space.from_config(config)
+        measured = read_measurements(args.table, space)
+        number = len(measured)
+        model = fit(space, list(measured), list(measured.values()))
+        model.save(latency_path(config.work_dir, backend), measured)
+    else:
+        backend, number = args.backend, args.networks or 40
+        device, threads = str(choose_device(args.device)), args.threads or default_threads()
+        setting = make_setting(config, backend, args.size, device, threads)
+        counts = (number, args.held_out, args.rounds, args.seconds)
+        model, measured = measure_latency(
+            args.config, args.cfg_options, setting, config.work_dir, *counts
+        )
     layout = Layout(Candidate(args.config, options=args.cfg_options).build(), model.space)
-    print(format_latency(model, measured, args.networks, layout))
-    print(f'written: {latency_path(config.work_dir, args.backend)}')
+    print(format_latency(model, measured, number, layout))
+    print(f'written: {latency_path(config.work_dir, backend)}')
 
 
 def main() -> None:

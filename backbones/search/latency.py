@@ -68,12 +68,10 @@ class LatencyModel:
     def save(
         self,
         path: Path,
-        choices: Sequence[Choice],
-        latencies: Sequence[float],
+        measured: dict[Choice, float],
         machine: dict[str, Any] | None = None,
     ) -> None:
         """Write it as JSON, with the networks that were measured and the machine they ran on."""
-        measured = zip(choices, latencies, strict=True)
         values = dict(
             machine=machine,
             setting=self.setting and asdict(self.setting),
@@ -82,8 +80,8 @@ class LatencyModel:
             is_trusted=self.is_trusted,
             padding=self.padding,
             coefficients=self.coefficients,
-            networks=[dict(choice=asdict(choice), ms=ms) for choice, ms in measured],
-            space=asdict(self.space),
+            networks=[dict(choice=asdict(choice), ms=ms) for choice, ms in measured.items()],
+            space=self.space.to_json(),
         )
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(values, indent=2) + '\n')
@@ -101,7 +99,7 @@ class LatencyModel:
             if setting is not None:
                 setting = Setting(**setting | {'size': tuple(setting['size'])})
             model = cls(space, setting, *(values[key] for key in FIELDS))
-            is_same = values['space'] == as_json(space)
+            is_same = values['space'] == space.to_json()
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigError(f'{path} is not a file that `search.py latency` wrote') from error
         if not is_same:
@@ -113,11 +111,6 @@ class LatencyModel:
 
 
 FIELDS = ('padding', 'coefficients', 'error', 'tau')
-
-
-def as_json(space: Space) -> Any:
-    """A space as it comes out of a JSON file."""
-    return json.loads(json.dumps(asdict(space)))
 
 
 def latency_path(work_dir: str | Path, backend: str) -> Path:

@@ -1,5 +1,6 @@
 """Networks of a space that were measured: on this device, or as files on another one."""
 
+import csv
 import gc
 import hashlib
 import json
@@ -22,6 +23,9 @@ from backbones.benchmark.measure import measure_in_turns, synchronizer
 from backbones.benchmark.work import SUFFIXES, Setting, export_model, make_runner
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError
+from backbones.export.export import staged
+from backbones.export.formats import FORMATS, check_packages
+from backbones.files import atomic_write
 from backbones.inference.run import append_line, progress_bar
 
 from .latency import LatencyModel, check_number, fit, latency_path
@@ -32,6 +36,7 @@ GROUP_SIZE = 5
 MAX_PUBLISHED = 5
 # Compiling each network takes longer than measuring it.
 BACKENDS = ('torch', *SUFFIXES)
+FILE_FORMATS = tuple(FORMATS)
 CSV_NAME, NETWORKS_NAME = 'measurements.csv', 'networks.json'
 COLUMNS = ['file', 'ms']
 
@@ -119,8 +124,9 @@ def measure_latency(
     log = path.with_suffix('.jsonl')
     measured = measure(config_path, options, choices, setting, rounds, seconds, log)
     model = fit(space, choices[:number], measured[:number], setting)
-    model.save(path, choices, measured, describe_machine(setting.device, setting.threads, None))
-    return model, dict(zip(choices, measured, strict=True))
+    by_choice = dict(zip(choices, measured, strict=True))
+    model.save(path, by_choice, describe_machine(setting.device, setting.threads, None))
+    return model, by_choice
 
 
 def measure(
@@ -224,7 +230,7 @@ def middle_of(space: Space, choices: Sequence[Choice]) -> Choice:
 def fingerprint(space: Space, options: dict[str, Any], setting: Setting) -> str:
     """Tells measurements of other networks or of another machine apart."""
     machine = describe_machine(setting.device, setting.threads, None)
-    what = [asdict(space), options, asdict(setting), machine['cpu'], machine.get('gpu')]
+    what = [space.to_json(), options, asdict(setting), machine['cpu'], machine.get('gpu')]
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
 
@@ -240,3 +246,120 @@ def read_log(log: Path, key: str) -> dict[str, dict[str, Any]]:
         os.truncate(log, len(whole) + bool(whole))
     records = map(json.loads, whole.splitlines())
     return {record['choice']: record for record in records if record['key'] == key}
+
+
+# ------------------------------------------------------------------------------------------------
+# On another device
+# ------------------------------------------------------------------------------------------------
+
+
+def write_files(
+    config_path: str,
+    options: dict[str, Any],
+    folder: Path,
+    suffix: str = '.onnx',
+    size: tuple[int, int] | None = None,
+    number: int = 25,
+) -> Path:
+    """Write networks as files, and a table to fill in with what they take on another device.
+
+    Args:
+        config_path, options: See :func:`measure`.
+        folder: Where they go; files that are there already are kept.
+        suffix: Their format, one of ``FORMATS``.
+        size: Height and width of the images. Default: the benchmark's.
+        number: How many.
+
+    Returns:
+        The table, measurements.csv: its cells under ms are empty.
+
+    Raises:
+        ConfigError: The folder has files of other networks, or see :func:`measure_latency`.
+    """
+    config = load_config(config_path, options)
+    space = Space.from_config(config)
+    check_number(number)
+    check_packages(suffix)
+    chosen = choose_networks(space, search_options(config)['seed'], number)
+    files = {f'network_{n + 1:02}{suffix}': choice for n, choice in enumerate(chosen)}
+    setting = make_setting(config, 'onnxruntime', size)
+    description = json.dumps(
+        dict(
+            files={name: choice.to_json() for name, choice in files.items()},
+            size=setting.size,
+            space=space.to_json(),
+        ),
+        indent=2,
+    )
+    networks, table = folder / NETWORKS_NAME, folder / CSV_NAME
+    if networks.is_file() and networks.read_text() != description:
+        raise ConfigError(f'{folder} has files of other networks: write to a new folder')
+    with atomic_write(networks) as partial_path:
+        partial_path.write_text(description)
+    with progress_bar(len(files), 'file', 'writing') as bar:
+        for name, choice in files.items():
+            bar.set_postfix_str(name)
+            if not (folder / name).exists():
+                candidate = candidate_of(config_path, options, config, space, choice)
+                with staged(folder / name) as path:
+                    export_model(candidate, candidate.build(), setting, path)
+            bar.update()
+    if not table.exists():
+        with atomic_write(table) as partial_path:
+            lines = [','.join(COLUMNS), *(f'{name},' for name in files)]
+            partial_path.write_text('\n'.join(lines) + '\n')
+    return table
+
+
+def read_measurements(table: Path, space: Space) -> dict[Choice, float]:
+    """The milliseconds in a table that :func:`write_files` wrote, once it is filled in.
+
+    Raises:
+        ConfigError: It, or what was written beside it, is missing or of another space, or a line
+            is not a file and its milliseconds.
+    """
+    networks = table.with_name(NETWORKS_NAME)
+    for path in (table, networks):
+        if not path.is_file():
+            raise ConfigError(f'there is no {path}, which `search.py latency --write-files` writes')
+    known = json.loads(networks.read_text())
+    if known['space'] != space.to_json():
+        raise ConfigError(
+            f'{networks} is of another space than that of the config, whose model or `search` has '
+            'changed since'
+        )
+    measured: dict[str, float] = {}
+    problems = []
+    # Spreadsheets put a byte order mark first.
+    with table.open(newline='', encoding='utf-8-sig') as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if header != COLUMNS:
+            raise ConfigError(f'{table}, line 1: {",".join(COLUMNS)} has to stand there')
+        for row in filter(None, rows):
+            name, ms = [cell.strip() for cell in (*row, '', '')][:2]
+            problem = None
+            if name not in known['files']:
+                problem = f'{NETWORKS_NAME} has no file {name!r}'
+            elif name in measured:
+                problem = f'{name} is there twice'
+            elif len(row) > 2 or not is_positive(ms):
+                problem = f'{",".join(row[1:])!r} is no number of milliseconds, such as 12.5'
+            if problem:
+                problems.append(f'line {rows.line_num}: {problem}')
+            else:
+                measured[name] = float(ms)
+    if problems:
+        more = f'; and {len(problems) - 5} more' if len(problems) > 5 else ''
+        raise ConfigError(
+            f'{table}, {"; ".join(problems[:5])}{more}. Remove the lines of networks that were not '
+            'measured'
+        )
+    return {Choice.from_json(known['files'][name]): ms for name, ms in measured.items()}
+
+
+def is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False

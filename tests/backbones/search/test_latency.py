@@ -1,0 +1,189 @@
+"""The model of latency finds what the parts of networks take, and says how good it is."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tiny import ROOT
+
+from backbones.benchmark.measure import Timed
+from backbones.benchmark.work import Setting
+from backbones.engine.config import load_config
+from backbones.errors import ConfigError
+from backbones.search import measurements
+from backbones.search.latency import LatencyModel, find_latency, fit, latency_path, terms_of
+from backbones.search.measurements import (
+    COLUMNS,
+    CSV_NAME,
+    NETWORKS_NAME,
+    choose_networks,
+    measure,
+    read_measurements,
+    write_files,
+)
+from backbones.search.space import Space
+
+
+def space_of(arch: str, **search) -> Space:
+    config = load_config(str(ROOT / 'seg_configs' / f'fpn_effv2_{arch}.py'), {'search': search})
+    return Space.from_config(config)
+
+
+@pytest.fixture(scope='module')
+def space() -> Space:
+    return space_of('s1')
+
+
+def additive(space: Space, choices, padding: int = 1) -> list[float]:
+    """Latencies in which every term has a part of similar size."""
+    largest = terms_of(space, space.largest, padding)
+    shares = np.random.default_rng(5).uniform(1, 10, len(largest))
+    weights = {name: s / max(largest[name], 1) for name, s in zip(largest, shares, strict=True)}
+    return [
+        sum(weights[name] * value for name, value in terms_of(space, choice, padding).items())
+        for choice in choices
+    ]
+
+
+@pytest.mark.parametrize('padding', [1, 16])
+def test_an_additive_latency_is_found(space, padding):
+    choices = choose_networks(space, 0, 60, held_out=20)
+    latencies = additive(space, choices, padding)
+    model = fit(space, choices[:60], latencies[:60])
+    assert model.padding == padding and model.error < 1e-3 and model.tau > 0.99
+    predicted = [model.predict(choice) for choice in choices]
+    np.testing.assert_allclose(predicted, latencies, rtol=1e-3)
+
+
+def test_the_error_on_noisy_measurements_is_about_the_noise(space):
+    choices = choose_networks(space, 0, 40)
+    noise = np.random.default_rng(1).normal(1, 0.02, 40)
+    model = fit(space, choices, additive(space, choices) * noise)
+    assert 0.01 < model.error < 0.05 and model.is_trusted and model.tau > 0.9
+    noise = np.random.default_rng(1).uniform(0.3, 3, 40)
+    assert not fit(space, choices, additive(space, choices) * noise).is_trusted
+
+
+def test_networks_are_the_extremes_and_published_and_others(space):
+    few, many = choose_networks(space, 3, 20), choose_networks(space, 3, 25, held_out=10)
+    assert many[:20] == few and len(set(many)) == 35
+    assert few[:2] == [space.largest, space.smallest]
+    assert len(set(few[1:]) & set(space.published().values())) == 5
+    assert all(choice in space for choice in many)
+
+
+def test_a_model_is_read_for_its_own_space_only(space, tmp_path):
+    with pytest.raises(ConfigError, match='latency CONFIG'):
+        find_latency(tmp_path)
+    choices = choose_networks(space, 0, 12)
+    model = fit(space, choices, additive(space, choices))
+    path = latency_path(tmp_path, 'torch')
+    model.save(path, dict(zip(choices, additive(space, choices), strict=True)))
+    assert find_latency(tmp_path) == find_latency(tmp_path, 'torch') == path
+    assert LatencyModel.load(path, space) == model
+    with pytest.raises(ConfigError, match='space'):
+        LatencyModel.load(path, space_of('s0'))
+    model.save(latency_path(tmp_path, 'csv'), {})
+    with pytest.raises(ConfigError, match='--backend'):
+        find_latency(tmp_path)
+    path.write_text('{}')
+    with pytest.raises(ConfigError, match='torch'):
+        LatencyModel.load(path, space)
+
+
+def write_table(space: Space, folder, lines: list[str]):
+    files = {f'n{k}.onnx': each.to_json() for k, each in enumerate(choose_networks(space, 0, 4))}
+    (folder / NETWORKS_NAME).write_text(json.dumps(dict(files=files, space=space.to_json())))
+    (folder / CSV_NAME).write_text('\n'.join([','.join(COLUMNS), *lines]))
+    return folder / CSV_NAME
+
+
+def test_a_filled_in_table_is_read(space, tmp_path):
+    table = write_table(space, tmp_path, ['n1.onnx,12.5', 'n0.onnx, 40', ''])
+    assert read_measurements(table, space) == {space.smallest: 12.5, space.largest: 40}
+    with pytest.raises(ConfigError, match='at least'):
+        fit(space, [space.smallest, space.largest], [12.5, 40])
+    with pytest.raises(ConfigError, match='space'):
+        read_measurements(table, space_of('s0'))
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'n2.onnx,',
+        'n2.onnx',
+        'n2.onnx,fast',
+        'n2.onnx,-1',
+        'n2.onnx,nan',
+        'n2.onnx,12,5',
+        'n9.onnx,3',
+    ],
+)
+def test_a_line_of_a_table_that_is_wrong_is_named(space, tmp_path, line):
+    table = write_table(space, tmp_path, ['n1.onnx,12.5', line, 'n3.onnx,7'])
+    with pytest.raises(ConfigError, match='line 3'):
+        read_measurements(table, space)
+
+
+def test_a_folder_of_files_is_completed_and_keeps_what_was_filled_in(
+    tiny_config, tmp_path, monkeypatch
+):
+    written = []
+
+    def export(candidate, model, setting, path):
+        written.append(path.name)
+        path.write_text('')
+        if len(written) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(measurements, 'export_model', export)
+    monkeypatch.setattr(measurements, 'check_packages', lambda suffix: None)
+    config, folder = str(tiny_config('fpn')), tmp_path / 'phone'
+    options = {'search': dict(necks=(8, 16))}
+    with pytest.raises(KeyboardInterrupt):
+        write_files(config, options, folder, size=(64, 96), number=10)
+    table = write_files(config, options, folder, size=(64, 96), number=10)
+    # The fourth was not finished.
+    assert len(written) == 11 and len(set(written)) == 10
+    lines = table.read_text().splitlines()
+    table.write_text('\n'.join([lines[0], *(line + '7' for line in lines[1:])]))
+    assert write_files(config, options, folder, size=(64, 96), number=10) == table
+    assert len(written) == 11
+    space = Space.from_config(load_config(config, options))
+    measured = read_measurements(table, space)
+    assert list(measured.values()) == [7] * 10
+    assert fit(space, list(measured), list(measured.values())).predict(space.smallest) > 6
+    with pytest.raises(ConfigError, match='new folder'):
+        write_files(config, options, folder, size=(64, 96), number=11)
+
+
+def test_measuring_compares_all_groups_with_one_network(tiny_config, tmp_path, monkeypatch):
+    """A machine that is three times as slow in the second group changes nothing."""
+    config, options = str(tiny_config('fpn')), {'search': dict(necks=(8, 16))}
+    space = Space.from_config(load_config(config, options))
+    choices = choose_networks(space, 0, 12)
+    true_ms = {choice: 1.0 + number for number, choice in enumerate(choices)}
+    monkeypatch.setattr(measurements, 'make_network', lambda *arguments: arguments[-2])
+    timed = []
+
+    def in_turns(runners, *_):
+        slowness = 3 if len(timed) == 1 else 1
+        timed.append(list(runners))
+        return {c: Timed([[true_ms[c] * slowness / 1e3] * 3]) for c in runners}
+
+    monkeypatch.setattr(measurements, 'measure_in_turns', in_turns)
+    monkeypatch.setattr(measurements, 'use_threads', lambda threads: None)
+    setting = Setting('model', 'predict', 'torch', (64, 96), 1, True, False, 'cpu', 1)
+    log = tmp_path / 'out' / 'log.jsonl'
+    found = measure(config, options, choices[:7], setting, log=log)
+    found = measure(config, options, choices, setting, log=log)
+    np.testing.assert_allclose(found, list(true_ms.values()))
+    # 5, 2, and after the first call 5 others, beside one that is the same in all.
+    assert [len(group) for group in timed] in ([5, 3, 6], [6, 3, 6], [6, 2, 6])
+    assert len({group[0] for group in timed}) == 1
+    measure(config, options, choices, setting, log=log)
+    assert len(timed) == 3 and len(log.read_text().splitlines()) == 12
+    # Another size is measured, not taken from the log.
+    measure(config, options, choices[:1], dataclasses.replace(setting, size=(32, 32)), log=log)
+    assert len(timed) == 4
