@@ -30,6 +30,10 @@ class InputError(ValueError):
     """An image or video that cannot be read; other inputs go on."""
 
 
+class NotMediaError(InputError):
+    """A file that is neither an image nor a video, and is not named like one."""
+
+
 class OutputError(OSError):
     """Nothing more can be written, to a full disk for instance; the run ends."""
 

@@ -6,39 +6,36 @@ of JPEG and PNG both give the same values. As in training, color profiles are no
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from backbones.errors import IMAGE_DECODE_ERRORS, InputError
+from backbones.errors import IMAGE_DECODE_ERRORS, InputError, NotMediaError
 
 from .inputs import explain_os_error
 
 # More could not be worked on: an image this large takes 3 GiB as an array.
 MAX_PIXELS = 2**30
 # Pillow's own limit, for web servers, refuses what satellites and microscopes give.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+Image.MAX_IMAGE_PIXELS = None
 
 # Pillow's readers that are tried. Others take almost any bytes for an image, or start programs.
 FORMATS = (
     *('JPEG', 'PNG', 'WEBP', 'GIF', 'TIFF', 'BMP', 'AVIF'),
     *('MPO', 'JPEG2000', 'PPM', 'QOI', 'HEIF'),
 )
-
 # Of these, several images in a file follow each other in time. In the others they are pages of a
 # document, or the same moment seen again (the MPO of phones).
 ANIMATED_FORMATS = ('GIF', 'PNG', 'WEBP', 'AVIF')
-
-# How files begin that hold an image, whole or not.
-SIGNATURES = (
-    *(b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*', b'qoif'),
-    *(b'\xff\x4f\xff\x51', b'\0\0\0\x0cjP  '),
-)
+# The first two letters of these could be those of a text.
+FORMATS_WITHOUT_SIGNATURE = ('BMP', 'PPM')
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
+# Bytes from which begins_like_image can tell.
+SIGNATURE_BYTES = 16
 
 # Seconds. Browsers show a frame that asks for less than this as long as DEFAULT_DURATION: such
 # files were made for programs that could not be faster.
@@ -58,161 +55,126 @@ TRANSPOSITIONS = {
 
 
 class TimedImage(NamedTuple):
-    """One frame of a video, animation or camera.
+    """One frame of a video, animation or camera."""
 
-    Attributes:
-        index: Which frame from the first one on that was read; what is missing was left out.
-        time: When it is shown, in seconds from the beginning.
-        pts: The same in units of the source's time base; of animations and cameras milliseconds.
-        duration: For how long, in the same units; None where it is not known yet.
-        image: (height, width, 3), uint8, BGR, upright. It may be drawn on.
-    """
-
+    # Which frame from the first one on that was read; what is missing was left out.
     index: int
+    # When it is shown, in seconds from the beginning.
     time: float
+    # The same in units of the source's time base; of animations and cameras milliseconds.
     pts: int
+    # For how long, in the same units; None where it is not known yet.
     duration: int | None
+    # (height, width, 3), uint8, BGR, upright. It may be drawn on.
     image: np.ndarray
-
-
-class NotAnImage(InputError):
-    """A file that is not an image of any kind that is known here."""
 
 
 def read_image(file: str | Path | BinaryIO) -> np.ndarray:
     """Read an image as it is meant to be seen: (height, width, 3), uint8, BGR.
 
     It is rotated as its EXIF data says. Transparent parts are white. Samples of more than 8 bits
-    are scaled to 8. Of a file with several images the first is taken.
+    are scaled to 8. Of a file with several images the first is taken. Errors as of
+    :func:`open_image`.
+    """
+    with open_image(file) as image:
+        image.load()
+        return to_bgr(image, find_orientation(image))
+
+
+@contextmanager
+def open_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image with Pillow: its header is read, its pixels are not.
 
     Args:
-        file: A path, or a binary file that can seek; it stays open.
+        file: A path, or a binary file that can seek; the latter stays open.
 
     Raises:
-        InputError: The file cannot be read; the message says why.
+        NotMediaError: The file is something else.
+        InputError: The file is missing, empty, corrupt or too large; also in place of what Pillow
+            raises while the image is used.
     """
-    with ImageFile(file) as image:
-        return image.read()
-
-
-class ImageFile(AbstractContextManager):
-    """An image file that is open; its pixels are read when they are asked for.
-
-    Args:
-        file: A path, or a binary file that can seek; the latter is left open.
-
-    Attributes:
-        format: Pillow's name for the file's format, such as 'JPEG'.
-        size: (height, width) of the upright image.
-        is_animation: Whether the file has frames that follow each other in time.
-
-    Raises:
-        NotAnImage: The file is something else.
-        InputError: The file is missing, empty, corrupt or too large; the message says which.
-    """
-
-    def __init__(self, file: str | Path | BinaryIO):
-        self._opened = None
-        if isinstance(file, str | os.PathLike):
-            try:
-                file = self._opened = open(file, 'rb')  # noqa: SIM115
-            except (OSError, ValueError) as error:
-                raise InputError(explain_os_error(error)) from error
-        try:
-            with _plain_errors():
-                self._image = image = _open(file)
-                self.format = image.format
-                self.is_animation = image.format in ANIMATED_FORMATS and getattr(
-                    image, 'is_animated', False
-                )
-                # That of a PNG may be behind its pixels; asking would read them.
-                knows = image.format != 'PNG' or 'exif' in image.info
-                self._orientation = _orientation(image) if knows else 1
-                width, height = image.size
-                self.size = (width, height) if self._orientation >= 5 else (height, width)
-        except BaseException:
-            self.close()
-            raise
-
-    def read(self) -> np.ndarray:
-        """The image, or the first one of several, as :func:`read_image` returns it."""
-        with _plain_errors():
-            if self.is_animation:
-                self._image.seek(0)
-            self._image.load()
-            return _to_bgr(self._image, _orientation(self._image))
-
-    def frames(self) -> Iterator[TimedImage]:
-        """The frames of an animation, whole images of one size.
-
-        Raises:
-            InputError: A frame is corrupt; those before it have been given.
-        """
-        time = 0.0
-        for index in range(self.num_frames):
-            try:
-                with _plain_errors():
-                    self._image.seek(self._first_frame + index)
-                    self._image.load()
-                    pixels = _to_bgr(self._image, self._orientation)
-            except InputError as error:
-                raise InputError(f'{error}; {index} frames before that were read') from error
-            duration = self._image.info.get('duration', 0) / 1000
-            duration = duration if duration >= MIN_DURATION else DEFAULT_DURATION
-            yield TimedImage(index, time, round(time * 1000), round(duration * 1000), pixels)
-            time += duration
-
-    @property
-    def num_frames(self) -> int:
-        """How many frames an animation has; a GIF is read through for it, but not decoded."""
-        with _plain_errors():
-            return self._image.n_frames - self._first_frame
-
-    def close(self) -> None:
-        """Close the file if it was opened here."""
-        if self._opened is not None:
-            self._opened.close()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def _first_frame(self) -> int:
-        # The first image of such a PNG is for programs that cannot show the animation.
-        return 1 if self._image.info.get('default_image') else 0
+    try:
+        is_path = isinstance(file, str | os.PathLike)
+        with open(file, 'rb') if is_path else nullcontext(file) as stream:
+            yield _identify(stream)
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError('is too large for the memory of this computer') from error
+    except IMAGE_DECODE_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(explain_os_error(error)) from error
+        reason = '' if isinstance(error, UnidentifiedImageError) else f' ({error})'
+        raise InputError(
+            f'is cut short, corrupt, or an image of a kind that cannot be read{reason}; if other '
+            'programs show it, save it as JPEG or PNG'
+        ) from error
 
 
 def begins_like_image(beginning: bytes) -> bool:
-    """Whether a file with these first 12 bytes holds an image."""
-    return (
-        beginning.startswith(SIGNATURES)
-        or (beginning[:4] == b'RIFF' and beginning[8:12] == b'WEBP')
-        or (beginning[4:8] == b'ftyp' and beginning[8:12] in (b'avif', b'avis', *HEIC_BRANDS))
+    """Whether a file with this beginning holds an image, whole or not."""
+    Image.init()
+    return is_heic(beginning) or any(
+        Image.OPEN[name][1](beginning)
+        for name in FORMATS
+        if name in Image.OPEN and name not in FORMATS_WITHOUT_SIGNATURE
     )
 
 
-def _open(file: BinaryIO) -> Image.Image:
-    """Pillow's view of the file: the header is read, the pixels are not."""
+def is_heic(beginning: bytes) -> bool:
+    return beginning[4:8] == b'ftyp' and beginning[8:12] in HEIC_BRANDS
+
+
+def is_animation(image: Image.Image) -> bool:
+    """Whether an opened image has frames that follow each other in time."""
+    return image.format in ANIMATED_FORMATS and getattr(image, 'is_animated', False)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an opened image after it is rotated."""
+    # The EXIF data of a PNG may be behind its pixels; asking would read them.
+    knows = image.format != 'PNG' or 'exif' in image.info
+    is_swapped = knows and find_orientation(image) >= 5
+    return image.size if is_swapped else image.size[::-1]
+
+
+def count_frames(image: Image.Image) -> int:
+    """How many frames an animation has; a GIF is read through for it, but not decoded."""
+    return image.n_frames - _first_frame(image)
+
+
+def read_frames(image: Image.Image) -> Iterator[TimedImage]:
+    """The frames of an opened animation, whole images of one size."""
+    time, orientation = 0.0, find_orientation(image)
+    for index in range(count_frames(image)):
+        image.seek(_first_frame(image) + index)
+        image.load()
+        duration = image.info.get('duration', 0) / 1000
+        duration = duration if duration >= MIN_DURATION else DEFAULT_DURATION
+        pixels = to_bgr(image, orientation)
+        yield TimedImage(index, time, round(time * 1000), round(duration * 1000), pixels)
+        time += duration
+
+
+def _first_frame(image: Image.Image) -> int:
+    # The first image of such a PNG is for programs that cannot show the animation.
+    return 1 if image.info.get('default_image') else 0
+
+
+def _identify(file: BinaryIO) -> Image.Image:
     file.seek(0)
-    beginning = file.read(12)
+    beginning = file.read(SIGNATURE_BYTES)
     if not beginning:
         raise InputError('is empty (0 bytes)')
-    if beginning[4:8] == b'ftyp' and beginning[8:12] in HEIC_BRANDS:
+    if is_heic(beginning):
         _register_heic()
     Image.init()
     try:
         image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except IMAGE_DECODE_ERRORS as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise InputError(explain_os_error(error)) from error
-        if not begins_like_image(beginning):
-            raise NotAnImage('is not an image') from error
-        if 'truncated' in str(error).lower():
+        if begins_like_image(beginning):
             raise
-        raise InputError(
-            'begins like an image, but is cut short, corrupt or of a kind that cannot be read; '
-            'save it as JPEG or PNG'
-        ) from error
+        raise NotMediaError('is not an image') from error
     if image.width * image.height > MAX_PIXELS:
         raise InputError(
             f'is too large: {image.width}x{image.height} pixels, and {MAX_PIXELS:,} are the most '
@@ -231,7 +193,7 @@ def _register_heic() -> None:
     register_heif_opener()
 
 
-def _orientation(image: Image.Image) -> int:
+def find_orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8."""
     # Pillow rotates a TIFF by itself.
     if image.format != 'TIFF':
@@ -242,7 +204,8 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
-def _to_bgr(image: Image.Image, orientation: int) -> np.ndarray:
+def to_bgr(image: Image.Image, orientation: int) -> np.ndarray:
+    """A loaded image as an array: upright, on white, in 8 bits."""
     if _is_deep_gray(image):
         image = _to_8_bits(image)
     elif 'A' in image.getbands() or 'transparency' in image.info:
@@ -252,30 +215,25 @@ def _to_bgr(image: Image.Image, orientation: int) -> np.ndarray:
         image = image.convert('RGB')
     if orientation > 1:
         image = image.transpose(TRANSPOSITIONS[orientation])
-    to_bgr = cv2.COLOR_GRAY2BGR if image.mode == 'L' else cv2.COLOR_RGB2BGR
-    return cv2.cvtColor(np.asarray(image), to_bgr)
+    code = cv2.COLOR_GRAY2BGR if image.mode == 'L' else cv2.COLOR_RGB2BGR
+    return cv2.cvtColor(np.asarray(image), code)
 
 
 def _is_deep_gray(image: Image.Image) -> bool:
-    """Whether the samples are gray and of 9 to 16 bits.
-
-    Raises:
-        InputError: There is no telling which of their values are black and white, or Pillow does
-            not read them rightly.
-    """
+    """Whether the samples are gray and of 9 to 16 bits; refuses what cannot come out right."""
     if image.format == 'TIFF' and image.tag_v2.get(ExifTags.Base.PlanarConfiguration) == 2:
         # Pillow takes the samples of such a file for 8 bits each, and says nothing.
         is_deep = max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (8,))) > 8
         if is_deep and image.info.get('compression') == 'raw':
             raise InputError(
-                'has its colors in separate planes of more than 8 bits, uncompressed, which '
-                'cannot be read; save it as PNG, or as TIFF with interleaved colors'
+                'has its colors in separate planes of more than 8 bits, which cannot be read; '
+                'save it as PNG, or as TIFF with interleaved colors'
             )
-    min_sample, max_sample = image.getextrema() if image.mode in ('I', 'F') else (0, 0)
-    if image.mode == 'F' or min_sample < 0 or max_sample >= 2**16:
+    low, high = image.getextrema() if image.mode in ('I', 'F') else (0, 0)
+    if image.mode == 'F' or low < 0 or high >= 2**16:
         raise InputError(
-            f'has 32-bit samples from {min_sample:g} to {max_sample:g}, and nothing says which of '
-            'them are black and white; save it with 8 or 16 bits a sample first'
+            f'has 32-bit samples from {low:g} to {high:g}, and nothing says which of them are '
+            'black and white; save it with 8 or 16 bits a sample first'
         )
     return image.mode == 'I' or image.mode.startswith('I;16')
 
@@ -292,20 +250,3 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if 'transparency' in image.info:
         gray[samples == image.info['transparency']] = 255
     return Image.fromarray(gray)
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Whatever Pillow raises becomes an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except MemoryError as error:
-        raise InputError('is too large for the memory of this computer') from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f'is too large: more than {MAX_PIXELS:,} pixels') from error
-    except IMAGE_DECODE_ERRORS as error:
-        if 'truncated' in str(error).lower():
-            raise InputError('is cut short: the file ends before the image does') from error
-        raise InputError(f'is corrupt or cut short ({error})') from error

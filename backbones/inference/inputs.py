@@ -21,19 +21,15 @@ DATA_SUFFIXES = ('.json', '.jsonl')
 
 @dataclass(frozen=True)
 class Input:
-    """One input, not opened yet.
+    """One input, not opened yet."""
 
-    Attributes:
-        path: A path without needless parts (``photos/a.jpg`` for ``./photos//a.jpg``), a URL, or
-            ``webcam:N``.
-        name: What its results are called, once that is known; see ``output_paths``.
-        found: Whether it was found in a folder or by a glob, and not named by the user.
-        problem: Why there is nothing to open, to stand behind the path; None if there may be.
-    """
-
+    # Without needless parts (photos/a.jpg for ./photos//a.jpg); or a URL, or webcam:N.
     path: str
+    # What its results are called, once that is known; see output_paths.
     name: str = ''
+    # Whether it was found in a folder or by a glob, and not named by the user.
     found: bool = False
+    # Why there is nothing to open, to stand behind the path.
     problem: str | None = None
 
     @property
@@ -98,8 +94,6 @@ def explain_missing(path: str, error: OSError | ValueError) -> str:
     """Why there is no such file, to stand behind its path."""
     if path.partition(':')[0] == 'webcam':
         return 'is neither a file nor a camera; the first camera is webcam:0'
-    if os.path.islink(path):
-        return 'is a link to something that does not exist'
     return explain_os_error(error)
 
 

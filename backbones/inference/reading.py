@@ -5,18 +5,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 
-from backbones.errors import InputError
+from backbones.errors import InputError, NotMediaError
 
-from .images import ImageFile, TimedImage
+from .images import TimedImage, count_frames, open_image, read_frames, read_image
 from .inputs import Input
 from .results import Detections, Segmentation
-from .sources import Kind, NotMedia, Source, identify
+from .sources import Kind, Source, identify
 
 if TYPE_CHECKING:
     from .camera import CameraReader
@@ -41,81 +42,62 @@ class Clip:
 
 @dataclass
 class Stream:
-    """A video, an animation or a live source, whose frames follow. Sizes are of upright frames.
-
-    Attributes:
-        input: Where it comes from.
-        kind: 'animation', 'video' or 'live'.
-        time_base: Seconds; the unit of its frames' times.
-        frame_rate: Frames a second, where there is one.
-        num_frames: How many frames are to be expected, where that is known.
-        audio: What its audio can be read from, if that may have some.
-        live: The reader of a live source, which counts what it drops.
-    """
+    """A video, an animation or a live source, whose frames follow."""
 
     input: Input
     kind: Kind
+    # Of upright frames.
     width: int
     height: int
+    # Seconds; the unit of its frames' times.
     time_base: Fraction = Fraction(1, 1000)
+    # Frames a second, and how many there will be, where that is known.
     frame_rate: Fraction | None = None
     num_frames: int | None = None
+    # What its audio can be read from, if that may have some.
     audio: str | None = None
+    # The reader of a live source, which counts what it drops.
     live: 'CameraReader | None' = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Closed:
-    """There is no more of an input.
-
-    Attributes:
-        input: What was listed.
-        stream: What was read, or None where nothing could be.
-        problem: What could not be read, or None.
-        was_interrupted: Whether reading was stopped before the end.
-        was_left_out: Whether it was found beside images and is neither image nor video.
-    """
+    """There is no more of an input."""
 
     input: Input
+    # None where nothing could be read.
     stream: Stream | None = None
+    # What could not be read.
     problem: str | None = None
+    # Whether reading was stopped before the end.
     was_interrupted: bool = False
+    # Whether it was found beside images and is neither image nor video.
     was_left_out: bool = False
 
 
 @dataclass
 class Frame:
-    """An image, or a frame of a video, on its way from reading to writing.
-
-    Attributes:
-        input: Where it comes from.
-        num_bytes: The image's size in memory.
-        image: (height, width, 3), uint8, BGR; None before it is loaded.
-        load: Returns the image.
-        stream: The video; None for an image.
-        index: Which frame of the video, from 0.
-        time: When it is shown, in seconds; None for an image.
-        pts: The same in units of the stream's time base.
-        duration: For how long, in the same units; None where it is not known.
-        started: When the work on it began, by ``time.perf_counter``.
-        inputs: For the model.
-        raw: What the model returned.
-        prediction: What that means.
-        problem: Why there is no prediction, or None.
-    """
+    """An image, or a frame of a video, on its way from reading to writing."""
 
     input: Input
+    # Of the image in memory.
     num_bytes: int
+    # (height, width, 3), uint8, BGR; or what loads it.
     image: np.ndarray | None = None
     load: Callable[[], np.ndarray] | None = None
+    # Of a video: the video, which of its frames, when that is shown in seconds, and the same and
+    # for how long in units of the video's time base.
     stream: Stream | None = None
     index: int = 0
     time: float | None = None
     pts: int = 0
     duration: int | None = None
+    # When the work on it began, by time.perf_counter.
     started: float = 0.0
+    # For the model, and what the model returned.
     inputs: dict[str, Any] | None = None
     raw: Any = None
+    # What that means, or why there is no prediction.
     prediction: Detections | Segmentation | None = None
     problem: str | None = None
 
@@ -142,19 +124,14 @@ def read_inputs(
                 raise InputError(item.problem)
             source = identify(item.path)
         except InputError as error:
-            is_left_out = item.found and isinstance(error, NotMedia)
+            is_left_out = item.found and isinstance(error, NotMediaError)
             yield Closed(item, problem=str(error), was_left_out=is_left_out)
             continue
         if source.kind == 'image':
             height, width = source.size
-            yield Frame(item, height * width * 3, load=lambda file=source.file: _load(file))
+            yield Frame(item, height * width * 3, load=partial(read_image, source.file))
         else:
             yield from _read_stream(item, source, clip, stop)
-
-
-def _load(file: Any) -> np.ndarray:
-    with ImageFile(file) as image:
-        return image.read()
 
 
 def _read_stream(
@@ -182,7 +159,7 @@ StreamParts = Iterator[Stream | TimedImage]
 def _read_video(item: Input, source: Source, clip: Clip) -> StreamParts:
     from .video_reader import VideoReader
 
-    with VideoReader(source.file, every=clip.every, start=clip.start, end=clip.end) as reader:
+    with VideoReader(source.file, clip.every, clip.start, clip.end) as reader:
         yield Stream(
             *(item, 'video', reader.width, reader.height),
             *(reader.time_base, reader.frame_rate, reader.num_frames),
@@ -194,10 +171,10 @@ def _read_video(item: Input, source: Source, clip: Clip) -> StreamParts:
 
 
 def _read_animation(item: Input, source: Source, clip: Clip) -> StreamParts:
-    with ImageFile(source.file) as image:
-        height, width = image.size
-        yield Stream(item, 'animation', width, height, num_frames=image.num_frames)
-        for frame in image.frames():
+    with open_image(source.file) as image:
+        height, width = source.size
+        yield Stream(item, 'animation', width, height, num_frames=count_frames(image))
+        for frame in read_frames(image):
             is_inside = clip.start <= frame.time and (not clip.end or frame.time < clip.end)
             if frame.index % clip.every == 0 and is_inside:
                 yield frame

@@ -13,9 +13,16 @@ import skimage
 import tifffile
 from PIL import Image, ImageChops
 
-from backbones.errors import InputError
+from backbones.errors import InputError, NotMediaError
 from backbones.inference import images
-from backbones.inference.images import ImageFile, NotAnImage, read_image
+from backbones.inference.images import (
+    count_frames,
+    is_animation,
+    open_image,
+    read_frames,
+    read_image,
+    upright_size,
+)
 
 PHOTOGRAPHS = Path(skimage.data_dir)
 
@@ -68,8 +75,8 @@ def test_photographs_are_those_that_training_reads(name: str):
     pixels = read_image(PHOTOGRAPHS / name)
     assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous and pixels.flags.writeable
     np.testing.assert_array_equal(pixels, cv2.imread(str(PHOTOGRAPHS / name)))
-    with ImageFile(PHOTOGRAPHS / name) as image:
-        assert image.size == pixels.shape[:2]
+    with open_image(PHOTOGRAPHS / name) as image:
+        assert upright_size(image) == pixels.shape[:2]
 
 
 @pytest.mark.parametrize('format', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
@@ -80,8 +87,8 @@ def test_rotates_as_exif_says(coffee: Image.Image, format: str, orientation: int
     file = encode(coffee, format, exif=exif)
     expected = UPRIGHT[orientation](read_image(encode(coffee, format)))
     np.testing.assert_array_equal(read_image(file), expected)
-    with ImageFile(file) as image:
-        assert image.size == expected.shape[:2]
+    with open_image(file) as image:
+        assert upright_size(image) == expected.shape[:2]
     assert not file.closed
 
 
@@ -200,9 +207,9 @@ def test_pages_are_no_animation(coffee: Image.Image, format: str):
     """A document, or the same moment seen again by a phone: the first image counts."""
     options = {'quality': 95} if format == 'MPO' else {}
     file = encode(coffee, format, save_all=True, append_images=[coffee.rotate(180)], **options)
-    with ImageFile(file) as image:
-        assert image.format == format and not image.is_animation
-        assert levels_apart(image.read(), bgr(coffee)).mean() < 4
+    with open_image(file) as image:
+        assert image.format == format and not is_animation(image)
+        assert levels_apart(read_image(file), bgr(coffee)).mean() < 4
 
 
 @pytest.mark.parametrize('format', ['GIF', 'PNG', 'WEBP'])
@@ -211,9 +218,9 @@ def test_frames_of_an_animation(format: str):
     first, *others = [Image.new('RGB', (16, 12), color) for color in colors]
     # Browsers show what asks for no time for 0.1 s.
     file = encode(first, format, save_all=True, append_images=others, duration=[50, 0, 120])
-    with ImageFile(file) as image:
-        assert image.is_animation and image.num_frames == 3
-        frames = list(image.frames())
+    with open_image(file) as image:
+        assert is_animation(image) and count_frames(image) == 3
+        frames = list(read_frames(image))
         assert [frame[:4] for frame in frames] == [
             (0, 0, 0, 50),
             (1, 0.05, 50, 100),
@@ -221,27 +228,28 @@ def test_frames_of_an_animation(format: str):
         ]
         for frame, color in zip(frames, colors, strict=True):
             assert frame.image.shape == (12, 16, 3) and (frame.image == color[::-1]).all()
-        # And again, and the first one alone.
-        assert len(list(image.frames())) == 3
-        assert (image.read() == (0, 0, 255)).all()
+    assert (read_image(file) == (0, 0, 255)).all()
 
 
 def test_cover_of_an_animation_is_no_frame():
     cover, *frames = (Image.new('L', (4, 4), value) for value in (9, 0, 255))
     file = encode(cover, 'PNG', save_all=True, append_images=frames, default_image=True)
-    with ImageFile(file) as image:
-        assert image.num_frames == 2
-        assert [frame.image[0, 0, 0] for frame in image.frames()] == [0, 255]
+    with open_image(file) as image:
+        assert count_frames(image) == 2
+        assert [frame.image[0, 0, 0] for frame in read_frames(image)] == [0, 255]
 
 
 def test_animation_that_is_cut_short_gives_what_it_has(coffee: Image.Image):
     others = [coffee.rotate(angle) for angle in (30, 60)]
     data = encode(coffee, 'GIF', save_all=True, append_images=others).getvalue()
-    with ImageFile(io.BytesIO(data[: len(data) // 2])) as image:
-        frames = image.frames()
-        assert next(frames).image.shape == (60, 90, 3)
-        with pytest.raises(InputError, match=r'cut short.*1 frames'):
-            list(frames)
+    shapes = []
+    with (
+        pytest.raises(InputError, match='cut short'),
+        open_image(io.BytesIO(data[: len(data) // 2])) as image,
+    ):
+        for frame in read_frames(image):
+            shapes.append(frame.image.shape)
+    assert shapes == [(60, 90, 3)]
 
 
 @pytest.mark.parametrize('format', ['JPEG', 'PNG', 'GIF', 'TIFF', 'BMP', 'WEBP'])
@@ -256,7 +264,7 @@ def test_cut_short(coffee: Image.Image, format: str):
     [
         (b'', 'empty', True),
         (b'Not an image at all, whatever it is called.\n', 'not an image', False),
-        (b'\x89PNG\r\n\x1a\n' + bytes(100), 'begins like an image', True),
+        (b'\x89PNG\r\n\x1a\n' + bytes(100), 'cut short, corrupt', True),
         (b'\0\0\0\x18ftypheic' + bytes(100), 'pillow-heif', True),
     ],
 )
@@ -265,7 +273,7 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, content: bytes, reason: str, 
     path.write_bytes(content)
     with pytest.raises(InputError, match=reason) as caught:
         read_image(path)
-    assert isinstance(caught.value, NotAnImage) != is_image
+    assert isinstance(caught.value, NotMediaError) != is_image
     for place, why in ((tmp_path / 'none.jpg', 'not exist'), (tmp_path, 'is a folder')):
         with pytest.raises(InputError, match=why):
             read_image(place)
@@ -275,7 +283,7 @@ def test_heic_is_read_where_the_plugin_is(coffee: Image.Image, monkeypatch: pyte
     opened = []
     plugin = SimpleNamespace(register_heif_opener=lambda: opened.append(True))
     monkeypatch.setitem(sys.modules, 'pillow_heif', plugin)
-    with pytest.raises(InputError, match='begins like an image'):
+    with pytest.raises(InputError, match='cut short, corrupt'):
         read_image(io.BytesIO(b'\0\0\0\x18ftypheic' + bytes(100)))
     assert opened
 
@@ -289,4 +297,4 @@ def test_larger_than_pillow_allows(coffee: Image.Image, monkeypatch: pytest.Monk
     assert pixels.shape == (13400, 13500, 3) and pixels[-1, -1].tolist() == [255, 255, 255]
     monkeypatch.setattr(images, 'MAX_PIXELS', 90 * 60 - 1)
     with pytest.raises(InputError, match='too large: 90x60'):
-        ImageFile(encode(coffee, 'PNG'))
+        read_image(encode(coffee, 'PNG'))

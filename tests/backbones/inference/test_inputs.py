@@ -19,12 +19,12 @@ import pytest
 import skimage
 from videos import read_number, write_video
 
-from backbones.errors import InputError
+from backbones.errors import InputError, NotMediaError
 from backbones.inference import sources
-from backbones.inference.images import ImageFile, read_image
+from backbones.inference.images import read_image
 from backbones.inference.inputs import Input, list_inputs
 from backbones.inference.reading import Clip, Closed, Frame, read_inputs
-from backbones.inference.sources import NotMedia, identify
+from backbones.inference.sources import identify
 
 PHOTOGRAPHS = Path(skimage.data_dir)
 
@@ -108,7 +108,7 @@ def test_problems_do_not_stop_the_others(tree: Path, tmp_path: Path):
         str(tmp_path / 'nothing'): '--recursive',
         'gopher://host/a.jpg': 'gopher',
         'webcam:front': 'webcam:0',
-        str(tmp_path / 'broken.jpg'): 'link',
+        str(tmp_path / 'broken.jpg'): 'does not exist',
         str(tree / 'a.png' / 'b.jpg'): 'does not exist',
         '': 'does not exist',
     }
@@ -217,7 +217,7 @@ def test_neither_image_nor_video(tmp_path: Path, content: bytes):
     assert [(Path(item.input.path).name, item.was_left_out) for item in closed] == [
         *[('other.dat', True), ('video.mp4', False)]
     ]
-    with pytest.raises(NotMedia):
+    with pytest.raises(NotMediaError):
         identify(str(tmp_path / 'other.dat'))
 
 
@@ -237,9 +237,9 @@ def test_audio_alone_is_no_video(tmp_path: Path):
 def test_corrupt_image_is_an_error_under_any_name(tmp_path: Path):
     path = tmp_path / 'other.dat'
     path.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(50))
-    with pytest.raises(InputError, match='begins like an image') as caught:
+    with pytest.raises(InputError, match='cut short, corrupt') as caught:
         identify(str(path))
-    assert not isinstance(caught.value, NotMedia)
+    assert not isinstance(caught.value, NotMediaError)
 
 
 def test_what_is_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -388,8 +388,8 @@ def test_what_a_server_gives(server: str, name: str, kind: str):
     source = identify(url)
     assert source.kind == kind
     if kind == 'image':
-        with ImageFile(source.file) as image:
-            np.testing.assert_array_equal(image.read(), read_image(PHOTOGRAPHS / 'chelsea.png'))
+        expected = read_image(PHOTOGRAPHS / 'chelsea.png')
+        np.testing.assert_array_equal(read_image(source.file), expected)
     if kind == 'video':
         _, *frames, closed = read_inputs([Input(url)], Clip(), Event())
         assert [read_number(frame.image) for frame in frames] == [0, 1, 2]
@@ -399,9 +399,9 @@ def test_what_a_server_gives(server: str, name: str, kind: str):
 @pytest.mark.parametrize(
     ('name', 'reason'),
     [
-        *[('missing', '404'), ('page', 'web page'), ('image.png', 'too large')],
-        *[('broken', 'cut short: 4000 bytes'), ('elsewhere', 'file:'), ('secret', '401')],
-        ('silent', 'not a byte for'),
+        *[('missing', '404'), ('page', 'neither'), ('image.png', 'too large')],
+        *[('broken', 'cut short'), ('elsewhere', 'file:'), ('secret', '401')],
+        ('silent', 'timed out'),
     ],
 )
 def test_servers_that_give_no_image(
