@@ -31,10 +31,6 @@ SHADES = ((0, 0, 0), (0, 0.45, 0), (0, 0, 0.4), (10, 0.15, 0), (-10, 0, 0.15))
 class Visualizer:
     """Draws predictions over images of any size.
 
-    Lines and letters grow with the square root of an image's side, so that they do not cover a
-    small image; in an image larger than screens with the side, so that they are visible where it
-    is shown as a whole.
-
     Args:
         class_names: The model's classes, in order.
         palette: (R, G, B) of every class; see :func:`backbones.inference.palette.choose_palette`.
@@ -52,21 +48,16 @@ class Visualizer:
     def draw(
         self, image: np.ndarray, prediction: Detections | Segmentation, legend: bool = True
     ) -> np.ndarray:
-        """The prediction drawn over the image; ``legend`` as in :meth:`draw_segmentation`."""
+        """The prediction drawn over an image, (height, width, 3), uint8, BGR, in a new one.
+
+        ``legend`` adds one below a segmentation, which makes the drawing higher than the image.
+        """
         if isinstance(prediction, Segmentation):
             return self.draw_segmentation(image, prediction, legend)
         return self.draw_detections(image, prediction)
 
     def draw_detections(self, image: np.ndarray, detections: Detections) -> np.ndarray:
-        """Masks with their outlines, boxes, and at each box its class and score.
-
-        Args:
-            image: (height, width, 3), uint8, BGR; not changed.
-            detections: What to draw, the highest score on top.
-
-        Returns:
-            A new image of the same size.
-        """
+        """A new image with masks, boxes, classes and scores, the highest score on top."""
         drawing = image.copy()
         boxes, visible = clip_boxes(detections.boxes, drawing)
         shades = assign_shades(boxes, detections.labels)
@@ -98,23 +89,16 @@ class Visualizer:
     def draw_segmentation(
         self, image: np.ndarray, segmentation: Segmentation, legend: bool = True
     ) -> np.ndarray:
-        """Every region in the color of its class, and which color means what.
+        """Every region in the color of its class; pixels without a class keep the image's colors.
 
-        Args:
-            image: (height, width, 3), uint8, BGR; not changed.
-            segmentation: Pixels without a class keep the image's colors.
-            legend: Whether to add a legend below the image, the largest class first, which makes
-                the drawing higher than the image.
-
-        Returns:
-            A new image.
+        The legend begins with the largest class.
         """
         height, width = image.shape[:2]
         band = np.empty((0, width, 3), np.uint8)
         if legend and has_room_for_text(image):
             shares = self.class_shares(segmentation.seg_map)
             entries = [
-                Entry(self.class_names[label], self.colors[label], percentage(share))
+                Entry(f'{self.class_names[label]} {percentage(share)}', self.colors[label])
                 for label, share in sorted(shares.items(), key=lambda item: -item[1])
             ]
             band = legend_band(entries, width, height, font_size(image))
@@ -125,12 +109,7 @@ class Visualizer:
         return drawing
 
     def draw_legend(self, drawing: np.ndarray, labels: Sequence[int]) -> None:
-        """Draw a legend over the lower left corner, in place, if the image has room for text.
-
-        Args:
-            drawing: (height, width, 3), uint8, BGR.
-            labels: The classes in it.
-        """
+        """Draw a legend of these classes over the lower left corner, in place, if there is room."""
         if has_room_for_text(drawing):
             entries = [Entry(self.class_names[label], self.colors[label]) for label in labels]
             draw_panel(drawing, entries, font_size(drawing))
@@ -247,15 +226,9 @@ def clip_boxes(boxes: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.nda
 def place_labels(
     boxes: np.ndarray, text_shapes: Sequence[tuple[int, ...]], image: np.ndarray
 ) -> list[tuple[int, int]]:
-    """Where labels go: at their box, inside the image, not over each other if possible.
+    """Left upper corners (x, y) of labels: at their box, inside the image, not over each other.
 
-    Args:
-        boxes: (N, 4): left, top, right, bottom; the first chooses first.
-        text_shapes: (height, width) of the N texts.
-        image: (height, width, 3).
-
-    Returns:
-        N left upper corners (x, y).
+    The first of the ``boxes``, (N, 4), chooses first; ``text_shapes`` are (height, width).
     """
     if not len(boxes):
         return []
@@ -305,6 +278,10 @@ def label_size(text_shape: tuple[int, ...]) -> tuple[int, int]:
     return height + 2, width + 2 * round(height * 0.28)
 
 
+# Lines and letters grow with the square root of an image's side, so that they do not cover a small
+# image; in one larger than screens with the side, so that they are visible where it is shown whole.
+
+
 def font_size(image: np.ndarray) -> int:
     return max(round(max(0.46 * side(image) ** 0.5, side(image) / 100)), MIN_FONT_SIZE)
 
@@ -330,8 +307,6 @@ def has_room_for_text(image: np.ndarray) -> bool:
 def assign_shades(boxes: np.ndarray, labels: np.ndarray) -> list[int]:
     """For :func:`shade_of`: other shades for objects of one class that touch, else the first."""
     shades = np.zeros(len(boxes), np.int64)
-    if len(boxes) < 2:
-        return shades.tolist()
     margin = CLOSENESS * np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
     grown = boxes + margin[:, None] * (-1, -1, 1, 1)
     near = (overlaps(grown[:, None], grown) > 0) & (labels[:, None] == labels)

@@ -15,13 +15,11 @@ Color = tuple[int, int, int]
 
 # Offered by mmdet.visualization.get_palette, by mmseg.utils.get_palette, or by both, which then
 # differ: Cityscapes has 8 classes in one and 19 in the other.
-MMDET_PALETTES = {'coco': 'coco', 'voc': 'voc', 'cityscapes': 'citys', 'citys': 'citys'}
-MMSEG_PALETTES = {
-    **dict.fromkeys(('cityscapes', 'citys'), 'cityscapes'),
-    **dict.fromkeys(('ade', 'ade20k'), 'ade'),
-    **{name: name for name in ('voc', 'pcontext', 'cocostuff', 'loveda', 'potsdam', 'vaihingen')},
-    **{name: name for name in ('isaid', 'stare', 'mapillary_v1', 'mapillary_v2', 'bdd100k')},
-}
+MMDET_PALETTES = {'coco': 'coco', 'voc': 'voc', 'cityscapes': 'citys'}
+MMSEG_PALETTES = (
+    *('cityscapes', 'ade20k', 'voc', 'pcontext', 'cocostuff', 'loveda', 'potsdam', 'vaihingen'),
+    *('isaid', 'stare', 'mapillary_v1', 'mapillary_v2', 'bdd100k'),
+)
 PALETTE_NAMES = sorted({*MMDET_PALETTES, *MMSEG_PALETTES})
 
 # A strong color of the background would cover most of the image.
@@ -47,7 +45,7 @@ def choose_palette(spec: str | None, class_names: Sequence[str], saved: Any) -> 
             ``230 80 50`` or ``#e65032``. None: the palette saved with the model, if it has a color
             for every class; else, and for a class whose color is another's too, distinct colors.
         class_names: In the order of the labels.
-        saved: ``dataset_meta['palette']`` of a checkpoint: colors, a name, or nothing.
+        saved: ``dataset_meta['palette']`` of a checkpoint: colors, or anything else.
 
     Raises:
         ConfigError: The palette asked for is unknown, unreadable, or has too few colors.
@@ -56,32 +54,25 @@ def choose_palette(spec: str | None, class_names: Sequence[str], saved: Any) -> 
     if spec is None:
         usable = saved_palette(saved, count)
         return without_repeats(usable) if usable else distinct_palette(class_names)
-    named = named_palettes(spec)
-    if not named:
-        return read_palette(spec, class_names)
-    palette = best_fit(named, count)
-    if palette is None:
+    palettes = named_palettes(spec) if spec in PALETTE_NAMES else [read_palette(spec)]
+    fitting = [palette for palette in palettes if len(palette) >= count]
+    if not fitting:
         raise ConfigError(
-            f"the palette '{spec}' has {max(map(len, named))} colors, the model {count} classes; "
-            'leave it out, or give a text file with a color a line'
+            f"the palette '{spec}' has {max(map(len, palettes))} colors, the model {count} "
+            'classes; leave it out, or give a text file with a color a line'
         )
-    return palette
+    return min(fitting, key=len)[:count]
 
 
 def saved_palette(saved: Any, count: int) -> list[Color] | None:
     """A checkpoint's palette, or None where it has no chosen color for every class."""
-    if isinstance(saved, str):
-        # mmdet saves 'random' for a dataset without a palette.
-        return best_fit(named_palettes(saved), count)
     try:
-        colors = np.asarray([] if saved is None else saved, dtype=float)
-    except (TypeError, ValueError):
+        colors = np.asarray(saved, dtype=float)
+    except (TypeError, ValueError):  # mmdet saves 'random' for a dataset without a palette
         return None
     # mmdet gives a single class one color, (R, G, B).
     colors = colors[None] if colors.shape == (3,) else colors
     if colors.shape[1:] != (3,) or len(colors) < count:
-        return None
-    if not ((colors >= 0) & (colors <= 255)).all():
         return None
     # The colors that mmseg draws by chance for a dataset without a palette.
     if np.array_equal(colors, np.random.RandomState(42).randint(0, 255, colors.shape)):
@@ -97,12 +88,6 @@ def without_repeats(palette: list[Color]) -> list[Color]:
     ]
 
 
-def best_fit(palettes: list[list[Color]], count: int) -> list[Color] | None:
-    """The shortest palette that has enough colors."""
-    fitting = [palette for palette in palettes if len(palette) >= count]
-    return min(fitting, key=len)[:count] if fitting else None
-
-
 def named_palettes(name: str) -> list[list[Color]]:
     """The palettes that mmdet and mmseg have under a name."""
     palettes = []
@@ -113,46 +98,36 @@ def named_palettes(name: str) -> list[list[Color]]:
     if name in MMSEG_PALETTES:
         from mmseg.utils import get_palette
 
-        palettes.append(get_palette(MMSEG_PALETTES[name]))
+        palettes.append(get_palette(name))
     return [as_colors(palette) for palette in palettes]
 
 
-def read_palette(path: str, class_names: Sequence[str]) -> list[Color]:
+def read_palette(path: str) -> list[Color]:
     """The colors of a text file, one a line, without empty lines."""
     try:
         lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
-    except FileNotFoundError:
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"the palette '{path}' is neither a file nor one of {', '.join(PALETTE_NAMES)}"
+            f"the palette '{path}' is neither one of {', '.join(PALETTE_NAMES)} nor a text file "
+            f'that can be read: {error}'
         ) from None
-    except (OSError, UnicodeError, ValueError) as error:
-        raise ConfigError(f'{path}: cannot be read as text: {error}') from None
-    colors = [
-        parse_color(line, f'{path}, line {number}')
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if len(colors) < len(class_names):
-        raise ConfigError(
-            f'{path}: has {len(colors)} colors, the model {len(class_names)} classes; the first '
-            f"without one is '{class_names[len(colors)]}'"
-        )
-    return colors[: len(class_names)]
-
-
-def parse_color(line: str, where: str) -> Color:
-    """'230 80 50', '230, 80, 50' or '#e65032'."""
-    numbers = line.replace(',', ' ').split()
-    try:
-        color = ImageColor.getrgb(f'rgb({",".join(numbers)})' if len(numbers) > 1 else line.strip())
-        if len(color) == 3 and max(color) <= 255:
-            return color
-    except ValueError:
-        pass
-    raise ConfigError(
-        f"{where}: '{line.strip()[:40]}' is no color; write red, green and blue from 0 to 255 as "
-        "'230 80 50', or '#e65032'"
-    )
+    colors = []
+    for number, line in enumerate(lines, start=1):
+        numbers = line.replace(',', ' ').split()
+        if not numbers:
+            continue
+        try:
+            text = f'rgb({",".join(numbers)})' if len(numbers) > 1 else numbers[0]
+            red, green, blue = ImageColor.getrgb(text)
+            if max(red, green, blue) > 255:
+                raise ValueError
+        except ValueError:
+            raise ConfigError(
+                f"{path}, line {number}: '{line.strip()[:40]}' is no color; write red, green and "
+                "blue from 0 to 255 as '230 80 50', or '#e65032'"
+            ) from None
+        colors.append((red, green, blue))
+    return colors
 
 
 def distinct_palette(class_names: Sequence[str]) -> list[Color]:
@@ -189,5 +164,4 @@ def farthest_colors(count: int) -> tuple[Color, ...]:
 
 
 def as_colors(colors: Any) -> list[Color]:
-    """As tuples of int."""
     return [tuple(int(value) for value in color) for color in colors]

