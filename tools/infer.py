@@ -42,7 +42,7 @@ with explain_missing():
     from backbones.inference.inputs import is_live, list_inputs
     from backbones.inference.output import Writer
     from backbones.inference.output_paths import plan_jobs
-    from backbones.inference.run import RECORDS_NAME, Interruption, Run
+    from backbones.inference.run import RECORDS_NAME, Run
     from backbones.weights import use_safe_loading
 
 SOME_FAILED, INTERRUPTED = 3, 130
@@ -214,7 +214,7 @@ def infer(args: argparse.Namespace) -> int:
         writer = Writer(folder, inferencer, parts, legend=not args.no_legend)
         clip = Clip(args.every, args.start, args.end, args.policy)
         run = Run(inferencer, writer, clip, args.batch_size, window.show if window else None)
-        interruption = Interruption(run)
+        run.stop_on_signals()
         summary = run(jobs, is_live=bool(live))
     except OutputError as error:
         raise ConfigError(
@@ -227,7 +227,7 @@ def infer(args: argparse.Namespace) -> int:
     print(f'\n{summary.describe(num_skipped)}')
     print(f'results: {folder}{os.sep}, listed in {folder / RECORDS_NAME}')
     # A live source has no other end.
-    if interruption.happened and not live:
+    if run.was_interrupted and not live:
         print('interrupted; the same command with --skip-existing continues', file=sys.stderr)
         return INTERRUPTED
     return SOME_FAILED if summary.failed else 0

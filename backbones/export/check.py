@@ -13,8 +13,7 @@ from torch import nn
 
 from backbones.deploy import expect_contiguous
 from backbones.errors import DataError, ExportError
-from backbones.inference.exported_file import Description, Runner
-from backbones.inference.exported_model import ExportedModel
+from backbones.inference.exported_file import Description, ExportedModel, Runner
 from backbones.inference.model import TorchModel
 from backbones.inference.results import Segmentation
 

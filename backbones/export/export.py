@@ -18,8 +18,7 @@ from backbones.data.config_datasets import test_pipeline
 from backbones.deploy import switch_to_deploy
 from backbones.engine.config import load_config
 from backbones.errors import ExportError
-from backbones.inference.exported_file import RUNNABLE, Description, open_exported
-from backbones.inference.exported_model import ExportedModel
+from backbones.inference.exported_file import RUNNABLE, Description, ExportedModel, open_exported
 from backbones.inference.model import TorchModel, build_model, classes_and_palette
 from backbones.weights import load_checkpoint
 

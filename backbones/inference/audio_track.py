@@ -30,14 +30,10 @@ Timed = tuple[Fraction, av.Packet]
 
 
 class AudioTrack:
-    """Brings the audio of one file into an MP4 that is being written, packet by packet.
+    """Brings the audio of a file or URL into an MP4 that is being written, packet by packet.
 
     AAC and MP3 are copied as they are, other codecs become AAC in mono or stereo. Audio that cannot
     be read stops nothing: :attr:`problem` says what is missing.
-
-    Args:
-        source: File or URL with the audio; none in it is no problem.
-        output: The MP4. Nothing may have been written to it yet.
     """
 
     def __init__(self, source: str | Path, output: av.container.OutputContainer) -> None:
@@ -85,12 +81,9 @@ class AudioTrack:
         return self._missing or (corrupt if self._num_corrupt else None)
 
     def begin(self, origin: Fraction, is_cut: bool, end: Fraction | None) -> None:
-        """Go to where the audio begins.
+        """Go to ``origin``, the seconds in the source that are 0 in the output.
 
-        Args:
-            origin: Seconds in the source that are 0 in the output.
-            is_cut: Whether what is before is left out.
-            end: Seconds in the source before which audio is wanted; None for all.
+        ``is_cut`` leaves out what is before; ``end``, in the source's seconds, what is after.
         """
         if self._source is None:
             return
@@ -106,11 +99,7 @@ class AudioTrack:
         self._advance()
 
     def write_until(self, time: Fraction | None) -> None:
-        """Write the packets that begin before a time of the output; None writes all.
-
-        Raises:
-            av.error.FFmpegError: The output cannot be written.
-        """
+        """Write the packets that begin before a time of the output; None writes all."""
         while self._next is not None and (time is None or self._next[0] < time):
             self._output.mux(self._next[1])
             self._advance()
@@ -123,7 +112,6 @@ class AudioTrack:
             self._missing = f'the audio ends early: {getattr(error, "strerror", error)}'
 
     def close(self) -> None:
-        """Close the source."""
         if self._input is not None:
             self._input.close()
 

@@ -1,14 +1,13 @@
 """Frames from a camera or a stream, as they come."""
 
 import errno
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, suppress
+from functools import partial
 from queue import Empty, Full, Queue
 from typing import Literal
-from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -57,8 +56,8 @@ class CameraReader(AbstractContextManager):
         dropped: Frames that nobody had time for.
 
     Raises:
-        InputError: There is no such camera. While iterating: there is no such server, it gives no
-            frame, or the connection is lost and cannot be opened again.
+        InputError: There is no such camera or server, it gives no frame, or the connection is lost
+            and cannot be opened again. Of servers while iterating.
     """
 
     def __init__(
@@ -66,13 +65,16 @@ class CameraReader(AbstractContextManager):
     ) -> None:
         self.timeout = timeout
         self.num_captured = self.dropped = 0
-        self._source = source
         self._drops = policy == 'latest'
         self._queue: Queue[TimedImage | Exception] = Queue(1 if self._drops else QUEUE_SIZE)
         self._is_closed = threading.Event()
         self._is_reconnecting = False
         # Here and not in the thread: macOS asks the user for permission in the main one alone.
-        self._camera = open_webcam(source) if source.startswith('webcam:') else None
+        self._is_webcam = source.startswith('webcam:')
+        if self._is_webcam:
+            self._frames = partial(read_webcam, open_webcam(source))
+        else:
+            self._frames = partial(read_stream, source, timeout)
         # A daemon, since a read of the network that gets no answer cannot be interrupted.
         self._thread = threading.Thread(target=self._capture, daemon=True)
         self._thread.start()
@@ -130,17 +132,12 @@ class CameraReader(AbstractContextManager):
                 break
             except Exception as error:
                 end, delay = error, next(delays, None)
-                if self._camera is not None or not self.num_captured or delay is None:
+                if self._is_webcam or not self.num_captured or delay is None:
                     break
                 self._is_reconnecting = True
                 if self._is_closed.wait(delay):
                     return
         self._put(end)
-
-    def _frames(self) -> Iterator[Stamped]:
-        if self._camera is not None:
-            return read_webcam(self._camera)
-        return read_stream(self._source, self.timeout)
 
     def _put(self, item: TimedImage | Exception) -> bool:
         """Hand a frame or the end on; returns False when nobody wants more."""
@@ -236,27 +233,13 @@ def read_stream(url: str, timeout: float) -> Iterator[Stamped]:
             raise InputError(f'gave no frame for {timeout:g} s') from error
         # How FFmpeg's reader of MJPEG over http says that the server has ended the stream.
         if not (is_mjpeg and error.errno == errno.EIO):
-            raise InputError(explain(error, url)) from error
+            raise InputError(explain(error)) from error
 
 
-def explain(error: Exception, url: str) -> str:
+def explain(error: Exception) -> str:
     """Why a stream cannot be read, and what to do, to stand behind its URL."""
     import av
 
-    match error:
-        case ConnectionRefusedError():
-            return 'refuses the connection: is the server running, and is the port right?'
-        case av.error.HTTPUnauthorizedError():
-            return 'wants a user name and a password: SCHEME://NAME:PASSWORD@HOST/PATH'
-        case av.error.HTTPNotFoundError():
-            return 'has no stream of this path'
-        case av.error.ArgumentError():
-            return 'is not a valid URL'
-    host = urlsplit(url).hostname
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return f'cannot be reached: there is no server of the name {host}, or no network'
-    if isinstance(error, av.error.InvalidDataError) or error.errno == errno.EIO:
-        return 'is not a video stream'
-    return f'cannot be read: {error.strerror}'
+    if isinstance(error, av.error.HTTPUnauthorizedError):
+        return 'wants a user name and a password: SCHEME://NAME:PASSWORD@HOST/PATH'
+    return f'gives no video ({error.strerror}): is the URL right, and is the server running?'

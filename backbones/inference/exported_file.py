@@ -1,17 +1,22 @@
-"""Files that tools/export.py wrote: what they say about themselves, and running them."""
+"""Files that tools/export.py wrote: what they say about themselves, and predicting with them."""
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import torch
 from mmcv.image import imresize, rescale_size
 
 from backbones.errors import ConfigError, ExportError, import_optional
+
+from .masks import paste_masks
+from .results import Detections, Segmentation
+from .seg_maps import Logits, seg_map_of
 
 # The key in ONNX's metadata_props, OpenVINO's rt_info and Core ML's user-defined metadata.
 METADATA_KEY = 'efficientformer_v2_dense'
@@ -197,14 +202,21 @@ def open_exported(
         raise ExportError(f'{path} cannot be run here: {", ".join(RUNNABLE)} can be')
     if not path.is_file():
         raise ExportError(f'there is no model {path}')
-    if path.suffix == '.xml':
-        return open_openvino(path, device, threads, amp)
-    if amp:
+    if amp and path.suffix != '.xml':
         raise ConfigError(
             f'{path} runs in the precision that it was exported in; mixed precision (--amp) is '
             'for .xml files, and for config and checkpoint'
         )
-    return open_onnx(path, device, threads)
+    try:
+        if path.suffix == '.xml':
+            return open_openvino(path, device, threads, amp)
+        return open_onnx(path, device, threads)
+    except ConfigError:
+        raise
+    # Neither library says what it may raise.
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:500]
+        raise ExportError(f'{path} cannot be read as an exported model: {reason}') from error
 
 
 def open_onnx(path: Path, device: str | None, threads: int | None) -> Runner:
@@ -214,8 +226,7 @@ def open_onnx(path: Path, device: str | None, threads: int | None) -> Runner:
     # 0 is its own choice.
     options.intra_op_num_threads = threads or 0
     providers = onnx_providers(runtime, device)
-    with explain_unreadable(path, 'an ONNX model'):
-        session = runtime.InferenceSession(str(path), options, providers=providers)
+    session = runtime.InferenceSession(str(path), options, providers=providers)
     metadata = session.get_modelmeta().custom_metadata_map
     description = read_description(path, metadata.get(METADATA_KEY))
     names = list(description.outputs)
@@ -255,12 +266,11 @@ def open_openvino(path: Path, device: str | None, threads: int | None, amp: bool
         settings['INFERENCE_PRECISION_HINT'] = 'f32'
     if threads:
         settings['INFERENCE_NUM_THREADS'] = threads
-    with explain_unreadable(path, 'an OpenVINO model'):
-        model = core.read_model(str(path))
-        has_text = model.has_rt_info([METADATA_KEY])
-        text = model.get_rt_info([METADATA_KEY]).astype(str) if has_text else None
-        description = read_description(path, text)
-        compiled = core.compile_model(model, name, settings)
+    model = core.read_model(str(path))
+    has_text = model.has_rt_info([METADATA_KEY])
+    text = model.get_rt_info([METADATA_KEY]).astype(str) if has_text else None
+    description = read_description(path, text)
+    compiled = core.compile_model(model, name, settings)
     return Runner(description, lambda inputs: compiled(inputs).to_tuple())
 
 
@@ -275,13 +285,75 @@ def read_description(path: Path, text: str | None) -> Description:
         ) from error
 
 
-@contextmanager
-def explain_unreadable(path: Path, what: str) -> Iterator[None]:
-    """Raise an ExportError for a file that is not what its suffix says."""
-    try:
-        yield
-    except ExportError:
-        raise
-    except Exception as error:
-        reason = ' '.join(str(error).split())[:500]
-        raise ExportError(f'{path} cannot be read as {what}: {reason}') from error
+# ------------------------------------------------------------------------------------------------
+# Predicting
+# ------------------------------------------------------------------------------------------------
+
+
+class ExportedModel:
+    """A file that tools/export.py wrote, with the methods of :class:`.model.TorchModel`.
+
+    Arguments and errors are those of :func:`open_exported`; ExportError also for a backbone alone.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, device: str | None = None, amp: bool = False
+    ) -> None:
+        self.runner = open_exported(path, device, amp=amp)
+        self.description = self.runner.description
+        if self.description.task == 'backbone':
+            raise ExportError(f'{path} holds only a backbone, which makes no predictions')
+        self.task = self.description.task
+        self.classes = self.description.classes
+        self.palette = self.description.palette
+
+    def preprocess(self, image: np.ndarray) -> dict[str, Any]:
+        """An image as an input, and height and width of the image in it."""
+        inputs, fitted = self.description.fit(image)
+        return dict(inputs=inputs, fitted=fitted)
+
+    def predict(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Run the file on prepared images, all of one size: its outputs for each, by name."""
+        step = self.description.batch or max(len(prepared), 1)
+        raws = []
+        for first in range(0, len(prepared), step):
+            chunk = prepared[first : first + step]
+            inputs = np.stack([item['inputs'] for item in chunk])
+            if self.description.batch:
+                # A file of a fixed batch takes no smaller one.
+                rest = [(0, self.description.batch - len(chunk))] + [(0, 0)] * 3
+                inputs = np.pad(inputs, rest)
+            outputs = self.runner(inputs)
+            raws += [
+                {name: values[i] for name, values in outputs.items()} | {'fitted': item['fitted']}
+                for i, item in enumerate(chunk)
+            ]
+        return raws
+
+    def postprocess(self, raw: dict[str, Any], size: tuple[int, int]) -> Detections | Segmentation:
+        """Turn a result of :meth:`predict` into a prediction in pixels of an image of that size."""
+        if self.task == 'segmentation':
+            return Segmentation(self._seg_map(raw, size))
+        fitted_height, fitted_width = raw['fitted']
+        limits = np.array([fitted_width, fitted_height] * 2, np.float32)
+        kept = (raw['boxes'][:, :2] < limits[:2]).all(axis=1) & (raw['labels'] >= 0)
+        scale = np.array([size[1] / fitted_width, size[0] / fitted_height] * 2, np.float32)
+        boxes = raw['boxes'][kept]
+        masks = None
+        if 'masks' in raw:
+            # A mask covers the whole box, whose part in the padding is cut off below.
+            threshold = self.description.mask_threshold
+            masks = paste_masks(raw['masks'][kept], boxes * scale, size, threshold)
+        boxes = np.minimum(boxes, limits) * scale
+        return Detections(boxes, raw['scores'][kept], raw['labels'][kept].astype(np.int64), masks)
+
+    def _seg_map(self, raw: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        height, width = raw['fitted']
+        dtype = np.uint8 if len(self.classes) <= 255 else np.uint16
+        if self.description.logits:
+            logits = Logits.of(torch.from_numpy(raw['logits'][:, :height, :width]))
+            logits = logits.resize(size, self.description.align_corners)
+            labels = seg_map_of(logits, self.description.binary_threshold)
+            return labels.numpy().astype(dtype)
+        labels = raw['segmentation_map'][:height, :width].astype(dtype)
+        return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

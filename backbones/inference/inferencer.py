@@ -13,8 +13,7 @@ import numpy as np
 from backbones.errors import ConfigError, InputError
 
 from .drawing import Visualizer
-from .exported_file import is_exported
-from .exported_model import ExportedModel
+from .exported_file import ExportedModel, is_exported
 from .inputs import Input, list_inputs
 from .model import TorchModel
 from .palette import choose_palette
@@ -156,7 +155,7 @@ class Inferencer:
             read_input(given, number, clip or Clip(), stop) for number, given in enumerate(inputs)
         )
         try:
-            for item in Pipeline(self, self.batch_size).run(frames, lambda frame: frame):
+            for item in Pipeline(self, self.batch_size).run(frames):
                 if isinstance(item, Closed) and item.problem:
                     yield Result(item.input.shown, problem=item.problem)
                 if isinstance(item, Frame):

@@ -97,7 +97,7 @@ def explain_missing(path: str, error: OSError | ValueError) -> str:
     return explain_os_error(error)
 
 
-def explain_os_error(error: OSError | ValueError) -> str:
+def explain_os_error(error: Exception) -> str:
     """Why a path cannot be opened, to stand behind it: 'does not exist', ..."""
     match error:
         case FileNotFoundError() | NotADirectoryError():

@@ -18,32 +18,20 @@ class CroppedMask:
 
     A hundred masks as large as an image of 20,000 pixels a side would not fit into memory, and
     drawing them would take most of the time at any size.
-
-    Attributes:
-        x: Column of the image at which ``pixels`` begins.
-        y: Row of the image at which ``pixels`` begins.
-        pixels: (height, width), bool, inside the image; either may be 0.
     """
 
+    # Column and row of the image at which the pixels begin.
     x: int
     y: int
+    # (height, width), bool, inside the image; either may be 0.
     pixels: np.ndarray
-
-    @property
-    def extent(self) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom of the part that is stored."""
-        height, width = self.pixels.shape
-        return self.x, self.y, self.x + width, self.y + height
 
 
 def keep_masks_small(model: nn.Module) -> None:
-    """Make Mask R-CNN's heads return mask probabilities, float, at the head's own size.
+    """Make a detector's mask heads return probabilities, float, at the head's own size, in place.
 
     mmdet pastes every mask into an array as large as the image, which takes most of the time and
     memory of a large image; :func:`paste_masks` computes the pixels inside the boxes alone, later.
-
-    Args:
-        model: A detector, changed in place. Boxes and scores stay the same.
     """
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
@@ -105,16 +93,15 @@ def crop_masks(masks: np.ndarray) -> list[CroppedMask]:
 
 def fill_empty_boxes(boxes: np.ndarray, masks: list[CroppedMask]) -> np.ndarray:
     """Boxes, (N, 4); where one has no area, the extent of its mask."""
-    extents = np.array([mask.extent for mask in masks], boxes.dtype).reshape(-1, 4)
+    starts = np.array([(mask.x, mask.y) for mask in masks], boxes.dtype).reshape(-1, 2)
+    sizes = np.array([mask.pixels.shape[::-1] for mask in masks], boxes.dtype).reshape(-1, 2)
+    extents = np.hstack([starts, starts + sizes])
     is_empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1, keepdims=True)
     return np.where(is_empty, extents, boxes)
 
 
 def encode_mask(mask: CroppedMask, size: tuple[int, int]) -> dict:
-    """A mask in COCO's run-length encoding, ``{'size': [height, width], 'counts': str}``.
-
-    Without an array as large as the image, whose height and width ``size`` is.
-    """
+    """A mask in COCO's run-length encoding, without an array as large as the image."""
     height, width = size
     # Runs go down the columns; zeros around the mask give every run a beginning and an end.
     columns = np.pad(mask.pixels.T, ((0, 0), (1, 1))).astype(np.int8)

@@ -79,11 +79,7 @@ class TorchModel:
         self.transform = Compose(transforms_of(cfg, config))
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
-        """Resize an image and make it a tensor, as the config's test pipeline does.
-
-        Args:
-            image: (height, width, 3), uint8, BGR.
-        """
+        """Resize an image, (height, width, 3), uint8, BGR, as the config's test pipeline does."""
         size = image.shape[:2]
         # The keys that the libraries' own loading transforms would add.
         return self.transform(
@@ -123,11 +119,7 @@ class TorchModel:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name; by default the first GPU, else the CPU.
-
-    Raises:
-        ConfigError: This machine has no such device.
-    """
+    """The device of that name, or ConfigError; by default the first GPU, else the CPU."""
     if name is None:
         return torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')
     try:
@@ -140,11 +132,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def classes_and_palette(config: Config, checkpoint: dict) -> tuple[tuple[str, ...], Any]:
-    """Class names and colors: the checkpoint's, else the config's, else those of its dataset.
-
-    Raises:
-        ConfigError: None of them names classes.
-    """
+    """Class names and colors: the checkpoint's, else the config's, else those of its dataset."""
     meta = checkpoint['meta'].get('dataset_meta') or {}
     if meta.get('classes'):
         return tuple(meta['classes']), meta.get('palette')
@@ -190,11 +178,7 @@ def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Modul
 
 
 def transforms_of(config: Config, path: str) -> list[dict]:
-    """The test pipeline without the transforms that read files: images come as arrays.
-
-    Raises:
-        ConfigError: There is none.
-    """
+    """The test pipeline without the transforms that read files: images come as arrays."""
     pipeline = test_pipeline(config)
     if not pipeline:
         raise ConfigError(f'{path} has no test_dataloader, so how to resize images is unknown')

@@ -31,20 +31,14 @@ Existing = Literal['refuse', 'overwrite', 'skip']
 def plan_jobs(
     listed: Sequence[Input], folder: Path, existing: Existing, parts: Sequence[str]
 ) -> tuple[list[Input], int]:
-    """Name the results of all inputs, and leave out inputs that have results.
+    """The inputs to work on, named like their results, and how many were skipped.
 
     Args:
         listed: The inputs.
         folder: The output folder; need not exist.
-        existing: What to do with inputs that have results: 'refuse' the run, 'overwrite' them, or
-            'skip' these inputs.
+        existing: What to do with inputs that have results: 'refuse' the run with a ConfigError,
+            'overwrite' them, or 'skip' these inputs.
         parts: Which of 'drawn' and 'data' will be written.
-
-    Returns:
-        The inputs to work on, named like their results, and how many were skipped.
-
-    Raises:
-        ConfigError: An input has results, and ``existing`` is 'refuse'.
     """
     jobs, num_skipped = [], 0
     for item, stem in zip(listed, result_stems([item.path for item in listed]), strict=True):

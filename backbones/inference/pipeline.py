@@ -8,16 +8,13 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from queue import Queue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
 from .reading import Frame
 from .results import Detections, Segmentation
-
-Marker = TypeVar('Marker')
-Result = TypeVar('Result')
 
 # Bytes that all images in the pipeline, decoded and drawn, may take.
 IMAGE_BUDGET = 2**30
@@ -28,7 +25,7 @@ IMAGE_ERRORS = (ValueError, RuntimeError, MemoryError, cv2.error)
 
 
 class Model(Protocol):
-    """What a pipeline runs, :class:`backbones.inference.model.TorchModel` for one."""
+    """What a pipeline runs: a TorchModel, an ExportedModel or an Inferencer."""
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]: ...
 
@@ -49,8 +46,7 @@ class Pipeline:
 
     Args:
         model: The model.
-        batch_size: Images that go through the model at once, if this many of one size are ready;
-            changes no result.
+        batch_size: Images that go through the model at once, if this many of one size are ready.
         ahead: Frames that are preprocessed ahead of the model, and finished behind it. Default: 2
             batches and as many frames as there are threads.
     """
@@ -64,17 +60,12 @@ class Pipeline:
         self.finishing_clock = Clock()
 
     def run(
-        self, items: Iterable[Frame | Marker], finish: Callable[[Frame], Result]
-    ) -> Iterator[Result | Marker]:
-        """Put frames through the model.
+        self, items: Iterable, finish: Callable[[Frame], None] = lambda frame: None
+    ) -> Iterator[Any]:
+        """Put the frames among ``items`` through the model; all items come out in order.
 
-        Args:
-            items: Frames, drawn in a thread of its own. Anything else among them is a marker that
-                comes out between the same two results.
-            finish: Called for each frame, in several threads and out of order.
-
-        Yields:
-            What ``finish`` returns, in the order of the frames.
+        ``items`` are drawn in a thread of its own; ``finish`` is called for each frame, in several
+        threads and out of order.
         """
         budget = MemoryBudget(IMAGE_BUDGET)
         with ThreadPoolExecutor(self.threads, thread_name_prefix='frames') as executor:
@@ -84,16 +75,17 @@ class Pipeline:
                 partial(self._finish, finish=finish), outputs, executor, self.ahead
             )
             try:
-                for num_bytes, result in finished:
-                    yield result
-                    budget.release(2 * num_bytes)
+                for item in finished:
+                    yield item
+                    if isinstance(item, Frame):
+                        budget.release(2 * item.num_bytes)
             finally:
                 # In this order: no stage may wait for one that is closed already.
                 budget.open()
                 inputs.close()
                 finished.close()
 
-    def _preprocess(self, frame: Frame | Marker) -> Frame | Marker:
+    def _preprocess(self, frame: Any) -> Any:
         if isinstance(frame, Frame):
             frame.started = time.perf_counter()
             try:
@@ -104,7 +96,7 @@ class Pipeline:
                 frame.problem = describe(error)
         return frame
 
-    def _predict(self, items: 'Overlapped') -> Iterator[Frame | Marker]:
+    def _predict(self, items: 'Overlapped') -> Iterator[Any]:
         """Batch what is ready; nothing waits for a batch to fill."""
         batch: list[Frame] = []
         for item in items:
@@ -135,11 +127,9 @@ class Pipeline:
             frame.inputs, frame.raw = None, raw
             yield frame
 
-    def _finish(
-        self, frame: Frame | Marker, finish: Callable[[Frame], Result]
-    ) -> tuple[int, Result | Marker]:
+    def _finish(self, frame: Any, finish: Callable[[Frame], None]) -> Any:
         if not isinstance(frame, Frame):
-            return 0, frame
+            return frame
         with self.finishing_clock.running():
             try:
                 if not frame.problem:
@@ -147,7 +137,8 @@ class Pipeline:
             except IMAGE_ERRORS as error:
                 frame.problem = describe(error)
             frame.raw = None
-            return frame.num_bytes, finish(frame)
+            finish(frame)
+        return frame
 
 
 def shape_of(frame: Frame) -> tuple[int, ...]:
@@ -165,7 +156,6 @@ class Clock:
 
     @contextmanager
     def running(self, count: int = 1) -> Iterator[None]:
-        """Time the block, which works on this many frames."""
         start = time.perf_counter()
         yield
         with self._lock:
@@ -178,25 +168,18 @@ class Clock:
         return self.count / self.seconds if self.seconds else 0.0
 
 
-END = object()
-
-
 class Overlapped:
     """``map(function, items)`` in the background: in order, and never far ahead of the reader.
 
+    ``items`` are drawn in a thread of its own, at most ``ahead`` before their results are taken.
     What an item or a call raises is raised where its result would come.
-
-    Args:
-        function: Called with every item, in ``executor``.
-        items: Drawn one by one, in a thread of its own.
-        executor: Where the calls run.
-        ahead: How many items at most are drawn whose results have not been taken.
     """
 
     def __init__(
         self, function: Callable[[Any], Any], items: Iterable, executor: Executor, ahead: int
     ) -> None:
-        self._futures: Queue[Future] = Queue()
+        # None is the end.
+        self._futures: Queue[Future | None] = Queue()
         self._room = threading.Semaphore(ahead)
         self._closed = threading.Event()
         self._finished = False
@@ -210,18 +193,19 @@ class Overlapped:
     def __next__(self) -> Any:
         if self._finished:
             raise StopIteration
-        result = self._futures.get().result()
-        self._room.release()
-        if result is END:
+        future = self._futures.get()
+        if future is None:
             self.close()
             raise StopIteration
+        result = future.result()
+        self._room.release()
         return result
 
     def is_next_ready(self) -> bool:
         """Whether there is a next result that need not be waited for."""
         queue = self._futures.queue
         # Only one thread takes from the queue, so its first entry stays.
-        return bool(queue) and queue[0].done() and not _is_end(queue[0])
+        return bool(queue) and queue[0] is not None and queue[0].done()
 
     def close(self) -> None:
         """Draw no more items, and wait until the drawing has stopped."""
@@ -231,29 +215,21 @@ class Overlapped:
         self._thread.join()
 
     def _draw(self, function: Callable, items: Iterable, executor: Executor) -> None:
-        last: Future = Future()
+        last: Future | None = None
         try:
             for item in items:
                 self._room.acquire()
                 if self._closed.is_set():
                     break
                 self._futures.put(executor.submit(function, item))
-            last.set_result(END)
         except BaseException as error:
+            last = Future()
             last.set_exception(error)
         self._futures.put(last)
 
 
-def _is_end(future: Future) -> bool:
-    return future.exception() is None and future.result() is END
-
-
 class MemoryBudget:
-    """Bytes that the images in the pipeline may take; who needs more waits for others to finish.
-
-    Args:
-        total: Bytes. An image that is larger has to be alone.
-    """
+    """Bytes that the images in the pipeline may take; one that is larger has to be alone."""
 
     def __init__(self, total: int) -> None:
         self._total: float = total
@@ -267,7 +243,6 @@ class MemoryBudget:
             self._taken += amount
 
     def release(self, amount: int) -> None:
-        """Return bytes that were taken."""
         with self._changed:
             self._taken -= amount
             self._changed.notify_all()
@@ -278,7 +253,7 @@ class MemoryBudget:
         self.release(0)
 
 
-def _within(budget: MemoryBudget, items: Iterable[Frame | Marker]) -> Iterator[Frame | Marker]:
+def _within(budget: MemoryBudget, items: Iterable) -> Iterator[Any]:
     """The items, each frame as soon as there is memory for it and its drawing."""
     for item in items:
         if isinstance(item, Frame):

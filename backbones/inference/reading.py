@@ -100,6 +100,12 @@ class Frame:
     # What that means, or why there is no prediction.
     prediction: Detections | Segmentation | None = None
     problem: str | None = None
+    # Of output.Writer: the image with the prediction drawn over it, an image's line in
+    # predictions.jsonl, the share of each class in a video's frame, and the frame's line of data.
+    drawing: np.ndarray | None = None
+    record: dict[str, Any] | None = None
+    shares: dict[int, float] | None = None
+    line: bytes | None = None
 
 
 def read_inputs(

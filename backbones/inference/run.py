@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,9 +20,9 @@ from tqdm import tqdm
 from backbones.errors import raise_output_errors
 
 from .inputs import Input
-from .output import Finished, StreamWriter, Writer
+from .output import StreamWriter, Writer
 from .pipeline import Model, Pipeline
-from .reading import Clip, Closed, Stream, read_inputs
+from .reading import Clip, Closed, Frame, Stream, read_inputs
 from .results import to_json
 
 RECORDS_NAME = 'predictions.jsonl'
@@ -29,37 +30,25 @@ RECORDS_NAME = 'predictions.jsonl'
 
 @dataclass
 class Summary:
-    """What a run did, and how fast.
+    """What a run did, and how fast."""
 
-    Attributes:
-        done: Inputs without a problem.
-        failed: Inputs with a problem: (input, problem).
-        frames: Images and frames of videos that were predicted.
-        model_rate: Frames a second of the model alone, while it works.
-        finishing_rate: Frames a second of drawing and writing alone, in one thread.
-        captured: Frames that a live source gave, ``dropped`` of which there was no time for.
-    """
-
-    done: int = 0
+    # How many inputs there are of each status.
+    counts: Counter[str] = field(default_factory=lambda: Counter(done=0, failed=0))
+    # (input, problem).
     failed: list[tuple[str, str]] = field(default_factory=list)
-    interrupted: int = 0
-    left_out: int = 0
+    # Images and frames of videos that were predicted, and the seconds of the whole run.
     frames: int = 0
     seconds: float = 0.0
+    # Frames a second of the model alone, and of drawing and writing alone, in one thread.
     model_rate: float = 0.0
     finishing_rate: float = 0.0
+    # Frames that a live source gave, and those that there was no time for.
     captured: int = 0
     dropped: int = 0
 
     def describe(self, num_skipped: int) -> str:
         """A few lines for the user; ``num_skipped`` inputs had results before the run."""
-        counts = {
-            'done': self.done,
-            'failed': len(self.failed),
-            'interrupted': self.interrupted,
-            'skipped, done earlier': num_skipped,
-            'left out, neither image nor video': self.left_out,
-        }
+        counts = {**self.counts, 'skipped, done earlier': num_skipped}
         parts = [f'{count} {what}' for what, count in counts.items() if count or what == 'done']
         lines = [f'inputs:  {", ".join(parts)}']
         lines += [f'         failed: {path}: {problem}' for path, problem in self.failed[:10]]
@@ -96,19 +85,13 @@ class Run:
         batch_size: int = 1,
         show: Callable[[np.ndarray], bool] | None = None,
     ) -> None:
-        self.model = model
-        self.writer = writer
-        self.clip = clip
-        self.batch_size = batch_size
-        self.show = show
+        self.model, self.writer, self.clip = model, writer, clip
+        self.batch_size, self.show = batch_size, show
         self.stopping = threading.Event()
+        self.was_interrupted = False
         self.summary = Summary()
         self._stream_writer: StreamWriter | None = None
         self._inputs_bar = self._frames_bar = None
-
-    def stop(self) -> None:
-        """Read no more; what has been read is still finished and written."""
-        self.stopping.set()
 
     def __call__(self, jobs: Sequence[Input], is_live: bool = False) -> Summary:
         """Work through the inputs; of live sources nothing is read ahead.
@@ -124,12 +107,10 @@ class Run:
             with closing(pipeline.run(items, self.writer.finish)) as finished:
                 for item in finished:
                     self._take(item)
-        except BaseException:
+        finally:
             if self._stream_writer is not None:
                 self._stream_writer.discard()
-            self.writer.remove_partial()
-            raise
-        finally:
+            self.writer.close()
             self._inputs_bar.close()
         self.summary.seconds = time.perf_counter() - start
         self.summary.frames = pipeline.model_clock.count
@@ -137,12 +118,29 @@ class Run:
         self.summary.finishing_rate = pipeline.finishing_clock.rate
         return self.summary
 
-    def _take(self, item: Finished | Stream | Closed) -> None:
+    def stop(self) -> None:
+        """Read no more; what has been read is still finished and written."""
+        self.stopping.set()
+
+    def stop_on_signals(self) -> None:
+        """Let Ctrl-C and SIGTERM stop the run; a second one ends it at once."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.was_interrupted:
+            raise KeyboardInterrupt
+        self.was_interrupted = True
+        # Not print, which may be what was interrupted.
+        os.write(sys.stderr.fileno(), b'\nfinishing what is begun; once more ends at once\n')
+        self.stop()
+
+    def _take(self, item: Frame | Stream | Closed) -> None:
         match item:
-            case Finished(record=dict()):
+            case Frame(stream=None):
                 self._record(item.record)
                 self._show(item.drawing)
-            case Finished():
+            case Frame():
                 self._show(self._stream_writer.write(item))
                 self._frames_bar.update()
             case Stream():
@@ -150,7 +148,7 @@ class Run:
                 self._frames_bar = progress_bar(item.num_frames, 'frame', title)
                 self._stream_writer = StreamWriter(self.writer, item, self.clip)
             case Closed() if item.was_left_out:
-                self.summary.left_out += 1
+                self.summary.counts['left out, neither image nor video'] += 1
                 self._inputs_bar.update()
             case Closed(stream=None):
                 record = {'input': item.input.shown, 'status': 'failed', 'problem': item.problem}
@@ -164,14 +162,10 @@ class Run:
 
     def _record(self, record: dict[str, Any]) -> None:
         append_line(self.writer.folder / RECORDS_NAME, to_json(record))
-        match record['status']:
-            case 'done':
-                self.summary.done += 1
-            case 'interrupted':
-                self.summary.interrupted += 1
-            case 'failed':
-                self.summary.failed.append((record['input'], record['problem']))
-                tqdm.write(f'{record["input"]}: {record["problem"]}', file=sys.stderr)
+        self.summary.counts[record['status']] += 1
+        if record['status'] == 'failed':
+            self.summary.failed.append((record['input'], record['problem']))
+            tqdm.write(f'{record["input"]}: {record["problem"]}', file=sys.stderr)
         self._inputs_bar.update()
 
     def _show(self, drawing: np.ndarray | None) -> None:
@@ -192,31 +186,9 @@ def progress_bar(total: int | None, unit: str, title: str = '') -> tqdm:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append a line to a file, whole or not at all.
-
-    Raises:
-        OutputError: The disk is full, for instance.
-    """
+    """Append a line to a file, whole or not at all."""
     with raise_output_errors(), path.open('ab', buffering=0) as file:
         size = file.tell()
         if file.write(line) < len(line):
             file.truncate(size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-class Interruption:
-    """Ctrl-C and SIGTERM let a run finish what it has begun; a second one ends it at once."""
-
-    def __init__(self, run: Run) -> None:
-        self.happened = False
-        self._run = run
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.happened:
-            raise KeyboardInterrupt
-        self.happened = True
-        # Not print, which may be what was interrupted.
-        os.write(sys.stderr.fileno(), b'\nfinishing what is begun; once more ends at once\n')
-        self._run.stop()

@@ -49,13 +49,7 @@ def _unchanged(seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor:
 def predict_seg_maps(
     model: nn.Module, inputs: Tensor, samples: Sequence[SegDataSample]
 ) -> list[Tensor]:
-    """The segmentation maps of a batch, as :func:`seg_map_of` returns them.
-
-    Args:
-        model: A segmentor of mmseg's in evaluation mode.
-        inputs: (batch, 3, height, width), preprocessed.
-        samples: One for each image.
-    """
+    """The segmentation maps of a batch, as :func:`seg_map_of` returns them."""
     head = model.decode_head
     last_head = head[-1] if isinstance(head, nn.ModuleList) else head
     threshold = last_head.threshold if model.out_channels == 1 else None
@@ -98,18 +92,13 @@ def seg_map_of(logits: Logits, threshold: float | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Logits:
-    """The logits of every pixel, computed a few rows at a time.
-
-    Attributes:
-        classes: How many there are.
-        size: Height and width.
-        device: Where they are.
-        rows: Maps (top, bottom) to the logits of these rows, (bottom - top, width, classes).
-    """
+    """The logits of every pixel, computed a few rows at a time."""
 
     classes: int
+    # Height and width.
     size: tuple[int, int]
     device: torch.device
+    # Maps (top, bottom) to the logits of these rows, (bottom - top, width, classes).
     rows: Callable[[int, int], Tensor]
 
     @classmethod

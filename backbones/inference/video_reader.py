@@ -59,12 +59,9 @@ class VideoReader(AbstractContextManager):
 
     Images come as a player shows them: rotated and mirrored as the file asks for, with square
     pixels (an image with others is stretched, never shrunk), and all in the size of the first.
-    Interlaced ones stay interlaced. HDR is not mapped to the range of a normal screen. The first
-    frame from ``start`` on has index 0; ``every=3`` gives 0, 3, 6. A frame's duration reaches to
-    the next one that is given out, the last one's to the end of the video or to ``end``.
-
-    A corrupt video gives what is good in it; :attr:`problem` then says what was lost. Decoding and
-    conversion release the GIL.
+    The first frame from ``start`` on has index 0; ``every=3`` gives 0, 3, 6. A frame's duration
+    reaches to the next one that is given out, the last one's to the end of the video or to ``end``.
+    A corrupt video gives what is good in it; :attr:`problem` then says what was lost.
 
     Args:
         source: A file, or a URL.
@@ -79,8 +76,7 @@ class VideoReader(AbstractContextManager):
         num_frames: How many will be given out, an estimate unless the file knows; None if unknown.
 
     Raises:
-        InputError: It is missing, empty, cut short so that nothing can be read, no video, or has
-            no frame between ``start`` and ``end``.
+        InputError: There is no video that can be read, or no frame between ``start`` and ``end``.
     """
 
     def __init__(
@@ -90,10 +86,9 @@ class VideoReader(AbstractContextManager):
         self._reformatter = VideoReformatter()
         self._num_read = self._num_packets = 0
         self._read_until = start
-        self._packets_until = self._video_until = 0.0
+        self._packets_until = 0.0
         self._corrupt_at: float | None = None
         self._lost_connection: str | None = None
-        self._is_exhausted = False
         self._container: av.container.InputContainer | None = None
         try:
             self._open()
@@ -107,7 +102,6 @@ class VideoReader(AbstractContextManager):
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
         if self._container is not None:
             self._container.close()
 
@@ -117,15 +111,10 @@ class VideoReader(AbstractContextManager):
         expected = max(self._num_in_span, self._num_read)
         about = f' of about {expected}' if self._num_in_span else ''
         read = f'{self._num_read}{about} frames read'
-        until = f'{self._read_until:.1f} s'
         if self._lost_connection is not None:
-            return f'breaks off at {until} ({self._lost_connection}): {read}'
-        is_corrupt = self._corrupt_at is not None
-        ends_early = is_corrupt and self._read_until < self._video_until - TOLERANCE
-        if self._is_exhausted and (ends_early or self._is_cut_short()):
-            return f'is cut short or corrupt after {until}: {read}'
-        if is_corrupt:
-            return f'is corrupt in places, first at {self._corrupt_at:.1f} s: {read}'
+            return f'breaks off at {self._read_until:.1f} s ({self._lost_connection}): {read}'
+        if self._corrupt_at is not None:
+            return f'is cut short, or corrupt from {self._corrupt_at:.1f} s on: {read}'
         return None
 
     def __iter__(self) -> Iterator[TimedImage]:
@@ -143,7 +132,8 @@ class VideoReader(AbstractContextManager):
             until = pts + self._ticks_of(frame)
             self._read_until = float(until * self.time_base)
         else:
-            self._is_exhausted = True
+            if self._is_cut_short():
+                self._note_corruption()
         if waiting is not None:
             if self._end_pts is not None:
                 until = min(until, self._end_pts)
@@ -256,10 +246,8 @@ class VideoReader(AbstractContextManager):
                     is_video = packet.stream_index == self._stream.index
                     self._num_packets += is_video
                     if packet.pts is not None:
-                        end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                        end = float(end) - self._origin
-                        self._packets_until = max(self._packets_until, end)
-                        self._video_until = max(self._video_until, end * is_video)
+                        end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                        self._packets_until = max(self._packets_until, end - self._origin)
                     # An empty one, which AVI has for a repeated frame, would empty the decoder.
                     if is_video and packet.size:
                         yield packet
@@ -289,11 +277,9 @@ class VideoReader(AbstractContextManager):
         return frame.duration or max(round(1 / (self.frame_rate or 25) / self.time_base), 1)
 
     def _convert(self, index: int, frame: av.VideoFrame, pts: int, until: int) -> TimedImage:
-        width, height = self._scaled_size
         converted = self._reformatter.reformat(
             frame,
-            width,
-            height,
+            *self._scaled_size,
             'bgr24',
             src_colorspace=guess_colorspace(frame),
             dst_colorspace=Colorspace.ITU709,
@@ -350,7 +336,7 @@ def square_pixels(width: int, height: int, aspect: Fraction | None) -> tuple[int
 
 
 def open_container(source: str | Path) -> av.container.InputContainer:
-    """Open a file or URL with ffmpeg, or raise InputError."""
+    """Open a file or URL with FFmpeg, or raise InputError."""
     scheme = find_scheme(str(source))
     # Without "file:" in front, a colon in a name would make a URL of it.
     file, options, timeout = f'file:{source}', {'format_whitelist': FORMATS}, None
@@ -366,13 +352,10 @@ def open_container(source: str | Path) -> av.container.InputContainer:
             raise InputError('is cut short or corrupt: it has no index (moov)') from error
         raise InputError('is neither an image nor a video that can be read') from error
     except av_error.FFmpegError as error:
-        is_of_system = isinstance(error, OSError)
-        reason = explain_os_error(error) if is_of_system else f'cannot be read: {error.strerror}'
-        raise InputError(reason) from error
+        raise InputError(explain_os_error(error)) from error
 
 
 def is_mp4(path: Path) -> bool:
-    """Whether a file begins as an MP4 or MOV."""
     with path.open('rb') as file:
         return file.read(8)[4:] in (b'ftyp', b'mdat', b'wide')
 
@@ -393,8 +376,6 @@ def find_video(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def find_origin(container: av.container.InputContainer) -> float:
-    """Where in a file's own time its beginning is, in seconds.
-
-    Formats for broadcast start anywhere. What lies before 0 is only audio that a decoder needs.
-    """
+    """Where in a file's own time its beginning is, in seconds; in broadcasts that is anywhere."""
+    # What lies before 0 is only audio that a decoder needs.
     return max(container.start_time or 0, 0) / av.time_base

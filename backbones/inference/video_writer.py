@@ -36,14 +36,12 @@ class VideoWriter:
     """Writes images, and the audio of the video they come from, to an MP4.
 
     H.264 in 4:2:0, BT.709, with the index in front so that it plays while it is still loading.
-    Frames keep their times, whatever their rate is. An image with an odd width or height gets its
-    last column or row twice, because 4:2:0 needs even ones. The file can be played once it is
-    closed. Conversion and encoding release the GIL.
+    An image with an odd width or height gets its last column or row twice, because 4:2:0 needs even
+    ones. The file can be played once it is closed.
 
     Args:
         path: File to write or to replace.
-        width: Of the images, in pixels.
-        height: Of the images, in pixels.
+        width, height: Of the images, in pixels.
         time_base: Seconds; the unit of ``pts``.
         frame_rate: Frames a second, for the encoder to share out bits by; about is good enough.
         source: File or URL with the audio, or None for a video without audio.
@@ -52,8 +50,7 @@ class VideoWriter:
         end: Likewise; audio ends there at the latest.
 
     Raises:
-        OSError: The file cannot be written, the disk is full for instance. From here on, and from
-            all methods. Nothing is left then.
+        OSError: The file cannot be written; also from all methods. Nothing is left then.
     """
 
     def __init__(
@@ -114,11 +111,10 @@ class VideoWriter:
         """Append a frame.
 
         Args:
-            image: (height, width, 3), uint8, BGR. It is not kept.
+            image: (height, width, 3), uint8, BGR.
             pts: When it is shown, in units of ``time_base`` after the beginning of the source. One
                 that is not after the frame before is shown as soon after it as can be.
-            duration: For how long, in the same units. Counts for the last frame only, as others are
-                shown until the next.
+            duration: For how long. Counts for the last frame, as others are shown until the next.
         """
         time = pts * self._time_base
         with self._discarding_on_errors():
@@ -166,9 +162,7 @@ class VideoWriter:
     def close(self, whole_audio: bool = False) -> None:
         """Finish the file; without a single frame there is none. Calling it again does nothing.
 
-        Args:
-            whole_audio: Audio goes on after the last frame as it does in the source; by default it
-                ends with the images.
+        With ``whole_audio`` audio goes on after the last frame as it does in the source.
         """
         if self._output is None or self._origin is None:
             self.discard()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from exporting import needs_export
 
-from backbones.inference.exported_model import ExportedModel
+from backbones.inference.exported_file import ExportedModel
 
 pytestmark = needs_export
 

@@ -14,8 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from backbones.errors import ExportError
 from backbones.export import export as export_module
 from backbones.export.export import Options, export
-from backbones.inference.exported_file import METADATA_KEY, Runner
-from backbones.inference.exported_model import ExportedModel
+from backbones.inference.exported_file import METADATA_KEY, ExportedModel, Runner
 from backbones.inference.masks import encode_mask
 
 pytestmark = needs_export

@@ -280,7 +280,7 @@ def test_mjpeg(site: str):
 
 
 @pytest.mark.parametrize(
-    ('page', 'says'), [('none', 'no stream'), ('private', 'NAME:PASSWORD'), ('page', 'not a video')]
+    ('page', 'says'), [('none', 'URL right'), ('private', 'NAME:PASSWORD'), ('page', 'no video')]
 )
 def test_pages_without_a_stream(site: str, page: str, says: str):
     with pytest.raises(InputError, match=says):
@@ -292,7 +292,7 @@ def test_server_that_refuses(scheme: str):
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(('127.0.0.1', 0))
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match='refuses') as error:
+        with pytest.raises(InputError, match='refused') as error:
             next(CameraReader(f'{scheme}://me:secret@127.0.0.1:{port}/live/1'))
     assert 'secret' not in str(error.value)
 

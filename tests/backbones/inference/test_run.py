@@ -69,7 +69,7 @@ def test_an_image_that_the_model_fails_on_fails_alone(folder, tmp_path, batch_si
     for name, level in (('a', 80), ('b', 255), ('c', 80), ('d', 80)):
         write_gray(folder / f'{name}.png', level)
     summary = run_over(folder, tmp_path / 'out', FakeModel(), batch_size)
-    assert summary.done == 3
+    assert summary.counts['done'] == 3
     assert summary.failed == [(str(folder / 'b.png'), 'out of memory')]
     written = sorted(path.name for path in (tmp_path / 'out' / 'data').iterdir())
     assert written == ['a.png', 'c.png', 'd.png']
@@ -92,7 +92,7 @@ def test_a_file_that_cannot_be_written_fails_alone(folder, tmp_path):
         write_gray(folder / f'{name}.png', 80)
     (tmp_path / 'out' / 'drawn' / 'a.jpg').mkdir(parents=True)
     summary = run_over(folder, tmp_path / 'out', FakeModel())
-    assert summary.done == 1
+    assert summary.counts['done'] == 1
     assert 'its results cannot be written: Is a directory' in summary.failed[0][1]
 
 
@@ -126,16 +126,15 @@ def test_images_in_the_pipeline_stay_within_the_budget(folder, tmp_path, monkeyp
         return preprocess(image)
 
     def counted_finish(writer, predicted):
-        result = finish(writer, predicted)
+        finish(writer, predicted)
         with lock:
             counts.now -= 1
-        return result
 
     model.preprocess = counted_preprocess
     model.predict = lambda batch: budget_is_used.wait(60) and predict(batch)
     monkeypatch.setattr(Writer, 'finish', counted_finish)
     summary = run_over(folder, tmp_path / 'out', model)
-    assert summary.done == 40
+    assert summary.counts['done'] == 40
     assert counts.most == budget
 
 
@@ -153,7 +152,7 @@ def test_an_image_of_144_megapixels(folder, tmp_path, shapes):
     )
     out = tmp_path / 'out'
     summary = run_over(folder, out, inferencer)
-    assert summary.done == 1 and not summary.failed
+    assert summary.counts['done'] == 1 and not summary.failed
     Image.MAX_IMAGE_PIXELS, limit = None, Image.MAX_IMAGE_PIXELS
     try:
         with (
@@ -171,5 +170,5 @@ def test_an_image_that_is_too_thin_for_the_network_fails_alone(folder, tmp_path,
     write_gray(folder / 'image.png', 80)
     inferencer = Inferencer(*write_trained(tmp_path, 'retinanet', shapes))
     summary = run_over(folder, tmp_path / 'out', inferencer)
-    assert summary.done == 1
+    assert summary.counts['done'] == 1
     assert [path for path, _ in summary.failed] == [str(folder / 'line.png')]
