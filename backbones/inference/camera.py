@@ -43,21 +43,13 @@ class CameraReader(AbstractContextManager):
     """Reads a camera or a stream in a thread of its own; iterating gives :class:`TimedImage`.
 
     Iteration ends where the stream ends and after :meth:`close`, which any thread may call.
+    InputError says that there is no such camera or server, or that it gives no frame for
+    ``timeout`` seconds and cannot be opened again.
 
     Args:
         source: ``webcam:N``, or a URL with rtsp, rtmp, udp, http or https in front.
-        policy: ``'latest'``: the consumer always gets the newest frame, and those that it had no
-            time for are dropped. ``'all'``: the source is read no faster than the frames are
-            taken, so that none is dropped here; a camera or a server may still do so itself.
-        timeout: Seconds without a frame after which a connection is given up.
-
-    Attributes:
-        num_captured: Frames that have come.
-        dropped: Frames that nobody had time for.
-
-    Raises:
-        InputError: There is no such camera or server, it gives no frame, or the connection is lost
-            and cannot be opened again. Of servers while iterating.
+        policy: ``'latest'``: the consumer gets the newest frame, and those that it had no time for
+            are dropped and counted. ``'all'``: the source is read no faster than frames are taken.
     """
 
     def __init__(

@@ -98,15 +98,11 @@ class Description:
     def fit(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """Resize an image as the config's test pipeline does, and make it an input of the file.
 
-        Where the file is of a fixed size, a segmentor's image is resized to that. A detector's
-        keeps its proportions: it is made smaller where it does not fit, then padded.
-
-        Args:
-            image: (height, width, 3), uint8, BGR.
+        A segmentor's image is resized to the file's fixed size, if it has one. A detector's keeps
+        its proportions: it is made smaller where it does not fit, then padded, right and below.
 
         Returns:
-            The input (3, height, width), float32, BGR, and height and width of the image in it,
-            which begins at the top left; the rest is padding.
+            The input (3, height, width), float32, BGR, and height and width of the image in it.
         """
         for height, width, interpolation in self._sizes(*image.shape[:2]):
             if (height, width) != image.shape[:2]:
@@ -192,10 +188,6 @@ def open_exported(
             own; else the CPU.
         threads: On the CPU. Default: onnxruntime's and OpenVINO's own choice.
         amp: Mixed precision, of an .xml only: bfloat16 or float16 where OpenVINO chooses so.
-
-    Raises:
-        ConfigError: There is no such device, no mixed precision, or a package is missing.
-        ExportError: The file is missing, corrupt or not written by tools/export.py.
     """
     path = Path(path)
     if path.suffix not in RUNNABLE:

@@ -83,15 +83,10 @@ def read_image(file: str | Path | BinaryIO) -> np.ndarray:
 
 @contextmanager
 def open_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
-    """Open an image with Pillow: its header is read, its pixels are not.
+    """Open an image with Pillow, from a path or a binary file that can seek: its header alone.
 
-    Args:
-        file: A path, or a binary file that can seek; the latter stays open.
-
-    Raises:
-        NotMediaError: The file is something else.
-        InputError: The file is missing, empty, corrupt or too large; also in place of what Pillow
-            raises while the image is used.
+    Raises NotMediaError where it is something else, and InputError, also in place of what Pillow
+    raises while the image is used.
     """
     try:
         is_path = isinstance(file, str | os.PathLike)

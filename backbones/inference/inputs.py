@@ -18,6 +18,14 @@ STREAM_SCHEMES = ('rtsp', 'rtsps', 'rtmp', 'rtmps', 'udp')
 # Our own tools write these beside images.
 DATA_SUFFIXES = ('.json', '.jsonl')
 
+MEDIA_SUFFIXES = (
+    *('.avif', '.bmp', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpeg', '.jpg', '.mpo', '.pgm'),
+    *('.png', '.pnm', '.ppm', '.qoi', '.tif', '.tiff', '.webp'),
+    *('.3gp', '.asf', '.avi', '.flv', '.h264', '.h265', '.hevc', '.m2ts', '.m4v', '.mjpeg'),
+    *('.mjpg', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts', '.mxf', '.ogv', '.ts', '.vob'),
+    *('.webm', '.wmv', '.y4m'),
+)
+
 
 @dataclass(frozen=True)
 class Input:
@@ -55,17 +63,9 @@ def list_inputs(inputs: Sequence[str], recursive: bool, stdin: TextIO) -> list[I
 
     An input is a file, a folder, a glob such as ``photos/*.jpg`` or ``photos/**/*.jpg``, a URL,
     ``webcam:N``, or ``-`` for a list of such on standard input, one a line. What exists is never
-    taken for a glob. In folders, hidden files and JSON are left out.
-
-    Args:
-        inputs: As given by the user.
-        recursive: Whether folders in folders are searched.
-        stdin: Where ``-`` reads.
-
-    Returns:
-        In the order of ``inputs``; in folders by name, with ``frame_2`` before ``frame_10`` and
-        files before folders. A file that is reached twice is there once. What cannot be listed is
-        there with its ``problem``.
+    taken for a glob. In folders, hidden files and JSON are left out, and ``frame_2`` comes before
+    ``frame_10``, files before folders. A file that is reached twice is there once. What cannot be
+    listed is there with its ``problem``.
     """
     listed: dict[str, Input] = {}
     for given in inputs:

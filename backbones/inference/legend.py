@@ -32,9 +32,7 @@ class Entry(NamedTuple):
 class SteadyClasses:
     """Keeps a video's legend from flickering.
 
-    Args:
-        hold: For how many frames a class stays listed after its last one.
-        min_share: The share of the image from which on a class is listed.
+    A class is listed once it covers ``min_share`` of a frame, and ``hold`` frames longer.
     """
 
     def __init__(self, hold: int = 60, min_share: float = 0.002) -> None:
@@ -54,16 +52,10 @@ class SteadyClasses:
 
 
 def legend_band(entries: Sequence[Entry], width: int, height: int, size: int) -> np.ndarray:
-    """A legend for below an image, in as many columns as fit its width.
+    """A legend for below an image of this size, in as many columns as fit; no rows if none fit.
 
-    Args:
-        entries: The most important first. Where not all fit, the last line says how many more.
-        width: Of the image, and so of the band.
-        height: Of the image; the band is at most half as high.
-        size: Height of the font.
-
-    Returns:
-        (rows, width, 3), uint8, BGR; no rows where not one entry fits.
+    Of ``entries`` the most important come first; where not all fit, the last line says how many
+    more there are. ``size`` is the height of the font.
     """
     row_height, margin = line_height(size) + round(size * 0.4), round(size * 0.8)
     rows = int(height * HEIGHT_SHARE - 2 * margin) // row_height

@@ -64,12 +64,7 @@ def paste_masks(
     """Masks from the probabilities inside their boxes (He et al., "Mask R-CNN", section 3.1).
 
     Bilinear between the centers of the cells, 0 outside; the same pixels as mmdet's.
-
-    Args:
-        probabilities: (N, cells, cells), 0 to 1.
-        boxes: (N, 4): left, top, right, bottom in pixels of the image.
-        size: Height and width of the image.
-        threshold: A pixel belongs to the instance from this probability on.
+    ``probabilities`` are (N, cells, cells), ``boxes`` (N, 4) in pixels, ``size`` height and width.
     """
     masks = []
     for cells, (left, top, right, bottom) in zip(probabilities, boxes, strict=True):

@@ -32,23 +32,12 @@ class TorchModel:
     """A detector or segmentor of mmdet or mmseg, ready to predict.
 
     :meth:`preprocess` and :meth:`postprocess` may run in other threads than :meth:`predict`.
-
-    Args:
-        config: Path of a config.
-        checkpoint: Path or URL of the checkpoint of a whole model.
-        device: For instance 'cuda:1'. Default: the first GPU, else the CPU.
-        amp: Mixed precision, see :func:`backbones.engine.amp.inference_precision`.
-        deploy: Fold what only training needs, see :func:`backbones.deploy.switch_to_deploy`.
-        cfg_options: Overrides for the config, by dotted key.
+    Arguments are those of :class:`backbones.inference.Inferencer`.
 
     Attributes:
         task: 'detection' or 'segmentation'.
         classes: The class names.
         palette: The colors that the checkpoint or the config names, or None.
-
-    Raises:
-        ConfigError: The config cannot be read or does not fit.
-        CheckpointError: The checkpoint cannot be read or lacks part of the model.
     """
 
     def __init__(

@@ -56,15 +56,8 @@ def writing() -> Iterator[None]:
 class Writer:
     """Writes drawings and data of every input below one folder.
 
-    Args:
-        folder: The output folder.
-        inferencer: Whose predictions are written.
-        parts: Which of 'drawn' and 'data' to write.
-        legend: Whether segmentations get a legend.
-
-    Raises:
-        ConfigError: The folder has data of a model with other classes.
-        OutputError: Nothing more can be written. From here on, and from all methods.
+    ``parts`` says which of 'drawn' and 'data'. Raises ConfigError where the folder has data of a
+    model with other classes, and, as all methods, OutputError where nothing more can be written.
     """
 
     def __init__(
@@ -176,13 +169,7 @@ class Writer:
 
 
 class StreamWriter:
-    """Writes the files of one video, whose frames come in order; :meth:`close` puts them in place.
-
-    Args:
-        writer: What all inputs have in common.
-        stream: What is known of the video.
-        clip: Which part of it is read.
-    """
+    """Writes the files of one video, whose frames come in order; put in place by :meth:`close`."""
 
     def __init__(self, writer: Writer, stream: Stream, clip: Clip) -> None:
         self.writer, self.stream, self.clip = writer, stream, clip

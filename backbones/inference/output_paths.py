@@ -17,8 +17,7 @@ from zlib import crc32
 
 from backbones.errors import ConfigError
 
-from .inputs import Input, find_scheme, is_live, without_password
-from .sources import MEDIA_SUFFIXES
+from .inputs import MEDIA_SUFFIXES, Input, find_scheme, is_live, without_password
 
 # What the results of an input can be, by their folder.
 SUFFIXES = {'drawn': ('.jpg', '.png', '.mp4'), 'data': ('.json', '.png', '.jsonl', '.frames')}
@@ -33,12 +32,8 @@ def plan_jobs(
 ) -> tuple[list[Input], int]:
     """The inputs to work on, named like their results, and how many were skipped.
 
-    Args:
-        listed: The inputs.
-        folder: The output folder; need not exist.
-        existing: What to do with inputs that have results: 'refuse' the run with a ConfigError,
-            'overwrite' them, or 'skip' these inputs.
-        parts: Which of 'drawn' and 'data' will be written.
+    Inputs that have results in one (skip: all) of ``parts`` are skipped or overwritten, or refused
+    with a ConfigError.
     """
     jobs, num_skipped = [], 0
     for item, stem in zip(listed, result_stems([item.path for item in listed]), strict=True):

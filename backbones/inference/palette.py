@@ -41,14 +41,11 @@ def choose_palette(spec: str | None, class_names: Sequence[str], saved: Any) -> 
     """A color for every class, (R, G, B), 0 to 255.
 
     Args:
-        spec: What the user asks for: one of ``PALETTE_NAMES``, or a text file with a color a line,
-            ``230 80 50`` or ``#e65032``. None: the palette saved with the model, if it has a color
-            for every class; else, and for a class whose color is another's too, distinct colors.
+        spec: One of ``PALETTE_NAMES``, or a text file with a color a line, ``230 80 50`` or
+            ``#e65032``. None: the palette saved with the model, if it has a color for every class;
+            else, and for a class whose color is another's too, distinct colors.
         class_names: In the order of the labels.
-        saved: ``dataset_meta['palette']`` of a checkpoint: colors, or anything else.
-
-    Raises:
-        ConfigError: The palette asked for is unknown, unreadable, or has too few colors.
+        saved: ``dataset_meta['palette']`` of a checkpoint.
     """
     count = len(class_names)
     if spec is None:

@@ -44,11 +44,8 @@ def describe(error: Exception) -> str:
 class Pipeline:
     """Runs a model while other threads read, preprocess and finish, in order, in bounded memory.
 
-    Args:
-        model: The model.
-        batch_size: Images that go through the model at once, if this many of one size are ready.
-        ahead: Frames that are preprocessed ahead of the model, and finished behind it. Default: 2
-            batches and as many frames as there are threads.
+    ``batch_size`` images of one size go through the model at once if that many are ready. At most
+    ``ahead`` frames are preprocessed ahead of the model, and finished behind it.
     """
 
     def __init__(self, model: Model, batch_size: int = 1, ahead: int | None = None) -> None:

@@ -69,12 +69,7 @@ class Summary:
 class Run:
     """Puts inputs through a model and writes the results.
 
-    Args:
-        model: The model.
-        writer: Writes drawings and data.
-        clip: Which part of videos is read.
-        batch_size: Images that go through the model at once.
-        show: Called with every drawing, for a window; returns whether to go on.
+    ``show`` is called with every drawing, for a window, and returns whether to go on.
     """
 
     def __init__(
@@ -94,11 +89,7 @@ class Run:
         self._inputs_bar = self._frames_bar = None
 
     def __call__(self, jobs: Sequence[Input], is_live: bool = False) -> Summary:
-        """Work through the inputs; of live sources nothing is read ahead.
-
-        Raises:
-            OutputError: Nothing more can be written. What is finished is whole and recorded.
-        """
+        """Work through the inputs; of live sources nothing is read ahead."""
         pipeline = Pipeline(self.model, self.batch_size, ahead=1 if is_live else None)
         items = read_inputs(jobs, self.clip, self.stopping)
         self._inputs_bar = progress_bar(len(jobs), 'input')

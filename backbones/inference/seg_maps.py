@@ -65,15 +65,10 @@ def predict_seg_maps(
 
 
 def seg_map_of(logits: Logits, threshold: float | None) -> Tensor:
-    """The class with the highest logit, for every pixel.
+    """The class with the highest logit, for every pixel, on the logits' device.
 
-    Args:
-        logits: At the size of the image.
-        threshold: Of a model with a single class: the probability from which on a pixel belongs
-            to it (label 1, as in mmseg).
-
-    Returns:
-        (height, width), uint8, or int32 for more than 255 classes; on the logits' device.
+    ``threshold`` is that of a model with a single class: the probability from which on a pixel
+    belongs to it (label 1, as in mmseg). Returns uint8, or int32 for more than 255 classes.
     """
     height, width = logits.size
     dtype = torch.uint8 if logits.classes <= 255 else torch.int32

@@ -59,24 +59,10 @@ class VideoReader(AbstractContextManager):
 
     Images come as a player shows them: rotated and mirrored as the file asks for, with square
     pixels (an image with others is stretched, never shrunk), and all in the size of the first.
-    The first frame from ``start`` on has index 0; ``every=3`` gives 0, 3, 6. A frame's duration
-    reaches to the next one that is given out, the last one's to the end of the video or to ``end``.
-    A corrupt video gives what is good in it; :attr:`problem` then says what was lost.
-
-    Args:
-        source: A file, or a URL.
-        every: Give out only every N-th frame. All are decoded, as they build on each other.
-        start: Seconds; frames that begin earlier are left out.
-        end: Seconds; frames that begin then or later are left out.
-
-    Attributes:
-        width, height: In pixels, upright.
-        frame_rate: Frames a second of the file, the average where it varies; None if unknown.
-        time_base: Seconds; unit of the frames' ``pts``.
-        num_frames: How many will be given out, an estimate unless the file knows; None if unknown.
-
-    Raises:
-        InputError: There is no video that can be read, or no frame between ``start`` and ``end``.
+    ``every=3`` gives frames 0, 3, 6, counted from ``start`` on, in seconds; frames that begin at
+    ``end`` or later are left out. A frame's duration reaches to the next one that is given out.
+    A corrupt video gives what is good in it; :attr:`problem` then says what was lost. InputError
+    is raised where nothing can be read.
     """
 
     def __init__(

@@ -33,24 +33,19 @@ BT709 = 1
 
 
 class VideoWriter:
-    """Writes images, and the audio of the video they come from, to an MP4.
+    """Writes images, and the audio of the video they come from, to an H.264 MP4.
 
-    H.264 in 4:2:0, BT.709, with the index in front so that it plays while it is still loading.
     An image with an odd width or height gets its last column or row twice, because 4:2:0 needs even
-    ones. The file can be played once it is closed.
+    ones. All methods raise OSError where the file cannot be written; nothing is left then.
 
     Args:
-        path: File to write or to replace.
+        path: File to write or to replace; it can be played once it is closed.
         width, height: Of the images, in pixels.
         time_base: Seconds; the unit of ``pts``.
-        frame_rate: Frames a second, for the encoder to share out bits by; about is good enough.
+        frame_rate: Frames a second, about, for the encoder to share out bits by.
         source: File or URL with the audio, or None for a video without audio.
-        start: Where the source was cut, in seconds, as given to the reader. The first frame then
-            is the beginning of the new video, else the beginning of the source is.
+        start: Where the source was cut, in seconds; the first frame is 0 in the new video then.
         end: Likewise; audio ends there at the latest.
-
-    Raises:
-        OSError: The file cannot be written; also from all methods. Nothing is left then.
     """
 
     def __init__(

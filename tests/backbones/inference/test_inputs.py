@@ -20,11 +20,10 @@ import skimage
 from videos import read_number, write_video
 
 from backbones.errors import InputError, NotMediaError
-from backbones.inference import sources
+from backbones.inference import reading
 from backbones.inference.images import read_image
 from backbones.inference.inputs import Input, list_inputs
-from backbones.inference.reading import Clip, Closed, Frame, read_inputs
-from backbones.inference.sources import identify
+from backbones.inference.reading import Clip, Closed, Frame, identify, read_inputs
 
 PHOTOGRAPHS = Path(skimage.data_dir)
 
@@ -407,8 +406,8 @@ def test_what_a_server_gives(server: str, name: str, kind: str):
 def test_servers_that_give_no_image(
     server: str, name: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sources, 'MAX_DOWNLOAD', 10_000)
-    monkeypatch.setattr(sources, 'WEB_TIMEOUT', 0.2 if name == 'silent' else 20)
+    monkeypatch.setattr(reading, 'MAX_DOWNLOAD', 10_000)
+    monkeypatch.setattr(reading, 'WEB_TIMEOUT', 0.2 if name == 'silent' else 20)
     with pytest.raises(InputError, match=reason):
         identify(f'{server}/{name}')
 
