@@ -324,19 +324,6 @@ def test_a_segmentation_of_any_size(shape, legend):
     assert changed(image, result[: shape[0]]).any()
 
 
-def test_views_of_other_arrays_can_be_drawn_on():
-    image, seg_map = image_of(120, 160), halves(160, 120).T
-    mask = np.tile([True, False, False], (100, 50))[:60, ::2]
-    objects = detections_of([(10, 10, 85, 70)], masks=[CroppedMask(10, 10, mask)])
-    for view in (image[..., ::-1], image[::-1]):
-        copy = np.ascontiguousarray(view)
-        for draw in (
-            lambda pixels: visualizer().draw_detections(pixels, objects),
-            lambda pixels: visualizer().draw_segmentation(pixels, Segmentation(seg_map)),
-        ):
-            assert np.array_equal(draw(view), draw(copy))
-
-
 def test_a_class_stays_in_a_video_legend_for_a_while():
     steady = SteadyClasses(hold=3, min_share=0.01)
     assert steady.update({4: 0.5, 1: 0.2, 7: 0.001}) == [1, 4]

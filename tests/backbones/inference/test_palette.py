@@ -15,10 +15,8 @@ COLORS = [(1, 2, 3), (40, 50, 60), (255, 254, 253)]
 @pytest.mark.parametrize(
     'saved',
     [
-        COLORS,
         [list(color) for color in COLORS],
         np.array(COLORS, np.uint8),
-        [np.array(color) for color in COLORS],
         [*COLORS, (9, 9, 9)],
     ],
 )
