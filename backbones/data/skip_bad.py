@@ -132,6 +132,14 @@ class GuardsDatasets:
         """Train, then say what was skipped; returns the model."""
         try:
             return super().train()
+        except Exception as error:
+            # mmengine's, after a thousand draws; a worker process hands it over with its traceback.
+            if 'Cannot find valid image' not in str(error):
+                raise
+            raise DataError(
+                '--skip-bad: a thousand images in a row cannot be used, so that it is not the '
+                f'images; {self.work_dir}/skipped.json has the reasons'
+            ) from error
         finally:
             if self.cfg.get('skip_bad') and is_main_process():
                 self.report_skipped()

@@ -133,3 +133,14 @@ def test_training_names_bad_images_or_goes_on_without(
     (once,) = skipped['skipped_in_training']
     assert once['file'] == str(data / IMAGE) and once['times'] >= 1
     assert f'{data / IMAGE} ({once["times"]}x)' in done.stdout + done.stderr
+
+
+def test_a_set_of_which_nothing_can_be_used_stops(data, tiny_config, run_tool, tmp_path):
+    for path in (data / 'coco/train2017').glob('*'):
+        cut(path)
+    path = tiny_config('retinanet', shapes=data)
+    done = run_tool('train.py', path, '--skip-bad', '--work-dir', 'run')
+    assert done.returncode == 1
+    assert 'a thousand images in a row' in done.stderr and 'Traceback' not in done.stderr
+    skipped = json.loads((tmp_path / 'run/skipped.json').read_text())['skipped_in_training']
+    assert len(skipped) == 8 and sum(one['times'] for one in skipped) > 1000
