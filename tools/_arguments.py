@@ -26,6 +26,11 @@ def add_run_arguments(parser: argparse.ArgumentParser, option_example: str) -> N
     )
     add_trust_checkpoint(parser)
     add_cfg_options(parser, option_example)
+    add_launcher(parser)
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add ``--launcher``; the parser's arguments are then read by :func:`parse_run_args`."""
     parser.add_argument(
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),

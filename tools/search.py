@@ -12,7 +12,15 @@ from pathlib import Path
 from _requirements import explain_missing
 
 with explain_missing():
-    from _arguments import add_cfg_options, image_size, make_parser, parse, positive
+    from _arguments import (
+        add_cfg_options,
+        add_launcher,
+        add_trust_checkpoint,
+        image_size,
+        make_parser,
+        parse_run_args,
+        positive,
+    )
 
     from backbones.benchmark.benchmark import default_threads
     from backbones.benchmark.candidates import Candidate
@@ -20,6 +28,7 @@ with explain_missing():
     from backbones.errors import exit_on_user_error
     from backbones.inference.model import choose_device
     from backbones.search.elastic import Layout
+    from backbones.search.find import METHODS, Request, find_networks
     from backbones.search.latency import ELSEWHERE, fit, format_latency, latency_path
     from backbones.search.measurements import (
         BACKENDS,
@@ -36,6 +45,8 @@ EXAMPLES = """\
 examples:
   python tools/search.py latency my_search.py --backend openvino
       how long the networks take on this device
+  python tools/search.py find my_search.py SUPERNET.pth --max-latency 60 --max-parameters 6e6
+      the best networks that take no more than that, with the weights that train.py left
 """
 LATENCY_EXAMPLES = """\
 examples:
@@ -47,13 +58,24 @@ examples:
   python tools/search.py latency my_search.py --from phone/measurements.csv
       on a phone, by whatever measures it there
 """
+FIND_EXAMPLES = """\
+examples:
+  python tools/search.py find my_search.py work_dirs/my_search/iter_40000.pth --max-latency 60
+      networks of at most 60 ms for an image, on the device that `search.py latency` measured
+  python tools/search.py find my_search.py SUPERNET.pth --max-parameters 4e6 --method random
+      by size alone, and the baseline that every other method has to beat
+  torchrun --nproc_per_node 8 tools/search.py find my_search.py SUPERNET.pth --max-latency 60 \\
+      --launcher pytorch
+      on 8 GPUs, each of which evaluates networks of its own
+"""
 
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES)
     subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
     add_latency(subparsers)
-    return parse(parser)
+    add_find(subparsers)
+    return parse_run_args(parser)
 
 
 def add_command(
@@ -75,7 +97,8 @@ def add_command(
         '--work-dir', help='where results go (default: the config, else work_dirs/NAME)'
     )
     add_cfg_options(parser, 'search.seed=1')
-    parser.set_defaults(run=run, launcher='none')
+    add_trust_checkpoint(parser)
+    parser.set_defaults(run=run, launcher='none', local_rank=0)
     return parser
 
 
@@ -175,10 +198,75 @@ def latency(args: argparse.Namespace) -> None:
     print(f'written: {latency_path(config.work_dir, backend)}')
 
 
+def add_find(subparsers: argparse._SubParsersAction) -> None:
+    parser = add_command(subparsers, find, 'the best networks that meet targets', FIND_EXAMPLES)
+    parser.add_argument(
+        'checkpoint',
+        help="the supernet's, or that of an ordinary training of the config (plain slimming)",
+    )
+    parser.add_argument('--max-latency', type=float, metavar='MS', help='for one image')
+    parser.add_argument('--max-parameters', type=float, metavar='N', help='for instance 6e6')
+    parser.add_argument(
+        '--backend', help='whose latency counts (default: the only one that was measured)'
+    )
+    parser.add_argument(
+        '--method',
+        choices=METHODS,
+        default='greedy',
+        help="greedy is the paper's; random the baseline; nsga2 a genetic search that starts from "
+        'the greedy one (default: greedy)',
+    )
+    parser.add_argument(
+        '--evaluations',
+        type=positive,
+        default=250,
+        metavar='N',
+        help='networks to evaluate at most, besides the published ones (default: 250)',
+    )
+    parser.add_argument(
+        '--exponents',
+        nargs=2,
+        type=float,
+        default=(0.5, 1.0),
+        metavar=('A', 'B'),
+        help='how much parameters and latency weigh against each other until one of the targets '
+        "is met (default: 0.5 1, the paper's)",
+    )
+    parser.add_argument(
+        '--no-measure',
+        dest='measures',
+        action='store_false',
+        help='leave the latency of the networks that are shown at what is predicted',
+    )
+    add_launcher(parser)
+
+
+def find(args: argparse.Namespace) -> None:
+    """Search for the best networks that meet targets of latency and size.
+
+    Networks are compared on a part of the training images that the supernet was not trained on. In
+    WORK_DIR/search: front.md (what the console shows), front.json, front.png, and every
+    evaluation, so that a search that was ended goes on where it was.
+    """
+    request = Request(
+        args.max_latency,
+        args.max_parameters,
+        args.backend,
+        args.method,
+        args.evaluations,
+        tuple(args.exponents),
+        args.measures,
+    )
+    config = load_run_config(args)
+    text = find_networks(config, args.checkpoint, request, args.config, args.cfg_options)
+    if text:
+        print(f'\n{text}')
+
+
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
-        use_safe_loading()
+        use_safe_loading(args.trust_checkpoint)
         args.run(args)
 
 

@@ -95,6 +95,11 @@ class Progress:
         if is_due and not self.is_terminal:
             print(str(bar).replace(',  ', ', '), flush=True)
 
+    def skip(self, number: int) -> None:
+        """Count some that took no time."""
+        self.bar.initial += number
+        self.bar.n += number
+
     def close(self) -> None:
         self.bar.close()
 

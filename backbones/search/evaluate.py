@@ -36,6 +36,7 @@ from backbones.data.config_datasets import annotation_file, datasets_of, walk
 from backbones.data.skip_bad import base_datasets, guard
 from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.config import use_batch_norm
+from backbones.engine.console import quiet
 from backbones.engine.metrics import add_per_class, main_metric
 from backbones.engine.preflight import fit_whole
 from backbones.weights import load_checkpoint
@@ -63,6 +64,7 @@ def load_supernet(config: Config, source: str) -> tuple[Layout, dict[str, Tensor
         CheckpointError: It cannot be read, is of another model, or a supernet of another space.
         ConfigError: The config cannot be searched.
     """
+    quiet(MMLogger.get_instance('search', log_level='WARNING'))
     space = Space.from_config(config)
     use_batch_norm(config)
     checkpoint = load_checkpoint(source)
@@ -166,8 +168,7 @@ class Evaluator:
         """The metric of a network, and the seconds that it took."""
         started = time.perf_counter()
         model = switch_to_deploy(self.calibrated(choice))
-        # The libraries print tables and log to the console.
-        MMLogger.get_instance('search', log_level='WARNING')
+        # The libraries print tables.
         with redirect_stdout(io.StringIO()):
             metrics = Metrics(copy.deepcopy(self.config.val_evaluator))
             metrics.dataset_meta = self.holdout.metainfo

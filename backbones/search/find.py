@@ -1,295 +1,231 @@
-"""Searching a space: which network is the best that meets the targets.
+"""``search.py find``: from a supernet and targets to the networks that are worth having."""
 
-The greedy search is the paper's (section 4.2): from the largest network on, it makes the one
-dimension smaller that costs the least accuracy for what it gains. The gain is that of the Mobile
-Efficiency Score, parameters^-0.5 * latency^-1, whose constant factors do not matter here. Random
-search is what it has to beat; NSGA-II goes on from its path.
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
-A method asks for the same networks whenever it is called with the same seed and gets the same
-metrics. So one that was killed is called again, and runs through what it knows already.
-"""
+from mmengine.config import Config
+from mmengine.dist import is_main_process
 
-import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from backbones.data.check import refuse_errors
+from backbones.data.classes import set_classes
+from backbones.engine.console import Progress
+from backbones.engine.distributed import prepare_on_first
+from backbones.errors import ConfigError
 
-import numpy as np
-
-from backbones.errors import ConfigError, import_optional
-
-from .space import Choice, Space
-
-EXPONENTS = (0.5, 1.0)  # of parameters and of latency, the paper's
-# The greedy search evaluates all actions in every so many steps, and so many in the others.
-FULL_STEP = 10
-BEST_ACTIONS = 8
-# Random networks take at least this part of a target, and so many are drawn for each that is taken.
-NEAR_TARGET = 0.8
-DRAWN_FOR_ONE = 20
-POPULATION = 20
-MAX_IDLE_GENERATIONS = 20
+from .evaluate import Evaluator, load_supernet
+from .front import Front, Network, format_front, make_front, write_front
+from .holdout import use_holdout
+from .latency import HIGH_ERROR, LatencyModel, find_latency
+from .methods import EXPONENTS, METHODS, Search
+from .space import Choice, Space, search_options
 
 
-@dataclass
-class Search:
-    """What is searched for, and what was evaluated for it.
+@dataclass(frozen=True)
+class Request:
+    """What is searched for.
 
     Attributes:
-        space: The space.
-        evaluate: The metrics of networks, larger is better.
-        costs: What a network costs: 'parameters', and 'latency' in ms where that is known.
-        targets: The most that it may cost, by the same names.
-        exponents: The weight of each cost in the score.
+        max_latency: The most milliseconds for an image, or None.
+        max_parameters: The most parameters, or None.
+        backend: Whose latency counts. Default: the only one that there is a model of.
+        method: A key of ``METHODS``.
         evaluations: How many networks may be evaluated.
-        seed: Of the random numbers.
-        found: The metrics of the networks that were asked for, in that order.
+        exponents: The weights of parameters and latency while neither target is met.
+        measures: Whether networks of the front are measured again.
     """
 
-    space: Space
-    evaluate: Callable[[Sequence[Choice]], list[float]]
-    costs: Callable[[Choice], dict[str, float]]
-    targets: dict[str, float]
-    exponents: dict[str, float]
+    max_latency: float | None = None
+    max_parameters: float | None = None
+    backend: str | None = None
+    method: str = 'greedy'
     evaluations: int = 250
-    seed: int = 0
-    found: dict[Choice, float] = field(default_factory=dict)
+    exponents: tuple[float, float] = EXPONENTS
+    measures: bool = True
 
     @property
-    def left(self) -> int:
-        """How many networks may still be evaluated."""
-        return self.evaluations - len(self.found)
-
-    def ask(self, choices: Sequence[Choice]) -> list[float]:
-        """The metrics of networks."""
-        metrics = self.evaluate(choices)
-        self.found.update(zip(choices, metrics, strict=True))
-        return metrics
-
-    def excess(self, choice: Choice) -> float:
-        """The logarithm of the largest cost over its target; 0 or less where all are met."""
-        costs = self.costs(choice)
-        return max(math.log(costs[name] / target) for name, target in self.targets.items())
-
-    def unmet(self, choice: Choice) -> list[str]:
-        """The targets that a network does not meet."""
-        costs = self.costs(choice)
-        return [name for name, target in self.targets.items() if costs[name] > target]
-
-    def score(self, choice: Choice, names: Sequence[str]) -> float:
-        """The Mobile Efficiency Score with some of the costs, each in units of its target."""
-        costs = self.costs(choice)
-        ratios = [(costs[name] / self.targets[name]) ** -self.exponents[name] for name in names]
-        return math.prod(ratios)
-
-    def check_targets(self) -> None:
-        """See that a network can meet the targets.
-
-        Raises:
-            ConfigError: None can.
-        """
-        smallest = self.costs(self.space.smallest)
-        if self.unmet(self.space.smallest):
-            wanted = format_costs(self.targets)
-            raise ConfigError(
-                f'no network of the space takes at most {wanted}: the smallest takes '
-                f'{format_costs(smallest)}. Start from a smaller config, or give search more '
-                'freedom (channels, min_depths, ratios, necks)'
-            )
+    def targets(self) -> dict[str, float]:
+        """The most that a network may cost, by the name of the cost."""
+        targets = dict(latency=self.max_latency, parameters=self.max_parameters)
+        return {name: target for name, target in targets.items() if target is not None}
 
 
-def format_costs(costs: dict[str, float]) -> str:
-    """'12.3 ms, 3.45 M parameters'."""
-    texts = {'latency': '{:.1f} ms', 'parameters': '{:,.0f} parameters'}
-    return ' and '.join(texts[name].format(costs[name]) for name in texts if name in costs)
+def find_networks(
+    config: Config, source: str, request: Request, config_path: str, options: dict[str, Any]
+) -> str | None:
+    """Search a config's space with the weights of a supernet; write and return what is found.
 
+    Files go to ``search`` in the work folder: front.json, front.md, front.png, and evaluations that
+    a second call does not repeat.
 
-def greedy(search: Search) -> list[Choice]:
-    """The networks from the largest one to the first that meets the targets.
+    Args:
+        config: A config with ``search``, ``work_dir`` and ``launcher``; changed in place.
+        source: The checkpoint of its supernet, or of an ordinary training of it.
+        request: What is searched for.
+        config_path, options: What the config was read from, for measuring.
 
-    A target that is met no longer counts. Where the evaluations would not last, fewer actions are
-    evaluated in a step, and at worst none: then the one with the least known drop is taken.
+    Returns:
+        The table of the front and what to do, in the first process; None in others.
 
     Raises:
-        ConfigError: There are too few evaluations for the first step.
+        CheckpointError: The checkpoint does not fit.
+        ConfigError: The config cannot be searched, or nothing meets the targets.
+        DataError: The data cannot be read, or have errors.
     """
-    state, path, drops = search.space.largest, [search.space.largest], {}
-    metric = None
-    while actions := useful_actions(search, state):
+    config = prepare_on_first(config, partial(prepare, request=request))
+    space = Space.from_config(config)
+    model = latency_model(config, space, request)
+    layout, state_dict = load_supernet(config, source)
 
-        def price(name: str) -> float:
-            return drops.get(kind_of(name), 0.0) / actions[name][1]
+    @cache
+    def costs(choice: Choice) -> dict[str, float]:
+        latency = {'latency': model.predict(choice)} if model else {}
+        return {**latency, 'parameters': layout.count_parameters(choice)}
 
-        number = affordable(search, path, actions)
-        tried = sorted(actions, key=price)[: max(number, 1)]
-        if number:
-            if metric is None:
-                (metric,) = search.ask([state])
-            metrics = search.ask([actions[name][0] for name in tried])
-            for name, value in zip(tried, metrics, strict=True):
-                drops[kind_of(name)] = metric - value
-        best = min(tried, key=price)
-        state = actions[best][0]
-        metric = search.found.get(state)
-        path.append(state)
-    search.ask([state])
-    return path
+    evaluator = Evaluator(config, layout, state_dict, config.work_dir)
+    exponents = dict(zip(('parameters', 'latency'), request.exponents, strict=True))
+    seed, number = search_options(config)['seed'], request.evaluations
+    search = Search(space, evaluator.evaluate, costs, request.targets, exponents, number, seed)
+    search.check_targets()
+    with shown_progress(evaluator, search):
+        METHODS[request.method](search)
+        asked = list(search.found)
+        evaluate_others(search)
+    if not is_main_process():
+        return None
+    names = {choice: name for name, choice in space.published().items()}
+    networks = [
+        Network(choice, metric, name=names.get(choice), **costs(choice))
+        for choice, metric in evaluator.known.items()
+        if choice not in names or choice in search.found
+    ]
+    measure = None
+    if request.measures and model and model.setting:
+        from .measurements import measure as measure_networks
 
-
-def useful_actions(search: Search, state: Choice) -> dict[str, tuple[Choice, float]]:
-    """The next smaller networks that have a higher score, and by how much, while one is needed."""
-    unmet = search.unmet(state)
-    score = search.score(state, unmet)
-    gains = {
-        name: (choice, search.score(choice, unmet) - score)
-        for name, choice in (search.space.smaller(state) if unmet else {}).items()
-    }
-    return {name: (choice, gain) for name, (choice, gain) in gains.items() if gain > 0}
-
-
-def kind_of(action: str) -> str:
-    """The dimension that an action makes smaller, without the setting."""
-    dimension, _, setting = action.partition(': ')
-    return f'{dimension}: {re.sub("[0-9.]+", "", setting)}'
-
-
-def affordable(search: Search, path: list[Choice], actions: dict[str, tuple[Choice, float]]) -> int:
-    """How many actions to evaluate in a step, so that the evaluations last to the targets."""
-    state, steps = path[-1], len(path) - 1
-    excess = search.excess(state)
-    if steps == 0:
-        if search.left < len(actions) + 2:
-            raise ConfigError(
-                f'--evaluations {search.evaluations} is too few: the first step of the greedy '
-                f'search evaluates {len(actions)} networks; set {3 * len(actions)} or more'
-            )
-        return len(actions)
-    pace = (search.excess(path[0]) - excess) / steps
-    steps_left = max(excess / pace, 1.0) if pace > 0 else len(actions)
-    left = search.left - 2
-    if steps % FULL_STEP == 0 and left - len(actions) >= BEST_ACTIONS * steps_left:
-        return len(actions)
-    return max(0, min(BEST_ACTIONS, int(left / steps_left)))
+        log = Path(config.work_dir) / 'search' / 'measured.jsonl'
+        measure = partial(measure_networks, config_path, options, setting=model.setting, log=log)
+    front = make_front(networks, request.targets, evaluator.metric, measure)
+    front.notes = notes_on(front, config, evaluator, model, request, asked)
+    folder = Path(config.work_dir) / 'search'
+    write_front(
+        front,
+        folder,
+        holdout=config.holdout.to_dict(),
+        request=asdict(request),
+        latency=model and dict(setting=model.setting and asdict(model.setting), error=model.error),
+        evaluated=[as_point(one, search) for one in asked],
+    )
+    return f'{format_front(front)}\nwritten: {folder}/front.json, front.md, front.png'
 
 
-def random(search: Search) -> list[Choice]:
-    """Random networks that meet the targets, those near the targets first."""
-    rng = np.random.default_rng(search.seed)
-    drawn: dict[Choice, float] = {}
-    for _ in range(DRAWN_FOR_ONE * search.evaluations):
-        choice = search.space.sample(rng)
-        if choice not in drawn and not search.unmet(choice):
-            drawn[choice] = search.excess(choice)
-    near = [choice for choice, excess in drawn.items() if excess >= math.log(NEAR_TARGET)]
-    others = sorted(drawn.keys() - near, key=lambda choice: (-drawn[choice], choice.to_json()))
-    chosen = [*near, *others][: search.evaluations]
-    search.ask(chosen or [search.space.smallest])
-    return list(search.found)
+def prepare(config: Config, request: Request) -> None:
+    """Check what is asked for, and let the config read the hold-out."""
+    if not request.targets:
+        raise ConfigError('give --max-latency, --max-parameters or both: what is searched for?')
+    model = latency_model(config, Space.from_config(config), request)
+    if model and model.error > HIGH_ERROR:
+        print(f'warning: latency is predicted with a mean error of {model.error:.0%}', flush=True)
+    set_classes(config, ('train', 'val'))
+    use_holdout(config)
+    refuse_errors(config, ('val',))
 
 
-def nsga2(search: Search) -> list[Choice]:
-    """NSGA-II over metric and costs, from the path of a greedy search with half the evaluations.
+def latency_model(config: Config, space: Space, request: Request) -> LatencyModel | None:
+    """The model of latency that counts; None where there is none and none is needed.
 
     Raises:
-        ConfigError: pymoo is missing.
+        ConfigError: One is needed, and there is none that can be trusted.
     """
-    import_optional('pymoo', '--method nsga2', 'search')
-    from pymoo.algorithms.moo.nsga2 import NSGA2
-    from pymoo.core.evaluator import Evaluator
-    from pymoo.core.problem import Problem
-    from pymoo.core.termination import NoTermination
-    from pymoo.operators.crossover.ux import UniformCrossover
-    from pymoo.operators.mutation.pm import PM
-    from pymoo.operators.repair.rounding import RoundingRepair
-    from pymoo.problems.static import StaticProblem
-
-    total = search.evaluations
-    search.evaluations = total // 2
-    path = greedy(search)
-    search.evaluations = total
-    genome = Genome(search.space)
-    problem = Problem(
-        n_var=len(genome.sizes),
-        n_obj=1 + len(search.targets),
-        n_ieq_constr=len(search.targets),
-        xl=np.zeros(len(genome.sizes)),
-        xu=np.array(genome.sizes) - 1,
-        vtype=int,
-    )
-    rng = np.random.default_rng(search.seed)
-    # The last of the path are the ones that are near the targets.
-    start = [*path[::-1][:POPULATION], *(search.space.sample(rng) for _ in range(POPULATION))]
-    algorithm = NSGA2(
-        pop_size=POPULATION,
-        sampling=np.array([genome.encode(choice) for choice in dict.fromkeys(start)][:POPULATION]),
-        crossover=UniformCrossover(),
-        mutation=PM(prob_var=2 / len(genome.sizes), eta=5, vtype=float, repair=RoundingRepair()),
-    )
-    algorithm.setup(problem, termination=NoTermination(), seed=search.seed)
-    idle = 0
-    while search.left > 0 and idle < MAX_IDLE_GENERATIONS:
-        population = algorithm.ask()
-        choices = [genome.decode(genes) for genes in population.get('X')]
-        new = [choice for choice in dict.fromkeys(choices) if choice not in search.found]
-        idle = 0 if new else idle + 1
-        search.ask(new[: search.left])
-        # What there are no evaluations left for counts as bad.
-        metrics = [search.found.get(choice, -math.inf) for choice in choices]
-        costs = [[search.costs(one)[name] for name in search.targets] for one in choices]
-        objectives = [[-metric, *row] for metric, row in zip(metrics, costs, strict=True)]
-        over = np.array(costs) / list(search.targets.values()) - 1
-        evaluated = StaticProblem(problem, F=np.array(objectives), G=over)
-        Evaluator().eval(evaluated, population)
-        algorithm.tell(infills=population)
-    return list(search.found)
+    try:
+        path = find_latency(config.work_dir, request.backend)
+        model = LatencyModel.load(path, space)
+    except ConfigError:
+        if request.max_latency is None and request.backend is None:
+            return None
+        raise
+    if not model.is_trusted:
+        if request.max_latency is None:
+            return None
+        raise ConfigError(
+            f'{path} predicts networks that it has not seen with a mean error of '
+            f'{model.error:.0%}, too much to search by: measure on a quiet machine, or more '
+            'networks (search.py latency --networks 80)'
+        )
+    return model
 
 
-METHODS = {'greedy': greedy, 'random': random, 'nsga2': nsga2}
+@contextmanager
+def shown_progress(evaluator: Evaluator, search: Search) -> Iterator[None]:
+    """Show how far a search is; what was evaluated before takes no time."""
+    if not is_main_process():
+        yield
+        return
+    progress, evaluate = Progress('evaluation', search.evaluations, interval=10), search.evaluate
+    best = [None]
+
+    def note(choice: Choice, metric: float) -> str:
+        if not search.unmet(choice) and (best[0] is None or metric > best[0]):
+            best[0] = metric
+        return 'none meets the targets yet' if best[0] is None else f'best {best[0]:.3f}'
+
+    def ask(choices: Sequence[Choice]) -> list[float]:
+        old = [c for c in dict.fromkeys(choices) if c in evaluator.known and c not in search.found]
+        for choice in old:
+            note(choice, evaluator.known[choice])
+        progress.skip(len(old))
+        return evaluate(choices)
+
+    search.evaluate = ask
+    evaluator.report = lambda choice, metric, _: progress.step(note(choice, metric))
+    try:
+        yield
+    finally:
+        progress.close()
 
 
-class Genome:
-    """Networks of a space as numbers, one for each dimension.
+def evaluate_others(search: Search) -> None:
+    """Evaluate the published networks that a user may take instead, and what is surely possible."""
+    published = list(search.space.published().values())
+    found = [one for one in search.found if not search.unmet(one) and one not in published]
+    if not found:
+        found = [search.space.smallest]
+        search.ask(found)
+    neck = max(found, key=search.found.get).neck
+    search.ask([one for one in published if one.neck == neck or not search.unmet(one)])
 
-    Attributes:
-        sizes: How many settings each dimension has; they count from 0.
-    """
 
-    def __init__(self, space: Space) -> None:
-        self.space = space
-        self.blocks = [
-            (stage, block)
-            for stage, ratios in enumerate(space.largest.ratios)
-            for block in range(len(ratios))
-        ]
-        self.settings: list[Sequence] = [
-            *space.channels,
-            *((0, *space.ratios_of(stage, block)) for stage, block in self.blocks),
-            *(range(number + 1) for number in space.largest.num_attention_blocks),
-            space.necks or (None,),
-        ]
-        self.sizes = [len(settings) for settings in self.settings]
+def as_point(choice: Choice, search: Search) -> dict[str, Any]:
+    """An evaluation of this search, for comparing methods."""
+    return dict(choice=choice.to_json(), metric=search.found[choice], **search.costs(choice))
 
-    def encode(self, choice: Choice) -> list[int]:
-        values = [
-            *choice.channels,
-            *(choice.ratios[stage][block] for stage, block in self.blocks),
-            *choice.num_attention_blocks,
-            choice.neck,
-        ]
-        pairs = zip(self.settings, values, strict=True)
-        return [list(settings).index(value) for settings, value in pairs]
 
-    def decode(self, genes: Sequence[int]) -> Choice:
-        """A network; one of too few blocks gets its last ones back, as small as they can be."""
-        values = [each[int(gene)] for each, gene in zip(self.settings, genes, strict=True)]
-        stages, blocks = len(self.space.channels), len(self.blocks)
-        ratios = [list(each) for each in self.space.largest.ratios]
-        for (stage, block), ratio in zip(self.blocks, values[stages:], strict=False):
-            ratios[stage][block] = ratio
-        for stage, own in enumerate(ratios):
-            for block in reversed(range(len(own))):
-                if sum(map(bool, own)) < self.space.min_depths[stage] and not own[block]:
-                    own[block] = self.space.ratios_of(stage, block)[0]
-        attention = tuple(values[stages + blocks : -1])
-        channels, rows = tuple(values[:stages]), tuple(map(tuple, ratios))
-        return self.space.with_possible_attention(Choice(channels, rows, attention, values[-1]))
+def notes_on(
+    front: Front,
+    config: Config,
+    evaluator: Evaluator,
+    model: LatencyModel | None,
+    request: Request,
+    asked: list[Choice],
+) -> list[str]:
+    """How the figures came about."""
+    holdout = config.holdout
+    notes = [
+        f'{front.metric} on {holdout.images} training images that were held out, with the weights '
+        'of the supernet, published networks too; norms calibrated. Training a network on raises '
+        'it.',
+        f'{request.method}: {len(asked)} networks; {len(evaluator.known)} were evaluated in all, '
+        f'by earlier searches too, which are in {evaluator.path.name}.',
+    ]
+    if holdout.unseen_classes:
+        notes.append(f'Not in the hold-out: {", ".join(holdout.unseen_classes)}.')
+    if model:
+        where = f'{model.setting.backend}' if model.setting else 'measurements.csv'
+        notes.append(
+            f'Latency of a whole network on one image, predicted from {where} with a mean error '
+            f'of {model.error:.1%}; measured: again, here.'
+        )
+    return notes

@@ -1,0 +1,91 @@
+"""The front: which networks are shown, which are measured, and what the last line advises."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from searching import SPACE, costs, metric
+
+from backbones.search.front import Network, format_front, make_front, write_front
+from backbones.search.space import Choice
+
+TARGETS = dict(latency=9.0, parameters=2.5e6)
+
+
+def networks(number: int = 60, bonus: float = 0.0) -> list[Network]:
+    """Random ones and the published; ``bonus`` is added to the metric of the latter."""
+    rng = np.random.default_rng(0)
+    random = {SPACE.sample(rng): None for _ in range(number)}
+    names = {choice: name for name, choice in SPACE.published().items()}
+    return [
+        Network(one, metric(one) + bonus * (one in names), name=names.get(one), **costs(one))
+        for one in {**random, **names, SPACE.smallest: None}
+    ]
+
+
+def test_no_network_shown_as_best_is_dominated():
+    everything = networks()
+    front = make_front(everything, TARGETS, 'mIoU')
+    for one in everything:
+        worse = any(
+            other.metric >= one.metric
+            and other.latency <= one.latency
+            and other.parameters <= one.parameters
+            and other is not one
+            for other in everything
+        )
+        if any(one is each for each in front.best):
+            assert not worse
+    assert {id(one) for one in everything if one.name} <= {id(one) for one in front.networks}
+    assert [one.number for one in front.networks] == list(range(1, len(front.networks) + 1))
+    assert front.found.meets(TARGETS) and not front.found.name
+    feasible = [one for one in everything if one.meets(TARGETS) and not one.name]
+    assert front.found.metric == max(one.metric for one in feasible)
+
+
+@pytest.mark.parametrize('bonus', [-10, 10])
+def test_a_published_network_that_is_better_is_advised(bonus):
+    targets = costs(SPACE.published()['s0, neck 96'])
+    front = make_front(networks(bonus=bonus), targets, 'mIoU')
+    last = format_front(front).splitlines()[-1]
+    assert front.is_worth_it == (bonus < 0)
+    number = front.found.number if bonus < 0 else front.baseline.number
+    assert f'number {number}' in last
+    assert front.baseline.name == 's0, neck 96' and 's0, neck 96' in last
+
+
+def test_what_is_measured_decides():
+    asked: list[Choice] = []
+
+    def measure(choices: list[Choice]) -> list[float]:
+        """The best by prediction takes longer than it may."""
+        asked.extend(choices)
+        return [20.0 if one == predicted else costs(one)['latency'] for one in choices]
+
+    predicted = make_front(networks(), TARGETS, 'mIoU').found.choice
+    front = make_front(networks(), TARGETS, 'mIoU', measure)
+    assert len(asked) == len(set(asked)) <= 10 and predicted in asked
+    assert front.found.choice != predicted and front.found.measured <= TARGETS['latency']
+    shown = next(one for one in front.networks if one.choice == predicted)
+    assert shown.measured == 20.0 and shown.latency == costs(predicted)['latency']
+
+
+@pytest.mark.parametrize('has_latency', [True, False])
+def test_files(has_latency, tmp_path):
+    targets = TARGETS if has_latency else dict(parameters=2.5e6)
+    members = networks()
+    if not has_latency:
+        members = [replace(one, latency=None) for one in members]
+    front = make_front(members, targets, 'mIoU')
+    write_front(front, tmp_path, extra=1)
+    saved = json.loads((tmp_path / 'front.json').read_text())
+    found = saved['networks'][saved['found'] - 1]
+    assert found['number'] == saved['found'] and saved['extra'] == 1
+    choice = Choice.from_json(json.dumps(found['choice']))
+    assert choice == front.found.choice and found['parameters'] == costs(choice)['parameters']
+    assert found['latency_ms'] == (costs(choice)['latency'] if has_latency else None)
+    assert format_front(front) in (tmp_path / 'front.md').read_text()
+    with Image.open(tmp_path / 'front.png') as image:
+        assert np.asarray(image.convert('L')).std() > 10

@@ -1,0 +1,124 @@
+"""The methods: what they find on invented metrics, and what they ask for."""
+
+import math
+
+import numpy as np
+import pytest
+from searching import SPACE, costs, metric
+
+from backbones.errors import ConfigError
+from backbones.search.methods import METHODS, Genome, Search, greedy, kind_of, random
+from backbones.search.space import Choice
+
+
+def make(**options: object) -> Search:
+    asked = []
+
+    def evaluate(choices: list[Choice]) -> list[float]:
+        asked.extend(choices)
+        return list(map(metric, choices))
+
+    options = dict(targets=dict(latency=9.0, parameters=2.5e6), evaluations=10**6) | options
+    search = Search(SPACE, evaluate, costs, exponents=dict(latency=1, parameters=0.5), **options)
+    search.asked = asked
+    return search
+
+
+def exhaustive(search: Search) -> Choice:
+    """The paper's search, which evaluates every action in every step."""
+    state = SPACE.largest
+    while names := search.unmet(state):
+        prices = {}
+        for choice in SPACE.smaller(state).values():
+            gain = search.score(choice, names) - search.score(state, names)
+            if gain > 0:
+                prices[choice] = (metric(state) - metric(choice)) / gain
+        state = min(prices, key=prices.get)
+    return state
+
+
+@pytest.mark.parametrize(
+    'targets', [dict(latency=9.0), dict(parameters=2e6), dict(latency=9.0, parameters=2.5e6)]
+)
+def test_greedy_ends_where_evaluating_everything_does(targets):
+    search = make(targets=targets)
+    path = greedy(search)
+    assert path[0] == SPACE.largest and not search.unmet(path[-1])
+    assert path[-1] == exhaustive(search)
+    asked = len(search.asked)
+    search = make(targets=targets)
+    search_all = sum(len(SPACE.smaller(state)) for state in path[:-1])
+    assert asked < search_all
+
+
+def test_the_score_is_the_paper_s():
+    """S0, S1, S2 and L, up to a factor."""
+    rows = [(3.5e6, 0.9), (6.1e6, 1.1), (12.6e6, 1.6), (26.1e6, 2.7)]
+    scores = []
+    for parameters, latency in rows:
+        search = make(targets=dict(latency=1.0, parameters=3e6))
+        search.costs = lambda _, row=dict(parameters=parameters, latency=latency): row
+        scores.append(100 * search.score(SPACE.largest, ['latency', 'parameters']))
+    assert scores == pytest.approx([102.9, 63.8, 30.5, 12.6], abs=0.1)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_deterministic_and_within_the_evaluations(name):
+    if name == 'nsga2':
+        pytest.importorskip('pymoo', reason='pymoo is not installed')
+    runs = [make(evaluations=120, seed=3) for _ in range(2)]
+    for search in runs:
+        METHODS[name](search)
+        assert len(search.found) <= 120
+        assert any(not search.unmet(choice) for choice in search.found)
+    assert runs[0].asked == runs[1].asked
+
+
+def test_few_evaluations_still_reach_the_targets():
+    few = len(SPACE.smaller(SPACE.largest)) + 3
+    search = make(targets=dict(latency=6.5), evaluations=few)
+    path = greedy(search)
+    assert not search.unmet(path[-1]) and path[-1] in search.found and len(search.found) <= few
+    with pytest.raises(ConfigError, match='evaluations'):
+        greedy(make(evaluations=few - 5))
+
+
+def test_random_networks_are_near_the_targets():
+    search = make(evaluations=50)
+    random(search)
+    assert len(search.found) == 50
+    assert all(math.log(0.8) <= search.excess(choice) <= 0 for choice in search.found)
+
+
+def test_nsga2_improves_on_the_path_it_starts_from():
+    pytest.importorskip('pymoo', reason='pymoo is not installed')
+    search = make(evaluations=300)
+    METHODS['nsga2'](search)
+    half = make(evaluations=150)
+    greedy(half)
+
+    def best(one: Search) -> float:
+        return max(value for choice, value in one.found.items() if not search.unmet(choice))
+
+    assert best(search) > best(half)
+
+
+def test_nothing_meets_the_targets():
+    with pytest.raises(ConfigError, match='smallest') as error:
+        make(targets=dict(latency=1.0)).check_targets()
+    assert f'{costs(SPACE.smallest)["latency"]:.1f} ms' in str(error.value)
+
+
+def test_genome():
+    genome, rng = Genome(SPACE), np.random.default_rng(0)
+    for _ in range(50):
+        choice = SPACE.sample(rng)
+        assert genome.decode(genome.encode(choice)) == choice
+        assert genome.decode([rng.integers(size) for size in genome.sizes]) in SPACE
+
+
+def test_kinds_of_actions():
+    actions = list(SPACE.smaller(SPACE.largest))
+    assert len({kind_of(action) for action in actions}) == len(actions)
+    state = SPACE.smaller(SPACE.largest)['stage 1, block 2: ratio 3.5']
+    assert {kind_of(action) for action in SPACE.smaller(state)} == set(map(kind_of, actions))

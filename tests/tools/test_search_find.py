@@ -1,0 +1,85 @@
+"""tools/search.py find, as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from searching import prepared, write_latency, write_search_config, write_supernet
+from tiny import draw_shapes
+from tool_process import TOOLS
+
+from backbones.search.space import Space
+
+TARGETS = ('--max-latency', 110, '--max-parameters', '1e5', '--evaluations', 40)
+
+
+@pytest.fixture(scope='module')
+def many_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_shapes(tmp_path_factory.mktemp('data') / 'many', train=24, val=4, size=64)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, many_shapes: Path) -> Path:
+    """A folder with config.py, supernet.pth, and a model of latency in work."""
+    config = prepared(write_search_config(tmp_path, 'fpn', many_shapes))
+    write_supernet(config, tmp_path / 'supernet.pth')
+    write_latency(Space.from_config(config), tmp_path / 'work')
+    return tmp_path
+
+
+def results(folder: Path) -> tuple[dict, list[str]]:
+    """front.json, and the evaluations without their times."""
+    (log,) = (folder / 'work' / 'search').glob('evaluations_*.jsonl')
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [json.dumps([record['choice'], record['metric']]) for record in records]
+    return json.loads((folder / 'work' / 'search' / 'front.json').read_text()), lines
+
+
+def test_find_goes_on_after_it_was_killed(folder, run_tool):
+    command = ['search.py', 'find', 'tiny_fpn.py', 'supernet.pth', *TARGETS, '--work-dir', 'work']
+    done = run_tool(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    front, lines = results(folder)
+    found = front['networks'][front['found'] - 1]
+    assert found['latency_ms'] <= 110 and found['parameters'] <= 1e5
+    assert f'number {front["found"]}' in done.stdout and 'left' in done.stdout
+    assert len(set(lines)) == len(lines)
+
+    (log,) = (folder / 'work' / 'search').glob('evaluations_*.jsonl')
+    whole = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b''.join(whole[:7]) + whole[7][:30])
+    (folder / 'work' / 'search' / 'front.json').unlink()
+    again = run_tool(*command)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert results(folder) == (front, lines)
+
+
+def test_find_in_two_processes_is_as_in_one(folder, run_tool):
+    arguments = ['tiny_fpn.py', 'supernet.pth', *TARGETS, '--work-dir', 'work']
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    command = [*launcher, '--nproc_per_node', 2, TOOLS / 'search.py', 'find', *arguments]
+    done = subprocess.run(
+        [*map(str, command), '--launcher', 'pytorch'],
+        cwd=folder,
+        env={**os.environ, 'PYTHONPATH': str(TOOLS.parent)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    front, lines = results(folder)
+    assert len(set(lines)) == len(lines)
+    for path in (folder / 'work' / 'search').glob('evaluations_*.jsonl'):
+        path.unlink()
+    alone = run_tool('search.py', 'find', *arguments)
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    assert results(folder) == (front, lines)
+
+
+def test_find_says_what_is_wrong(folder, run_tool):
+    done = run_tool('search.py', 'find', 'tiny_fpn.py', 'supernet.pth', '--max-latency', 50)
+    assert done.returncode == 1 and 'search.py latency' in done.stderr
+    assert 'Traceback' not in done.stderr
