@@ -1,5 +1,6 @@
 """A network of a search as an ordinary config and checkpoint."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,21 +9,70 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
+from backbones.data.classes import set_classes
+from backbones.data.config_datasets import datasets_of
 from backbones.errors import ConfigError
 from backbones.files import atomic_write
 
+from .evaluate import Evaluator, load_supernet
+from .holdout import use_holdout
 from .space import Choice, Space
 
 LINE_LENGTH = 100
 
 
+def take_network(config: Config, source: str, number: int, path: Path) -> None:
+    """Write a network of a search's front as a config and a checkpoint.
+
+    Args:
+        config: The config of the search, with ``work_dir``; changed in place.
+        source: The checkpoint that was searched.
+        number: The network's in front.md.
+        path: The config to write.
+
+    Raises:
+        CheckpointError: The checkpoint does not fit.
+        ConfigError: There is no front, it is of another checkpoint or has no such number, or a file
+            to write is there already.
+    """
+    check_free(path)
+    front, member = read_front(Path(config.work_dir) / 'search' / 'front.json', number)
+    set_classes(config, ('train', 'val'))
+    use_holdout(config)
+    layout, state_dict = load_supernet(config, source)
+    evaluator = Evaluator(config, layout, state_dict, config.work_dir)
+    choice = Choice.from_json(json.dumps(member['choice']))
+    if choice not in evaluator.known:
+        raise ConfigError(
+            f'{source} is not the checkpoint that {config.work_dir}/search/front.json was made '
+            'with: give that one, or search again'
+        )
+    comment = comment_of(member, front['metric'])
+    write_network(config, choice, evaluator.calibrated_state_dict(choice), path, comment)
+
+
+def read_front(path: Path, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What ``search.py find`` wrote, and the network of that number in it."""
+    if not path.is_file():
+        raise ConfigError(f'there is no {path}: run `search.py find` first')
+    front = json.loads(path.read_text(encoding='utf-8'))
+    members = {member['number']: member for member in front['networks']}
+    if number not in members:
+        raise ConfigError(f'--number is from 1 to {max(members)}, as in front.md, not {number}')
+    return front, members[number]
+
+
+def check_free(path: Path) -> None:
+    """Raise ConfigError unless a config of that name, and weights beside it, can be written."""
+    if path.suffix != '.py':
+        raise ConfigError(f'--out is the config to write and ends with .py, unlike {path}')
+    for file in (path, path.with_suffix('.pth')):
+        if file.exists():
+            raise ConfigError(f'{file} is there already: choose another --out, or remove it')
+
+
 def write_network(
-    config: Config,
-    choice: Choice,
-    state_dict: dict[str, Tensor],
-    classes: list[str] | None,
-    path: Path,
-    comment: str,
+    config: Config, choice: Choice, state_dict: dict[str, Tensor], path: Path, comment: str
 ) -> None:
     """Write a network's config, and its weights beside it with the suffix ``.pth``.
 
@@ -30,21 +80,14 @@ def write_network(
         config: The config of the search, which the new one inherits from.
         choice: The network.
         state_dict: Its weights, from which its training starts.
-        classes: Names of the classes that the weights know.
         path: The config to write.
         comment: Its first line.
-
-    Raises:
-        ConfigError: One of the two files is there already, or ``path`` does not end with .py.
     """
-    if path.suffix != '.py':
-        raise ConfigError(f'--out is the config to write, which ends with .py, not {path}')
     weights = path.with_suffix('.pth')
-    for file in (path, weights):
-        if file.exists():
-            raise ConfigError(f'{file} is there already: choose another --out, or remove it')
+    metainfo = next(datasets_of(config, ('train',))).get('metainfo') or {}
+    classes = metainfo.get('classes')
     with atomic_write(weights) as partial:
-        meta = {'dataset_meta': {'classes': classes}} if classes else {}
+        meta = {'dataset_meta': {'classes': tuple(classes)}} if classes else {}
         torch.save({'state_dict': state_dict, 'meta': meta}, partial)
     base = os.path.relpath(config.filename, path.parent.resolve())
     options = Space.from_config(config).options(choice, config)
@@ -97,10 +140,9 @@ def format_value(value: Any, indent: int = 0, room: int = LINE_LENGTH) -> str:
     return '\n'.join([opening, *rows, ' ' * indent + closing])
 
 
-def comment_of(number: int, metric: str, member: dict[str, Any]) -> str:
+def comment_of(member: dict[str, Any], metric: str) -> str:
     """What a network of the front is, for the first line of its config."""
-    latency = f', {member["latency"]:.1f} ms' if member.get('latency') else ''
-    return (
-        f'Number {number} of a search: {metric} {member["metric"]:.4g} on the hold-out{latency}, '
-        f'{member["parameters"] / 1e6:.2f} M parameters.'
-    )
+    latency = member['measured_ms'] or member['latency_ms']
+    costs = [f'{latency:.1f} ms'] if latency else []
+    costs.append(f'{member["parameters"] / 1e6:.2f} M parameters')
+    return f'From a search: {metric} {member["metric"]:.4g} on the hold-out, {", ".join(costs)}.'
