@@ -7,8 +7,8 @@ export WHEELHOUSE TORCH
 RUN := .venv/bin/python
 
 ifneq ($(filter demo,$(MAKECMDGOALS)),)
-ifeq ($(filter $(TASK),fpn mask_rcnn retinanet),)
-$(error TASK=$(TASK) is unknown; choose one of: fpn, mask_rcnn, retinanet)
+ifeq ($(filter $(TASK),fpn mask_rcnn retinanet search),)
+$(error TASK=$(TASK) is unknown; choose one of: fpn, mask_rcnn, retinanet, search)
 endif
 endif
 
@@ -20,7 +20,7 @@ help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables:'
 	@echo '  PYTHON       what .venv is made with, 3.10 or later     (make install PYTHON=python3.12)'
-	@echo '  TASK         of the demo: fpn, mask_rcnn or retinanet   (make demo TASK=mask_rcnn)'
+	@echo '  TASK         of the demo: fpn, mask_rcnn, retinanet, search   (make demo TASK=mask_rcnn)'
 	@echo '  WHEELHOUSE   folder of ready wheels, of mmcv say        (make install WHEELHOUSE=~/wheels)'
 	@echo "  TORCH        another torch, with pip's options          (make install TORCH='torch==2.6.0 --index-url URL')"
 

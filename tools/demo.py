@@ -1,4 +1,7 @@
-"""The demo: draw a dataset, train a model on it from scratch, test it, and let it predict."""
+"""The demo: draw a dataset, train a model on it from scratch, test it, and let it predict.
+
+Or search for a network: measure this machine, train a supernet, and train what was found.
+"""
 
 import json
 import math
@@ -18,6 +21,10 @@ with explain_missing():
     from _arguments import make_parser
     from make_shapes import CLASSES, SUPERSAMPLING, Sprite, draw_sprite, paste, window_at
 
+    from backbones.engine.config import load_config
+    from backbones.search.latency import LatencyModel, find_latency
+    from backbones.search.space import Space
+
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
 CONFIGS = {
@@ -25,6 +32,13 @@ CONFIGS = {
     'retinanet': 'det_configs/retinanet_effv2_s0_shapes.py',
     'mask_rcnn': 'det_configs/mask_rcnn_effv2_s0_shapes.py',
 }
+SEARCH = 'search'
+SEARCH_CONFIG = 'seg_configs/fpn_effv2_s1_search_shapes.py'
+# The search is for what is better and as fast, with so many networks tried.
+BASELINE = 's0, neck 96'
+EVALUATIONS = 120
+# How long the found network is trained by itself.
+FINE_TUNING = 300
 # Metrics of the last lines, what to call them, and what makes them percent.
 HEADLINES = {
     'mIoU': ('mIoU', 1),
@@ -43,14 +57,24 @@ EXAMPLES = """\
 examples:
   python tools/demo.py              Semantic FPN
   python tools/demo.py mask_rcnn    Mask R-CNN
+  python tools/demo.py search       a search for a better Semantic FPN
 An interrupted demo goes on where it stopped. Everything is in data/shapes and work_dirs/demo_TASK.
 """
 
 
 def main() -> None:
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument('task', nargs='?', choices=CONFIGS, default='fpn', help='default: fpn')
+    tasks = (*CONFIGS, SEARCH)
+    parser.add_argument('task', nargs='?', choices=tasks, default='fpn', help='default: fpn')
     task = parser.parse_args().task
+    if task == SEARCH:
+        demonstrate_search()
+    else:
+        demonstrate(task)
+
+
+def demonstrate(task: str) -> None:
+    """Train, test and predict."""
     config, work_dir = CONFIGS[task], Path('work_dirs') / f'demo_{task}'
     drawn, predictions = work_dir / 'drawn', work_dir / 'predictions'
     for old in (drawn, predictions):
@@ -59,10 +83,7 @@ def main() -> None:
     run('1/4 drawing the dataset', 'make_shapes.py')
     train = ('train.py', config, '--work-dir', work_dir, '--seed', 0, '--resume')
     run(f'2/4 training {config} from scratch', *train)
-    best = sorted((ROOT / work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
-    if not best:
-        sys.exit(f'error: training left no best_*.pth in {work_dir}; delete it and start again')
-    checkpoint = best[-1].relative_to(ROOT)
+    checkpoint = best_checkpoint(work_dir)
     metrics = work_dir / 'metrics.json'
     test = ('test.py', config, checkpoint, '--work-dir', work_dir, '--out', metrics)
     run('3/4 testing on images that it has not seen', *test, '--show-dir', drawn)
@@ -71,18 +92,73 @@ def main() -> None:
     infer = ('infer.py', config, checkpoint, *scenes, '--out-dir', predictions)
     run('4/4 predicting on photographs and a clip', *infer, '--score-thr', SCORE_THR)
 
-    measured = json.loads((ROOT / metrics).read_text())
-    figures = ', '.join(
-        f'{name} {factor * measured[metric]:.1f}'
-        for metric, (name, factor) in HEADLINES.items()
-        if metric in measured
-    )
+    figures = headline(metrics)
     print(
         f'\n{figures} on images that the model has not seen\n'
         f'checkpoint:  {checkpoint}\n'
         f'images:      {work_dir}/sheet.png, ground truth beside prediction\n'
         f'curves:      {work_dir}/curves.png\n'
         f'predictions: {predictions}'
+    )
+
+
+def demonstrate_search() -> None:
+    """Measure this machine, train a supernet, search it, and train and test what is found."""
+    work_dir = Path('work_dirs') / f'demo_{SEARCH}'
+    found = work_dir / 'found.py'
+    where = ('--work-dir', work_dir)
+    run('1/6 drawing the dataset', 'make_shapes.py')
+    latency = ('search.py', 'latency', SEARCH_CONFIG, *where)
+    run('2/6 measuring networks on this machine', *latency, '--networks', 30, '--seconds', 2)
+    train = ('train.py', SEARCH_CONFIG, *where, '--seed', 0, '--resume')
+    run('3/6 training the supernet', *train)
+    supernet = (ROOT / work_dir / 'last_checkpoint').read_text()
+    milliseconds = latency_of(BASELINE, work_dir)
+    find = ('search.py', 'find', SEARCH_CONFIG, supernet, *where, '--max-latency', milliseconds)
+    title = f'4/6 searching for what is better than {BASELINE}, and as fast'
+    run(title, *find, '--evaluations', EVALUATIONS)
+    front = json.loads((ROOT / work_dir / 'search/front.json').read_text())
+    for old in (found, found.with_suffix('.pth')):
+        (ROOT / old).unlink(missing_ok=True)
+    take = ('search.py', 'take', SEARCH_CONFIG, supernet, *where)
+    run('5/6 taking it', *take, '--number', front['found'], '--out', found)
+    options = (f'train_cfg.max_iters={FINE_TUNING}', f'param_scheduler.1.end={FINE_TUNING}')
+    own = ('--work-dir', work_dir / 'found')
+    train = ('train.py', found, *own, '--seed', 0, '--resume', '--cfg-options', *options)
+    run('6/6 training it by itself, and testing it', *train)
+    checkpoint, metrics = best_checkpoint(work_dir / 'found'), work_dir / 'found/metrics.json'
+    run('testing', 'test.py', found, checkpoint, *own, '--out', metrics)
+    print(
+        f'\n{(ROOT / work_dir / "search/front.md").read_text()}\n'
+        f'trained by itself: {headline(metrics)} on images that the model has not seen\n'
+        f'config:     {found}\n'
+        f'checkpoint: {checkpoint}\n'
+        f'front:      {work_dir}/search/front.png'
+    )
+
+
+def latency_of(name: str, work_dir: Path) -> float:
+    """Milliseconds of a published network, as `search.py latency` predicts them."""
+    config = load_config(str(ROOT / SEARCH_CONFIG))
+    space = Space.from_config(config)
+    model = LatencyModel.load(find_latency(ROOT / work_dir), space)
+    return round(model.predict(space.published()[name]), 2)
+
+
+def best_checkpoint(work_dir: Path) -> Path:
+    best = sorted((ROOT / work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+    if not best:
+        sys.exit(f'error: training left no best_*.pth in {work_dir}; delete it and start again')
+    return best[-1].relative_to(ROOT)
+
+
+def headline(metrics: Path) -> str:
+    """The main figures of a test."""
+    measured = json.loads((ROOT / metrics).read_text())
+    return ', '.join(
+        f'{name} {factor * measured[metric]:.1f}'
+        for metric, (name, factor) in HEADLINES.items()
+        if metric in measured
     )
 
 
