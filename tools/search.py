@@ -39,6 +39,7 @@ with explain_missing():
         write_files,
     )
     from backbones.search.space import Space
+    from backbones.search.take import take_network
     from backbones.weights import use_safe_loading
 
 EXAMPLES = """\
@@ -47,6 +48,8 @@ examples:
       how long the networks take on this device
   python tools/search.py find my_search.py SUPERNET.pth --max-latency 60 --max-parameters 6e6
       the best networks that take no more than that, with the weights that train.py left
+  python tools/search.py take my_search.py SUPERNET.pth --number 3 --out my_net.py
+      one of them as an ordinary config and checkpoint
 """
 LATENCY_EXAMPLES = """\
 examples:
@@ -68,6 +71,13 @@ examples:
       --launcher pytorch
       on 8 GPUs, each of which evaluates networks of its own
 """
+TAKE_EXAMPLES = """\
+examples:
+  python tools/search.py take my_search.py work_dirs/my_search/iter_40000.pth --number 3 \\
+      --out my_net.py
+  python tools/train.py my_net.py
+      train it on, by itself
+"""
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,6 +85,7 @@ def parse_args() -> argparse.Namespace:
     subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
     add_latency(subparsers)
     add_find(subparsers)
+    add_take(subparsers)
     return parse_run_args(parser)
 
 
@@ -261,6 +272,31 @@ def find(args: argparse.Namespace) -> None:
     text = find_networks(config, args.checkpoint, request, args.config, args.cfg_options)
     if text:
         print(f'\n{text}')
+
+
+def add_take(subparsers: argparse._SubParsersAction) -> None:
+    parser = add_command(subparsers, take, 'a found network as config and weights', TAKE_EXAMPLES)
+    parser.add_argument('checkpoint', help='the one that was searched')
+    parser.add_argument(
+        '--number', type=positive, required=True, metavar='N', help="the network's in front.md"
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        required=True,
+        metavar='FILE.py',
+        help='the config to write; the weights go beside it, with the suffix .pth',
+    )
+
+
+def take(args: argparse.Namespace) -> None:
+    """Write a network of the front as an ordinary config, and its weights beside it.
+
+    The weights are the supernet's, to go on from with tools/train.py; with norms calibrated, they
+    can be tested as they are.
+    """
+    take_network(load_run_config(args), args.checkpoint, args.number, args.out)
+    print(f'written: {args.out}, {args.out.with_suffix(".pth")}')
 
 
 def main() -> None:

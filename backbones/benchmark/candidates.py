@@ -16,6 +16,7 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from backbones.data.classes import set_classes
 from backbones.data.config_datasets import walk
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError
@@ -46,6 +47,8 @@ class Candidate:
             ConfigError: The config cannot be read, or no peer fits its neck.
         """
         config = load_config(self.config_path, self.options)
+        if 'classes' in config:
+            set_classes(config, splits=())
         for node in walk(config.model):
             node.pop('init_cfg', None)
             node.pop('pretrained', None)

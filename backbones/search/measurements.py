@@ -21,8 +21,9 @@ from backbones.benchmark.benchmark import DEFAULT_SIZES, describe_machine, use_t
 from backbones.benchmark.candidates import Candidate
 from backbones.benchmark.measure import measure_in_turns, synchronizer
 from backbones.benchmark.work import SUFFIXES, Setting, export_model, make_runner
+from backbones.data.classes import set_classes
 from backbones.engine.config import load_config
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, DataError
 from backbones.export.export import staged
 from backbones.export.formats import FORMATS, check_packages
 from backbones.files import atomic_write
@@ -155,6 +156,7 @@ def measure(
             space, options and setting is not measured again. Default: none.
     """
     config = load_config(config_path, options)
+    options = with_classes(config, options)
     space = Space.from_config(config)
     key = fingerprint(space, options, setting)
     records = read_log(log, key) if log else {}
@@ -199,6 +201,15 @@ def measure(
             bar.update(0.5 * len(group))
     reference_ms = median(record['reference_ms'] for record in records.values())
     return [records[choice.to_json()]['ratio'] * reference_ms for choice in choices]
+
+
+def with_classes(config: Config, options: dict[str, Any]) -> dict[str, Any]:
+    """Options with the classes of a config's data, which its heads follow, where the data are."""
+    try:
+        names = set_classes(config, ('train',))
+    except (ConfigError, DataError, FileNotFoundError):
+        return options
+    return {**options, 'classes': list(names)}
 
 
 def make_network(
