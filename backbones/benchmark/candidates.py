@@ -52,6 +52,9 @@ class Candidate:
         for node in walk(config.model):
             node.pop('init_cfg', None)
             node.pop('pretrained', None)
+            # Random weights with large layer scales make attention's scores so large that most of
+            # their softmax is denormal, for which a processor takes many times as long.
+            node.pop('layer_scale_init_value', None)
         if self.peer:
             backbone, channels = PEERS[self.peer]
             neck = config.model.get('neck')

@@ -1,4 +1,4 @@
-"""tools/search.py find, as a user runs it."""
+"""tools/search.py find and take, as a user runs them."""
 
 import json
 import os
@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from searching import prepared, write_latency, write_search_config, write_supernet
 from tiny import draw_shapes
 from tool_process import TOOLS
 
+from backbones.engine.config import load_config
 from backbones.search.space import Space
 
 TARGETS = ('--max-latency', 110, '--max-parameters', '1e5', '--evaluations', 40)
@@ -77,6 +79,48 @@ def test_find_in_two_processes_is_as_in_one(folder, run_tool):
     alone = run_tool('search.py', 'find', *arguments)
     assert alone.returncode == 0, alone.stderr[-3000:]
     assert results(folder) == (front, lines)
+
+
+def test_a_taken_network_is_an_ordinary_one(folder, run_tool):
+    search = ('--method', 'random', '--evaluations', 4, '--max-parameters', '1e5')
+    supernet = ('tiny_fpn.py', 'supernet.pth', '--work-dir', 'work')
+    done = run_tool('search.py', 'find', *supernet, *search, '--no-measure')
+    assert done.returncode == 0, done.stderr[-3000:]
+    front, _ = results(folder)
+    take = ('search.py', 'take', *supernet, '--number', front['found'], '--out', 'nets/mine.py')
+    done = run_tool(*take)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    config = load_config(str(folder / 'nets' / 'mine.py'))
+    assert config.search is None and config.load_from == 'nets/mine.pth'
+    choice = front['networks'][front['found'] - 1]['choice']
+    assert list(config.model.backbone.arch.channels) == choice['channels']
+    assert config.model.neck.out_channels == choice['neck'] == 2 * config.model.decode_head.channels
+
+    # On the hold-out it has the metric that the search has seen.
+    holdout = (
+        f'test_dataloader.dataset.ann_file={folder}/work/search/holdout_0.txt',
+        'test_dataloader.dataset.data_prefix.img_path=images/training',
+        'test_dataloader.dataset.data_prefix.seg_map_path=annotations/training',
+    )
+    test = ('test.py', 'nets/mine.py', 'nets/mine.pth', '--out', 'metrics.json')
+    done = run_tool(*test, '--cfg-options', *holdout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metric = json.loads((folder / 'metrics.json').read_text())['mIoU']
+    assert metric == pytest.approx(front['networks'][front['found'] - 1]['metric'], abs=0.01)
+    done = run_tool('train.py', 'nets/mine.py', '--seed', 0)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    done = run_tool(*take)
+    assert done.returncode == 1 and '--out' in done.stderr
+    done = run_tool(*take[:-3], 99, '--out', 'other.py')
+    assert done.returncode == 1 and '--number' in done.stderr
+    other = ('tiny_fpn.py', 'nets/other.pth', '--work-dir', 'work')
+    weights = torch.load(folder / 'supernet.pth')
+    weights['state_dict'] = {name: 2 * each for name, each in weights['state_dict'].items()}
+    torch.save(weights, folder / 'nets' / 'other.pth')
+    done = run_tool('search.py', 'take', *other, *take[5:-1], 'other.py')
+    assert done.returncode == 1 and 'search again' in done.stderr
 
 
 def test_find_says_what_is_wrong(folder, run_tool):
