@@ -7,7 +7,7 @@ than the backbone, so that here their width is a dimension too.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -235,29 +235,41 @@ class Space:
 
     def smaller(self, choice: Choice) -> dict[str, Choice]:
         """What the next smaller setting of each dimension makes of a network, by its name."""
-        actions = {}
+        return self.neighbors(choice, next_below)
+
+    def larger(self, choice: Choice) -> dict[str, Choice]:
+        """What the next larger setting of each dimension makes of a network, by its name."""
+        return self.neighbors(choice, next_above)
+
+    def neighbors(self, choice: Choice, move: Callable[[Sequence[Any], Any], Any]) -> dict:
+        """The networks that differ in one dimension by one setting, which `move` chooses."""
+        found = {}
         for stage, widths in enumerate(self.channels):
-            if (width := next_below(widths, choice.channels[stage])) is not None:
+            if (width := move(widths, choice.channels[stage])) is not None:
                 channels = put(choice.channels, stage, width)
-                actions[f'stage {stage + 1}: {width} channels'] = replace(choice, channels=channels)
+                found[f'stage {stage + 1}: {width} channels'] = replace(choice, channels=channels)
         for stage, ratios in enumerate(choice.ratios):
-            for block in choice.blocks(stage):
+            for block, ratio in enumerate(ratios):
                 where = f'stage {stage + 1}, block {block + 1}'
-                below = next_below(self.ratios_of(stage, block), ratios[block])
-                if below is not None:
-                    actions[f'{where}: ratio {below:g}'] = self.with_ratio(
-                        choice, stage, block, below
-                    )
-                if len(choice.blocks(stage)) > self.min_depths[stage]:
-                    actions[f'{where}: left out'] = self.with_ratio(choice, stage, block, 0)
+                other = move(self.ratios_of(stage, block), ratio) if ratio else None
+                if other is not None:
+                    name = f'{where}: ratio {other:g}'
+                    found[name] = self.with_ratio(choice, stage, block, other)
+                is_needed = len(choice.blocks(stage)) <= self.min_depths[stage]
+                if move is next_below and ratio and not is_needed:
+                    found[f'{where}: left out'] = self.with_ratio(choice, stage, block, 0)
+                if move is next_above and not ratio:
+                    smallest = self.ratios_of(stage, block)[0]
+                    found[f'{where}: put back'] = self.with_ratio(choice, stage, block, smallest)
         for index, number in enumerate(choice.num_attention_blocks):
-            if number:
-                numbers = put(choice.num_attention_blocks, index, number - 1)
-                name = f'stage {index + 3}: {number - 1} attention blocks'
-                actions[name] = replace(choice, num_attention_blocks=numbers)
-        if self.necks and (neck := next_below(self.necks, choice.neck)) is not None:
-            actions[f'neck: {neck} channels'] = replace(choice, neck=neck)
-        return actions
+            possible = range(self.can_attend(index + 2, choice.blocks(index + 2)) + 1)
+            if (other := move(possible, number)) is not None:
+                numbers = put(choice.num_attention_blocks, index, other)
+                name = f'stage {index + 3}: {other} attention blocks'
+                found[name] = replace(choice, num_attention_blocks=numbers)
+        if self.necks and (neck := move(self.necks, choice.neck)) is not None:
+            found[f'neck: {neck} channels'] = replace(choice, neck=neck)
+        return found
 
     def with_ratio(self, choice: Choice, stage: int, block: int, ratio: float) -> Choice:
         """A choice with another ratio of a block, 0 to leave it out."""
@@ -434,6 +446,11 @@ def widths_of(full: int, published: Sequence[int]) -> list[int]:
 def next_below(settings: Sequence[Any], setting: Any) -> Any:
     """The largest of some rising settings below one, or None."""
     return max((each for each in settings if each < setting), default=None)
+
+
+def next_above(settings: Sequence[Any], setting: Any) -> Any:
+    """The smallest of some rising settings above one, or None."""
+    return min((each for each in settings if each > setting), default=None)
 
 
 def put(values: tuple, index: int, value: Any) -> tuple:

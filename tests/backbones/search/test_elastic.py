@@ -124,7 +124,9 @@ def test_networks_of_a_space():
     for choice in (space.largest, *sampled[:20]):
         for action, smaller in space.smaller(choice).items():
             assert smaller in space and smaller != choice, action
-    assert not space.smaller(space.smallest)
+        for action, larger in space.larger(choice).items():
+            assert larger in space and larger != choice, action
+    assert not space.smaller(space.smallest) and not space.larger(space.largest)
     # Step by step, the smallest is reached from the largest.
     choice, steps = space.largest, 0
     while actions := space.smaller(choice):
