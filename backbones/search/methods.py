@@ -13,7 +13,8 @@ metrics. So one that was killed is called again, and runs through what it knows 
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 
 import numpy as np
 
@@ -34,27 +35,16 @@ MAX_IDLE_GENERATIONS = 20
 
 @dataclass
 class Search:
-    """What is searched for, and what was evaluated for it.
-
-    Attributes:
-        space: The space.
-        evaluate: The metrics of networks, larger is better.
-        costs: What a network costs: 'parameters', and 'latency' in ms where that is known.
-        targets: The most that it may cost, by the same names.
-        exponents: The weight of each cost in the score.
-        evaluations: How many networks may be evaluated.
-        seed: Of the random numbers.
-        found: The metrics of the networks that were asked for, in that order.
-    """
+    """What is searched for, and what was evaluated for it."""
 
     space: Space
-    evaluate: Callable[[Sequence[Choice]], list[float]]
-    costs: Callable[[Choice], dict[str, float]]
-    targets: dict[str, float]
-    exponents: dict[str, float]
-    evaluations: int = 250
+    evaluate: Callable[[Sequence[Choice]], list[float]]  # metrics of networks, larger is better
+    costs: Callable[[Choice], dict[str, float]]  # 'parameters', and 'latency' in ms where known
+    targets: dict[str, float]  # the most that a network may cost, by the same names
+    exponents: dict[str, float]  # the weight of each cost in the score
+    evaluations: int = 250  # how many networks may be evaluated
     seed: int = 0
-    found: dict[Choice, float] = field(default_factory=dict)
+    found: dict[Choice, float] = field(default_factory=dict)  # metrics, in the order of asking
 
     @property
     def left(self) -> int:
@@ -63,9 +53,9 @@ class Search:
 
     def ask(self, choices: Sequence[Choice]) -> list[float]:
         """The metrics of networks."""
-        metrics = self.evaluate(choices)
-        self.found.update(zip(choices, metrics, strict=True))
-        return metrics
+        new = [choice for choice in dict.fromkeys(choices) if choice not in self.found]
+        self.found.update(zip(new, self.evaluate(new), strict=True))
+        return [self.found[choice] for choice in choices]
 
     def excess(self, choice: Choice) -> float:
         """The logarithm of the largest cost over its target; 0 or less where all are met."""
@@ -84,23 +74,18 @@ class Search:
         return math.prod(ratios)
 
     def check_targets(self) -> None:
-        """See that a network can meet the targets.
-
-        Raises:
-            ConfigError: None can.
-        """
-        smallest = self.costs(self.space.smallest)
+        """Raise ConfigError where no network can meet the targets."""
         if self.unmet(self.space.smallest):
-            wanted = format_costs(self.targets)
+            smallest = format_costs(self.costs(self.space.smallest))
             raise ConfigError(
-                f'no network of the space takes at most {wanted}: the smallest takes '
-                f'{format_costs(smallest)}. Start from a smaller config, or give search more '
-                'freedom (channels, min_depths, ratios, necks)'
+                f'no network of the space takes at most {format_costs(self.targets)}: the smallest '
+                f'takes {smallest}. Start from a smaller config, or give search more freedom '
+                '(channels, min_depths, ratios, necks)'
             )
 
 
 def format_costs(costs: dict[str, float]) -> str:
-    """'12.3 ms, 3.45 M parameters'."""
+    """'12.3 ms and 3,450,000 parameters'."""
     texts = {'latency': '{:.1f} ms', 'parameters': '{:,.0f} parameters'}
     return ' and '.join(texts[name].format(costs[name]) for name in texts if name in costs)
 
@@ -218,11 +203,7 @@ def random(search: Search) -> list[Choice]:
 
 
 def nsga2(search: Search) -> list[Choice]:
-    """NSGA-II over metric and costs, from the path of a greedy search with half the evaluations.
-
-    Raises:
-        ConfigError: pymoo is missing.
-    """
+    """NSGA-II over metric and costs, from the path of a greedy search with half the evaluations."""
     import_optional('pymoo', '--method nsga2', 'search')
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.evaluator import Evaluator
@@ -233,19 +214,13 @@ def nsga2(search: Search) -> list[Choice]:
     from pymoo.operators.repair.rounding import RoundingRepair
     from pymoo.problems.static import StaticProblem
 
-    total = search.evaluations
-    search.evaluations = total // 2
-    path = greedy(search)
-    search.evaluations = total
+    path = greedy(half := replace(search, evaluations=search.evaluations // 2, found={}))
+    search.found.update(half.found)
     genome = Genome(search.space)
-    problem = Problem(
-        n_var=len(genome.sizes),
-        n_obj=1 + len(search.targets),
-        n_ieq_constr=len(search.targets),
-        xl=np.zeros(len(genome.sizes)),
-        xu=np.array(genome.sizes) - 1,
-        vtype=int,
-    )
+    limits = np.array(genome.sizes) - 1
+    number = len(search.targets)
+    size = dict(n_var=len(limits), n_obj=1 + number, n_ieq_constr=number)
+    problem = Problem(**size, xl=np.zeros(len(limits)), xu=limits, vtype=int)
     rng = np.random.default_rng(search.seed)
     # The last of the path are the ones that are near the targets.
     start = [*path[::-1][:POPULATION], *(search.space.sample(rng) for _ in range(POPULATION))]
@@ -253,7 +228,7 @@ def nsga2(search: Search) -> list[Choice]:
         pop_size=POPULATION,
         sampling=np.array([genome.encode(choice) for choice in dict.fromkeys(start)][:POPULATION]),
         crossover=UniformCrossover(),
-        mutation=PM(prob_var=2 / len(genome.sizes), eta=5, vtype=float, repair=RoundingRepair()),
+        mutation=PM(prob_var=2 / len(limits), eta=5, vtype=float, repair=RoundingRepair()),
     )
     algorithm.setup(problem, termination=NoTermination(), seed=search.seed)
     idle = 0
@@ -264,11 +239,10 @@ def nsga2(search: Search) -> list[Choice]:
         idle = 0 if new else idle + 1
         search.ask(new[: search.left])
         # What there are no evaluations left for counts as bad.
-        metrics = [search.found.get(choice, -math.inf) for choice in choices]
-        costs = [[search.costs(one)[name] for name in search.targets] for one in choices]
-        objectives = [[-metric, *row] for metric, row in zip(metrics, costs, strict=True)]
-        over = np.array(costs) / list(search.targets.values()) - 1
-        evaluated = StaticProblem(problem, F=np.array(objectives), G=over)
+        metrics = np.array([search.found.get(choice, -math.inf) for choice in choices])
+        costs = np.array([[search.costs(one)[name] for name in search.targets] for one in choices])
+        over = costs / list(search.targets.values()) - 1
+        evaluated = StaticProblem(problem, F=np.column_stack([-metrics, costs]), G=over)
         Evaluator().eval(evaluated, population)
         algorithm.tell(infills=population)
     return list(search.found)
@@ -278,48 +252,36 @@ METHODS = {'greedy': greedy, 'random': random, 'nsga2': nsga2}
 
 
 class Genome:
-    """Networks of a space as numbers, one for each dimension.
-
-    Attributes:
-        sizes: How many settings each dimension has; they count from 0.
-    """
+    """Networks of a space as numbers, one for each dimension, which count its ``sizes`` from 0."""
 
     def __init__(self, space: Space) -> None:
         self.space = space
-        self.blocks = [
-            (stage, block)
-            for stage, ratios in enumerate(space.largest.ratios)
-            for block in range(len(ratios))
-        ]
         self.settings: list[Sequence] = [
             *space.channels,
-            *((0, *space.ratios_of(stage, block)) for stage, block in self.blocks),
+            *(
+                (0, *space.ratios_of(stage, block))
+                for stage, ratios in enumerate(space.largest.ratios)
+                for block in range(len(ratios))
+            ),
             *(range(number + 1) for number in space.largest.num_attention_blocks),
             space.necks or (None,),
         ]
         self.sizes = [len(settings) for settings in self.settings]
 
     def encode(self, choice: Choice) -> list[int]:
-        values = [
-            *choice.channels,
-            *(choice.ratios[stage][block] for stage, block in self.blocks),
-            *choice.num_attention_blocks,
-            choice.neck,
-        ]
-        pairs = zip(self.settings, values, strict=True)
-        return [list(settings).index(value) for settings, value in pairs]
+        values = (*choice.channels, *chain(*choice.ratios), *choice.num_attention_blocks)
+        pairs = zip(self.settings, (*values, choice.neck), strict=True)
+        return [settings.index(value) for settings, value in pairs]
 
     def decode(self, genes: Sequence[int]) -> Choice:
         """A network; one of too few blocks gets its last ones back, as small as they can be."""
-        values = [each[int(gene)] for each, gene in zip(self.settings, genes, strict=True)]
-        stages, blocks = len(self.space.channels), len(self.blocks)
-        ratios = [list(each) for each in self.space.largest.ratios]
-        for (stage, block), ratio in zip(self.blocks, values[stages:], strict=False):
-            ratios[stage][block] = ratio
-        for stage, own in enumerate(ratios):
-            for block in reversed(range(len(own))):
-                if sum(map(bool, own)) < self.space.min_depths[stage] and not own[block]:
-                    own[block] = self.space.ratios_of(stage, block)[0]
-        attention = tuple(values[stages + blocks : -1])
-        channels, rows = tuple(values[:stages]), tuple(map(tuple, ratios))
-        return self.space.with_possible_attention(Choice(channels, rows, attention, values[-1]))
+        values = (each[int(gene)] for each, gene in zip(self.settings, genes, strict=True))
+        channels = tuple(islice(values, len(self.space.channels)))
+        rows = [list(islice(values, len(full))) for full in self.space.largest.ratios]
+        for stage, row in enumerate(rows):
+            for block in reversed(range(len(row))):
+                if sum(map(bool, row)) < self.space.min_depths[stage] and not row[block]:
+                    row[block] = self.space.ratios_of(stage, block)[0]
+        *attention, neck = values
+        choice = Choice(channels, tuple(map(tuple, rows)), tuple(attention), neck)
+        return self.space.with_possible_attention(choice)
