@@ -20,30 +20,19 @@ from .space import Choice, describe
 # Rows of the table besides the published networks, and networks that are measured again.
 MAX_ROWS = 16
 MAX_MEASURED = 10
-COLUMNS = ('network', 'number', '{metric}', 'parameters', 'latency', 'measured', 'remarks')
 
 
 @dataclass
 class Network:
-    """One network that was evaluated.
-
-    Attributes:
-        choice: The network.
-        metric: What it reaches on the hold-out.
-        parameters: How many it has.
-        latency: Predicted milliseconds, or None where there is no model of latency.
-        name: What it is called, where it is a published network.
-        measured: Measured milliseconds, or None.
-        number: In the table, from 1 on.
-    """
+    """One network that was evaluated."""
 
     choice: Choice
-    metric: float
+    metric: float  # on the hold-out
     parameters: int
-    latency: float | None = None
-    name: str | None = None
-    measured: float | None = None
-    number: int = 0
+    latency: float | None = None  # predicted milliseconds, where there is a model of latency
+    name: str | None = None  # where it is a published network
+    measured: float | None = None  # milliseconds
+    number: int = 0  # in the table, from 1 on
 
     @property
     def milliseconds(self) -> float | None:
@@ -67,23 +56,14 @@ class Network:
 
 @dataclass
 class Front:
-    """The networks of a search that are shown.
+    """The networks of a search that are shown."""
 
-    Attributes:
-        networks: In the order of their costs.
-        best: Which of them no other one dominates.
-        found: The best one that meets the targets and is none of the published.
-        baseline: The best published one that meets the targets, or None.
-        targets: The most that a network may cost.
-        metric: The name of the metric.
-    """
-
-    networks: list[Network]
-    best: list[Network]
-    found: Network
-    baseline: Network | None
-    targets: dict[str, float]
-    metric: str
+    networks: list[Network]  # in the order of their costs
+    best: list[Network]  # those of them that no other one dominates
+    found: Network  # the best one that meets the targets and is none of the published
+    baseline: Network | None  # the best published one that meets the targets
+    targets: dict[str, float]  # the most that a network may cost
+    metric: str  # its name
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -163,7 +143,7 @@ def spread(networks: Sequence[Network], number: int) -> list[Network]:
 
 def format_front(front: Front) -> str:
     """The table in Markdown, what it is of, and the conclusion as the last line."""
-    header = [column.format(metric=front.metric) for column in COLUMNS]
+    header = ['network', 'number', front.metric, 'parameters', 'latency', 'measured', 'remarks']
     table = format_rows([header, *(row_of(one, front) for one in front.networks)])
     notes = '\n'.join(f'- {note}' for note in front.notes)
     return f'{table}\n\n{notes}\n\n{front.conclusion()}'
@@ -172,62 +152,55 @@ def format_front(front: Front) -> str:
 def row_of(one: Network, front: Front) -> list[str]:
     """A network's line; a dash for what there is not."""
     times = ['–' if time is None else f'{time:.1f} ms' for time in (one.latency, one.measured)]
-    name = f'{one.name}: {describe(one.choice)}' if one.name else describe(one.choice)
+    meets = one.meets(front.targets)
+    remarks = {
+        'found': one is front.found,
+        'published': one.name,
+        'dominates the found one': one.dominates(front.found),
+        'meets the targets': meets and one is not front.found,
+        'above a target when measured': not meets and one is front.found,
+    }
     return [
-        name,
+        f'{one.name}: {describe(one.choice)}' if one.name else describe(one.choice),
         str(one.number),
         f'{one.metric:.3f}',
         f'{one.parameters / 1e6:.2f} M',
         *times,
-        ', '.join(remarks_on(one, front)),
+        ', '.join(remark for remark, applies in remarks.items() if applies),
     ]
-
-
-def remarks_on(one: Network, front: Front) -> list[str]:
-    """What is said of a network in the table."""
-    remarks = {
-        'found': one is front.found,
-        'published': bool(one.name),
-        'dominates the found one': one.dominates(front.found),
-        'meets the targets': one.meets(front.targets) and one is not front.found,
-        'above a target when measured': one is front.found and not one.meets(front.targets),
-    }
-    return [remark for remark, applies in remarks.items() if applies]
 
 
 def write_front(front: Front, folder: Path, **extra: Any) -> None:
     """Write front.json, with other entries beside its own, front.md and front.png."""
+    networks = [
+        dict(
+            number=one.number,
+            name=one.name,
+            choice=json.loads(one.choice.to_json()),
+            metric=one.metric,
+            parameters=one.parameters,
+            latency_ms=one.latency,
+            measured_ms=one.measured,
+            is_on_front=any(one is each for each in front.best),
+            meets_targets=one.meets(front.targets),
+            dominates_found=one.dominates(front.found),
+        )
+        for one in front.networks
+    ]
     values = dict(
         metric=front.metric,
         targets=front.targets,
         found=front.found.number,
         baseline=front.baseline and front.baseline.number,
         is_worth_it=front.is_worth_it,
-        networks=[as_dict(one, front) for one in front.networks],
+        networks=networks,
         **extra,
     )
-    for name, text in (
-        ('front.json', json.dumps(values, indent=1)),
-        ('front.md', format_front(front)),
-    ):
+    texts = {'front.json': json.dumps(values, indent=1), 'front.md': format_front(front)}
+    for name, text in texts.items():
         with atomic_write(folder / name) as partial:
             partial.write_text(f'{text}\n', encoding='utf-8')
     draw_front(front, folder / 'front.png')
-
-
-def as_dict(one: Network, front: Front) -> dict[str, Any]:
-    return dict(
-        number=one.number,
-        name=one.name,
-        choice=json.loads(one.choice.to_json()),
-        metric=one.metric,
-        parameters=one.parameters,
-        latency_ms=one.latency,
-        measured_ms=one.measured,
-        is_on_front=any(one is each for each in front.best),
-        meets_targets=one.meets(front.targets),
-        dominates_found=one.dominates(front.found),
-    )
 
 
 def draw_front(front: Front, path: Path) -> None:
@@ -236,48 +209,36 @@ def draw_front(front: Front, path: Path) -> None:
 
     figure = Figure(figsize=(9, 6), layout='constrained')
     axes = figure.subplots()
-    has_latency = front.found.latency is not None
-
-    def x(one: Network) -> float:
-        return one.milliseconds if has_latency else one.parameters / 1e6
-
+    cost = 'parameters' if front.found.latency is None else 'latency'
+    unit, label = (1e6, 'parameters (M)') if cost == 'parameters' else (1, 'latency (ms)')
     largest = max(one.parameters for one in front.networks)
-    groups = {
-        'published': ('#c2541b', [one for one in front.networks if one.name]),
-        'searched': ('#0b5fa5', [one for one in front.networks if not one.name]),
-    }
-    for label, (color, group) in groups.items():
-        areas = [400 * one.parameters / largest for one in group]
-        points = [x(one) for one in group], [one.metric for one in group]
-        axes.scatter(*points, areas, color=color, alpha=0.5, linewidths=0, label=label)
-        for one in group:
+
+    def scatter(networks: list[Network], label: str, extra: float = 0, **style: Any) -> None:
+        areas = [400 * one.parameters / largest + extra for one in networks]
+        axes.scatter(*points(networks), areas, label=label, **style)
+
+    def points(networks: list[Network]) -> tuple[list[float], list[float]]:
+        costs = [one.parameters if one.latency is None else one.milliseconds for one in networks]
+        return [each / unit for each in costs], [one.metric for one in networks]
+
+    for name, color in (('published', '#c2541b'), ('searched', '#0b5fa5')):
+        group = [one for one in front.networks if bool(one.name) == (name == 'published')]
+        scatter(group, name, color=color, alpha=0.5, linewidths=0)
+        style = dict(textcoords='offset points', color=color, ha='center', fontsize=8)
+        for one, point in zip(group, zip(*points(group), strict=True), strict=True):
             text = f'{one.number}: {one.name}' if one.name else str(one.number)
-            axes.annotate(
-                text, (x(one), one.metric), (0, 8), textcoords='offset points', color=color,
-                ha='center', fontsize=8,
-            )  # fmt: skip
-    found = front.found
+            axes.annotate(text, point, (0, 8), **style)
     ring = dict(facecolors='none', edgecolors='black', linewidths=1.5)
-    area = 400 * found.parameters / largest + 60
-    axes.scatter([x(found)], [found.metric], [area], label='found', **ring)
-    line: list[Network] = []
-    for one in sorted(front.networks, key=x):
-        if not line or one.metric > line[-1].metric:
-            line.append(one)
-    axes.plot([x(one) for one in line], [one.metric for one in line], color='#555555', alpha=0.3)
-    target = front.targets.get('latency' if has_latency else 'parameters')
-    if target:
-        target = target if has_latency else target / 1e6
-        axes.axvline(target, color='#555555', linestyle=':', label='target')
-    axes.set(
-        xlabel='latency (ms)' if has_latency else 'parameters (M)',
-        ylabel=f'{front.metric} on the hold-out',
-    )
+    scatter([front.found], 'found', 60, **ring)
+    costs, metrics = zip(*sorted(zip(*points(front.networks), strict=True)), strict=True)
+    axes.step(costs, np.maximum.accumulate(metrics), where='post', color='#555555', alpha=0.3)
+    if cost in front.targets:
+        axes.axvline(front.targets[cost] / unit, color='#555555', linestyle=':', label='target')
+    axes.set(xlabel=label, ylabel=f'{front.metric} on the hold-out')
     axes.set_title('Area: parameters', loc='left', fontsize=9, color='#555555')
     axes.margins(0.1)
     axes.grid(alpha=0.3)
-    legend = axes.legend(loc='lower right')
-    for handle in legend.legend_handles[:3]:
+    for handle in axes.legend(loc='lower right').legend_handles[:3]:
         handle.set_sizes([60])
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=150, format='png')

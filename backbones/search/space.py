@@ -459,12 +459,14 @@ def put(values: tuple, index: int, value: Any) -> tuple:
 
 
 def describe(choice: Choice) -> str:
-    """A network on one line, for tables."""
-    depths = '/'.join(str(len(choice.blocks(stage))) for stage in range(NUM_STAGES))
-    channels = '/'.join(map(str, choice.channels))
+    """A network on one line, for tables; ratios are the means of the stages."""
+    numbers = [len(choice.blocks(stage)) for stage in range(NUM_STAGES)]
+    depths, channels = '/'.join(map(str, numbers)), '/'.join(map(str, choice.channels))
+    means = (sum(ratios) / number for ratios, number in zip(choice.ratios, numbers, strict=True))
+    ratios = '/'.join(f'{mean:.3g}' for mean in means)
     attention = '+'.join(map(str, choice.num_attention_blocks))
     neck = f', neck {choice.neck}' if choice.neck else ''
-    return f'channels {channels}, blocks {depths}, attention {attention}{neck}'
+    return f'channels {channels}, blocks {depths}, ratios {ratios}, attention {attention}{neck}'
 
 
 def iterate_dimensions(space: Space) -> Iterator[tuple[str, Sequence[Any]]]:
