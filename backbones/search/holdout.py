@@ -10,16 +10,14 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
 from PIL import Image
 
 from backbones.data.check import check_built
-from backbones.data.coco import id_in, read_coco
+from backbones.data.coco import categories_of, id_in, read_coco
 from backbones.data.config_datasets import (
     annotation_file,
     data_folder,
@@ -51,8 +49,9 @@ def leave_out_holdout(config: Config) -> None:
         ConfigError: The hold-out would be too small, or a dataset's layout is unknown.
         DataError: A dataset cannot be read.
     """
-    for number, (dataset, _, rest) in enumerate(split_training(config)):
-        dataset.ann_file = write_list(config, f'train_{number}', rest)
+    for number, (dataset, held_out, rest) in enumerate(split_training(config)):
+        read_part(dataset, rest, held_out, config, f'train_{number}')
+    read_coco.cache_clear()
 
 
 def use_holdout(config: Config) -> None:
@@ -68,21 +67,20 @@ def use_holdout(config: Config) -> None:
     """
     if not config.get('val_dataloader') or not config.get('val_evaluator'):
         raise ConfigError('a search needs a val_dataloader and a val_evaluator in the config')
-    parts = [(as_test(dataset, config), part) for dataset, part, _ in split_training(config)]
-    leave_out_holdout(config)
-    if isinstance(parts[0][1], dict):
-        # COCO's metric takes one file.
-        parts = [join_coco(parts)]
-    for number, (dataset, part) in enumerate(parts):
-        dataset.ann_file = write_list(config, f'holdout_{number}', part)
-    datasets = [dataset for dataset, _ in parts]
+    datasets, images, seen = [], 0, set()
+    for number, (dataset, held_out, rest) in enumerate(split_training(config)):
+        copied = as_test(dataset, config)
+        read_part(copied, held_out, rest, config, f'holdout_{number}')
+        read_part(dataset, rest, held_out, config, f'train_{number}')
+        datasets.append(copied)
+        images += len(held_out)
+        seen |= seen_classes(copied, config)
+    read_coco.cache_clear()
+    classes = next(datasets_of(config, ('val',))).get('metainfo', {}).get('classes') or ()
     config.val_dataloader.dataset = join_datasets(datasets)
     for node in walk(config.val_evaluator):
         if node.get('ann_file'):
             node.ann_file = datasets[0].ann_file
-    images = sum(len(names_of(dataset, config)) for dataset in datasets)
-    classes = next(datasets_of(config, ('val',))).get('metainfo', {}).get('classes') or ()
-    seen = set().union(*(seen_classes(dataset, config) for dataset in datasets))
     unseen = [name for name in classes if name not in seen]
     config.holdout = ConfigDict(images=images, unseen_classes=unseen)
     if unseen:
@@ -111,16 +109,26 @@ def join_datasets(datasets: list[ConfigDict]) -> ConfigDict:
     return datasets[0] if len(datasets) == 1 else ConfigDict(joined)
 
 
-def split_training(config: Config) -> Iterator[tuple[ConfigDict, Any, Any]]:
-    """Every training dataset, its part of the hold-out and the rest: COCO's content, or names."""
+def split_training(config: Config) -> list[tuple[ConfigDict, list[str], list[str]]]:
+    """Every training dataset with the names of its images in the hold-out, and of the others."""
     options = search_options(config)
     fraction = options['holdout']
     if not 0 < fraction < 1:
         raise ConfigError(f'search.holdout is a part of the training images, not {fraction}')
     datasets = list(datasets_of(config, ('train',)))
-    names = [names_of(dataset, config) for dataset in datasets]
-    chosen = [choose(set(each), fraction, options['seed']) for each in names]
-    total, number = sum(map(len, names)), sum(map(len, chosen))
+    if len(datasets) > 1 and any(layout_of(dataset) == 'coco' for dataset in datasets):
+        raise ConfigError(
+            "COCO's metric reads one file, so that a search needs one COCO dataset to train on, "
+            f'not {len(datasets)}: put them into one file'
+        )
+    parts, total = [], 0
+    for dataset in datasets:
+        names = names_of(dataset, config)
+        chosen = choose(set(names), fraction, options['seed'])
+        held_out, rest = ([n for n in names if (n in chosen) == inside] for inside in (True, False))
+        parts.append((dataset, held_out, rest))
+        total += len(names)
+    number = sum(len(held_out) for _, held_out, _ in parts)
     if number < MIN_IMAGES:
         advice = (
             f'set search.holdout to {-(-100 * MIN_IMAGES // total) / 100} or more'
@@ -131,12 +139,7 @@ def split_training(config: Config) -> Iterator[tuple[ConfigDict, Any, Any]]:
             f'search.holdout={fraction} of {total} training images are {number}, too few to '
             f'compare networks on ({MIN_IMAGES}): {advice}'
         )
-    for dataset, each, part in zip(datasets, names, chosen, strict=True):
-        if layout_of(dataset) == 'coco':
-            yield dataset, *split_coco(read_coco(annotation_file(dataset)), part)
-        else:
-            yield dataset, [n for n in each if n in part], [n for n in each if n not in part]
-    read_coco.cache_clear()
+    return parts
 
 
 def choose(names: set[str], fraction: float, seed: int) -> set[str]:
@@ -177,54 +180,29 @@ def segmentation_samples(dataset: ConfigDict, config: Config) -> list:
     return checked.samples
 
 
-def split_coco(content: dict, names: set[str]) -> tuple[dict, dict]:
-    """A COCO file's content with some images alone, and without them."""
+def read_part(
+    dataset: ConfigDict, names: list[str], others: list[str], config: Config, part: str
+) -> None:
+    """Let a dataset read some of its images, by a list or COCO file in the work folder."""
+    path = Path(config.work_dir).resolve() / 'search' / part
+    if layout_of(dataset) == 'coco':
+        path, text = path.with_suffix('.json'), json.dumps(coco_without(dataset, set(others)))
+    else:
+        path, text = path.with_suffix('.txt'), '\n'.join(names)
+    write(path, text)
+    dataset.ann_file = str(path)
+
+
+def coco_without(dataset: ConfigDict, names: set[str]) -> dict:
+    """A COCO file's content without some images; what is malformed stays, for the data's check."""
+    content = read_coco(annotation_file(dataset))
     images = [one for one in content['images'] if isinstance(one, dict)]
     ids = {id_in(one, 'id') for one in images if str(one.get('file_name')) in names} - {None}
-
-    def keep(inside: bool) -> dict:
-        return {
-            **content,
-            'images': [one for one in content['images'] if (id_in(one, 'id') in ids) == inside],
-            'annotations': [
-                one for one in content['annotations'] if (id_in(one, 'image_id') in ids) == inside
-            ],
-        }
-
-    return keep(True), keep(False)
-
-
-def join_coco(parts: list[tuple[ConfigDict, dict]]) -> tuple[ConfigDict, dict]:
-    """One COCO dataset out of several, with absolute names of files and ids from 1."""
-    categories = parts[0][1]['categories']
-    numbers = {category['name']: category['id'] for category in categories}
-    images, annotations = [], []
-    for dataset, content in parts:
-        folder = data_folder(dataset, 'img').resolve()
-        names = {category['id']: category['name'] for category in content['categories']}
-        new_ids = {}
-        for image in content['images']:
-            new_ids[image['id']] = len(images) + 1
-            path = str(folder / image['file_name'])
-            images.append({**image, 'id': len(images) + 1, 'file_name': path})
-        for annotation in content['annotations']:
-            changed = dict(
-                id=len(annotations) + 1,
-                image_id=new_ids.get(annotation['image_id']),
-                category_id=numbers.get(names.get(annotation['category_id'])),
-            )
-            annotations.append({**annotation, **changed})
-    joined = parts[0][0]
-    joined.update(data_root='', data_prefix=ConfigDict(img=''))
-    return joined, dict(images=images, annotations=annotations, categories=categories)
-
-
-def write_list(config: Config, name: str, content: dict | list[str]) -> str:
-    """Write a COCO file or a list of names into the work folder; returns its path."""
-    is_coco = isinstance(content, dict)
-    path = Path(config.work_dir).resolve() / 'search' / f'{name}{".json" if is_coco else ".txt"}'
-    write(path, json.dumps(content) if is_coco else '\n'.join(content))
-    return str(path)
+    left = {
+        key: [one for one in content[key] if id_in(one, name) not in ids]
+        for key, name in (('images', 'id'), ('annotations', 'image_id'))
+    }
+    return {**content, **left}
 
 
 def seen_classes(dataset: ConfigDict, config: Config) -> set[str]:
@@ -233,9 +211,9 @@ def seen_classes(dataset: ConfigDict, config: Config) -> set[str]:
     if layout == 'voc':
         return object_names(dataset)
     if layout == 'coco':
-        content = json.loads(Path(dataset.ann_file).read_text(encoding='utf-8'))
-        used = {annotation['category_id'] for annotation in content['annotations']}
-        return {each['name'] for each in content['categories'] if each['id'] in used}
+        path = annotation_file(dataset)
+        used = {id_in(annotation, 'category_id') for annotation in read_coco(path)['annotations']}
+        return {name for number, name in categories_of(path).items() if number in used}
     classes, seen = dataset.metainfo.classes, set()
     for sample in segmentation_samples(dataset, config):
         with Image.open(sample.seg_map) as image:
