@@ -26,13 +26,13 @@ with explain_missing():
     from backbones.benchmark.candidates import Candidate
     from backbones.engine.config import load_run_config
     from backbones.errors import exit_on_user_error
+    from backbones.export.formats import FORMATS
     from backbones.inference.model import choose_device
     from backbones.search.elastic import Layout
-    from backbones.search.find import METHODS, Request, find_networks
+    from backbones.search.find import EXPONENTS, METHODS, find_networks
     from backbones.search.latency import ELSEWHERE, fit, format_latency, latency_path
     from backbones.search.measurements import (
         BACKENDS,
-        FILE_FORMATS,
         make_setting,
         measure_latency,
         read_measurements,
@@ -53,8 +53,6 @@ examples:
 """
 LATENCY_EXAMPLES = """\
 examples:
-  python tools/search.py latency my_search.py
-      in torch on this machine
   python tools/search.py latency my_search.py --backend openvino --threads 4 --held-out 15
       in OpenVINO; 15 more networks say how well the latency of others is predicted
   python tools/search.py latency my_search.py --write-files phone --format .mlpackage
@@ -83,9 +81,9 @@ examples:
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES)
     subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
-    add_latency(subparsers)
-    add_find(subparsers)
-    add_take(subparsers)
+    add_latency(add_command(subparsers, latency, 'how long networks take', LATENCY_EXAMPLES))
+    add_find(add_command(subparsers, find, 'the best networks that meet targets', FIND_EXAMPLES))
+    add_take(add_command(subparsers, take, 'one of them as config and weights', TAKE_EXAMPLES))
     return parse_run_args(parser)
 
 
@@ -113,68 +111,26 @@ def add_command(
     return parser
 
 
-def add_latency(subparsers: argparse._SubParsersAction) -> None:
-    parser = add_command(subparsers, latency, 'how long networks take here', LATENCY_EXAMPLES)
-    parser.add_argument(
-        '--backend', choices=BACKENDS, default='torch', help='what runs them (default: torch)'
-    )
-    parser.add_argument(
-        '--size',
-        type=image_size,
-        metavar='HEIGHTxWIDTH',
-        help='of the images (default: 512x512 for segmentors, 800x1333 for detectors)',
-    )
-    parser.add_argument(
-        '--networks',
-        type=positive,
-        metavar='N',
-        help='to measure (default: 40; 25 with --write-files)',
-    )
-    parser.add_argument(
-        '--held-out',
-        type=positive,
-        metavar='N',
-        default=0,
-        help='measure N more, which the model does not see, and report its error on them',
-    )
-    parser.add_argument('--device', help='for instance cuda:1 (default: the first GPU, else cpu)')
-    parser.add_argument(
-        '--threads',
-        type=positive,
-        metavar='N',
-        help='of the processor (default: OMP_NUM_THREADS, else one for each physical core)',
-    )
-    parser.add_argument(
-        '--rounds',
-        type=positive,
-        default=10,
-        metavar='N',
-        help='turns of every network, at most (default: 10)',
-    )
-    parser.add_argument(
-        '--seconds',
-        type=float,
-        default=5.0,
-        metavar='S',
-        help='for each network; three rounds are measured in any case (default: 5)',
-    )
-    elsewhere = parser.add_argument_group('for another device, such as a phone')
-    elsewhere.add_argument(
-        '--write-files',
-        type=Path,
-        metavar='DIR',
-        help='write the networks as files, and measurements.csv to fill in',
-    )
-    elsewhere.add_argument(
-        '--format', choices=FILE_FORMATS, default='.onnx', help='of these files (default: .onnx)'
-    )
-    elsewhere.add_argument(
-        '--from',
-        dest='table',
-        type=Path,
-        metavar='DIR/measurements.csv',
-        help='fit the model to what was filled in',
-    )
+def add_latency(parser: argparse.ArgumentParser) -> None:
+    add, number = parser.add_argument, dict(type=positive, metavar='N')
+    add('--backend', choices=BACKENDS, default='torch', help='what runs them (default: torch)')
+    text = 'of the images (default: 512x512 for segmentors, 800x1333 for detectors)'
+    add('--size', type=image_size, metavar='HEIGHTxWIDTH', help=text)
+    add('--networks', **number, help='to measure (default: 40; 25 with --write-files)')
+    text = 'measure N more, which the model does not see, and report its error on them'
+    add('--held-out', **number, default=0, help=text)
+    add('--device', help='for instance cuda:1 (default: the first GPU, else cpu)')
+    text = 'of the processor (default: OMP_NUM_THREADS, else one for each physical core)'
+    add('--threads', **number, help=text)
+    add('--rounds', **number, default=10, help='turns of every network, at most (default: 10)')
+    text = 'for each network; three rounds are measured in any case (default: 5)'
+    add('--seconds', type=float, default=5.0, metavar='S', help=text)
+    add = parser.add_argument_group('for another device, such as a phone').add_argument
+    text = 'write the networks as files, and measurements.csv to fill in'
+    add('--write-files', type=Path, metavar='DIR', help=text)
+    add('--format', choices=FORMATS, default='.onnx', help='of these files (default: .onnx)')
+    text = 'fit the model to what was filled in'
+    add('--from', dest='table', type=Path, metavar='DIR/measurements.csv', help=text)
 
 
 def latency(args: argparse.Namespace) -> None:
@@ -183,10 +139,10 @@ def latency(args: argparse.Namespace) -> None:
     What is measured is kept: a command that was ended goes on where it was.
     """
     config = load_run_config(args)
+    source = (args.config, args.cfg_options)
     if args.write_files:
         number = args.networks or 25
-        options = (args.cfg_options, args.write_files, args.format, args.size, number)
-        table = write_files(args.config, *options)
+        table = write_files(*source, args.write_files, args.format, args.size, number)
         print(f'written: {number} networks. Measure each on the device, fill in {table}, then run')
         print(f'python tools/search.py latency {args.config} --from {table}')
         return
@@ -201,54 +157,33 @@ def latency(args: argparse.Namespace) -> None:
         device, threads = str(choose_device(args.device)), args.threads or default_threads()
         setting = make_setting(config, backend, args.size, device, threads)
         counts = (number, args.held_out, args.rounds, args.seconds)
-        model, measured = measure_latency(
-            args.config, args.cfg_options, setting, config.work_dir, *counts
-        )
+        model, measured = measure_latency(*source, setting, config.work_dir, *counts)
     layout = Layout(Candidate(args.config, options=args.cfg_options).build(), model.space)
     print(format_latency(model, measured, number, layout))
     print(f'written: {latency_path(config.work_dir, backend)}')
 
 
-def add_find(subparsers: argparse._SubParsersAction) -> None:
-    parser = add_command(subparsers, find, 'the best networks that meet targets', FIND_EXAMPLES)
-    parser.add_argument(
-        'checkpoint',
-        help="the supernet's, or that of an ordinary training of the config (plain slimming)",
+def add_find(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "the supernet's, or that of an ordinary training of the config (plain slimming)"
+    add('checkpoint', help=text)
+    add('--max-latency', type=float, metavar='MS', help='for one image')
+    add('--max-parameters', type=float, metavar='N', help='for instance 6e6')
+    add('--backend', help='whose latency counts (default: the only one that was measured)')
+    text = (
+        "greedy is the paper's; random the baseline; nsga2 a genetic search that starts from the "
+        'greedy one (default: greedy)'
     )
-    parser.add_argument('--max-latency', type=float, metavar='MS', help='for one image')
-    parser.add_argument('--max-parameters', type=float, metavar='N', help='for instance 6e6')
-    parser.add_argument(
-        '--backend', help='whose latency counts (default: the only one that was measured)'
+    add('--method', choices=METHODS, default='greedy', help=text)
+    text = 'networks to evaluate at most, besides the published ones (default: 250)'
+    add('--evaluations', type=positive, default=250, metavar='N', help=text)
+    text = (
+        'how much parameters and latency weigh against each other until one of the targets is met '
+        "(default: 0.5 1, the paper's)"
     )
-    parser.add_argument(
-        '--method',
-        choices=METHODS,
-        default='greedy',
-        help="greedy is the paper's; random the baseline; nsga2 a genetic search that starts from "
-        'the greedy one (default: greedy)',
-    )
-    parser.add_argument(
-        '--evaluations',
-        type=positive,
-        default=250,
-        metavar='N',
-        help='networks to evaluate at most, besides the published ones (default: 250)',
-    )
-    parser.add_argument(
-        '--exponents',
-        nargs=2,
-        type=float,
-        default=(0.5, 1.0),
-        metavar=('A', 'B'),
-        help='how much parameters and latency weigh against each other until one of the targets '
-        "is met (default: 0.5 1, the paper's)",
-    )
-    parser.add_argument(
-        '--no-measure',
-        dest='measures',
-        action='store_false',
-        help='leave the latency of the networks that are shown at what is predicted',
-    )
+    add('--exponents', nargs=2, type=float, default=EXPONENTS, metavar=('A', 'B'), help=text)
+    text = 'leave the latency of the networks that are shown at what is predicted'
+    add('--no-measure', dest='measures', action='store_false', help=text)
     add_launcher(parser)
 
 
@@ -259,34 +194,29 @@ def find(args: argparse.Namespace) -> None:
     WORK_DIR/search: front.md (what the console shows), front.json, front.png, and every
     evaluation, so that a search that was ended goes on where it was.
     """
-    request = Request(
-        args.max_latency,
-        args.max_parameters,
-        args.backend,
-        args.method,
-        args.evaluations,
-        tuple(args.exponents),
-        args.measures,
+    text = find_networks(
+        load_run_config(args),
+        args.checkpoint,
+        args.config,
+        args.cfg_options,
+        max_latency=args.max_latency,
+        max_parameters=args.max_parameters,
+        backend=args.backend,
+        method=args.method,
+        evaluations=args.evaluations,
+        exponents=args.exponents,
+        measures=args.measures,
     )
-    config = load_run_config(args)
-    text = find_networks(config, args.checkpoint, request, args.config, args.cfg_options)
     if text:
         print(f'\n{text}')
 
 
-def add_take(subparsers: argparse._SubParsersAction) -> None:
-    parser = add_command(subparsers, take, 'a found network as config and weights', TAKE_EXAMPLES)
-    parser.add_argument('checkpoint', help='the one that was searched')
-    parser.add_argument(
-        '--number', type=positive, required=True, metavar='N', help="the network's in front.md"
-    )
-    parser.add_argument(
-        '--out',
-        type=Path,
-        required=True,
-        metavar='FILE.py',
-        help='the config to write; the weights go beside it, with the suffix .pth',
-    )
+def add_take(parser: argparse.ArgumentParser) -> None:
+    add, number = parser.add_argument, dict(type=positive, metavar='N')
+    add('checkpoint', help='the one that was searched')
+    add('--number', **number, required=True, help="the network's in front.md")
+    text = 'the config to write; the weights go beside it, with the suffix .pth'
+    add('--out', type=Path, required=True, metavar='FILE.py', help=text)
 
 
 def take(args: argparse.Namespace) -> None:

@@ -91,42 +91,38 @@ class Evaluator:
         layout: The layout of the tensors.
         state_dict: The supernet's weights.
         work_dir: The work folder; evaluations are kept in ``search`` inside it.
-        report: Called with every new choice, its metric and the seconds that it took.
 
     Attributes:
         metric: The name of what networks are compared by; the larger the better.
         known: The metric of every network that was evaluated, now or in an earlier run.
         path: Where they are kept.
+        report: Called with every choice that was asked for, its metric and whether it is new.
     """
 
     def __init__(
-        self,
-        config: Config,
-        layout: Layout,
-        state_dict: dict[str, Tensor],
-        work_dir: str | Path,
-        report: Callable[[Choice, float, float], None] | None = None,
+        self, config: Config, layout: Layout, state_dict: dict[str, Tensor], work_dir: str | Path
     ) -> None:
         self.config, self.layout, self.state_dict = config, layout, state_dict
-        self.report = report
+        self.report: Callable[[Choice, float, bool], None] = lambda *result: None
         self.device = torch.device(get_device())
         self.metric = main_metric(config)
         self.holdout = build_dataset(config.val_dataloader.dataset)
-        options = config.val_dataloader
-        workers = options.get('num_workers', 0)
+        workers = config.val_dataloader.get('num_workers', 0)
         self.loader = DataLoader(
             self.holdout,
-            batch_size=options.get('batch_size', 1),
+            batch_size=config.val_dataloader.get('batch_size', 1),
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=pseudo_collate,
         )
         self.batches: list[dict[str, Any]] = []
-        name = f'evaluations_{self.fingerprint()}.jsonl'
-        self.path = Path(work_dir) / 'search' / name
-        found = [read_evaluations(self.path) if dist.is_main_process() else None]
-        dist.broadcast_object_list(found)
-        self.known: dict[Choice, float] = found[0]
+        self.path = Path(work_dir) / 'search' / f'evaluations_{self.fingerprint()}.jsonl'
+        records = [read_records(self.path) if dist.is_main_process() else None]
+        dist.broadcast_object_list(records)
+        self.known: dict[Choice, float] = {
+            Choice.from_json(json.dumps(record['choice'])): record['metric']
+            for record in records[0]
+        }
 
     def fingerprint(self) -> str:
         """8 hexadecimal digits that are others where an evaluation would have another result."""
@@ -146,27 +142,29 @@ class Evaluator:
 
     def evaluate(self, choices: Sequence[Choice]) -> list[float]:
         """The metric of networks, which all processes have to ask for in the same order."""
-        todo = [choice for choice in dict.fromkeys(choices) if choice not in self.known]
+        asked = dict.fromkeys(choices)
+        todo = [choice for choice in asked if choice not in self.known]
+        for choice in asked.keys() & self.known.keys():
+            self.report(choice, self.known[choice], False)
         rank, processes = dist.get_rank(), dist.get_world_size()
-        for start in range(0, len(todo), processes):
-            own = todo[start : start + processes][rank : rank + 1]
-            records = [(choice, *self.measure(choice)) for choice in own]
-            for record in chain.from_iterable(dist.all_gather_object(records)):
-                self.add(*record)
+        for start in range(rank, len(todo) + rank, processes):
+            results = [(choice, *self.timed(choice)) for choice in todo[start : start + 1]]
+            for choice, metric, seconds in chain.from_iterable(dist.all_gather_object(results)):
+                self.known[choice] = metric
+                self.report(choice, metric, True)
+                if dist.is_main_process():
+                    content = json.loads(choice.to_json())
+                    append_record(self.path, dict(choice=content, metric=metric, seconds=seconds))
         return [self.known[choice] for choice in choices]
 
-    def add(self, choice: Choice, metric: float, seconds: float) -> None:
-        """Keep a result."""
-        self.known[choice] = metric
-        if dist.is_main_process():
-            append(self.path, choice, metric, seconds)
-        if self.report:
-            self.report(choice, metric, seconds)
-
-    @torch.no_grad()
-    def measure(self, choice: Choice) -> tuple[float, float]:
+    def timed(self, choice: Choice) -> tuple[float, float]:
         """The metric of a network, and the seconds that it took."""
         started = time.perf_counter()
+        return self.measure(choice), round(time.perf_counter() - started, 3)
+
+    @torch.no_grad()
+    def measure(self, choice: Choice) -> float:
+        """The metric of a network."""
         model = switch_to_deploy(self.calibrated(choice))
         # The libraries print tables.
         with redirect_stdout(io.StringIO()):
@@ -175,12 +173,13 @@ class Evaluator:
             for batch in self.loader:
                 metrics.process(data_samples=model.val_step(batch), data_batch=batch)
             found = compute(metrics)
-        name = next(iter(found)) if self.metric == 'auto' else self.metric
-        return float(found[name]), time.perf_counter() - started
+        return float(found[next(iter(found)) if self.metric == 'auto' else self.metric])
 
     def calibrated(self, choice: Choice) -> nn.Module:
         """A network with the weights of the supernet and norms of its own, in evaluation mode."""
-        model = build_network(self.config, self.layout, choice)
+        own = Config(dict(model=copy.deepcopy(self.config.model)))
+        own.merge_from_dict(self.layout.space.options(choice, self.config))
+        model = MODELS.build(own.model)
         model.load_state_dict(self.layout.extract(self.state_dict, choice))
         expect_contiguous(model).to(self.device)
         self.batches = self.batches or calibration_batches(self.config, model.data_preprocessor)
@@ -189,13 +188,6 @@ class Evaluator:
     def calibrated_state_dict(self, choice: Choice) -> dict[str, Tensor]:
         """The weights of a network by itself, to start its training from."""
         return {name: tensor.cpu() for name, tensor in self.calibrated(choice).state_dict().items()}
-
-
-def build_network(config: Config, layout: Layout, choice: Choice) -> nn.Module:
-    """The network of a choice, with random weights."""
-    own = Config(dict(model=copy.deepcopy(config.model)))
-    own.merge_from_dict(layout.space.options(choice, config))
-    return MODELS.build(own.model)
 
 
 def build_dataset(dataset: dict) -> Any:
@@ -209,10 +201,7 @@ def build_dataset(dataset: dict) -> Any:
 
 
 def calibration_batches(config: Config, preprocessor: nn.Module) -> list[dict[str, Any]]:
-    """Training images that are not held out, as a network takes them; the same for every call.
-
-    Batches have images of about the same size, which are padded to that of the largest.
-    """
+    """Training images that are not held out, the same for every call, in batches by size."""
     options = search_options(config)
     parts = [as_test(dataset, config) for dataset in datasets_of(config, ('train',))]
     dataset = build_dataset(join_datasets(parts))
@@ -230,7 +219,7 @@ def calibration_batches(config: Config, preprocessor: nn.Module) -> list[dict[st
 
 
 def stack(samples: list[tuple[Tensor, Any]]) -> dict[str, Any]:
-    """One batch of images of different sizes."""
+    """One batch of images, which are padded to the largest."""
     images, data_samples = zip(*samples, strict=True)
     height, width = (max(image.shape[dim] for image in images) for dim in (2, 3))
     padded = [
@@ -245,14 +234,7 @@ def calibrate(model: nn.Module, batches: list[dict[str, Any]]) -> nn.Module:
     """Make the running statistics of a model's BatchNorms the mean of those of some batches.
 
     Statistics in a supernet are those of its largest network. Norms that the batches do not reach
-    keep theirs.
-
-    Args:
-        model: A detector or segmentor; changed in place and left in evaluation mode.
-        batches: ``inputs`` and ``data_samples`` as its preprocessor returns them.
-
-    Returns:
-        The model itself.
+    keep theirs. The model is left in evaluation mode.
     """
     model.eval()
     norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm)]
@@ -280,25 +262,20 @@ def compute(metrics: Metrics) -> dict[str, float]:
     return found
 
 
-def read_evaluations(path: Path) -> dict[Choice, float]:
-    """The metric of every network in a file; a line that was cut short is removed from it."""
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON Lines file; one that was cut short is removed from it."""
     if not path.is_file():
-        return {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return []
     content = path.read_bytes()
     whole = content[: content.rfind(b'\n') + 1]
     if len(whole) < len(content):
         os.truncate(path, len(whole))
-    known = {}
-    for line in whole.splitlines():
-        record = json.loads(line)
-        known[Choice.from_json(json.dumps(record['choice']))] = record['metric']
-    return known
+    return [json.loads(line) for line in whole.splitlines()]
 
 
-def append(path: Path, choice: Choice, metric: float, seconds: float) -> None:
-    """Add an evaluation to a file, such that it survives a loss of power."""
-    record = dict(choice=json.loads(choice.to_json()), metric=metric, seconds=round(seconds, 3))
-    path.parent.mkdir(parents=True, exist_ok=True)
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Add a line to a JSON Lines file, such that it survives a loss of power."""
     with path.open('ab', buffering=0) as file:
         file.write(json.dumps(record).encode() + b'\n')
         os.fsync(file.fileno())

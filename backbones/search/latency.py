@@ -8,7 +8,7 @@ they hold for any runtime, with all that it fuses.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from backbones.files import atomic_write
 from .elastic import Layout
 from .space import Choice, Space
 
-# The mean relative error that is remarked on, and the one above which candidates are measured.
+# The mean relative error that is remarked on, and the one above which latency is not searched by.
 HIGH_ERROR = 0.08
 MAX_ERROR = 0.15
 MIN_NETWORKS = 10
@@ -37,23 +37,14 @@ ELSEWHERE = 'csv'
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """The latency of the networks of a space on a device.
-
-    Attributes:
-        space: The space.
-        setting: What was measured, or None where that happened elsewhere.
-        padding: Numbers of channels count as the next multiple of this.
-        coefficients: Milliseconds for each unit of the terms of :func:`terms_of`, by their names.
-        error: Mean relative error on networks that the fit has not seen, by cross-validation.
-        tau: Kendall's rank correlation of predicted and measured latency, on the same.
-    """
+    """The latency of the networks of a space on a device."""
 
     space: Space
-    setting: Setting | None
-    padding: int
-    coefficients: dict[str, float] = field(repr=False)
-    error: float
-    tau: float
+    setting: Setting | None  # what was measured; None where that happened elsewhere
+    padding: int  # numbers of channels count as the next multiple of this
+    coefficients: dict[str, float] = field(repr=False)  # ms for each unit of terms_of()
+    error: float  # mean relative error on networks that the fit has not seen, by cross-validation
+    tau: float  # Kendall's rank correlation of predicted and measured latency, on the same
 
     @property
     def is_trusted(self) -> bool:
@@ -66,10 +57,7 @@ class LatencyModel:
         return sum(self.coefficients[name] * value for name, value in terms.items())
 
     def save(
-        self,
-        path: Path,
-        measured: dict[Choice, float],
-        machine: dict[str, Any] | None = None,
+        self, path: Path, measured: dict[Choice, float], machine: dict[str, Any] | None = None
     ) -> None:
         """Write it as JSON, with the networks that were measured and the machine they ran on."""
         values = dict(
@@ -95,22 +83,18 @@ class LatencyModel:
         """
         try:
             values = json.loads(path.read_text())
-            setting = values['setting']
-            if setting is not None:
-                setting = Setting(**setting | {'size': tuple(setting['size'])})
-            model = cls(space, setting, *(values[key] for key in FIELDS))
-            is_same = values['space'] == space.to_json()
+            setting = values['setting'] and Setting(**values['setting'])
+            own, *fitted = (values[k] for k in ('space', 'padding', 'coefficients', 'error', 'tau'))
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigError(f'{path} is not a file that `search.py latency` wrote') from error
-        if not is_same:
+        if own != space.to_json():
             raise ConfigError(
                 f'{path} is of another space than that of the config, whose model or `search` has '
                 'changed since: run `search.py latency` again'
             )
-        return model
-
-
-FIELDS = ('padding', 'coefficients', 'error', 'tau')
+        if setting:
+            setting = replace(setting, size=tuple(setting.size))
+        return cls(space, setting, *fitted)
 
 
 def latency_path(work_dir: str | Path, backend: str) -> Path:
@@ -172,13 +156,7 @@ def fit(
     latencies: Sequence[float],
     setting: Setting | None = None,
 ) -> LatencyModel:
-    """Find what each part of a network takes.
-
-    Args:
-        space: The space.
-        choices: Networks of it.
-        latencies: Their milliseconds.
-        setting: What was measured.
+    """Find what each part of a network takes, from networks of a space and their milliseconds.
 
     Raises:
         ConfigError: These are too few networks.
@@ -227,22 +205,10 @@ def compare(predicted: Sequence[float], measured: Sequence[float]) -> tuple[floa
     return float(error), float(kendalltau(predicted, measured).statistic)
 
 
-# ------------------------------------------------------------------------------------------------
-# For the console
-# ------------------------------------------------------------------------------------------------
-
-
 def format_latency(
     model: LatencyModel, measured: dict[Choice, float], number: int, layout: Layout
 ) -> str:
-    """A table of some networks, and how good the model is.
-
-    Args:
-        model: The model.
-        measured: Milliseconds of all networks that were measured.
-        number: How many of them, from the first on, the model was fitted to.
-        layout: What the dimensions of the largest network's tensors belong to.
-    """
+    """A table of some networks, and how good the model is, which saw the first ``number``."""
     names = {choice: name for name, choice in model.space.published().items()}
     names |= {model.space.smallest: 'smallest', model.space.largest: 'largest'}
     rows = [('network', 'parameters', 'predicted', 'measured')]
@@ -262,15 +228,14 @@ def format_latency(
         predicted = [model.predict(choice) for choice in others]
         found = compare(predicted, [measured[choice] for choice in others])
         lines.append(f'on {len(others)} further networks: {figures(*found)}')
-    if not model.is_trusted:
-        lines.append(
-            f'warning: it is not to be trusted, with an error above {MAX_ERROR:.0%}: `search.py '
-            'find` measures candidates one by one instead. Measure on a machine that does nothing '
-            'else, for longer (--seconds), or more networks (--networks)'
+    if model.error > HIGH_ERROR:
+        how = (
+            f'an error above {HIGH_ERROR:.0%} is high'
+            if model.is_trusted
+            else f'with an error above {MAX_ERROR:.0%} `search.py find` refuses to search by it'
         )
-    elif model.error > HIGH_ERROR:
         lines.append(
-            f'warning: an error above {HIGH_ERROR:.0%} is high: measure on a machine that does '
-            'nothing else, for longer (--seconds), or more networks (--networks)'
+            f'warning: {how}: measure on a machine that does nothing else, for longer (--seconds), '
+            'or more networks (--networks)'
         )
     return '\n'.join(lines)

@@ -5,13 +5,11 @@ import gc
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,11 @@ from backbones.data.classes import set_classes
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError, DataError
 from backbones.export.export import staged
-from backbones.export.formats import FORMATS, check_packages
+from backbones.export.formats import check_packages
 from backbones.files import atomic_write
-from backbones.inference.run import append_line, progress_bar
+from backbones.inference.run import progress_bar
 
+from .evaluate import append_record, read_records
 from .latency import LatencyModel, check_number, fit, latency_path
 from .space import Choice, Space, search_options
 
@@ -37,7 +36,6 @@ GROUP_SIZE = 5
 MAX_PUBLISHED = 5
 # Compiling each network takes longer than measuring it.
 BACKENDS = ('torch', *SUFFIXES)
-FILE_FORMATS = tuple(FORMATS)
 CSV_NAME, NETWORKS_NAME = 'measurements.csv', 'networks.json'
 COLUMNS = ['file', 'ms']
 
@@ -69,18 +67,6 @@ def choose_networks(space: Space, seed: int, number: int, held_out: int = 0) -> 
     return list(chosen)
 
 
-def candidate_of(
-    config_path: str, options: dict[str, Any], config: Config, space: Space, choice: Choice
-) -> Candidate:
-    """A network of a config's space as the benchmark takes it."""
-    return Candidate(config_path, options={**options, **space.options(choice, config)})
-
-
-# ------------------------------------------------------------------------------------------------
-# On this device
-# ------------------------------------------------------------------------------------------------
-
-
 def make_setting(
     config: Config,
     backend: str,
@@ -105,11 +91,8 @@ def measure_latency(
 ) -> tuple[LatencyModel, dict[Choice, float]]:
     """Measure networks of a config's space, fit a model of latency and write it.
 
-    Args:
-        config_path, options, setting, rounds, seconds: See :func:`measure`.
-        work_dir: Where :func:`.latency.latency_path` is, and a log beside it.
-        number: Networks that the model is fitted to.
-        held_out: Further networks, which tell how good it is.
+    See :func:`measure` for the arguments; the model is fitted to ``number`` networks, and
+    ``held_out`` further ones tell how good it is. It is written to ``work_dir``.
 
     Returns:
         The model and the milliseconds of all networks.
@@ -158,34 +141,39 @@ def measure(
     config = load_config(config_path, options)
     options = with_classes(config, options)
     space = Space.from_config(config)
-    key = fingerprint(space, options, setting)
-    records = read_log(log, key) if log else {}
+    machine = describe_machine(setting.device, setting.threads, None)
+    what = [space.to_json(), options, asdict(setting), machine['cpu'], machine.get('gpu')]
+    key = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
+    records = {r['choice']: r for r in (read_records(log) if log else ()) if r['key'] == key}
     todo = [choice for choice in choices if choice.to_json() not in records]
+    known = [Choice.from_json(record['reference']) for record in records.values()]
+    # One of middle size: it is timed most often, and should be like all others.
+    by_size = sorted(choices, key=lambda choice: sum(space.widths(choice).values()))
+    reference = [*known, by_size[len(by_size) // 2]][0]
     with (
         progress_bar(len(choices), 'network', 'measuring') as bar,
         TemporaryDirectory() as folder,
     ):
+
+        def build(choice: Choice) -> Callable[[], Any]:
+            bar.set_postfix_str('building')
+            candidate = Candidate(config_path, options={**options, **space.options(choice, config)})
+            return make_network(candidate, setting, Path(mkdtemp(dir=folder)))
+
         bar.update(len(choices) - len(todo))
         if todo:
-            bar.set_postfix_str('building')
             use_threads(setting.threads)
-            known = [record['reference'] for record in records.values()]
-            reference = Choice.from_json(known[0]) if known else middle_of(space, choices)
-            build = partial(make_network, config_path, options, space, config, setting)
-            base = build(reference, Path(folder) / 'reference')
+            runners = {reference: build(reference)}
         for start in range(0, len(todo), GROUP_SIZE):
             group = todo[start : start + GROUP_SIZE]
-            runners = {reference: base}
             for choice in group:
-                bar.set_postfix_str('building')
-                if choice not in runners:
-                    runners[choice] = build(choice, Path(folder) / f'{len(runners)}')
+                runners[choice] = runners.get(choice) or build(choice)
                 bar.update(0.5)
             timed = measure_in_turns(
                 runners, synchronizer(setting.device), rounds, seconds, bar.set_postfix_str
             )
             # Those of a group are in memory at once, those of two are not.
-            del runners
+            runners = {reference: runners[reference]}
             gc.collect()
             for choice in group:
                 record = dict(
@@ -197,7 +185,7 @@ def measure(
                 )
                 records[choice.to_json()] = record
                 if log:
-                    append_line(log, f'{json.dumps(record)}\n'.encode())
+                    append_record(log, record)
             bar.update(0.5 * len(group))
     reference_ms = median(record['reference_ms'] for record in records.values())
     return [records[choice.to_json()]['ratio'] * reference_ms for choice in choices]
@@ -212,56 +200,14 @@ def with_classes(config: Config, options: dict[str, Any]) -> dict[str, Any]:
     return {**options, 'classes': list(names)}
 
 
-def make_network(
-    config_path: str,
-    options: dict[str, Any],
-    space: Space,
-    config: Config,
-    setting: Setting,
-    choice: Choice,
-    folder: Path,
-) -> Callable[[], Any]:
+def make_network(candidate: Candidate, setting: Setting, folder: Path) -> Callable[[], Any]:
     """A function that runs a network once, which is written to a folder where it runs as a file."""
-    candidate = candidate_of(config_path, options, config, space, choice)
     model = candidate.build()
     if setting.backend not in SUFFIXES:
         return make_runner(model, setting)
-    folder.mkdir(exist_ok=True)
     path = folder / f'network{SUFFIXES[setting.backend]}'
     export_model(candidate, model, setting, path)
     return make_runner(None, setting, path)
-
-
-def middle_of(space: Space, choices: Sequence[Choice]) -> Choice:
-    """One of middle size: it is timed most often, and should be like all others."""
-    by_size = sorted(choices, key=lambda choice: sum(space.widths(choice).values()))
-    return by_size[len(by_size) // 2]
-
-
-def fingerprint(space: Space, options: dict[str, Any], setting: Setting) -> str:
-    """Tells measurements of other networks or of another machine apart."""
-    machine = describe_machine(setting.device, setting.threads, None)
-    what = [space.to_json(), options, asdict(setting), machine['cpu'], machine.get('gpu')]
-    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
-
-
-def read_log(log: Path, key: str) -> dict[str, dict[str, Any]]:
-    """What was measured already, by choice."""
-    if not log.is_file():
-        log.parent.mkdir(parents=True, exist_ok=True)
-        return {}
-    content = log.read_bytes()
-    whole = content.rpartition(b'\n')[0]
-    if len(whole) + 1 < len(content):
-        # The run was killed while it wrote the last line.
-        os.truncate(log, len(whole) + bool(whole))
-    records = map(json.loads, whole.splitlines())
-    return {record['choice']: record for record in records if record['key'] == key}
-
-
-# ------------------------------------------------------------------------------------------------
-# On another device
-# ------------------------------------------------------------------------------------------------
 
 
 def write_files(
@@ -294,14 +240,9 @@ def write_files(
     chosen = choose_networks(space, search_options(config)['seed'], number)
     files = {f'network_{n + 1:02}{suffix}': choice for n, choice in enumerate(chosen)}
     setting = make_setting(config, 'onnxruntime', size)
-    description = json.dumps(
-        dict(
-            files={name: choice.to_json() for name, choice in files.items()},
-            size=setting.size,
-            space=space.to_json(),
-        ),
-        indent=2,
-    )
+    names = {name: choice.to_json() for name, choice in files.items()}
+    content = dict(files=names, size=setting.size, space=space.to_json())
+    description = json.dumps(content, indent=2)
     networks, table = folder / NETWORKS_NAME, folder / CSV_NAME
     if networks.is_file() and networks.read_text() != description:
         raise ConfigError(f'{folder} has files of other networks: write to a new folder')
@@ -311,13 +252,15 @@ def write_files(
         for name, choice in files.items():
             bar.set_postfix_str(name)
             if not (folder / name).exists():
-                candidate = candidate_of(config_path, options, config, space, choice)
+                candidate = Candidate(
+                    config_path, options={**options, **space.options(choice, config)}
+                )
                 with staged(folder / name) as path:
                     export_model(candidate, candidate.build(), setting, path)
             bar.update()
     if not table.exists():
+        lines = [','.join(COLUMNS), *(f'{name},' for name in files)]
         with atomic_write(table) as partial_path:
-            lines = [','.join(COLUMNS), *(f'{name},' for name in files)]
             partial_path.write_text('\n'.join(lines) + '\n')
     return table
 
@@ -344,22 +287,20 @@ def read_measurements(table: Path, space: Space) -> dict[Choice, float]:
     # Spreadsheets put a byte order mark first.
     with table.open(newline='', encoding='utf-8-sig') as file:
         rows = csv.reader(file)
-        header = next(rows, [])
-        if header != COLUMNS:
+        if next(rows, []) != COLUMNS:
             raise ConfigError(f'{table}, line 1: {",".join(COLUMNS)} has to stand there')
-        for row in filter(None, rows):
-            name, ms = [cell.strip() for cell in (*row, '', '')][:2]
-            problem = None
+        for name, *cells in filter(None, rows):
+            name, problem = name.strip(), None
             if name not in known['files']:
                 problem = f'{NETWORKS_NAME} has no file {name!r}'
             elif name in measured:
                 problem = f'{name} is there twice'
-            elif len(row) > 2 or not is_positive(ms):
-                problem = f'{",".join(row[1:])!r} is no number of milliseconds, such as 12.5'
+            else:
+                measured[name] = milliseconds(cells)
+                if math.isnan(measured[name]):
+                    problem = f'{",".join(cells)!r} is no number of milliseconds, such as 12.5'
             if problem:
                 problems.append(f'line {rows.line_num}: {problem}')
-            else:
-                measured[name] = float(ms)
     if problems:
         more = f'; and {len(problems) - 5} more' if len(problems) > 5 else ''
         raise ConfigError(
@@ -369,8 +310,10 @@ def read_measurements(table: Path, space: Space) -> dict[Choice, float]:
     return {Choice.from_json(known['files'][name]): ms for name, ms in measured.items()}
 
 
-def is_positive(text: str) -> bool:
+def milliseconds(cells: list[str]) -> float:
+    """The number in a single cell, or NaN."""
     try:
-        return 0 < float(text) < math.inf
+        (number,) = map(float, cells)
     except ValueError:
-        return False
+        return math.nan
+    return number if 0 < number < math.inf else math.nan

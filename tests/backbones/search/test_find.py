@@ -8,19 +8,19 @@ from searching import write_latency, write_search_config, write_supernet
 from backbones.data.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
 from backbones.errors import ConfigError
-from backbones.search.find import Request, find_networks
+from backbones.search.find import find_networks
 from backbones.search.space import Space
 
 
 @pytest.mark.parametrize(
     ('request_', 'latency', 'word'),
     [
-        (Request(), 0.0, 'max-latency'),
-        (Request(max_latency=50), None, 'search.py latency'),
-        (Request(max_latency=50, backend='openvino'), 0.0, 'openvino'),
-        (Request(max_latency=50), 0.5, 'mean error'),
-        (Request(max_latency=0.1), 0.0, 'smallest'),
-        (Request(max_parameters=10), None, 'smallest'),
+        (dict(), 0.0, 'max-latency'),
+        (dict(max_latency=50), None, 'search.py latency'),
+        (dict(max_latency=50, backend='openvino'), 0.0, 'openvino'),
+        (dict(max_latency=50), 0.5, 'mean error'),
+        (dict(max_latency=0.1), 0.0, 'smallest'),
+        (dict(max_parameters=10), None, 'smallest'),
     ],
 )
 def test_errors(request_, latency, word, tmp_path: Path, many_shapes):
@@ -33,4 +33,4 @@ def test_errors(request_, latency, word, tmp_path: Path, many_shapes):
         write_latency(Space.from_config(config), tmp_path, noise=latency)
     supernet = write_supernet(config, tmp_path / 'supernet.pth')
     with pytest.raises(ConfigError, match=word):
-        find_networks(config, str(supernet), request_, str(path), {})
+        find_networks(config, str(supernet), str(path), {}, **request_)
