@@ -50,15 +50,12 @@ CALIBRATION_BATCH = 16
 
 
 def load_supernet(config: Config, source: str) -> tuple[Layout, dict[str, Tensor]]:
-    """Read the weights that all networks of a config's space have a part of.
+    """Read the weights that all networks of a config's space have a part of, and their layout.
 
     Args:
         config: A config with ``search``, whose classes are set.
         source: A checkpoint of its supernet, or of the config itself as any training leaves it; the
             important channels of the latter are put first.
-
-    Returns:
-        What the dimensions of the tensors belong to, and the tensors.
 
     Raises:
         CheckpointError: It cannot be read, is of another model, or a supernet of another space.

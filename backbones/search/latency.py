@@ -218,12 +218,8 @@ def format_latency(
             both = (model.predict(choice), measured[choice])
             rows.append((names[choice], parameters, *(f'{ms:.2f} ms' for ms in both)))
     figures = "error {:.1%}, Kendall's tau {:.3f}".format
-    lines = [
-        format_rows(rows),
-        '',
-        f'fitted to {number} networks; on those that a fit has not seen, in '
-        f'{NUM_FOLDS}-fold cross-validation: {figures(model.error, model.tau)}',
-    ]
+    text = f'\nfitted to {number} networks; on those that a fit has not seen, in {NUM_FOLDS}-fold '
+    lines = [format_rows(rows), f'{text}cross-validation: {figures(model.error, model.tau)}']
     if others := list(measured)[number:]:
         predicted = [model.predict(choice) for choice in others]
         found = compare(predicted, [measured[choice] for choice in others])

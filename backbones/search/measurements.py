@@ -41,16 +41,9 @@ COLUMNS = ['file', 'ms']
 
 
 def choose_networks(space: Space, seed: int, number: int, held_out: int = 0) -> list[Choice]:
-    """The largest, the smallest, a few published and random networks.
+    """The largest, the smallest, a few published and random networks; ``held_out`` others follow.
 
-    Args:
-        space: The space.
-        seed: The same one gives the same networks, and those of a smaller ``number`` first.
-        number: How many.
-        held_out: How many other random ones come after them.
-
-    Raises:
-        ConfigError: The space has not that many.
+    The same seed gives the same networks, and those of a smaller ``number`` first.
     """
     published = list(space.published().values())
     step = math.ceil(len(published) / MAX_PUBLISHED) or 1
@@ -252,9 +245,8 @@ def write_files(
         for name, choice in files.items():
             bar.set_postfix_str(name)
             if not (folder / name).exists():
-                candidate = Candidate(
-                    config_path, options={**options, **space.options(choice, config)}
-                )
+                own = {**options, **space.options(choice, config)}
+                candidate = Candidate(config_path, options=own)
                 with staged(folder / name) as path:
                     export_model(candidate, candidate.build(), setting, path)
             bar.update()

@@ -5,24 +5,17 @@ import json
 import pytest
 
 SEARCH = 'search = dict(necks=(8, 16))\n'
-QUICK = ('--size', '64x96', '--rounds', 1, '--seconds', 0, '--networks', 10)
+QUICK = ('--size', '64x96', '--rounds', 1, '--seconds', 0, '--networks', 10, '--held-out', 2)
 
 
 @pytest.mark.parametrize('task', ['fpn', 'mask_rcnn'])
 def test_latency_is_measured_and_predicted(run_tool, tiny_config, tmp_path, task):
     command = ('search.py', 'latency', tiny_config(task, SEARCH), '--work-dir', 'out', *QUICK)
-    done = run_tool(*command, '--held-out', 2)
+    done = run_tool(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     file, log = (tmp_path / 'out' / f'latency_torch.{suffix}' for suffix in ('json', 'jsonl'))
     model = json.loads(file.read_text())
     assert len(model['networks']) == 12 and all(each['ms'] > 0 for each in model['networks'])
     assert model['setting']['size'] == [64, 96]
     assert all(name in done.stdout for name in ('smallest', 'largest', 'tau', str(file.name)))
-    lines = log.read_text().splitlines()
-    assert len(lines) == 12
-    # After it was killed while writing a line, what is missing is measured, and nothing else.
-    log.write_text('\n'.join(lines[:10]) + '\n' + lines[10][:50])
-    done = run_tool(*command, '--held-out', 2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    again = log.read_text().splitlines()
-    assert again[:10] == lines[:10] and len(again) == 12
+    assert len(log.read_text().splitlines()) == 12
