@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -135,13 +136,15 @@ def test_nothing_is_replaced(dataset: Path, tmp_path: Path) -> None:
 def test_stopped_run_leaves_no_dataset(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / 'shapes'
     command = [sys.executable, make_shapes.__file__, str(out), '--train', '100000']
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell ignores SIGINT in what it starts in the background, and so would this process.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     deadline = time.monotonic() + 60
     while not list(tmp_path.rglob('*.jpg')):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(number)
-    errors = process.communicate()[1]
+    errors = process.communicate(timeout=60)[1]
     assert not out.exists()
     if number == signal.SIGINT:
         assert process.returncode == 1 and 'Traceback' not in errors
