@@ -8,7 +8,7 @@ model = dict(
     neck=dict(in_channels=[32, 48, 120, 224], out_channels=128),
     decode_head=dict(in_channels=[128] * 4, channels=64),
 )
-max_iters = 600
+max_iters = 500
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, begin=0, end=60, by_epoch=False),
     dict(type='PolyLR', power=0.9, begin=60, end=max_iters, eta_min=1e-6, by_epoch=False),

@@ -36,7 +36,7 @@ SEARCH = 'search'
 SEARCH_CONFIG = 'seg_configs/fpn_effv2_s1_search_shapes.py'
 # The search is for what is better and as fast, with so many networks tried.
 BASELINE = 's0, neck 96'
-EVALUATIONS = 120
+EVALUATIONS = 100
 # How long the found network is trained by itself.
 FINE_TUNING = 300
 # Metrics of the last lines, what to call them, and what makes them percent.
