@@ -21,6 +21,7 @@ with explain_missing():
         parse_run_args,
         positive,
     )
+    from mmengine.config import Config
 
     from backbones.benchmark.benchmark import default_threads
     from backbones.benchmark.candidates import Candidate
@@ -111,6 +112,20 @@ def add_command(
     return parser
 
 
+def add_supernet(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add what tells which weights are searched."""
+    parser.add_argument('checkpoint', help=text)
+    text = 'leave out images with errors, where the supernet was trained with --skip-bad'
+    parser.add_argument('--skip-bad', action='store_true', help=text)
+
+
+def load_search(args: argparse.Namespace) -> Config:
+    """The config with everything from the command line in it."""
+    config = load_run_config(args)
+    config.skip_bad = args.skip_bad or config.get('skip_bad', False)
+    return config
+
+
 def add_latency(parser: argparse.ArgumentParser) -> None:
     add, number = parser.add_argument, dict(type=positive, metavar='N')
     add('--backend', choices=BACKENDS, default='torch', help='what runs them (default: torch)')
@@ -166,7 +181,7 @@ def latency(args: argparse.Namespace) -> None:
 def add_find(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     text = "the supernet's, or that of an ordinary training of the config (plain slimming)"
-    add('checkpoint', help=text)
+    add_supernet(parser, text)
     add('--max-latency', type=float, metavar='MS', help='for one image')
     add('--max-parameters', type=float, metavar='N', help='for instance 6e6')
     add('--backend', help='whose latency counts (default: the only one that was measured)')
@@ -195,7 +210,7 @@ def find(args: argparse.Namespace) -> None:
     evaluation, so that a search that was ended goes on where it was.
     """
     text = find_networks(
-        load_run_config(args),
+        load_search(args),
         args.checkpoint,
         args.config,
         args.cfg_options,
@@ -213,7 +228,7 @@ def find(args: argparse.Namespace) -> None:
 
 def add_take(parser: argparse.ArgumentParser) -> None:
     add, number = parser.add_argument, dict(type=positive, metavar='N')
-    add('checkpoint', help='the one that was searched')
+    add_supernet(parser, 'the one that was searched')
     add('--number', **number, required=True, help="the network's in front.md")
     text = 'the config to write; the weights go beside it, with the suffix .pth'
     add('--out', type=Path, required=True, metavar='FILE.py', help=text)
@@ -225,7 +240,7 @@ def take(args: argparse.Namespace) -> None:
     The weights are the supernet's, to go on from with tools/train.py; with norms calibrated, they
     can be tested as they are.
     """
-    take_network(load_run_config(args), args.checkpoint, args.number, args.out)
+    take_network(load_search(args), args.checkpoint, args.number, args.out)
     print(f'written: {args.out}, {args.out.with_suffix(".pth")}')
 
 

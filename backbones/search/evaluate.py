@@ -33,7 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from backbones.data.config_datasets import annotation_file, datasets_of, walk
-from backbones.data.skip_bad import base_datasets, guard
+from backbones.data.skip_bad import SampleError, base_datasets, guard
 from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.config import use_batch_norm
 from backbones.engine.console import quiet
@@ -204,8 +204,16 @@ def calibration_batches(config: Config, preprocessor: nn.Module) -> list[dict[st
     dataset = build_dataset(join_datasets(parts))
     rng = np.random.default_rng([options['seed'], 1])
     samples = []
-    for index in rng.permutation(len(dataset))[: options['calibration_images']].tolist():
-        batch = preprocessor(pseudo_collate([dataset[index]]), False)
+    for index in rng.permutation(len(dataset)).tolist():
+        if len(samples) == options['calibration_images']:
+            break
+        try:
+            item = dataset[index]
+        except SampleError:
+            if not config.get('skip_bad'):
+                raise
+            continue
+        batch = preprocessor(pseudo_collate([item]), False)
         (sample,) = batch['data_samples']
         samples.append((batch['inputs'], type(sample)(metainfo=sample.metainfo)))
     samples.sort(key=lambda pair: tuple(pair[0].shape))

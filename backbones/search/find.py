@@ -10,15 +10,13 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
-from backbones.data.check import refuse_errors
-from backbones.data.classes import set_classes
 from backbones.engine.console import Progress
 from backbones.engine.distributed import prepare_on_first
 from backbones.errors import ConfigError
 
 from .evaluate import Evaluator, load_supernet
 from .front import Network, format_front, make_front, write_front
-from .holdout import use_holdout
+from .holdout import prepare_holdout
 from .latency import HIGH_ERROR, LatencyModel, find_latency
 from .methods import EXPONENTS, METHODS, Search
 from .space import Choice, Space, search_options
@@ -72,9 +70,7 @@ def find_networks(
         model = read_model(config)
         if model and model.error > HIGH_ERROR:
             print(f'warning: latency is predicted with a mean error of {model.error:.0%}')
-        set_classes(config, ('train', 'val'))
-        use_holdout(config)
-        refuse_errors(config, ('val',))
+        prepare_holdout(config)
 
     config = prepare_on_first(config, prepare)
     model = read_model(config)

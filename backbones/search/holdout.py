@@ -16,7 +16,8 @@ import numpy as np
 from mmengine.config import Config, ConfigDict
 from PIL import Image
 
-from backbones.data.check import check_built
+from backbones.data.check import check_built, refuse_errors
+from backbones.data.classes import set_classes
 from backbones.data.coco import categories_of, id_in, read_coco
 from backbones.data.config_datasets import (
     annotation_file,
@@ -27,7 +28,7 @@ from backbones.data.config_datasets import (
     walk,
 )
 from backbones.data.findings import CheckedDataset
-from backbones.data.skip_bad import write
+from backbones.data.skip_bad import leave_out_bad, write
 from backbones.data.voc import object_names, xml_files
 from backbones.errors import ConfigError, DataError
 
@@ -52,6 +53,21 @@ def leave_out_holdout(config: Config) -> None:
     for number, (dataset, held_out, rest) in enumerate(split_training(config)):
         read_part(dataset, rest, held_out, config, f'train_{number}')
     read_coco.cache_clear()
+
+
+def prepare_holdout(config: Config) -> None:
+    """Set the classes of a config, let it validate on the hold-out, and check these images.
+
+    With ``skip_bad`` in the config, images with errors are left out before the split, as in the
+    training of the supernet.
+
+    Raises the errors of :func:`leave_out_holdout`, and DataError for errors in the images.
+    """
+    set_classes(config, ('train', 'val'))
+    if config.get('skip_bad'):
+        leave_out_bad(config, ('train',))
+    use_holdout(config)
+    (leave_out_bad if config.get('skip_bad') else refuse_errors)(config, ('val',))
 
 
 def use_holdout(config: Config) -> None:
@@ -216,7 +232,10 @@ def seen_classes(dataset: ConfigDict, config: Config) -> set[str]:
         return {name for number, name in categories_of(path).items() if number in used}
     classes, seen = dataset.metainfo.classes, set()
     for sample in segmentation_samples(dataset, config):
-        with Image.open(sample.seg_map) as image:
-            values = np.unique(np.asarray(image).astype(np.uint8))
+        try:
+            with Image.open(sample.seg_map) as image:
+                values = np.unique(np.asarray(image).astype(np.uint8))
+        except OSError as error:
+            raise DataError(f'{sample.seg_map}: {error}') from error
         seen.update(int(label) for label in sample.labels.classes_of_values()[values])
     return {classes[label] for label in seen if label >= 0}

@@ -9,13 +9,12 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from backbones.data.classes import set_classes
 from backbones.data.config_datasets import datasets_of
 from backbones.errors import ConfigError
 from backbones.files import atomic_write
 
 from .evaluate import Evaluator, load_supernet
-from .holdout import use_holdout
+from .holdout import prepare_holdout
 from .space import Choice, Space
 
 LINE_LENGTH = 100
@@ -37,8 +36,7 @@ def take_network(config: Config, source: str, number: int, path: Path) -> None:
     """
     check_free(path)
     front, member = read_front(Path(config.work_dir) / 'search' / 'front.json', number)
-    set_classes(config, ('train', 'val'))
-    use_holdout(config)
+    prepare_holdout(config)
     layout, state_dict = load_supernet(config, source)
     evaluator = Evaluator(config, layout, state_dict, config.work_dir)
     choice = Choice.from_json(json.dumps(member['choice']))

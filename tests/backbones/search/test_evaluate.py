@@ -1,5 +1,6 @@
 """Evaluating a network: as mmengine's test of it, once, and never again."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,14 @@ from searching import prepared, write_search_config, write_supernet
 from torch import nn
 
 from backbones.engine.runner import ReliableRunner
-from backbones.errors import CheckpointError
-from backbones.search.evaluate import Evaluator, calibrate, load_supernet, stack
+from backbones.errors import CheckpointError, DataError
+from backbones.search.evaluate import (
+    Evaluator,
+    calibrate,
+    calibration_batches,
+    load_supernet,
+    stack,
+)
 from backbones.search.space import Space
 
 
@@ -54,6 +61,23 @@ def test_calibration_by_hand(tmp_path, many_shapes):
     name = 'backbone.stem.conv1.norm.running_{}'
     torch.testing.assert_close(state_dict[name.format('mean')], outputs.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(state_dict[name.format('var')], outputs.var(dim=(0, 2, 3)))
+
+
+@pytest.mark.parametrize('skip_bad', [False, True])
+def test_calibration_without_an_unreadable_image(skip_bad, tmp_path, many_shapes):
+    shapes = Path(shutil.copytree(many_shapes, tmp_path / 'shapes'))
+    options = {'skip_bad': skip_bad, 'search.calibration_images': 99}
+    config = prepared(write_search_config(tmp_path, 'fpn', shapes), **options)
+    names = Path(config.train_dataloader.dataset.ann_file).read_text().split()
+    (image,) = (shapes / 'ade' / 'images' / 'training').glob(f'{names[0]}.*')
+    image.write_bytes(b'no image')
+    preprocessor = MODELS.build(config.model.data_preprocessor)
+    if skip_bad:
+        batches = calibration_batches(config, preprocessor)
+        assert sum(len(batch['inputs']) for batch in batches) == len(names) - 1
+    else:
+        with pytest.raises(DataError, match=image.name):
+            calibration_batches(config, preprocessor)
 
 
 def test_calibration_is_the_mean_over_batches_and_leaves_other_norms():

@@ -1,6 +1,7 @@
 """The hold-out: no image of it is trained on, and every other one is."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from searching import prepared, write_search_config
 
 from backbones.data.classes import set_classes
 from backbones.engine.config import load_config
-from backbones.errors import ConfigError
-from backbones.search.holdout import leave_out_holdout, use_holdout
+from backbones.engine.preflight import check_training
+from backbones.errors import ConfigError, DataError
+from backbones.search.holdout import leave_out_holdout, prepare_holdout, use_holdout
 
 TASKS = ('fpn', 'retinanet')
 COCO = dict(type='mmdet.CocoDataset')
@@ -27,6 +29,11 @@ def images(dataset: ConfigDict) -> list[str]:
 
 def all_images(shapes: Path) -> list[str]:
     return sorted(path.name for path in (shapes / 'ade' / 'images' / 'training').iterdir())
+
+
+def parts_of(config: Config) -> list[ConfigDict]:
+    """The hold-out and the rest."""
+    return [config.val_dataloader.dataset, config.train_dataloader.dataset]
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -45,6 +52,29 @@ def test_holdout_and_rest_are_disjoint_and_complete(task, tmp_path, many_shapes)
     assert images(alone.train_dataloader.dataset) == rest
     other = prepared(Path(path), **{'search.seed': 1})
     assert set(images(other.val_dataloader.dataset)) != set(held_out)
+
+
+def test_skip_bad_splits_what_training_does(tmp_path, many_shapes):
+    shapes = Path(shutil.copytree(many_shapes, tmp_path / 'shapes'))
+    path = write_search_config(tmp_path, 'fpn', shapes)
+    config = prepared(path)
+    bad = {images(dataset)[0] for dataset in parts_of(config)}
+    for name in bad:
+        segmentation_map = shapes / 'ade' / 'annotations' / 'training' / name
+        segmentation_map.with_suffix('.png').write_bytes(b'no image')
+
+    larger = {'search.holdout': 0.4}
+    trained, searched, strict = (load_config(str(path), larger) for _ in range(3))
+    for name, each in dict(trained=trained, searched=searched, strict=strict).items():
+        each.work_dir, each.skip_bad = str(tmp_path / name), each is not strict
+    check_training(trained)
+    leave_out_holdout(trained)
+    prepare_holdout(searched)
+    held_out, rest = map(images, parts_of(searched))
+    assert rest == images(trained.train_dataloader.dataset)
+    assert sorted(held_out + rest) == sorted(set(all_images(shapes)) - bad)
+    with pytest.raises(DataError):
+        prepare_holdout(strict)
 
 
 @pytest.mark.parametrize('task', TASKS)
