@@ -1,4 +1,7 @@
-"""Test a detector or a segmentor: COCO's AP for boxes and masks, or mIoU, and every class's own."""
+"""Test a detector or a segmentor: COCO's AP for boxes and masks, or mIoU, and every class's own.
+
+In place of the checkpoint it takes a file that tools/export.py wrote.
+"""
 
 import argparse
 import sys
@@ -19,6 +22,7 @@ with explain_missing():
     from backbones.engine.runner import ReliableRunner
     from backbones.engine.tta import use_test_time_augmentation
     from backbones.errors import ConfigError, exit_on_user_error
+    from backbones.inference.exported_file import is_exported
     from backbones.weights import use_safe_loading
 
 EXAMPLES = """\
@@ -29,6 +33,8 @@ examples:
       box and mask AP on COCO, and every image with ground truth and prediction in drawn/
   tools/dist_test.sh det_configs/retinanet_effv2_l.py CHECKPOINT 8 --out metrics.json
       on 8 GPUs
+  python tools/test.py seg_configs/fpn_effv2_s0.py fpn_s0.xml
+      an exported file: .xml (OpenVINO) or .onnx (onnxruntime), in float or int8
 """
 
 
@@ -37,7 +43,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='the config that the model was trained with')
     parser.add_argument(
         'checkpoint',
-        help='a checkpoint that tools/train.py, convert_checkpoint.py or publish_model.py wrote',
+        help='a checkpoint that tools/train.py, convert_checkpoint.py or publish_model.py wrote, '
+        'or a file of tools/export.py',
     )
     parser.add_argument(
         '--out', metavar='FILE', help='where metrics go as JSON (default: WORK_DIR/metrics.json)'
@@ -52,6 +59,9 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="average over flips, and over the sizes of the config's tta_pipeline",
     )
+    parser.add_argument(
+        '--amp', action='store_true', help='of an exported .xml only: mixed precision'
+    )
     add_no_deploy(parser)
     add_run_arguments(parser, 'test_dataloader.batch_size=4')
     return parse_run_args(parser)
@@ -60,6 +70,11 @@ def parse_args() -> argparse.Namespace:
 def configure(args: argparse.Namespace) -> Config:
     """The config with everything from the command line in it."""
     config = load_run_config(args)
+    if is_exported(args.checkpoint):
+        use_file(config, args)
+        return config
+    if args.amp:
+        raise ConfigError('--amp is for exported .xml files')
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         raise ConfigError(f'there is no checkpoint {args.checkpoint}')
     config.load_from = args.checkpoint
@@ -75,13 +90,28 @@ def configure(args: argparse.Namespace) -> Config:
     return config
 
 
+def use_file(config: Config, args: argparse.Namespace) -> None:
+    """Put an exported file in place of the model."""
+    from backbones.export.evaluate import use_exported
+
+    if args.tta or not args.deploy or any(key.startswith('model.') for key in args.cfg_options):
+        raise ConfigError(
+            f'{args.checkpoint} is exported: it predicts as it was made by export.py, without '
+            '--tta, --no-deploy and --cfg-options model....'
+        )
+    use_exported(config, args.checkpoint, args.amp)
+
+
 def main() -> None:
     args = parse_args()
     with exit_on_user_error():
         use_safe_loading(args.trust_checkpoint)
-        config = prepare_on_first(configure(args), check_test)
+        config, check = configure(args), check_test
+        if is_exported(args.checkpoint):
+            from backbones.export.evaluate import check_exported_test as check
+        config = prepare_on_first(config, check)
         runner = ReliableRunner.from_cfg(config)
-        if args.deploy:
+        if args.deploy and check is check_test:
             runner.register_hook(DeployHook())
         if args.show_dir:
             from backbones.inference.comparison import ComparisonHook

@@ -179,7 +179,7 @@ def print_summary(runner: Runner, is_training: bool) -> None:
         'model': f'{names}, {sum(p.numel() for p in parameters) / 1e6:.1f} M parameters',
         'weights': config.get('load_from')
         or (f'{pretrained} (backbone)' if pretrained else 'random'),
-    }
+    } | getattr(model, 'summary', {})
     if not is_training:
         loaders = {'test': runner.test_dataloader}
     else:
@@ -208,7 +208,7 @@ def print_summary(runner: Runner, is_training: bool) -> None:
         default = 'float16' if device.type == 'cuda' else 'bfloat16'
         mixed = getattr(runner.optim_wrapper, 'cast_dtype', None) or default
         precision = f'mixed precision in {mixed}'
-    summary['device'] = f'{processes}{name}, {precision}'
+    summary.setdefault('device', f'{processes}{name}, {precision}')
     summary['log'] = str(runner.logger.log_file)
     width = max(map(len, summary))
     print('\n'.join(f'{name:<{width}}  {value}' for name, value in summary.items()), flush=True)

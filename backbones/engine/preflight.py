@@ -79,13 +79,23 @@ def check_whole(config: Config, checkpoint: dict, classes: Sequence[str]) -> Non
     """See that a checkpoint has the classes of the data, and all of the model to be tested."""
     source = config.load_from
     trained = (checkpoint['meta'].get('dataset_meta') or {}).get('classes')
-    if trained and len(trained) != len(classes):
-        raise CheckpointError(
-            f'checkpoint {source} was trained on {len(trained)} classes '
-            f'({enumerate_keys(list(trained))}), the data of the config have {len(classes)} '
-            f'({enumerate_keys(list(classes))})'
-        )
+    if trained:
+        check_classes(f'checkpoint {source}', trained, classes)
     fit_whole(MODELS.build(whole_model(config)), checkpoint, source)
+
+
+def check_classes(source: str, trained: Sequence[str], classes: Sequence[str]) -> None:
+    """See that what was trained tells as many classes apart as the data, or raise CheckpointError.
+
+    Names may differ, but not the order of the same names.
+    """
+    same_names = sorted(trained) == sorted(classes)
+    if len(trained) != len(classes) or (same_names and list(trained) != list(classes)):
+        raise CheckpointError(
+            f'{source} was trained on {len(trained)} classes ({enumerate_keys(list(trained))}), '
+            f'the data of the config have {len(classes)} ({enumerate_keys(list(classes))}), and '
+            'number and order have to be the same'
+        )
 
 
 def whole_model(config: Config) -> ConfigDict:

@@ -23,6 +23,7 @@ from backbones.inference.model import TorchModel, build_model, classes_and_palet
 from backbones.weights import load_checkpoint
 
 from .check import check_file, example_image, pipeline_difference
+from .evaluate import HARMLESS_TRANSFORMS
 from .exportable import exportable, is_segmentor, min_image_size
 from .formats import FORMATS, check_packages, write
 from .preprocessing import Preprocessing, missing_to_multiple
@@ -235,8 +236,6 @@ def resizing(cfg: Config) -> tuple[list[dict[str, Any]], list[str]]:
 
 # Of a Resize that can be followed; clip_object_border is about ground truth.
 RESIZE_ARGUMENTS = {'type', 'scale', 'keep_ratio', 'interpolation', 'clip_object_border'}
-# They leave the image as it is.
-HARMLESS_TRANSFORMS = ('LoadImage', 'LoadAnnotations', 'LoadPanopticAnnotations', 'Pack')
 
 
 def nominal_size(model: nn.Module, divisor: int, resize: list[dict]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import mmcv
 import numpy as np
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from pycocotools import mask as coco_mask
 
 from backbones.errors import OutputError
 
@@ -105,7 +106,11 @@ def to_detections(instances: Any) -> Detections:
     labels = instances.labels.numpy()
     masks = instances.get('masks')
     if masks is not None:
-        pixels = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks.numpy()
+        if isinstance(masks, list):
+            # Run-length encoded.
+            pixels = [coco_mask.decode(mask) for mask in masks]
+        else:
+            pixels = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks.numpy()
         masks = crop_masks(pixels)
     scores = instances.get('scores')
     if scores is not None:
