@@ -20,6 +20,7 @@ from backbones.errors import ConfigError
 
 from .amp import CPUAmpOptimWrapper
 from .metrics import can_measure, main_metric
+from .settings import read_config
 
 SCOPES = ('mmdet', 'mmseg')
 CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
@@ -40,8 +41,10 @@ def load_config(path: str, options: dict | None = None) -> Config:
         )
     register_config_packages()
     try:
-        config = Config.fromfile(path)
+        config = read_config(path, options or {})
         config.merge_from_dict(options or {})
+    except ConfigError:
+        raise
     # A config is a program.
     except Exception as error:
         raise ConfigError(f'{path} cannot be read: {type(error).__name__}: {error}') from error

@@ -8,7 +8,7 @@ import torch
 from mmengine import dist
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
-from mmengine.hooks import Hook
+from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -28,6 +28,38 @@ class DeployHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         switch_to_deploy(unwrap(runner.model))
+
+
+class PatienceHook(Hook):
+    """Keeps the patience of mmengine's EarlyStoppingHook in every checkpoint.
+
+    mmengine keeps in memory alone how many validations were without a better result, so that a
+    training that is stopped and resumed often enough would never end.
+    """
+
+    # After mmengine's EarlyStoppingHook, which is registered before it.
+    priority = 'LOWEST'
+
+    def stoppers(self, runner: Runner) -> list[EarlyStoppingHook]:
+        return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint['early_stopping'] = [
+            (hook.wait_count, float(hook.best_score)) for hook in self.stoppers(runner)
+        ]
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        saved = checkpoint.get('early_stopping', []) if runner._resume else []
+        for hook, (wait_count, best_score) in zip(self.stoppers(runner), saved, strict=False):
+            hook.wait_count, hook.best_score = wait_count, best_score
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        if runner.train_loop.stop_training:
+            for hook in self.stoppers(runner):
+                runner.logger.warning(
+                    f'the training ends early: {hook.monitor} was not better than '
+                    f'{hook.best_score:.4g} in the last {hook.wait_count} validations'
+                )
 
 
 class ValLossHook(Hook):

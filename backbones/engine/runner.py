@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.registry import LOOPS
@@ -18,6 +19,7 @@ from backbones.deploy import expect_contiguous
 
 from .checkpoints import DURABLE
 from .console import ConsoleHook, prints_to, quiet
+from .hooks import PatienceHook
 from .loops import ResumableEpochLoop, ResumableIterLoop
 from .metrics import add_per_class
 from .nan_guard import NO_CLIPPING, NanGuardHook
@@ -100,6 +102,11 @@ class ReliableRunner(GuardsDatasets, Runner):
         self.register_hook(NanGuardHook())
         if is_main_process():
             self.register_hook(ConsoleHook())
+
+    def register_custom_hooks(self, hooks: list[Hook | dict]) -> None:
+        """The config's, and what keeps their patience."""
+        super().register_custom_hooks(hooks)
+        self.register_hook(PatienceHook())
 
 
 def is_local(checkpoint_hook: dict) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler
-from toy_training import PowerCut, ToyNumbers, differences, disturb, end_of, toy_config, train
+from toy_training import EMA, PowerCut, ToyNumbers, differences, disturb, end_of, toy_config, train
 
 from backbones.engine.checkpoints import resume
 from backbones.engine.preemption import Preempted, PreemptionHook
@@ -149,3 +149,26 @@ def test_a_process_forked_in_training_ends_by_sigterm():
         assert not hook.requested
         os.kill(os.getpid(), signal.SIGTERM)
         assert hook.requested
+
+
+def counting(patience: int) -> dict:
+    """A hook that no result is good enough for, so that it counts every validation."""
+    hook = {'type': 'EarlyStoppingHook', 'monitor': 'toy/score', 'rule': 'greater'}
+    return {**hook, 'patience': patience, 'min_delta': 1e9}
+
+
+@pytest.mark.parametrize(
+    ('stop', 'by_epoch'), [('send_sigterm', True), ('send_sigterm', False), ('cut_power', False)]
+)
+def test_early_stopping_counts_on_after_a_stop(stop, by_epoch, tmp_path):
+    """The first validation is before the stop, and the second has to end the training."""
+    settings = {'by_epoch': by_epoch, 'train_cfg__val_interval': 1 if by_epoch else 6}
+    step, end = (15, 20) if by_epoch else (9, 12)
+    hooks = disturb(step, stop)
+    hooks['custom_hooks'].append(counting(patience=1))
+    with pytest.raises(Preempted if stop == 'send_sigterm' else PowerCut):
+        train(toy_config(tmp_path, **settings, **hooks))
+    config = toy_config(tmp_path, **settings, custom_hooks=[EMA, counting(patience=1)])
+    resume(config, 'auto')
+    train(config)
+    assert end_of(tmp_path)['place'][0] == end

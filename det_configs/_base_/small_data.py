@@ -1,0 +1,120 @@
+# Detection on a set of tens to a few thousand images: data, augmentation and schedule.
+_base_ = 'mmdet::_base_/default_runtime.py'
+custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
+
+# What the rest follows; a config that inherits and --cfg-options set them by these names.
+settings = [
+    *['data_root', 'arch', 'pretrained', 'image_size', 'batch_size', 'epochs', 'learning_rate'],
+    *['patience', 'num_workers', 'with_mask'],
+]
+data_root = 'data/mine/'  # with annotations/instances_{train,val}.json, train/ and val/
+arch = 's0'  # s0, s1, s2 or l
+pretrained = True  # start from ImageNet's weights; False: from nothing
+image_size = 640  # of the longer side, in pixels
+batch_size = 8  # on each GPU
+epochs = 60
+learning_rate = 5e-4 if pretrained else 2e-3
+patience = 12  # validations without a better result that end the training; there are 20 in all
+num_workers = 2
+with_mask = False
+
+interval = max(epochs // 20, 1)
+metric = 'coco/segm_mAP' if with_mask else 'coco/bbox_mAP'
+scale = (image_size, image_size)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask),
+    dict(type='RandomResize', scale=scale, ratio_range=(0.6, 1.5), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=scale, allow_negative_crop=True, recompute_bbox=with_mask),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion', swap_channels=False),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    # After Resize: predictions are compared at the original size.
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+# With a scope, so that a segmentor in the same process does not change where they are looked up.
+test_pipeline = [dict(transform, _scope_='mmdet') for transform in test_pipeline]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    batch_sampler=dict(type='AspectRatioBatchSampler'),
+    dataset=dict(
+        type='CocoDataset',
+        data_root=data_root,
+        ann_file='annotations/instances_train.json',
+        data_prefix=dict(img='train/'),
+        # Images without objects teach what is none.
+        filter_cfg=dict(filter_empty_gt=False),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CocoDataset',
+        data_root=data_root,
+        ann_file='annotations/instances_val.json',
+        data_prefix=dict(img='val/'),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(
+    type='CocoMetric',
+    ann_file=data_root + '/annotations/instances_val.json',
+    metric=['bbox', 'segm'] if with_mask else 'bbox',
+)
+test_evaluator = val_evaluator
+
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=0.05),
+    paramwise_cfg=dict(
+        norm_decay_mult=0,
+        bias_decay_mult=0,
+        custom_keys=dict(layer_scale=dict(decay_mult=0), table=dict(decay_mult=0)),
+    ),
+    clip_grad=dict(max_norm=5),
+)
+warmup = max(epochs // 20, 1)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, end=warmup, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        begin=warmup,
+        end=max(epochs, warmup + 1),
+        eta_min=learning_rate / 100,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=interval)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+auto_scale_lr = dict(enable=False, base_batch_size=batch_size)
+
+default_hooks = dict(
+    logger=dict(interval=20),
+    checkpoint=dict(interval=interval, max_keep_ckpts=2, save_best=metric, rule='greater'),
+)
+custom_hooks = [
+    dict(type='EMAHook', momentum=0.02, update_buffers=True),
+    dict(type='EarlyStoppingHook', monitor=metric, min_delta=0.001, patience=patience),
+]
+visualizer = dict(
+    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
+)

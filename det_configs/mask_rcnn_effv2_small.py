@@ -1,0 +1,20 @@
+# Mask R-CNN on a small set of your own; _base_/small_data.py lists what you can set.
+_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', './_base_/small_data.py']
+
+with_mask = True
+channels = dict(
+    s0=[32, 48, 96, 176], s1=[32, 48, 120, 224], s2=[32, 64, 144, 288], l=[40, 80, 192, 384]
+)
+checkpoint = f'timm://efficientformerv2_{_base_.arch}.snap_dist_in1k'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='EfficientFormerV2',
+        arch=_base_.arch,
+        # From nothing, every block has to take part from the start and BatchNorm has to learn.
+        norm_eval=_base_.pretrained,
+        layer_scale_init_value=1e-5 if _base_.pretrained else 1.0,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint) if _base_.pretrained else None,
+    ),
+    neck=dict(in_channels=channels[_base_.arch]),
+)

@@ -1,0 +1,19 @@
+# Semantic FPN on a small set of your own; _base_/small_data.py lists what you can set.
+_base_ = ['./_base_/semantic_fpn.py', './_base_/small_data.py']
+
+channels = dict(
+    s0=[32, 48, 96, 176], s1=[32, 48, 120, 224], s2=[32, 64, 144, 288], l=[40, 80, 192, 384]
+)
+checkpoint = f'timm://efficientformerv2_{_base_.arch}.snap_dist_in1k'
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        arch=_base_.arch,
+        # From nothing, every block has to take part from the start and BatchNorm has to learn.
+        norm_eval=_base_.pretrained,
+        layer_scale_init_value=1e-5 if _base_.pretrained else 1.0,
+        init_cfg=dict(checkpoint=checkpoint) if _base_.pretrained else None,
+    ),
+    neck=dict(in_channels=channels[_base_.arch], out_channels=128),
+    decode_head=dict(in_channels=[128] * 4, channels=64),
+)

@@ -1,0 +1,105 @@
+"""Names at the top of a config: everything that is computed from them follows."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from backbones.engine.config import load_config
+from backbones.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[3]
+SMALL = ['seg_configs/fpn', 'det_configs/retinanet', 'det_configs/mask_rcnn']
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def inherit(folder: Path, base: str, extra: str = '') -> str:
+    return write(folder / 'mine.py', f'_base_ = "{ROOT}/{base}_effv2_small.py"\n{extra}')
+
+
+def figures(config: Config) -> dict:
+    """What has to follow the settings, as it stands in the parts that are built."""
+    steps = {step.type: step for step in config.train_dataloader.dataset.pipeline}
+    scale = min(config.test_dataloader.dataset.pipeline[1].scale)
+    assert min(steps['RandomResize'].scale) == steps['RandomCrop'].crop_size[0] == scale
+    if config.default_scope == 'mmseg':
+        assert config.model.data_preprocessor.size == (scale, scale)
+    warmup, decay = config.param_scheduler
+    assert warmup.end == decay.begin and config.train_cfg.max_epochs == decay.end
+    assert config.train_cfg.val_interval == config.default_hooks.checkpoint.interval
+    assert config.auto_scale_lr.base_batch_size == config.train_dataloader.batch_size
+    return {
+        'image_size': scale,
+        'batch_size': config.train_dataloader.batch_size,
+        'epochs': decay.end,
+        'warmup': warmup.end,
+        'interval': config.train_cfg.val_interval,
+        'learning_rate': config.optim_wrapper.optimizer.lr,
+        'arch': config.model.backbone.arch,
+        'channels': config.model.neck.in_channels[0],
+        'data_root': config.val_dataloader.dataset.data_root,
+    }
+
+
+SET = {
+    'image_size': 320, 'batch_size': 3, 'epochs': 40, 'learning_rate': 0.25, 'arch': 'l',
+    'data_root': 'data/cells/',
+}  # fmt: skip
+EXPECTED = {**SET, 'warmup': 2, 'interval': 2, 'channels': 40}
+
+
+@pytest.mark.parametrize('base', SMALL)
+def test_the_small_data_configs_follow_their_settings(base, tmp_path):
+    lines = '\n'.join(f'{name} = {value!r}' for name, value in SET.items())
+    assert figures(load_config(inherit(tmp_path, base), SET)) == EXPECTED
+    assert figures(load_config(inherit(tmp_path, base, lines))) == EXPECTED
+    # The command line comes last, and nothing stays changed for the next config.
+    config = load_config(inherit(tmp_path, base, lines), {'image_size': 224, 'epochs': 1})
+    changed = {'image_size': 224, 'epochs': 2, 'warmup': 1, 'interval': 1}
+    assert config.image_size == 224 and config.train_cfg.max_epochs == 1
+    config.train_cfg.max_epochs = 2
+    assert figures(config) == {**EXPECTED, **changed}
+    assert figures(load_config(str(ROOT / f'{base}_effv2_small.py')))['image_size'] > 320
+
+
+@pytest.mark.parametrize('base', SMALL)
+def test_from_nothing_the_backbone_and_the_learning_rate_change(base, tmp_path):
+    config = load_config(inherit(tmp_path, base), {'pretrained': False})
+    backbone = config.model.backbone
+    assert (backbone.init_cfg, backbone.norm_eval) == (None, False)
+    assert backbone.layer_scale_init_value == 1
+    assert config.optim_wrapper.optimizer.lr > 5e-4
+    assert ('segm' in config.val_evaluator.get('metric', '')) == ('mask' in base)
+
+
+BASE = 'settings = ["size"]\nsize = 8\nother = 1\nscale = (size, other)\npart = dict(scale=scale)\n'
+
+
+def load_mine(folder: Path, mine: str, options: dict | None = None, base: str = BASE) -> Config:
+    write(folder / 'base.py', f'default_scope = "mmseg"\n{base}')
+    write(folder / 'middle.py', '_base_ = "./base.py"\nsize = 16\n')
+    return load_config(write(folder / 'mine.py', f'_base_ = "./middle.py"\n{mine}'), options)
+
+
+def test_only_what_a_base_lists_follows_an_inheriting_config(tmp_path):
+    config = load_mine(tmp_path, 'size = 2 * 16\nother = 5\nhalf = size // 2')
+    assert (config.part.scale, config.size, config.other, config.half) == ((32, 1), 32, 5, 16)
+    assert load_mine(tmp_path, '').part.scale == (16, 1)
+    config = load_mine(tmp_path, 'size = 32', {'size': 64, 'other': [7, 'a'], 'part.more': 1})
+    assert config.part == {'scale': (64, [7, 'a']), 'more': 1}
+    # What was computed is not replaced where it is computed.
+    assert load_mine(tmp_path, '', {'scale': 3}).part.scale == (16, 1)
+
+
+def test_what_cannot_be_followed_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match='size'):
+        load_mine(tmp_path, 'k = 4\nsize = k * 8')
+    saved = tmp_path / 'saved.py'
+    load_mine(tmp_path, '').dump(saved)
+    assert load_config(str(saved), {'part.scale': 1}).part.scale == 1
+    with pytest.raises(ConfigError, match='size'):
+        load_config(str(saved), {'size': 4})
