@@ -1,7 +1,8 @@
 """A segmentor's logits become a class for every pixel, a few rows of the image at a time.
 
-For 150 classes and an image of 20,000 pixels a side, all logits at once would take 240 GB; and
-resizing them for a 512x512 image takes longer than an EfficientFormerV2-S0.
+For 150 classes and an image of 20,000 pixels a side, all logits at once would take 240 GB. On a
+CPU one class after another is resized and compared with the highest logit so far, which stays in
+the cache: at 512x512, all 150 classes at once take 1.7 times as long.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from mmseg.structures import SegDataSample
 
-# Bytes of a strip's logits: on a CPU they should fit into the cache, on a GPU fewer steps count.
-CPU_STRIP_BYTES = 2**22
+Strip = Callable[[slice], Tensor]
+
+# Of a strip: pixels on a CPU, where the logits of one class should fit into the cache; bytes of all
+# classes on a GPU, where fewer steps count.
+CPU_STRIP_PIXELS = 2**18
 GPU_STRIP_BYTES = 2**25
 
 
@@ -72,44 +77,64 @@ def seg_map_of(logits: Logits, threshold: float | None) -> Tensor:
     """
     height, width = logits.size
     dtype = torch.uint8 if logits.classes <= 255 else torch.int32
-    strip_bytes = CPU_STRIP_BYTES if logits.device.type == 'cpu' else GPU_STRIP_BYTES
-    rows = max(1, strip_bytes // (logits.classes * width * 4))
+    on_cpu = logits.device.type == 'cpu'
+    pixels = CPU_STRIP_PIXELS if on_cpu else GPU_STRIP_BYTES // (4 * logits.classes)
+    rows = max(1, pixels // width)
     strips = []
     for top in range(0, height, rows):
         strip = logits.rows(top, min(top + rows, height))
-        if threshold is None:
-            # Faster than argmax on a CPU.
-            strips.append(strip.max(dim=-1).indices.to(dtype))
+        if threshold is not None:
+            strips.append((strip(slice(1))[0].sigmoid() > threshold).to(dtype))
+        elif on_cpu:
+            strips.append(_running_argmax(strip, logits.classes, dtype))
         else:
-            strips.append((strip[..., 0].sigmoid() > threshold).to(dtype))
+            strips.append(strip(slice(None)).max(dim=0).indices.to(dtype))
     return torch.cat(strips)
+
+
+def _running_argmax(strip: Strip, classes: int, dtype: torch.dtype) -> Tensor:
+    """The class with the highest logit, of equal ones the first."""
+    highest = strip(slice(1))[0]
+    labels = torch.zeros(highest.shape, dtype=dtype)
+    for label in range(1, classes):
+        values = strip(slice(label, label + 1))[0]
+        # Labels only grow, and their maximum is faster than a choice between two.
+        torch.maximum(labels, (values > highest).to(dtype).mul_(label), out=labels)
+        highest = torch.maximum(highest, values)
+    return labels
 
 
 @dataclass(frozen=True)
 class Logits:
-    """The logits of every pixel, computed a few rows at a time."""
+    """The logits of every pixel, computed for a few rows and classes at a time."""
 
     classes: int
     # Height and width.
     size: tuple[int, int]
     device: torch.device
-    # Maps (top, bottom) to the logits of these rows, (bottom - top, width, classes).
-    rows: Callable[[int, int], Tensor]
+    # Maps (top, bottom) to a function of a slice of the classes, which returns their logits in
+    # these rows, (classes, bottom - top, width).
+    rows: Callable[[int, int], Strip]
 
     @classmethod
     def of(cls, logits: Tensor) -> Logits:
         """Logits (classes, height, width)."""
-        # With the classes of a pixel side by side, their maximum takes a quarter of the time.
-        pixels = logits.permute(1, 2, 0).contiguous()
+        # A head's may be in channels last.
+        logits = logits.contiguous()
         classes, *size = logits.shape
-        return cls(classes, tuple(size), logits.device, lambda top, bottom: pixels[top:bottom])
+
+        def rows(top: int, bottom: int) -> Strip:
+            return lambda chosen: logits[chosen, top:bottom]
+
+        return cls(classes, tuple(size), logits.device, rows)
 
     def crop(self, left: int, right: int, top: int, bottom: int) -> Logits:
         """Without this many columns and rows at the edges."""
         size = (self.size[0] - top - bottom, self.size[1] - left - right)
 
-        def rows(first: int, last: int) -> Tensor:
-            return self.rows(top + first, top + last)[:, left : left + size[1]]
+        def rows(first: int, last: int) -> Strip:
+            strip = self.rows(top + first, top + last)
+            return lambda chosen: strip(chosen)[..., left : left + size[1]]
 
         return replace(self, size=size, rows=rows)
 
@@ -117,18 +142,30 @@ class Logits:
         """As ``F.interpolate(logits, size, mode='bilinear', align_corners=align_corners)``."""
         if tuple(size) == self.size:
             return self
-        x = torch.arange(size[1], device=self.device)
-        left, right, along = _neighbors(x, self.size[1], size[1], align_corners)
 
-        def rows(first: int, last: int) -> Tensor:
+        def rows(first: int, last: int) -> Strip:
+            resize = dict(
+                size=(last - first, size[1]), mode='bilinear', align_corners=align_corners
+            )
+            if last - first == size[0]:
+                whole = self.rows(0, self.size[0])
+                return lambda chosen: F.interpolate(whole(chosen)[None], **resize)[0]
             y = torch.arange(first, last)
             above, below, down = _neighbors(y, self.size[0], size[0], align_corners)
             start = int(above[0])
-            source = self.rows(start, int(below[-1]) + 1)
-            # Vertically first: usually there are fewer columns before the other interpolation.
-            down = down.to(source)[:, None, None]
-            strip = torch.lerp(source[above - start], source[below - start], down)
-            return torch.lerp(strip[:, left], strip[:, right], along.to(source)[:, None])
+            strip = self.rows(start, int(below[-1]) + 1)
+            above, below = ((index - start).to(self.device) for index in (above, below))
+            down = down[:, None].to(self.device, torch.float32)
+
+            def resized(chosen: slice) -> Tensor:
+                source = strip(chosen)
+                # Vertically first: usually there are fewer columns before the other interpolation.
+                lines = torch.lerp(
+                    source.index_select(1, above), source.index_select(1, below), down
+                )
+                return F.interpolate(lines[None], **resize)[0]
+
+            return resized
 
         return replace(self, size=tuple(size), rows=rows)
 

@@ -20,7 +20,7 @@ def in_strips(logits: Logits, rows: int = 7) -> torch.Tensor:
     """All rows, made a few at a time, as (classes, height, width)."""
     height = logits.size[0]
     strips = [logits.rows(top, min(top + rows, height)) for top in range(0, height, rows)]
-    return torch.cat(strips).permute(2, 0, 1)
+    return torch.cat([strip(slice(None)) for strip in strips], dim=1)
 
 
 @pytest.mark.parametrize('align_corners', [False, True])
@@ -48,9 +48,26 @@ def test_resized_cropped_and_resized_again_is_the_same_in_strips(align_corners):
 def test_the_number_of_strips_changes_nothing(monkeypatch):
     logits = Logits.of(random_logits(5, 31, 40)).resize((90, 77), False)
     at_once = seg_map_of(logits, None)
-    monkeypatch.setattr(seg_maps, 'CPU_STRIP_BYTES', 5 * 77 * 4 * 3)
+    monkeypatch.setattr(seg_maps, 'CPU_STRIP_PIXELS', 77 * 3)
     assert seg_map_of(logits, None).equal(at_once)
     assert at_once.dtype == torch.uint8
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('classes', [2, 7, 150, 300])
+def test_the_highest_logit_wins_and_of_equal_ones_the_first(classes, align_corners):
+    logits = random_logits(classes, 24, 33)
+    # Integers tie, everywhere where a class is the copy of another.
+    logits = logits.round() if classes == 7 else logits
+    logits[classes // 2 :] = logits[: classes - classes // 2].clone()
+    before = logits.clone()
+    whole = F.interpolate(logits[None], (96, 131), mode='bilinear', align_corners=align_corners)[0]
+    expected = whole.argmax(dim=0)
+    labels = seg_map_of(Logits.of(logits).resize((96, 131), align_corners), None)
+    assert (labels == expected).float().mean() >= 0.9999
+    assert labels.max() < classes - classes // 2 or classes % 2
+    assert seg_map_of(Logits.of(logits), None).equal(logits.argmax(dim=0).to(labels.dtype))
+    assert logits.equal(before)
 
 
 def test_one_class_has_a_threshold_and_many_classes_fit():
