@@ -1,0 +1,391 @@
+"""Imported folders hold the annotations that they were made from."""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from backbones.data.importing import (
+    FORMATS,
+    Notes,
+    Options,
+    choose_format,
+    open_source,
+    write_dataset,
+)
+from backbones.engine.config import load_config
+from backbones.errors import ConfigError, DataError
+
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+NAMES = ['disc', 'old star', 'ring']
+# Of each image, (width, height) and its objects: the class, and a polygon of whole pixels.
+IMAGES = {
+    'clip_a_001': ((40, 30), [(0, [2, 3, 20, 3, 20, 13, 2, 13]), (1, [22, 20, 38, 20, 30, 28])]),
+    'clip_a_002': ((40, 30), [(2, [5, 6, 25, 6, 25, 26, 5, 26])]),
+    'clip_b_001': ((32, 48), [(1, [0, 0, 12, 0, 12, 40, 0, 40]), (0, [14, 2, 30, 2, 30, 46])]),
+    'clip_b_002': ((32, 48), [(2, [3, 3, 9, 3, 9, 9, 3, 9])]),
+    'clip_c_001': ((50, 20), [(0, [10, 5, 44, 5, 44, 15, 10, 15])]),
+}  # fmt: skip
+POLYGONS = ('yolo', 'labelme', 'cvat', 'coco')
+
+
+def box_of(polygon: Sequence[float]) -> list[float]:
+    return [min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])]
+
+
+def save_image(path: Path, size: tuple[int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, (90, 120, 60)).save(path)
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def to_voc(root: Path, masks: bool) -> None:
+    for name, (size, objects) in IMAGES.items():
+        save_image(root / 'JPEGImages' / f'{name}.jpg', size)
+        items = ''
+        for label, polygon in objects:
+            x1, y1, x2, y2 = box_of(polygon)
+            corners = (
+                f'<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>'
+            )
+            items += f'<object><name>{NAMES[label]}</name><bndbox>{corners}</bndbox></object>'
+        sides = f'<size><width>{size[0]}</width><height>{size[1]}</height></size>'
+        text = f'<annotation><filename>{name}.jpg</filename>{sides}{items}</annotation>'
+        write(root / 'Annotations' / f'{name}.xml', text)
+
+
+def to_yolo(root: Path, masks: bool) -> None:
+    for name, ((width, height), objects) in IMAGES.items():
+        save_image(root / 'images' / f'{name}.png', (width, height))
+        lines = []
+        for label, polygon in objects:
+            x1, y1, x2, y2 = box_of(polygon)
+            numbers = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+            numbers = [
+                v / (height if i % 2 else width)
+                for i, v in enumerate(polygon if masks else numbers)
+            ]
+            lines.append(f'{label} {" ".join(map(str, numbers))}')
+        write(root / 'labels' / f'{name}.txt', '\n'.join(lines) + '\n')
+    write(root / 'data.yaml', f'train: images\nnames: {NAMES}\n')
+
+
+def to_labelme(root: Path, masks: bool) -> None:
+    for name, (size, objects) in IMAGES.items():
+        save_image(root / f'{name}.jpg', size)
+        shapes = []
+        for label, polygon in objects:
+            box = box_of(polygon)
+            flat, kind = (polygon, 'polygon') if masks else (box, 'rectangle')
+            points = np.reshape(flat, (-1, 2)).tolist()
+            shapes.append(dict(label=NAMES[label], points=points, shape_type=kind))
+        about = dict(imagePath=f'{name}.jpg', imageWidth=size[0], imageHeight=size[1])
+        write(root / f'{name}.json', dict(shapes=shapes, **about))
+
+
+def to_cvat(root: Path, masks: bool) -> None:
+    text = ''.join(f'<label><name>{name}</name></label>' for name in NAMES)
+    text = f'<annotations><meta><task><labels>{text}</labels></task></meta>'
+    for name, ((width, height), objects) in IMAGES.items():
+        save_image(root / 'images' / f'{name}.jpg', (width, height))
+        text += f'<image name="{name}.jpg" width="{width}" height="{height}">'
+        for label, polygon in objects:
+            x1, y1, x2, y2 = box_of(polygon)
+            points = ';'.join(f'{x},{y}' for x, y in zip(polygon[::2], polygon[1::2], strict=True))
+            text += (
+                f'<polygon label="{NAMES[label]}" points="{points}"/>' if masks
+                else f'<box label="{NAMES[label]}" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/>'
+            )  # fmt: skip
+        text += '</image>'
+    write(root / 'annotations.xml', text + '</annotations>')
+
+
+def to_coco(root: Path, masks: bool) -> None:
+    content = dict(images=[], annotations=[])
+    # As Roboflow does it, with the project's name as a category.
+    parent = dict(id=0, name='shapes', supercategory='none')
+    categories = [dict(id=i, name=n, supercategory='shapes') for i, n in enumerate(NAMES, 1)]
+    for number, (name, ((width, height), objects)) in enumerate(IMAGES.items()):
+        save_image(root / 'photos' / f'{name}.jpg', (width, height))
+        entry = dict(id=number, file_name=f'{name}.jpg', width=width, height=height)
+        content['images'].append(entry)
+        for label, polygon in objects:
+            x1, y1, x2, y2 = box_of(polygon)
+            one = dict(id=len(content['annotations']), image_id=number, category_id=label + 1)
+            one['bbox'] = [x1, y1, x2 - x1, y2 - y1]
+            content['annotations'].append({**one, **({'segmentation': [polygon]} if masks else {})})
+    write(root / 'labels' / 'all.json', dict(content, categories=[parent, *categories]))
+
+
+WRITERS = {name: globals()[f'to_{name}'] for name in ('voc', *POLYGONS)}
+
+
+def run(source: Path, out: Path, name: str | None = None, **options) -> tuple[dict, Notes]:
+    """Import a folder; returns what was written, and what was said."""
+    notes = Notes()
+    with open_source(source, out.parent) as opened:
+        found, files = choose_format(opened, name, options.get('task'))
+        return write_dataset(opened, found, files, Options(out, **options), notes), notes
+
+
+def read_back(out: Path) -> dict[str, list]:
+    """The size and objects of every image in COCO's layout, with masks where there are some."""
+    found = {}
+    for path in (out / 'annotations').glob('instances_*.json'):
+        coco = COCO(str(path))
+        for entry in coco.dataset['images']:
+            image = out / path.stem.removeprefix('instances_') / entry['file_name']
+            assert Image.open(image).size == (entry['width'], entry['height'])
+            objects = []
+            for one in coco.imgToAnns[entry['id']]:
+                x, y, w, h = one['bbox']
+                mask = coco.annToMask(one) if 'segmentation' in one else None
+                label = coco.cats[one['category_id']]['name']
+                objects.append((label, [x, y, x + w, y + h], mask))
+            found[image.stem] = objects
+    return found
+
+
+def polygon_mask(polygon: Sequence[float], size: tuple[int, int]) -> np.ndarray:
+    from pycocotools import mask
+
+    return mask.decode(mask.merge(mask.frPyObjects([polygon], *size[::-1])))
+
+
+@pytest.mark.parametrize(
+    ('name', 'masks'), [*((n, False) for n in WRITERS), *((n, True) for n in POLYGONS)]
+)
+def test_objects_come_back(name, masks, tmp_path):
+    WRITERS[name](tmp_path / 'source', masks)
+    written, notes = run(tmp_path / 'source', tmp_path / 'out')
+    assert (written.task, written.classes) == ('instances' if masks else 'detection', NAMES)
+    assert {split: len(part) for split, part in written.splits.items()} == {'train': 4, 'val': 1}
+    assert not notes.places
+    found = read_back(tmp_path / 'out')
+    assert found.keys() == IMAGES.keys()
+    for image, (size, objects) in IMAGES.items():
+        for (label, box, mask), (number, polygon) in zip(found[image], objects, strict=True):
+            assert label == NAMES[number]
+            np.testing.assert_allclose(box, box_of(polygon), atol=0.01)
+            assert (mask is not None) == masks
+            assert not masks or np.array_equal(mask, polygon_mask(polygon, size))
+
+
+def seg_map(size: tuple[int, int], objects: list) -> np.ndarray:
+    """Indices, 0 the background and k + 1 class k."""
+    labels = np.zeros(size[::-1], np.uint8)
+    for number, polygon in objects:
+        labels[polygon_mask(polygon, size) == 1] = number + 1
+    return labels
+
+
+def to_maps(root: Path, kind: str) -> None:
+    for index, (name, (size, objects)) in enumerate(IMAGES.items()):
+        labels = seg_map(size, objects)
+        split = 'val' if index > 2 else 'train'
+        if kind == 'camvid':  # SegNet's folders, and colors by a table
+            image, path = root / split / f'{name}.png', root / f'{split}annot' / f'{name}_L.png'
+            pixels = Image.fromarray(np.uint8([(0, 0, 0), *COLORS])[labels])
+            write(
+                root / 'class_dict.csv',
+                'name,r,g,b\nVoid,0,0,0\n'
+                + ''.join(f'{n},{r},{g},{b}\n' for n, (r, g, b) in zip(NAMES, COLORS, strict=True)),
+            )
+        elif kind == 'cityscapes':
+            image = root / 'leftImg8bit' / split / 'ulm' / f'{name}_leftImg8bit.png'
+            path = root / 'gtFine' / split / 'ulm' / f'{name}_gtFine_labelTrainIds.png'
+            pixels = Image.fromarray(np.where(labels == 0, 255, labels - 1).astype(np.uint8))
+            save_image(path.with_name(f'{name}_gtFine_color.png'), size)
+        elif kind == 'roboflow':
+            image, path = root / split / f'{name}.jpg', root / split / f'{name}_mask.png'
+            pixels = Image.fromarray(labels)
+            lines = [f'{i}, {n}\n' for i, n in enumerate(['unlabeled', *NAMES])]
+            write(root / split / '_classes.csv', 'Pixel Value, Class\n' + ''.join(lines))
+        else:  # PASCAL VOC's: indices with a palette, splits in lists
+            image, path = (
+                root / 'JPEGImages' / f'{name}.jpg',
+                root / 'SegmentationClass' / f'{name}.png',
+            )
+            pixels = Image.fromarray(np.where(labels == 0, 255, labels), 'P')
+            pixels.putpalette([v % 256 for v in range(768)])
+            lists = root / 'ImageSets/Segmentation'
+            lists.mkdir(parents=True, exist_ok=True)
+            with (lists / f'{split}.txt').open('a') as file:
+                file.write(f'{name}\n')
+        save_image(image, size)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels.save(path)
+
+
+@pytest.mark.parametrize('kind', ['camvid', 'cityscapes', 'roboflow', 'voc'])
+def test_segmentation_maps_come_back_exactly(kind, tmp_path):
+    to_maps(tmp_path / 'source', kind)
+    options = {} if kind in ('camvid', 'roboflow') else {'classes': []}
+    written, _ = run(tmp_path / 'source', tmp_path / 'out', **options)
+    assert {split: len(part) for split, part in written.splits.items()} == {'train': 3, 'val': 2}
+    # VOC's index 0 is a class of its own, which no pixel has here.
+    shift = 1 if kind == 'voc' else 0
+    known = {'cityscapes': ['road', 'sidewalk'], 'voc': ['background', 'aeroplane']}
+    assert written.classes[:2] == known.get(kind, NAMES[:2])
+    for index, (name, (size, objects)) in enumerate(IMAGES.items()):
+        folder = 'validation' if index > 2 else 'training'
+        labels = seg_map(size, objects).astype(int)
+        (path,) = (tmp_path / f'out/annotations/{folder}').glob(f'{name}*.png')
+        found = np.asarray(Image.open(path))
+        assert np.array_equal(found, np.where(labels > 0, labels + shift, 0))
+        assert len(list((tmp_path / f'out/images/{folder}').glob(f'{name}*'))) == 1
+    config = load_config(str(tmp_path / 'out/out.py'))
+    assert config.train_dataloader.dataset.data_root == f'{tmp_path}/out/'
+
+
+def test_polygons_become_maps(tmp_path):
+    to_labelme(tmp_path / 'source', masks=True)
+    written, _ = run(tmp_path / 'source', tmp_path / 'out', task='segmentation', ignore=['ring'])
+    assert written.classes == ['background', *NAMES[:2]]
+    size, objects = IMAGES['clip_a_001']
+    (path,) = (tmp_path / 'out').glob('annotations/*/clip_a_001.png')
+    assert np.array_equal(np.asarray(Image.open(path)), seg_map(size, objects) + 1)
+
+
+@pytest.mark.parametrize('by_annotation', ['upright', 'stored'])
+def test_annotations_follow_what_exif_does_to_the_image(by_annotation, tmp_path):
+    """An image stored as 40x30 that EXIF rotates clockwise is read as 30x40."""
+    source = tmp_path / 'source'
+    to_labelme(source, masks=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (40, 30)).save(source / 'clip_a_001.jpg', exif=exif)
+    path = source / 'clip_a_001.json'
+    content = json.loads(path.read_text())
+    points = (
+        [[2, 3], [20, 3], [20, 13], [2, 13]]
+        if by_annotation == 'stored'
+        else [[17, 2], [27, 2], [27, 20], [17, 20]]
+    )
+    size = (40, 30) if by_annotation == 'stored' else (30, 40)
+    content.update(imageWidth=size[0], imageHeight=size[1])
+    content['shapes'] = [dict(label='disc', points=points, shape_type='polygon')]
+    write(path, content)
+    run(source, tmp_path / 'out')
+    (path,) = (tmp_path / 'out/annotations').glob('*_train.json')
+    found = {}
+    for path in (tmp_path / 'out/annotations').glob('*.json'):
+        coco = COCO(str(path))
+        for entry in coco.dataset['images']:
+            found[entry['file_name']] = (entry['width'], coco.imgToAnns[entry['id']][0]['bbox'])
+    assert found['clip_a_001.jpg'] == (30, [17, 2, 10, 18])
+
+
+def test_splits_are_seeded_and_groups_stay_together(tmp_path):
+    to_voc(tmp_path / 'source', masks=False)
+
+    def val(out: str, **options) -> set[str]:
+        written, _ = run(tmp_path / 'source', tmp_path / out, **options)
+        return {record.image.stem for record in written.splits['val']}
+
+    assert val('a', val=0.4) == val('b', val=0.4)
+    assert len({frozenset(val(f'seed{seed}', seed=seed)) for seed in range(5)}) > 1
+    for seed in range(4):
+        chosen = val(f'video{seed}', val=0.4, group='video', seed=seed)
+        assert chosen in (
+            {'clip_a_001', 'clip_a_002'},
+            {'clip_b_001', 'clip_b_002'},
+            {'clip_c_001'},
+        )
+    with pytest.raises(DataError, match='--group folder'):
+        val('folder', group='folder')
+
+
+def test_bad_input_is_named_and_left_out(tmp_path):
+    source = tmp_path / 'source'
+    to_yolo(source, masks=False)
+    lines = [
+        '0 .5 .5 1.2 .5',
+        '7 .5 .5 .1 .1',
+        '1 .5 x .1 .1',
+        '1 .2 .2 .3 .3 .4',
+        '2 1.5 .5 .2 .2',
+    ]
+    label = source / 'labels/clip_a_001.txt'
+    write(label, '\n'.join(lines))
+    (source / 'labels/clip_a_002.txt').unlink()
+    _, notes = run(source, tmp_path / 'out')
+    said = '\n'.join(notes.lines())
+    for number in (2, 3, 4):
+        assert f'{label}:{number}' in said
+    assert 'clipped' in said and 'clip_a_002.png' in said and 'outside' in said
+    found = read_back(tmp_path / 'out')
+    assert [one[:2] for one in found['clip_a_001']] == [('disc', [0, 7.5, 40, 22.5])]
+    assert found['clip_a_002'] == []
+    for path in source.glob('images/*'):
+        path.unlink()
+    with pytest.raises(DataError):
+        run(source, tmp_path / 'none')
+
+
+def test_several_formats_and_existing_folders_need_a_word(tmp_path):
+    source, out = tmp_path / 'source', tmp_path / 'out'
+    to_voc(source, masks=False)
+    to_labelme(source / 'more', masks=True)
+    with pytest.raises(DataError, match='--format'):
+        run(source, out)
+    run(source, out, 'voc')
+    with pytest.raises(ConfigError, match='overwrite'):
+        run(source, out, 'labelme')
+    assert run(source, out, 'labelme', overwrite=True)[0].task == 'instances'
+    (tmp_path / 'mine').mkdir()
+    with pytest.raises(ConfigError, match='mine'):
+        run(source, tmp_path / 'mine', 'voc', overwrite=True)
+
+
+def test_zips_are_unpacked_and_unsafe_ones_refused(tmp_path):
+    to_coco(tmp_path / 'source', masks=True)
+    with zipfile.ZipFile(tmp_path / 'cells.zip', 'w') as archive:
+        for path in (tmp_path / 'source').rglob('*.*'):
+            archive.write(path, path.relative_to(tmp_path))
+    run(tmp_path / 'cells.zip', tmp_path / 'data/out')
+    assert read_back(tmp_path / 'data/out').keys() == IMAGES.keys()
+    assert os.listdir(tmp_path / 'data') == ['out']
+    with zipfile.ZipFile(tmp_path / 'cells.zip', 'a') as archive:
+        archive.writestr('../evil.txt', 'x')
+    with pytest.raises(DataError, match='evil'):
+        run(tmp_path / 'cells.zip', tmp_path / 'data/again')
+
+
+def test_equal_names_in_folders_stay_apart(tmp_path):
+    for folder in ('monday', 'tuesday'):
+        to_labelme(tmp_path / 'source' / folder, masks=False)
+    written, _ = run(tmp_path / 'source', tmp_path / 'out', group='folder', val=0.5)
+    assert len(read_back(tmp_path / 'out')) == 2 * len(IMAGES)
+    assert {r.image.parent.name for r in written.splits['val']} in ({'monday'}, {'tuesday'})
+
+
+def test_classes_are_chosen_and_ordered(tmp_path):
+    to_voc(tmp_path / 'source', masks=False)
+    written, notes = run(tmp_path / 'source', tmp_path / 'out', classes=['ring', 'disc'])
+    assert written.classes == ['ring', 'disc'] and 'old star' in '\n'.join(notes.lines())
+    with pytest.raises(DataError, match='square'):
+        run(tmp_path / 'source', tmp_path / 'other', classes=['square'])
+
+
+def test_the_tool_writes_a_config_that_reads_the_data(run_tool: Callable, tmp_path):
+    to_coco(tmp_path / 'source', masks=True)
+    done = run_tool('import_dataset.py', 'source', '--out', 'data/shapes')
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert 'tools/train.py data/shapes/shapes.py' in done.stdout
+    assert Image.open(tmp_path / 'data/shapes/overview.png').size[0] > 1000
+    text = (tmp_path / 'data/shapes/shapes.py').read_text()
+    assert len(text.splitlines()) <= 10 and 'mask_rcnn' in text
+    done = run_tool('import_dataset.py', 'nowhere', '--out', 'data/other')
+    assert done.returncode == 1 and 'nowhere' in done.stderr and 'Traceback' not in done.stderr
+    assert set(FORMATS) == {*WRITERS, 'masks'}

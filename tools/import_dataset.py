@@ -1,0 +1,100 @@
+"""Bring a labelled folder of any usual layout into one that train.py reads, with a config."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from _requirements import explain_missing
+
+with explain_missing():
+    from _arguments import make_parser
+
+    from backbones.data import check_dataset
+    from backbones.data.importing import (
+        FORMATS,
+        Notes,
+        Options,
+        choose_format,
+        open_source,
+        write_dataset,
+    )
+    from backbones.engine.config import load_config
+    from backbones.errors import exit_on_user_error
+    from backbones.inference.overview import draw_overview
+
+EXAMPLES = """\
+examples:
+  python tools/import_dataset.py cells.v3.zip --out data/cells
+      a zip of Roboflow's, with the splits that it has
+  python tools/import_dataset.py streets/ --out data/streets --val 0.2 --group video
+      new splits; frames of one video, whose names differ in the last number, stay together
+  python tools/import_dataset.py VOC2012/ --out data/voc --task segmentation --ignore background
+      the maps of a source that has boxes too
+
+SOURCE is a folder, a zip or one annotation file: COCO, PASCAL VOC, YOLO (boxes or polygons),
+LabelMe, CVAT for images, or segmentation maps as PNGs of indices or colors, such as CamVid's and
+Cityscapes'. data/NAME gets the data, the config NAME.py for train.py, and overview.png. Images are
+linked where they can be.
+exit code: 0 imported, 1 nothing was, or what was has errors
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = make_parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add('source', type=Path, metavar='SOURCE', help='a folder, a zip or an annotation file')
+    add('--out', type=Path, required=True, metavar='data/NAME', help='the new folder')
+    add('--format', choices=FORMATS, help='which, where a source has several')
+    add(
+        '--task',
+        choices=('detection', 'instances', 'segmentation'),
+        help='boxes, masks of objects, or a class for every pixel (default: what the source has)',
+    )
+    add('--val', type=share, metavar='SHARE', help='of images to validate on, drawn anew (default: '
+        'the splits of the source, else 0.2)')  # fmt: skip
+    add('--group', choices=('folder', 'video'), help='what a new split does not tear apart')
+    add('--seed', type=int, default=0, help='of the new split (0)')
+    add('--classes', nargs='+', default=(), metavar='NAME', help='the classes to take, in this '
+        'order; the names of indices or colors, where the source has none')  # fmt: skip
+    add('--ignore', nargs='+', default=(), metavar='NAME', help='classes to leave out')
+    add('--overwrite', action='store_true', help='replace an earlier import in OUT')
+    return parser.parse_args()
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number between 0 and 1')
+    return value
+
+
+def main() -> int:
+    args = parse_args()
+    notes = Notes()
+    options = Options(
+        args.out, args.task, args.val, args.group, args.seed, args.classes, args.ignore,
+        args.overwrite, str(args.source),
+    )  # fmt: skip
+    with exit_on_user_error(), open_source(args.source, args.out.resolve().parent) as source:
+        name, files = choose_format(source, args.format, args.task)
+        print(f'{args.source}: {FORMATS[name].title}, {len(files)} annotation files')
+        written = write_dataset(source, name, files, options, notes)
+    with exit_on_user_error():
+        print('\n'.join(notes.lines()))
+        counts = ', '.join(f'{len(part)} {split}' for split, part in written.splits.items())
+        print(f'{written.task}, {len(written.classes)} classes: {", ".join(written.classes)}')
+        print(f'{counts} images in {args.out}\n')
+        path = args.out / f'{args.out.resolve().name}.py'
+        report = check_dataset(load_config(str(path)), ['train', 'val'])
+        print('\n'.join(report.lines()))
+        print(f'look at {draw_overview(args.out, written.classes, written.colors)}, then:')
+        print(f'  python tools/train.py {path}')
+    return 1 if report.of('error') else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
