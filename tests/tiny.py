@@ -1,4 +1,4 @@
-"""The smallest models of the three tasks, in which every part occurs."""
+"""The smallest models of the three tasks and of the light head, in which every part occurs."""
 
 import subprocess
 import sys
@@ -59,6 +59,16 @@ TINY_CONFIGS = {
         )
         """,
 }
+TINY_CONFIGS['ham'] = (
+    TINY_CONFIGS['fpn']
+    + """custom_imports = dict(imports=['backbones.light_ham'])
+        model.update(neck=None, decode_head=dict(
+            _delete_=True, type='FixedLightHamHead', in_channels=[8, 8, 16], in_index=[1, 2, 3],
+            channels=16, ham_channels=16, ham_kwargs=dict(MD_R=4, eval_steps=2), num_classes=7,
+            align_corners=False, norm_cfg=dict(type='SyncBN'),
+            loss_decode=dict(type='CrossEntropyLoss')))
+        """
+)
 TINY_DETECTION_DATA = """\
         data_root = '{shapes}/coco/'
         train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False,
@@ -86,8 +96,8 @@ def draw_shapes(out: Path, train: int = 8, val: int = 5, size: int = 128) -> Pat
 
 def write_tiny_config(folder: Path, task: str, shapes: Path, extra: str = '') -> Path:
     """A config that trains a tiny model for two iterations; ``extra`` is put at its end."""
-    parts = [TINY_CONFIGS[task], *([] if task == 'fpn' else [TINY_DETECTION_DATA]), TINY_RUN]
-    text = ''.join(textwrap.dedent(part) for part in parts)
+    data = '' if task in ('fpn', 'ham') else TINY_DETECTION_DATA
+    text = ''.join(map(textwrap.dedent, (TINY_CONFIGS[task], data, TINY_RUN)))
     text = text.format(root=ROOT, shapes=shapes, arch={'_delete_': True, **TINY_ARCH})
     path = folder / f'tiny_{task}.py'
     path.write_text(text + textwrap.dedent(extra))

@@ -10,11 +10,12 @@ from backbones.data.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
 
 # What keeps scores between 0 and 1, and boxes from covering everything.
-HEAD_GAIN = {'fpn': 1.0, 'retinanet': 0.35, 'mask_rcnn': 0.35}
+HEAD_GAIN = {'fpn': 1.0, 'ham': 1.0, 'retinanet': 0.35, 'mask_rcnn': 0.35}
 SCORES = {
     'retinanet': "model['test_cfg'] = dict(score_thr=0.0, max_per_img=10)\n",
     'mask_rcnn': "model['test_cfg'] = dict(rcnn=dict(score_thr=0.0, max_per_img=10))\n",
     'fpn': '',
+    'ham': '',
 }
 
 
@@ -41,9 +42,9 @@ def write_trained(folder: Path, task: str, shapes: Path) -> tuple[Path, Path]:
     with torch.no_grad():
         for _ in range(20):
             features = model.train().extract_feat(images)
-            if task == 'fpn':
+            if task in ('fpn', 'ham'):
                 model.decode_head(features)
-        if task == 'fpn':
+        if task in ('fpn', 'ham'):
             # No class wins everywhere.
             logits = model.eval().decode_head(model.extract_feat(images))
             model.decode_head.conv_seg.bias -= logits.mean(dim=(0, 2, 3))

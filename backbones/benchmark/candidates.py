@@ -57,14 +57,16 @@ class Candidate:
             node.pop('layer_scale_init_value', None)
         if self.peer:
             backbone, channels = PEERS[self.peer]
-            neck = config.model.get('neck')
-            if not isinstance(neck, dict) or len(neck.get('in_channels', ())) != len(channels):
+            part = behind_backbone(config.model)
+            indices = part.get('in_index', range(len(channels))) if part else ()
+            if not part or len(part.in_channels) != len(indices):
                 raise ConfigError(
-                    f'{self.config_path}: --peers needs a neck with {len(channels)} in_channels'
+                    f'{self.config_path}: --peers needs a neck with {len(channels)} in_channels, '
+                    'or no neck and a single head with in_channels for each in_index'
                 )
             norm_eval = config.model.backbone.get('norm_eval', False)
             config.model.backbone = ConfigDict(**backbone, norm_eval=norm_eval)
-            neck.in_channels = list(channels)
+            part.in_channels = [channels[index] for index in indices]
         return config
 
     @torch.no_grad()
@@ -123,10 +125,9 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
     for path in paths:
         candidate = Candidate(path, options=options)
         config = candidate.load()
-        # The neck's channels come from the backbone.
         rest = {key: value for key, value in config.model.to_dict().items() if key != 'backbone'}
-        if isinstance(rest.get('neck'), dict):
-            rest['neck'].pop('in_channels', None)
+        if part := behind_backbone(rest):
+            del part['in_channels']
         key = json.dumps(rest, sort_keys=True, default=str)
         group = groups.setdefault(key, Group(head_name(config.model), config.default_scope, {}))
         # Two variants of one backbone are told apart by the names of their configs.
@@ -141,6 +142,16 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
             candidate.load()
             group.candidates.setdefault(peer, candidate)
     return list(groups.values())
+
+
+def behind_backbone(model: dict) -> dict | None:
+    """The part whose several ``in_channels`` are the backbone's: the neck or, without one, the
+    only head of a segmentor; None where there is no such part."""
+    part = model.get('neck')
+    if part is None and 'auxiliary_head' not in model:
+        part = model.get('decode_head')
+    several = isinstance(part, dict) and isinstance(part.get('in_channels'), Sequence)
+    return part if several else None
 
 
 def head_name(model: ConfigDict) -> str:

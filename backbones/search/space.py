@@ -131,8 +131,8 @@ class Space:
         neck = model.get('neck') or {}
         if str(neck.get('type')).rpartition('.')[2] != 'FPN':
             raise ConfigError(
-                f'a search needs an FPN as its neck, whose channels it can slice, not '
-                f'{neck.get("type")}'
+                'a search needs an FPN as its neck, whose channels it can slice; the neck of this '
+                f'model: {neck.get("type", "none")}'
             )
         try:
             arch = resolve_architecture(backbone.get('arch', 's0'))

@@ -11,19 +11,17 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones import ARCHITECTURES
 from backbones.engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted([*ROOT.glob('det_configs/*.py'), *ROOT.glob('seg_configs/*.py')])
-TWELVE = [
-    f'{folder}/{model}_effv2_{arch}.py'
-    for folder, models in (('det_configs', ('retinanet', 'mask_rcnn')), ('seg_configs', ('fpn',)))
-    for model in models
-    for arch in ARCHITECTURES
-]
+KINDS = ('det_configs/retinanet', 'det_configs/mask_rcnn', 'seg_configs/fpn', 'seg_configs/ham')
+RECIPES = [f'{kind}_effv2_{arch}.py' for kind in KINDS for arch in ARCHITECTURES]
 
 
 def build_from_nothing(config: Config) -> torch.nn.Module:
@@ -49,8 +47,8 @@ def sample_of(scope: str, height: int, width: int) -> dict:
     return dict(inputs=[image], data_samples=[sample])
 
 
-def test_all_twelve_are_shipped():
-    assert [path for path in TWELVE if not (ROOT / path).is_file()] == []
+def test_all_recipes_are_shipped():
+    assert [path for path in RECIPES if not (ROOT / path).is_file()] == []
 
 
 def test_load_with_nothing_of_ours_imported():
@@ -64,7 +62,7 @@ def test_load_with_nothing_of_ours_imported():
     )
 
 
-@pytest.mark.parametrize('path', TWELVE)
+@pytest.mark.parametrize('path', RECIPES)
 def test_recipe(path):
     config = Config.fromfile(ROOT / path)
     task, arch = Path(path).stem.split('_effv2_')
@@ -72,6 +70,7 @@ def test_recipe(path):
         'retinanet': (16, 1e-4, 1e-4),
         'mask_rcnn': (16, 2e-4, 0.05),
         'fpn': (32, 2e-4, 1e-4),
+        'ham': (16, 6e-5, 0.01),
     }[task]
     optimizer = config.optim_wrapper.optimizer
     expected = ('AdamW', learning_rate, weight_decay)
@@ -80,6 +79,13 @@ def test_recipe(path):
     assert config.model.backbone.norm_eval
     checkpoint = config.model.backbone.init_cfg.checkpoint
     assert checkpoint == f'timm://efficientformerv2_{arch}.snap_dist_in1k'
+    if task == 'ham':
+        head = config.model.decode_head
+        assert tuple(head.in_channels) == ARCHITECTURES[arch]['channels'][1:]
+        assert head.in_index == [1, 2, 3] and head.channels == head.ham_channels
+        assert config.train_cfg.max_iters == config.param_scheduler[-1].end == 160_000
+        assert config.param_scheduler[0].end == config.param_scheduler[1].begin == 1500
+        return
     assert tuple(config.model.neck.in_channels) == ARCHITECTURES[arch]['channels']
     if task == 'fpn':
         assert config.train_cfg.max_iters == config.param_scheduler[-1].end == 40_000
@@ -90,8 +96,24 @@ def test_recipe(path):
         assert config.param_scheduler[-1].milestones == [8, 11]
 
 
+def test_the_light_head_learns_ten_times_as_fast_as_the_backbone():
+    """Talking heads of the backbone are none; norms outside the head are not decayed."""
+    config = Config.fromfile(ROOT / 'seg_configs/ham_effv2_s0.py')
+    model = build_from_nothing(config)
+    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    norms = {
+        id(p) for m in model.backbone.modules() if isinstance(m, _BatchNorm) for p in m.parameters()
+    }
+    assert len(groups) == len(named) and norms
+    for (name, parameter), group in zip(named, groups, strict=True):
+        assert group['params'][0] is parameter
+        assert group['lr'] == pytest.approx(6e-4 if name.startswith('decode_head') else 6e-5)
+        assert group['weight_decay'] == (0 if id(parameter) in norms else 0.01)
+
+
 # The other sizes differ in what test_recipe reads.
-@pytest.mark.parametrize('path', [path for path in TWELVE if path.endswith('_s0.py')])
+@pytest.mark.parametrize('path', [path for path in RECIPES if path.endswith('_s0.py')])
 def test_predicts_and_trains(path):
     torch.manual_seed(0)
     config = Config.fromfile(ROOT / path)

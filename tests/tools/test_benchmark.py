@@ -76,13 +76,13 @@ def test_one_command_compares_backbones_with_peers(run_benchmark, tiny_config, t
 
 
 @pytest.mark.parametrize(('step', 'amp'), [('predict', False), ('train', False), ('train', True)])
-@pytest.mark.parametrize('task', ['fpn', 'retinanet', 'mask_rcnn'])
+@pytest.mark.parametrize('task', ['fpn', 'ham', 'retinanet', 'mask_rcnn'])
 def test_whole_models_predict_and_train(tiny_config, task, step, amp, compare):
     group = group_of(tiny_config(task))
     [result] = compare(group, setting('model', step, amp=amp))
     assert result['problem'] is None
     assert result['images_per_second'] == pytest.approx(2000 / result['latency_ms']['median'])
-    assert result['input_size'] == ((70, 100) if task == 'fpn' else (96, 128))
+    assert result['input_size'] == ((70, 100) if task in ('fpn', 'ham') else (96, 128))
     [candidate] = group.candidates.values()
     # Those of the network as trained, not folded.
     assert result['parameters'] == sum(p.numel() for p in candidate.build().parameters())
@@ -172,6 +172,27 @@ def test_models_that_differ_in_more_than_the_backbone_are_not_compared():
     ]
     with pytest.raises(ConfigError, match='twice'):
         group_configs([FPN, FPN, FPN], False, {})
+
+
+def test_peers_without_a_neck_are_under_the_same_head():
+    ham = str(ROOT / 'seg_configs' / 'ham_effv2_s0.py')
+    [group] = group_configs([ham, ham.replace('s0', 's2')], True, {})
+    assert list(group.candidates) == ['EfficientFormerV2-S0', 'EfficientFormerV2-S2', *PEERS]
+    head = group.candidates['ResNet-18'].load().model.decode_head
+    assert head.in_channels == [128, 256, 512] and head.channels == 256
+    with pytest.raises(ConfigError, match='--peers'):
+        Candidate(ham, 'ResNet-18', {'model.auxiliary_head': dict(type='FCNHead')}).load()
+
+
+def test_light_heads_are_light():
+    """Semantic FPN takes 25 and 28 G multiply-adds at 512x512."""
+    macs = {
+        arch: count_macs(
+            Candidate(str(ROOT / f'seg_configs/ham_effv2_{arch}.py')).build(), 'model', (512, 512)
+        )
+        for arch in ('s1', 's2')
+    }
+    assert macs == pytest.approx({'s1': 5.5e9, 's2': 9.0e9}, rel=0.01)
 
 
 def test_ratio_is_that_of_rounds():

@@ -49,6 +49,8 @@ EXPORTS = {
     'single': ('retinanet', 'single.onnx', dict()),
     'fixed': ('fpn', 'fixed.onnx', dict()),
     'core_ml': ('fpn', 'fpn.mlpackage', dict(size=(64, 64))),
+    'ham': ('ham', 'ham.onnx', dict(dynamic=True, batch=None)),
+    'ham_fixed': ('ham', 'ham.xml', dict(size=(128, 160))),
     'multiples': ('multiples', 'multiples.onnx', dict(dynamic=True)),
 }
 
@@ -95,9 +97,9 @@ def tiny_model(
 
 
 def make_tiny_model(folder: Path, task: str, shapes: Path, images: list[np.ndarray]) -> TinyModel:
-    is_segmentor = task in ('fpn', 'multiples')
+    is_segmentor = task in ('fpn', 'ham', 'multiples')
     extra = FEWER_BLOCKS + (MULTIPLES if task == 'multiples' else '')
-    config = write_tiny_config(folder, 'fpn' if is_segmentor else task, shapes, extra)
+    config = write_tiny_config(folder, 'fpn' if task == 'multiples' else task, shapes, extra)
     cfg = load_config(str(config))
     fit_to_device(cfg)
     classes = set_classes(cfg, ('test',))

@@ -151,6 +151,11 @@ def test_what_cannot_be_searched_is_refused(options, problem):
         Space.from_config(read(FPN.format('s0'), **options))
 
 
+def test_models_without_a_neck_are_refused():
+    with pytest.raises(ConfigError, match=r'FPN as its neck.*none'):
+        Space.from_config(read('seg_configs/ham_effv2_s0.py'))
+
+
 def test_norms_that_cannot_be_sliced_are_refused():
     config = read(FPN.format('s0'))
     config.model.decode_head.norm_cfg = dict(type='GN', num_groups=8)

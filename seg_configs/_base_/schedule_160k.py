@@ -1,0 +1,16 @@
+# 160k iterations of AdamW with a warm-up, the learning rate falling linearly to 0; the head learns
+# ten times as fast as the backbone.
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
+    # Not 'head', as SegNeXt has it: the backbone's attention has talking heads.
+    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=dict(decode_head=dict(lr_mult=10.0))),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, begin=0, end=1500, by_epoch=False),
+    dict(type='PolyLR', power=1.0, begin=1500, end=160000, eta_min=0.0, by_epoch=False),
+]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+auto_scale_lr = dict(enable=False, base_batch_size=16)
