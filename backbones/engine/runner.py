@@ -105,7 +105,16 @@ class ReliableRunner(GuardsDatasets, Runner):
 
     def register_custom_hooks(self, hooks: list[Hook | dict]) -> None:
         """The config's, and what keeps their patience."""
-        super().register_custom_hooks(hooks)
+        # Before mmengine's CheckpointHook, which saves again what is the best so far.
+        early = {'priority': 'LOW'}
+        super().register_custom_hooks(
+            [
+                {**early, **hook}
+                if isinstance(hook, dict) and 'EarlyStopping' in str(hook['type'])
+                else hook
+                for hook in hooks
+            ]
+        )
         self.register_hook(PatienceHook())
 
 

@@ -157,9 +157,8 @@ def counting(patience: int) -> dict:
     return {**hook, 'patience': patience, 'min_delta': 1e9}
 
 
-@pytest.mark.parametrize(
-    ('stop', 'by_epoch'), [('send_sigterm', True), ('send_sigterm', False), ('cut_power', False)]
-)
+@pytest.mark.parametrize('by_epoch', [False, True])
+@pytest.mark.parametrize('stop', ['send_sigterm', 'cut_power'])
 def test_early_stopping_counts_on_after_a_stop(stop, by_epoch, tmp_path):
     """The first validation is before the stop, and the second has to end the training."""
     settings = {'by_epoch': by_epoch, 'train_cfg__val_interval': 1 if by_epoch else 6}
