@@ -72,8 +72,9 @@ def load_supernet(config: Config, source: str) -> tuple[Layout, dict[str, Tensor
     if not is_supernet:
         if dist.is_main_process():
             print(
-                f'{source} is no supernet but an ordinary model: networks are parts of it that '
-                'were never trained by themselves (plain slimming)',
+                f'{source} is no supernet but an ordinary model (plain slimming): networks are '
+                'parts of it that were never trained by themselves, and if it was trained on all '
+                'training images, it has seen the hold-out, so that metrics are too high',
                 file=sys.stderr,
             )
         layout.sort_channels(model)
