@@ -64,14 +64,18 @@ def test_the_drop_is_what_test_py_measures(made, tmp_path):
     )
 
 
+def fed_by_conversions(network: Network) -> set[str]:
+    """Operators that read what is, or could be, converted from 8 bits."""
+    kinds = {'FakeQuantize', 'DequantizeLinear', 'Convert'}
+    inputs = network.inputs.items()
+    return {name for name, sources in inputs if {network.types[one] for one in sources} & kinds}
+
+
 def test_only_the_network_is_in_8_bits(made):
     """Boxes decoded in 8 bits would be whole cells of the image away."""
     network, int8 = Network(read_model(made['float'])), Network(read_model(made['int8']))
-    quantized = {
-        name
-        for name, sources in int8.inputs.items()
-        if {int8.types[each] for each in sources} & {'FakeQuantize', 'DequantizeLinear', 'Convert'}
-    }
+    before, after = map(fed_by_conversions, (network, int8))
+    quantized = after - before
     # RoIAlign copies features in between.
     pooled = {'Gather', 'Concat', 'Flatten', 'Reshape', 'RoiAlign', 'ROIAlign'}
     outside = {name for name in network.outside if network.types[name] not in pooled}
