@@ -1,8 +1,10 @@
 """A sheet that shows a dataset: annotated images, and how many of what there are."""
 
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import mmcv
@@ -78,7 +80,9 @@ def overview_of_coco(root: Path, visualizer: Visualizer) -> tuple:
             continue
         coco = COCO()
         coco.dataset = content
-        coco.createIndex()
+        # It prints that it does.
+        with redirect_stdout(io.StringIO()):
+            coco.createIndex()
         for index in spread(len(content['images'])):
             entry = content['images'][index]
             objects = sorted(coco.imgToAnns[entry['id']], key=lambda a: a['area'])
