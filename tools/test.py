@@ -31,6 +31,8 @@ examples:
       mIoU on ADE20K's validation images
   python tools/test.py det_configs/mask_rcnn_effv2_s0.py CHECKPOINT --show-dir drawn
       box and mask AP on COCO, and every image with ground truth and prediction in drawn/
+  python tools/test.py det_configs/mask_rcnn_effv2_s0.py CHECKPOINT --report report.html
+      one page to look at: classes, curves, errors by type, calibration, the worst images
   tools/dist_test.sh det_configs/retinanet_effv2_l.py CHECKPOINT 8 --out metrics.json
       on 8 GPUs
   python tools/test.py seg_configs/fpn_effv2_s0.py fpn_s0.xml
@@ -55,6 +57,11 @@ def parse_args() -> argparse.Namespace:
         help='draw every image with ground truth (left) and prediction (right) into this folder',
     )
     parser.add_argument(
+        '--report',
+        metavar='FILE',
+        help='also write everything there is to see of the test as one HTML page, report.html say',
+    )
+    parser.add_argument(
         '--tta',
         action='store_true',
         help="average over flips, and over the sizes of the config's tta_pipeline",
@@ -70,6 +77,8 @@ def parse_args() -> argparse.Namespace:
 def configure(args: argparse.Namespace) -> Config:
     """The config with everything from the command line in it."""
     config = load_run_config(args)
+    if args.report and Path(args.report).is_dir():
+        raise ConfigError(f'--report {args.report} is a folder; give the path of a file')
     if is_exported(args.checkpoint):
         use_file(config, args)
         return config
@@ -117,6 +126,12 @@ def main() -> None:
             from backbones.inference.comparison import ComparisonHook
 
             runner.register_hook(ComparisonHook(args.show_dir))
+        if args.report:
+            from backbones.report.page import write_report
+            from backbones.report.recording import ReportHook
+
+            recorded = ReportHook()
+            runner.register_hook(recorded)
         metrics = runner.test()
     if is_main_process():
         path = Path(args.out or Path(config.work_dir) / 'metrics.json')
@@ -124,6 +139,9 @@ def main() -> None:
         print(f'\n{format_metrics(metrics)}\n\nmetrics: {path}')
         if args.show_dir:
             print(f'drawn: {args.show_dir}')
+        if args.report:
+            write_report(Path(args.report), runner, recorded, metrics)
+            print(f'report: {args.report}')
 
 
 if __name__ == '__main__':

@@ -169,6 +169,13 @@ def evaluation_of(loader: DataLoader, description: str) -> Progress:
 
 def print_summary(runner: Runner, is_training: bool) -> None:
     """Print what a run is about to do."""
+    summary = summarize_run(runner, is_training)
+    width = max(map(len, summary))
+    print('\n'.join(f'{name:<{width}}  {value}' for name, value in summary.items()), flush=True)
+
+
+def summarize_run(runner: Runner, is_training: bool) -> dict[str, str]:
+    """What a run is about to do: model, weights, data, classes, schedule, device, log."""
     config, model = runner.cfg, unwrap(runner.model)
     parameters = list(model.parameters())
     backbone = config.model.get('module', config.model).get('backbone') or {}
@@ -209,9 +216,7 @@ def print_summary(runner: Runner, is_training: bool) -> None:
         mixed = getattr(runner.optim_wrapper, 'cast_dtype', None) or default
         precision = f'mixed precision in {mixed}'
     summary.setdefault('device', f'{processes}{name}, {precision}')
-    summary['log'] = str(runner.logger.log_file)
-    width = max(map(len, summary))
-    print('\n'.join(f'{name:<{width}}  {value}' for name, value in summary.items()), flush=True)
+    return summary | {'log': str(runner.logger.log_file)}
 
 
 def summarize_schedule(runner: Runner) -> dict[str, str]:

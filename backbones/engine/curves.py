@@ -20,6 +20,31 @@ def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    panels = panels_of(work_dir)
+    if not panels:
+        return None
+    figure = Figure(figsize=(5 * len(panels), 4), layout='constrained')
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
+        for name, curve in curves.items():
+            iterations, values = zip(*curve, strict=True)
+            marker = 'o' if len(curve) < 30 else None
+            width = 2 if name in (metric, 'loss', 'lr') else 1
+            axes.plot(iterations, values, label=name, marker=marker, markersize=3, linewidth=width)
+        axes.set(title=title, xlabel='iteration')
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize='x-small')
+    path = Path(work_dir) / 'curves.png'
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def panels_of(work_dir: str) -> dict[str, dict[str, Curve]]:
+    """What there is to draw of a work folder: loss, learning rate and metric, each with its curves.
+
+    Metrics of single classes and of objects of one size are left out.
+    """
     training, validation = read_log(work_dir)
     losses = {name: curve for name, curve in training.items() if 'loss' in name}
     if len(losses) == 2:  # One loss and the sum, which is the same.
@@ -31,25 +56,8 @@ def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
         if not name.startswith('val/') and not is_per_class(name) and not is_of_size(name)
     }
     rates = {'lr': training.get('lr', [])}
-    panels = [('loss', losses, 'loss'), ('learning rate', rates, 'lr'), ('metric', metrics, metric)]
-    panels = [panel for panel in panels if any(panel[1].values())]
-    if not panels:
-        return None
-    figure = Figure(figsize=(5 * len(panels), 4), layout='constrained')
-    FigureCanvasAgg(figure)
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, curves, bold) in zip(all_axes, panels, strict=True):
-        for name, curve in curves.items():
-            iterations, values = zip(*curve, strict=True)
-            marker = 'o' if len(curve) < 30 else None
-            width = 2 if name == bold else 1
-            axes.plot(iterations, values, label=name, marker=marker, markersize=3, linewidth=width)
-        axes.set(title=title, xlabel='iteration')
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize='x-small')
-    path = Path(work_dir) / 'curves.png'
-    figure.savefig(path, dpi=120)
-    return path
+    panels = {'loss': losses, 'learning rate': rates, 'metric': metrics}
+    return {title: curves for title, curves in panels.items() if any(curves.values())}
 
 
 def read_log(work_dir: str) -> tuple[dict[str, Curve], dict[str, Curve]]:

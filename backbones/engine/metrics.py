@@ -25,10 +25,14 @@ def add_per_class(metric: BaseMetric) -> None:
 
     Any other metric stays as it is, and so does one that writes results without evaluating them.
     """
-    owner = next(kind for kind in type(metric).__mro__ if 'compute_metrics' in vars(kind)).__name__
-    add = {'CocoMetric': coco_per_class, 'IoUMetric': iou_per_class}.get(owner)
+    add = {'CocoMetric': coco_per_class, 'IoUMetric': iou_per_class}.get(owner_of(metric))
     if add is not None and not metric.format_only:
         metric.compute_metrics = partial(add, metric, metric.compute_metrics)
+
+
+def owner_of(metric: BaseMetric) -> str:
+    """The name of the class that computes a metric, which others may have inherited."""
+    return next(kind for kind in type(metric).__mro__ if 'compute_metrics' in vars(kind)).__name__
 
 
 def coco_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[str, float]:

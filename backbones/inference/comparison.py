@@ -64,26 +64,34 @@ class ComparisonHook(Hook):
 def draw_comparison(
     visualizer: Visualizer, image: np.ndarray, sample: Any, score_thr: float
 ) -> np.ndarray:
-    """An image with its ground truth, a gap, and the image with the prediction, all BGR.
-
-    Above both are their captions, below them a segmentation's legend. ``sample`` is a DetDataSample
-    or SegDataSample on the CPU, at the image's own size.
-    """
-    size = font_size(image)
+    """:func:`draw_pair` of a DetDataSample or SegDataSample on the CPU, at the image's own size."""
     if 'pred_sem_seg' in sample:
         both = [Segmentation(to_map(sample.gt_sem_seg)), Segmentation(to_map(sample.pred_sem_seg))]
-        drawings = [visualizer.draw_segmentation(image, one, legend=False) for one in both]
+        return draw_pair(visualizer, image, *both)
+    prediction = to_detections(sample.pred_instances).select(score_thr, None)
+    return draw_pair(visualizer, image, to_detections(sample.gt_instances), prediction)
+
+
+def draw_pair(
+    visualizer: Visualizer,
+    image: np.ndarray,
+    ground_truth: Detections | Segmentation,
+    prediction: Detections | Segmentation,
+) -> np.ndarray:
+    """An image with its ground truth, a gap, and the image with the prediction, all BGR.
+
+    Above both are their captions, below them a segmentation's legend.
+    """
+    size, both = font_size(image), (ground_truth, prediction)
+    drawings = [visualizer.draw(image, one, legend=False) for one in both]
+    entries = []
+    if isinstance(prediction, Segmentation):
         first, second = (visualizer.class_shares(one.seg_map) for one in both)
         shares = {label: max(first.get(label, 0), second.get(label, 0)) for label in first | second}
         entries = [
             Entry(visualizer.class_names[label], visualizer.colors[label])
             for label in sorted(shares, key=lambda label: -shares[label])
         ]
-    else:
-        both = [to_detections(sample.gt_instances), to_detections(sample.pred_instances)]
-        both[1] = both[1].select(score_thr, None)
-        drawings = [visualizer.draw_detections(image, one) for one in both]
-        entries = []
     body = cv2.hconcat([drawings[0], np.full((len(image), GAP, 3), PAPER, np.uint8), drawings[1]])
     if not has_room_for_text(image):
         return body

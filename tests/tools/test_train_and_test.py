@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,8 @@ def tested(request, tmp_path_factory, shapes) -> tuple[str, Path, Path, dict]:
     """A task, a config, a checkpoint, and the metrics of test.py in one process."""
     folder = tmp_path_factory.mktemp(f'tested_{request.param}')
     config, checkpoint = write_trained(folder, request.param, shapes)
-    done = run_tool_in(folder, 'test.py', config, checkpoint, '--show-dir', 'drawn')
+    options = ['--show-dir', 'drawn', '--report', 'report.html']
+    done = run_tool_in(folder, 'test.py', config, checkpoint, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f'{BEST[request.param]} ' in done.stdout
     metrics = figures(folder / 'work_dirs' / config.stem / 'metrics.json')
@@ -60,13 +62,23 @@ def figures(path: Path) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.endswith('time')}
 
 
+def shown_figures(report: Path) -> list[float]:
+    """The numbers in the tables and matrices of a page."""
+    keys = re.findall(r'(?:data-key="|--v:)([-+.e0-9]+)[";]', report.read_text())
+    return [float(key) for key in keys]
+
+
 def test_two_processes_test_as_one(tested, tmp_path):
     """There are five images: none may be left out or counted twice."""
     task, config, checkpoint, metrics = tested
-    done = launch('dist_test.sh', config, checkpoint, 2, '--out', 'two.json', cwd=tmp_path)
+    options = ['--out', 'two.json', '--report', 'two.html']
+    done = launch('dist_test.sh', config, checkpoint, 2, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert figures(tmp_path / 'two.json') == pytest.approx(metrics, nan_ok=True)
     assert metrics[BEST[task]] > 0
+    one = shown_figures(checkpoint.parent / 'report.html')
+    assert len(one) > 100
+    assert shown_figures(tmp_path / 'two.html') == pytest.approx(one, abs=2e-3)
 
 
 def test_every_class_has_metrics_and_every_image_a_drawing(tested):

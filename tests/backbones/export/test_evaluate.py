@@ -89,7 +89,11 @@ def test_a_file_has_the_metrics_of_its_checkpoint(task, files, own_objects, metr
     expected = metrics_of(config, checkpoint, *options)
     assert expected[METRICS[task][0]] > 0.1
     for suffix in ('.onnx', '.xml'):
-        found = metrics_of(config, checkpoint.with_suffix(suffix), '--show-dir', 'drawn', *options)
+        pages = ['--show-dir', 'drawn', '--report', 'report.html']
+        found = metrics_of(config, checkpoint.with_suffix(suffix), *pages, *options)
+        # A file gives maps, without the logits that confidence is computed from.
+        page = (tmp_path / 'report.html').read_text()
+        assert ', exported</dd>' in page and ('Not measured' in page) == (task == 'fpn')
         scale = 100 if task == 'fpn' else 1
         for name in METRICS[task]:
             assert found[name] / scale == pytest.approx(expected[name] / scale, abs=2e-3), name

@@ -1,0 +1,1 @@
+"""The report of a test: where a model is right, where it is wrong, and how."""

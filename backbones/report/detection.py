@@ -1,0 +1,312 @@
+"""What a report says of a detector's boxes and masks."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.cocoeval import COCOeval
+
+from backbones.inference.masks import crop_masks
+from backbones.inference.results import Detections
+
+from .blocks import (
+    MAX_IMAGES,
+    Block,
+    Cell,
+    calibration_block,
+    count,
+    count_by_confidence,
+    matrix_block,
+    pair_block,
+    share,
+    shown_size,
+    text,
+)
+from .charts import Chart, line_chart
+from .matching import (
+    BACKGROUND_IOU,
+    CORRECT,
+    ERRORS,
+    MATCH_IOU,
+    MISSED,
+    Matches,
+    ap_gains,
+    average_precision,
+    match_all,
+    rows_of,
+)
+
+SIZES = {
+    'small': 'below 32² pixels',
+    'medium': '32² to 96² pixels',
+    'large': 'above 96² pixels',
+}
+MEANINGS = (
+    f'wrong class, IoU at least {MATCH_IOU} with an object',
+    f'right class, IoU {BACKGROUND_IOU} to {MATCH_IOU} with an object',
+    f'wrong class, IoU {BACKGROUND_IOU} to {MATCH_IOU} with an object',
+    'right class and place, but a detection with a higher score has the object',
+    f'IoU at most {BACKGROUND_IOU} with every object',
+    'object that no detection found, nor would with its class or place corrected',
+    'all detections that are not correct',
+    'all objects without a correct detection',
+)
+# More classes than these have their curves folded away.
+MAX_OPEN_CURVES = 5
+
+# An image's path, its height and width.
+ImageInfo = tuple[str, tuple[int, int]]
+
+
+@dataclass
+class DetectionResults:
+    """What was measured of boxes or masks.
+
+    Attributes:
+        kind: 'bbox' or 'segm'.
+        classes: Names, (C,), in the order of the labels.
+        precision: COCOeval's, (IoUs, recalls, C, sizes, numbers of detections), -1 for none.
+        recall: COCOeval's, (IoUs, C, sizes, numbers of detections), -1 for none.
+        iou_thrs: Of the first axis.
+        sizes: How many objects are small, medium and large.
+        score_thr: :meth:`Matches.best_score_thr`, at which errors are counted.
+        worst: Path, caption, ground truth, prediction in the size that is shown.
+    """
+
+    kind: str
+    classes: list[str]
+    precision: np.ndarray
+    recall: np.ndarray
+    iou_thrs: np.ndarray
+    sizes: list[int]
+    matches: Matches
+    score_thr: float
+    worst: list[tuple[str, str, Detections, Detections]]
+
+
+def summarize(evaluation: COCOeval, images: Mapping[Any, ImageInfo]) -> DetectionResults:
+    """What pycocotools has just evaluated, without its objects; ``images`` by their ids."""
+    params, categories = evaluation.params, evaluation.cocoGt.cats
+    objects = [one for group in evaluation._gts.values() for one in group if not one['ignore']]
+    sizes = [sum(low <= one['area'] <= high for one in objects) for low, high in params.areaRng[1:]]
+    classes = [categories[number]['name'] for number in params.catIds]
+    matches = match_all(evaluation)
+    score_thr = matches.best_score_thr()
+    worst = []
+    for index, caption in worst_images(matches, score_thr, classes):
+        if (number := params.imgIds[index]) in images:
+            path, shape = images[number]
+            objects, detections = rows_of(evaluation, number)
+            objects.sort(key=lambda row: row[1]['area'])
+            shown = [row for row in detections if row[1]['score'] >= score_thr]
+            pair = [to_detections(rows, params.iouType, shape) for rows in (objects, shown)]
+            worst.append((path, caption, *pair))
+    return DetectionResults(
+        params.iouType,
+        classes,
+        evaluation.eval['precision'],
+        evaluation.eval['recall'],
+        np.asarray(params.iouThrs),
+        sizes,
+        matches,
+        score_thr,
+        worst,
+    )
+
+
+def worst_images(
+    matches: Matches, score_thr: float, classes: Sequence[str]
+) -> list[tuple[int, str]]:
+    """Images by their F1, then by their number of errors, the worst first, with a caption."""
+    seen, correct = matches.score >= score_thr, matches.kind == CORRECT
+    size = 1 + max(matches.image.max(initial=0), matches.object_image.max(initial=0))
+    groups = (matches.image[seen & correct], matches.image[seen], matches.object_image)
+    hits, detections, objects = (np.bincount(group, minlength=size) for group in groups)
+    errors = detections + objects - 2 * hits
+    f1 = 2 * hits / np.maximum(detections + objects, 1)
+    missed, found = matches.missed(score_thr), []
+    for index in [i for i in np.lexsort((-errors, f1)) if errors[i]][:MAX_IMAGES]:
+        labels = {
+            name: matches.label[seen & (matches.image == index) & (matches.kind == number)]
+            for number, name in enumerate(ERRORS)
+        }
+        labels['missed'] = matches.object_label[missed & (matches.object_image == index)]
+        texts = [
+            f'{len(own)} {name} ({count_names(own, classes)})'
+            for name, own in sorted(labels.items(), key=lambda item: -len(item[1]))
+            if len(own)
+        ]
+        found.append((index, f'F1 {f1[index]:.2f}: {", ".join(texts)}'))
+    return found
+
+
+def count_names(labels: np.ndarray, classes: Sequence[str]) -> str:
+    """The most frequent classes and how often they occur."""
+    counts = Counter(labels.tolist()).most_common()
+    names = [classes[label] + (f' {times}' if times > 1 else '') for label, times in counts[:3]]
+    return ', '.join(names) + (', ...' if len(counts) > 3 else '')
+
+
+def to_detections(rows: list[tuple[int, dict]], kind: str, shape: tuple[int, int]) -> Detections:
+    """Annotations or results of COCO in the size that their image, (height, width), is shown in."""
+    size = shown_size(*shape)
+    boxes = np.array([one['bbox'] for _, one in rows], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes *= np.float32([size[0] / shape[1], size[1] / shape[0]] * 2)
+    masks = None
+    if kind == 'segm':
+        masks = [
+            crop_masks(cv2.resize(coco_mask.decode(one['segmentation']), size)[None])[0]
+            for _, one in rows
+        ]
+    scores = np.array([one.get('score', 0) for _, one in rows], np.float32)
+    is_truth = not any('score' in one for _, one in rows)
+    labels = np.array([label for label, _ in rows], np.int64)
+    return Detections(boxes, None if is_truth else scores, labels, masks)
+
+
+def detection_blocks(results: DetectionResults) -> list[Block]:
+    """All of a section."""
+    matches, score_thr = results.matches, f'{results.score_thr:.3f}'
+    at_score = f'IoU {MATCH_IOU}, score at least {score_thr}, where F1 is highest'
+    matrix, names = confusion(results), [*results.classes, 'background']
+    matrix_note = (
+        f'Rows are ground truth, columns predictions ({at_score}). The row “background” has '
+        'detections without an object of their own, the column objects without a detection.'
+    )
+    pair_note = f'Of the matrix above; “background” stands for none ({at_score}).'
+    calibration_note = (
+        f'All {len(matches.score):,} detections by their score. Correct: right class, IoU at least '
+        f'{MATCH_IOU}, no duplicate.'
+    )
+    bins = count_by_confidence(matches.score, matches.kind == CORRECT)
+    return [
+        class_block(results, at_score),
+        curve_block(results),
+        error_block(results),
+        matrix_block(matrix, names, 'objects', matrix_note),
+        pair_block(matrix, names, 'objects', pair_note),
+        size_block(results),
+        calibration_block(bins, calibration_note),
+    ]
+
+
+def class_block(results: DetectionResults, at_score: str) -> Block:
+    """AP, precision and recall of every class."""
+    matches, size = results.matches, len(results.classes)
+    correct, seen = matches.kind == CORRECT, matches.score >= results.score_thr
+    objects = np.bincount(matches.object_label, minlength=size)
+    ap50 = average_precision(matches.label, matches.score, correct, objects)
+    hits, detections = (
+        np.bincount(matches.label[mask], minlength=size) for mask in (seen & correct, seen)
+    )
+    rows = []
+    for label, name in enumerate(results.classes):
+        values = (
+            mean_of(results.precision[:, :, label, 0, -1]),
+            ap50[label] if objects[label] else math.nan,
+            mean_of(results.recall[:, label, 0, -1]),
+            hits[label] / detections[label] if detections[label] else math.nan,
+            hits[label] / objects[label] if objects[label] else math.nan,
+        )
+        rows.append([text(name), count(objects[label]), *map(share, values)])
+    note = (
+        'COCO’s AP and AR (average recall) are means over thresholds of IoU, AP50 is at IoU 0.5. '
+        f'Precision and recall: {at_score}.'
+    )
+    columns = ('class', 'objects', 'AP', 'AP50', 'AR', 'precision', 'recall')
+    return Block('Classes', note, columns, rows)
+
+
+def size_block(results: DetectionResults) -> Block:
+    """AP and AR by the size of objects."""
+    rows = [
+        [
+            Cell(f'{name}, {area}', index),
+            count(results.sizes[index - 1]),
+            share(mean_of(results.precision[:, :, :, index, -1])),
+            share(mean_of(results.recall[:, :, index, -1])),
+        ]
+        for index, (name, area) in enumerate(SIZES.items(), 1)
+    ]
+    note = 'By the area of the ground truth.'
+    return Block('Sizes of objects', note, ('size', 'objects', 'AP', 'AR'), rows, half=True)
+
+
+def curve_block(results: DetectionResults) -> Block:
+    """Precision over recall, of all classes and of each."""
+    precision = results.precision[:, :, :, 0, -1]
+    recalls = np.linspace(0, 1, precision.shape[1])
+    thresholds = np.round(results.iou_thrs, 4).tolist()
+    at = {f'IoU {one}': index for index, one in enumerate(thresholds) if one in (0.5, 0.75)}
+
+    def chart(title: str, labels: Sequence[int]) -> Chart:
+        values = precision[:, :, labels].mean(axis=2)
+        curves = {name: values[index] for name, index in at.items()}
+        curves['mean over IoU'] = values.mean(axis=0)
+        lines = {name: list(zip(recalls, curve, strict=True)) for name, curve in curves.items()}
+        return line_chart(title, lines, ('recall', 'precision'), (0, 1), (0, 1))
+
+    measured = np.flatnonzero(precision[0, 0] > -1)
+    every = [chart('all classes', measured)] if len(measured) else []
+    each = [chart(results.classes[label], [label]) for label in measured]
+    note = 'Interpolated as in COCO; of all classes, the mean.'
+    if len(each) > MAX_OPEN_CURVES:
+        return Block('Precision and recall', note, charts=every, more_charts=each)
+    return Block('Precision and recall', note, charts=every + each)
+
+
+def error_block(results: DetectionResults) -> Block:
+    """Errors by type: how much they cost and how many there are."""
+    matches, score_thr = results.matches, results.score_thr
+    gains = ap_gains(matches, len(results.classes))
+    counts = np.bincount(
+        matches.kind[(matches.score >= score_thr) & (matches.kind != CORRECT)], minlength=MISSED
+    ).tolist()
+    counts += [matches.missed(score_thr).sum(), sum(counts), (~matches.found(score_thr)).sum()]
+    rows = [
+        [text(name), share(gain, '+.3f'), count(number), text(meaning)]
+        for (name, gain), number, meaning in zip(gains.items(), counts, MEANINGS, strict=True)
+    ]
+    note = (
+        'Types, thresholds and dAP are those of TIDE (Bolya et al., “A General Toolbox for '
+        'Identifying Object Detection Errors”, ECCV 2020). dAP50 is how much AP50 would rise '
+        'without errors of that type alone, so that the values do not add up. Errors are counted '
+        f'at a score of at least {score_thr:.3f}, dAP50 is of all detections.'
+    )
+    return Block('Types of errors', note, ('type', 'dAP50', 'errors', 'meaning'), rows)
+
+
+def confusion(results: DetectionResults) -> np.ndarray:
+    """Objects and detections at ``score_thr``, (C + 1, C + 1), rows ground truth.
+
+    The last row counts detections that cover no object or one that another has; the last column
+    objects without a detection.
+    """
+    matches, background = results.matches, len(results.classes)
+    matrix = np.zeros((background + 1, background + 1), np.int64)
+    found = matches.found(results.score_thr)
+    seen, correct = matches.score >= results.score_thr, matches.kind == CORRECT
+    confused = seen & (matches.confused >= 0)
+    confused[confused] = ~found[matches.confused[confused]]
+    objects = matches.confused[confused]
+    pairs = [
+        (matches.label[seen & correct], matches.label[seen & correct]),
+        (matches.object_label[objects], matches.label[confused]),
+        (background, matches.label[seen & ~correct & ~confused]),
+    ]
+    found[objects] = True
+    for rows, columns in [*pairs, (matches.object_label[~found], background)]:
+        np.add.at(matrix, (rows, columns), 1)
+    return matrix
+
+
+def mean_of(values: np.ndarray) -> float:
+    """The mean of what COCOeval has measured, which is -1 elsewhere; NaN for nothing."""
+    measured = values[values > -1]
+    return float(measured.mean()) if measured.size else math.nan

@@ -1,0 +1,145 @@
+"""What a report needs, recorded while tools/test.py tests; the metrics are computed once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from backbones.engine.metrics import owner_of
+from backbones.errors import ConfigError
+
+from .detection import DetectionResults, ImageInfo, summarize
+from .segmentation import PixelMetric
+
+# What computes metrics from results.
+Compute = Callable[[list], dict[str, float]]
+
+
+class ReportHook(Hook):
+    """Records what :func:`backbones.report.page.write_report` shows, in any number of processes.
+
+    Attributes:
+        detections: Of boxes and of masks; after the test, in the first process.
+        pixels: Of a segmentor, else None.
+
+    Raises:
+        ConfigError: Before the test, where no metric can be reported on.
+    """
+
+    def before_test(self, runner: Runner) -> None:
+        self.detections: list[DetectionResults] = []
+        self.pixels: PixelMetric | None = None
+        evaluator = runner.test_evaluator
+        classes, watched = evaluator.dataset_meta['classes'], False
+        for metric in list(evaluator.metrics):
+            owner = owner_of(metric)
+            if owner == 'IoUMetric' and not metric.format_only:
+                self.pixels = PixelMetric(classes, metric.ignore_index)
+                evaluator.metrics.append(self.pixels)
+            elif owner == 'CocoMetric' and not metric.format_only and kinds_of(metric):
+                self.watch(metric, partial(record_coco, metric))
+            elif owner == 'VOCMetric' and metric.metric == 'mAP':
+                self.watch(metric, partial(record_voc, classes))
+            else:
+                continue
+            watched = True
+        if not watched:
+            names = ', '.join(type(metric).__name__ for metric in evaluator.metrics)
+            raise ConfigError(
+                f'--report needs boxes or masks of CocoMetric, mAP of VOCMetric, or IoUMetric, and '
+                f'test_evaluator of the config has {names}; test without --report'
+            )
+
+    def watch(self, metric: BaseMetric, record: Callable) -> None:
+        """Add image and size to a metric's results, and have ``record`` called with them."""
+        process, compute = metric.process, metric.compute_metrics
+
+        def process_with_paths(data_batch: Any, data_samples: Sequence[dict]) -> None:
+            before = len(metric.results)
+            process(data_batch, data_samples)
+            for (truth, _), sample in zip(metric.results[before:], data_samples, strict=True):
+                truth['image'] = (sample['img_path'], tuple(sample['ori_shape'][:2]))
+
+        metric.process = process_with_paths
+        metric.compute_metrics = partial(record, compute, self.detections)
+
+
+def kinds_of(metric: BaseMetric) -> list[str]:
+    """What COCO's metric measures that has classes."""
+    return [kind for kind in metric.metrics if kind in ('bbox', 'segm')]
+
+
+def recording(found: list[DetectionResults], images: Mapping[Any, ImageInfo]) -> type[COCOeval]:
+    """pycocotools' evaluation, which adds what it has evaluated to ``found``."""
+
+    class RecordedEvaluation(COCOeval):
+        def summarize(self) -> None:
+            super().summarize()
+            if self.params.useCats:
+                found.append(summarize(self, images))
+
+    return RecordedEvaluation
+
+
+def record_coco(
+    metric: BaseMetric, compute: Compute, found: list[DetectionResults], results: list
+) -> dict[str, float]:
+    """What ``compute`` returns, its evaluations recorded."""
+    from mmdet.evaluation.metrics import coco_metric
+
+    recorded = recording(found, {truth['img_id']: truth['image'] for truth, _ in results})
+    with patch.multiple(coco_metric, COCOeval=recorded, COCOevalMP=recorded):
+        metrics = compute(results)
+    # Without any detection mmdet evaluates nothing.
+    for kind in kinds_of(metric)[len(found) :]:
+        evaluation = recorded(metric._coco_api, COCO(), kind)
+        evaluation.params.catIds, evaluation.params.imgIds = metric.cat_ids, metric.img_ids
+        run(evaluation)
+    return metrics
+
+
+def record_voc(
+    classes: Sequence[str], compute: Compute, found: list[DetectionResults], results: list
+) -> dict[str, float]:
+    """What ``compute`` returns; the same boxes are evaluated as COCO does, difficult as crowd."""
+    rows, detections = [], []
+    for image, (truth, boxes) in enumerate(results):
+        for part, crowd in (('', 0), ('_ignore', 1)):
+            both = zip(truth[f'bboxes{part}'], truth[f'labels{part}'], strict=True)
+            rows += [row_of(image, label, box) | {'iscrowd': crowd} for box, label in both]
+        detections += [
+            row_of(image, label, box) | {'score': float(box[4])}
+            for label, own in enumerate(boxes)
+            for box in own
+        ]
+    coco = COCO()
+    coco.dataset = {
+        'images': [{'id': image} for image in range(len(results))],
+        'categories': [{'id': label, 'name': name} for label, name in enumerate(classes)],
+        'annotations': [row | {'id': number} for number, row in enumerate(rows, 1)],
+    }
+    coco.createIndex()
+    images = dict(enumerate(truth['image'] for truth, _ in results))
+    run(recording(found, images)(coco, coco.loadRes(detections) if detections else COCO(), 'bbox'))
+    return compute(results)
+
+
+def row_of(image: int, label: int, box: np.ndarray) -> dict[str, Any]:
+    """A box as COCO's annotation."""
+    left, top, right, bottom = map(float, box[:4])
+    width, height = right - left, bottom - top
+    bbox = [left, top, width, height]
+    return {'image_id': image, 'category_id': int(label), 'bbox': bbox, 'area': width * height}
+
+
+def run(evaluation: COCOeval) -> None:
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
