@@ -84,9 +84,11 @@ def demonstrate(task: str) -> None:
     train = ('train.py', config, '--work-dir', work_dir, '--seed', 0, '--resume')
     run(f'2/4 training {config} from scratch', *train)
     checkpoint = best_checkpoint(work_dir)
-    metrics = work_dir / 'metrics.json'
+    metrics, report = work_dir / 'metrics.json', work_dir / 'report.html'
     test = ('test.py', config, checkpoint, '--work-dir', work_dir, '--out', metrics)
-    run('3/4 testing on images that it has not seen', *test, '--show-dir', drawn)
+    run(
+        '3/4 testing on images that it has not seen', *test, '--show-dir', drawn, '--report', report
+    )
     draw_sheet(ROOT / drawn, ROOT / work_dir / 'sheet.png')
     scenes = [path.relative_to(ROOT) for path in draw_scenes(ROOT / work_dir / 'scenes')]
     infer = ('infer.py', config, checkpoint, *scenes, '--out-dir', predictions)
@@ -98,6 +100,7 @@ def demonstrate(task: str) -> None:
         f'checkpoint:  {checkpoint}\n'
         f'images:      {work_dir}/sheet.png, ground truth beside prediction\n'
         f'curves:      {work_dir}/curves.png\n'
+        f'report:      {report}, where it is right and where it fails\n'
         f'predictions: {predictions}'
     )
 

@@ -15,6 +15,8 @@ IMAGE_SIZES = (320, 512)
 # A matrix of more classes has those with most errors, and one row for all others.
 MAX_CLASSES = 30
 MAX_PAIRS = 10
+# What a matrix may have to stand beside the table of its largest errors.
+MAX_HALF = 8
 
 
 @dataclass
@@ -87,7 +89,7 @@ def matrix_block(matrix: np.ndarray, names: Sequence[str], unit: str, note: str)
             about = f'{name} as {other}: {number} {unit}, {part} % of the row'
             cells.append((shown, about, float(shares[i, j])))
         rows.append((name, cells))
-    return Block('Confusion matrix', note, names, matrix=rows)
+    return Block('Confusion matrix', note, names, matrix=rows, half=len(names) <= MAX_HALF)
 
 
 def pair_block(matrix: np.ndarray, names: Sequence[str], unit: str, note: str) -> Block:
@@ -100,7 +102,7 @@ def pair_block(matrix: np.ndarray, names: Sequence[str], unit: str, note: str) -
             parts = (percent(number / wrong.sum()), percent(number / matrix[i].sum()))
             rows.append([text(names[i]), text(names[j]), count(number), *parts])
     columns = ('ground truth', 'prediction', unit, '% of errors', '% of row')
-    return Block('Most frequent confusions', note, columns, rows)
+    return Block('Most frequent confusions', note, columns, rows, half=len(names) <= MAX_HALF)
 
 
 def calibration_block(bins: np.ndarray, note: str) -> Block:

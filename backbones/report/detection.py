@@ -227,15 +227,16 @@ def size_block(results: DetectionResults) -> Block:
     """AP and AR by the size of objects."""
     rows = [
         [
-            Cell(f'{name}, {area}', index),
-            count(results.sizes[index - 1]),
+            Cell(name, index),
             share(mean_of(results.precision[:, :, :, index, -1])),
             share(mean_of(results.recall[:, :, index, -1])),
+            count(results.sizes[index - 1]),
+            text(area),
         ]
         for index, (name, area) in enumerate(SIZES.items(), 1)
     ]
-    note = 'By the area of the ground truth.'
-    return Block('Sizes of objects', note, ('size', 'objects', 'AP', 'AR'), rows, half=True)
+    names = ('size', 'AP', 'AR', 'objects', 'area')
+    return Block('Sizes of objects', 'By the area of the ground truth.', names, rows, half=True)
 
 
 def curve_block(results: DetectionResults) -> Block:
