@@ -102,6 +102,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A type for argparse: a number in this range."""
+
+    def parse_number(text: str) -> float:
+        if not low <= float(text) <= high:
+            raise argparse.ArgumentTypeError(f'{text} is not from {low} to {high:g}')
+        return float(text)
+
+    return parse_number
+
+
 def image_size(text: str) -> tuple[int, int]:
     """'800x1344' as (800, 1344)."""
     height, separator, width = text.lower().partition('x')

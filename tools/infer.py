@@ -16,7 +16,6 @@ Exit code: 0 success; 1 nothing could be done, the message says why; 2 the comma
 import argparse
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from _requirements import explain_missing
@@ -32,6 +31,7 @@ with explain_missing():
         add_no_deploy,
         add_trust_checkpoint,
         make_parser,
+        number,
         parse,
         positive,
     )
@@ -152,17 +152,6 @@ def parse_args() -> argparse.Namespace:
     if args.data_only and args.no_data:
         parser.error('--data-only and --no-data leave nothing to write')
     return args
-
-
-def number(low: float, high: float) -> Callable[[str], float]:
-    """A type for argparse: a number in this range."""
-
-    def parse_number(text: str) -> float:
-        if not low <= float(text) <= high:
-            raise argparse.ArgumentTypeError(f'{text} is not from {low} to {high:g}')
-        return float(text)
-
-    return parse_number
 
 
 def main() -> int:

@@ -156,6 +156,8 @@ class Installation:
         self.root, self.wheelhouse, self.asked_torch = root, wheelhouse, torch
         self.venv = root / ('.venv-oldest' if oldest else '.venv')
         self.python = self.venv / 'bin' / 'python'
+        # Gradio needs others than the oldest.
+        self.lists = ['runtime', 'tests'] if oldest else ['runtime', 'tests', 'app']
         self.log, self.state_file = self.venv / 'install.log', self.venv / 'installed.json'
         texts = {path.stem: path.read_text() for path in (root / 'requirements').glob('*.txt')}
         self.constraints = texts['constraints']
@@ -193,7 +195,7 @@ class Installation:
         limits = self.write_constraints()
         self.install_needs_of_mmcv(limits)
         self.install_mmcv()
-        files = [f'--requirement={self.root}/requirements/{n}.txt' for n in ('runtime', 'tests')]
+        files = [f'--requirement={self.root}/requirements/{name}.txt' for name in self.lists]
         wanted = ['--no-build-isolation', *limits, *files, f'--editable={self.root}']
         self.pip('[4/4] everything else', 'install', *wanted)
         self.save_state(key=self.key)

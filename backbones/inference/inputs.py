@@ -35,6 +35,8 @@ class Input:
     path: str
     # What its results are called, once that is known; see output_paths.
     name: str = ''
+    # What data calls its image; '' for the path below the output folder.
+    file_name: str = ''
     # Whether it was found in a folder or by a glob, and not named by the user.
     found: bool = False
     # Why there is nothing to open, to stand behind the path.

@@ -126,7 +126,7 @@ class Writer:
             path = folder / f'{frame.index:06d}.png'
             write_seg_map(path, frame.prediction, self.visualizer.palette)
         elif self.writes_data:
-            image = {'image_id': image_id_of(mirrored_path(frame.input.path), frame.index)}
+            image = {'image_id': image_id_of(file_name_of(frame.input), frame.index)}
             results = self._coco_results(frame, image)
             frame.line = to_json({'frame': frame.index, 'time': frame.time, 'detections': results})
 
@@ -147,7 +147,7 @@ class Writer:
             write_seg_map(path, frame.prediction, self.visualizer.palette)
         else:
             path = self.path('data', frame.input, '.json')
-            name = mirrored_path(frame.input.path)
+            name = file_name_of(frame.input)
             image = {'image_id': image_id_of(name), 'file_name': name}
             write_json(path, self._coco_results(frame, image))
         return path
@@ -166,6 +166,11 @@ class Writer:
     def close(self) -> None:
         """Remove what is not finished."""
         shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def file_name_of(job: Input) -> str:
+    """What data calls an image."""
+    return job.file_name or mirrored_path(job.path)
 
 
 class StreamWriter:

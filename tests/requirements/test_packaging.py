@@ -68,7 +68,7 @@ def test_extras_have_the_bounds_of_the_requirements():
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     assert project['dependencies'] == []
     required = {}
-    for name in ('runtime', 'export', 'search'):
+    for name in ('runtime', 'export', 'search', 'app'):
         lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
         listed = [line.partition('#')[0].strip() for line in lines]
         required[name] = {one for one in map(Requirement, filter(None, listed))}
@@ -78,7 +78,8 @@ def test_extras_have_the_bounds_of_the_requirements():
     }
     assert extras['export'] == required['export']
     assert extras['search'] == required['search']
-    own = Requirement(f'{project["name"]}[hub,video,export,search]')
+    assert extras['app'] == required['app']
+    own = Requirement(f'{project["name"]}[hub,video,export,search,app]')
     for extra in ('hub', 'video', 'all'):
         assert extras[extra] - {own} <= required['runtime']
     assert own in extras['all']

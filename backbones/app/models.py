@@ -1,0 +1,77 @@
+"""Which models a command line names, and opening them."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backbones.engine.config import CONFIG_SUFFIXES
+from backbones.errors import ConfigError
+from backbones.inference import Inferencer
+from backbones.inference.exported_file import is_exported
+from backbones.weights import config_of, load_checkpoint
+
+# A config and its checkpoint; the config is None where the checkpoint has it, and the checkpoint
+# is None for an exported file.
+Named = tuple[str | None, str | None]
+
+
+def pair_up(arguments: Sequence[str]) -> list[Named]:
+    """Which models these are: CONFIG CHECKPOINT, a CHECKPOINT alone, or an exported file, mixed.
+
+    Raises:
+        ConfigError: There is no checkpoint behind a config.
+    """
+    models: list[Named] = []
+    rest = list(arguments)
+    while rest:
+        first = rest.pop(0)
+        if is_exported(first):
+            models.append((first, None))
+        elif not first.endswith(CONFIG_SUFFIXES):
+            models.append((None, first))
+        elif rest and not is_exported(rest[0]) and not rest[0].endswith(CONFIG_SUFFIXES):
+            models.append((first, rest.pop(0)))
+        else:
+            raise ConfigError(f'{first} is a config: its checkpoint has to come right behind it')
+    return models
+
+
+def name_models(models: Sequence[Named]) -> list[str]:
+    """A short name for each, no two the same: of its file, with as many folders as it takes."""
+    paths = [Path(config or checkpoint).with_suffix('') for config, checkpoint in models]
+    repeated = {name for name, count in Counter(path.name for path in paths).items() if count > 1}
+    names = []
+    for (_, checkpoint), path in zip(models, paths, strict=True):
+        name = path.name
+        if name in repeated and checkpoint:
+            name = f'{name} {Path(checkpoint).parent.name} {Path(checkpoint).stem}'
+        number = sum(each.partition(' #')[0] == name for each in names) + 1
+        names.append(name if number == 1 else f'{name} #{number}')
+    return names
+
+
+def open_models(models: Sequence[Named], **options: Any) -> dict[str, Inferencer]:
+    """Open models for a page, by their names; ``options`` are :class:`.Inferencer`'s.
+
+    Every score is kept, since the page has a threshold of its own. Errors are those of
+    :class:`.Inferencer`.
+    """
+    opened = {}
+    for name, (config, checkpoint) in zip(name_models(models), models, strict=True):
+        with tempfile.TemporaryDirectory() as folder:
+            if config is None:
+                config = write_config(checkpoint, Path(folder))
+            opened[name] = Inferencer(config, checkpoint, score_thr=0.0, **options)
+    return opened
+
+
+def write_config(checkpoint: str, folder: Path) -> Path:
+    """Write the config that a training left in its checkpoint."""
+    config = config_of(load_checkpoint(checkpoint))
+    if config is None:
+        raise ConfigError(f'{checkpoint} has no config in it: give CONFIG {checkpoint}')
+    path = folder / 'config.py'
+    config.dump(path)
+    return path

@@ -1,0 +1,129 @@
+"""Try models in a browser: a page on this machine for images, videos and the camera.
+
+MODEL is a config with its checkpoint, as tools/infer.py takes them; a checkpoint alone, in which
+its training has left the config; or a file that tools/export.py wrote. Several are shown side by
+side, and each gets every upload. Drawings and data are those of tools/infer.py.
+
+Needs pip install -r requirements/app.txt. Nothing is asked of another host. Uploads and results lie
+in a temporary folder; they are deleted after an hour, and when the program ends, with Ctrl-C.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from _requirements import explain_missing
+
+# Read when torch is loaded, as in infer.py; and when Gradio is.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
+
+with explain_missing():
+    from _arguments import add_no_deploy, add_trust_checkpoint, make_parser, number, parse, positive
+
+    from backbones.app.models import open_models, pair_up
+    from backbones.app.upload import Limits
+    from backbones.errors import exit_on_user_error, import_optional
+    from backbones.weights import use_safe_loading
+
+LOCAL = ('127.0.0.1', 'localhost', '::1')
+EXAMPLES = """\
+examples:
+  python tools/app.py seg_configs/fpn_effv2_s2.py fpn_s2.pth
+      a page at http://127.0.0.1:7860
+  python tools/app.py work_dirs/a/best_mIoU.pth work_dirs/b/best_mIoU.pth
+      two trainings side by side
+  python tools/app.py mask_rcnn.py mask_rcnn.pth mask_rcnn.xml mask_rcnn.onnx --score-thr 0.5
+      a checkpoint beside what it was exported to
+  python tools/app.py fpn_s2.xml --host 0.0.0.0 --port 8000 --max-seconds 10 --max-megabytes 20
+      for everybody in the network
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    limits = Limits()
+    parser = make_parser(__doc__, EXAMPLES)
+    parser.add_argument('models', nargs='+', metavar='MODEL', help='see above')
+    parser.add_argument(
+        '--score-thr',
+        type=number(0, 1),
+        default=0.3,
+        metavar='SCORE',
+        help='where the threshold for detections stands first (default: 0.3)',
+    )
+    parser.add_argument('--device', help='cpu, cuda:1, ... (default: a GPU if there is one)')
+    parser.add_argument('--amp', action='store_true', help='mixed precision, as in infer.py')
+    add_no_deploy(parser)
+    add_trust_checkpoint(parser)
+    server = parser.add_argument_group('server')
+    server.add_argument(
+        '--host',
+        default=LOCAL[0],
+        metavar='ADDRESS',
+        help='where to listen; 0.0.0.0 lets the whole network in, without a password and '
+        'unencrypted (default: 127.0.0.1, this machine only)',
+    )
+    server.add_argument(
+        '--port', type=positive, metavar='N', help='default: 7860, or the next one that is free'
+    )
+    uploads = parser.add_argument_group('uploads')
+    uploads.add_argument(
+        '--max-megabytes',
+        type=positive,
+        default=200,
+        metavar='N',
+        help='size of a file (default: 200)',
+    )
+    uploads.add_argument(
+        '--max-megapixels',
+        type=number(0, 1000),
+        default=limits.megapixels,
+        metavar='N',
+        help=f'of an image or a frame (default: {limits.megapixels:g})',
+    )
+    uploads.add_argument(
+        '--max-seconds',
+        type=number(0, 1e6),
+        default=limits.seconds,
+        metavar='N',
+        help=f'of a video, the rest is left out (default: {limits.seconds:g})',
+    )
+    return parse(parser)
+
+
+def main() -> int:
+    args = parse_args()
+    # As Ctrl-C, so that nothing is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with exit_on_user_error(), tempfile.TemporaryDirectory(prefix='app-') as folder:
+        serve(args, Path(folder))
+    return 0
+
+
+def serve(args: argparse.Namespace, folder: Path) -> None:
+    """Open the models and answer browsers until Ctrl-C."""
+    # Read when Gradio is loaded: what lies in these, its page can read.
+    os.environ['GRADIO_TEMP_DIR'] = os.environ['GRADIO_EXAMPLES_CACHE'] = str(folder)
+    import_optional('gradio', 'tools/app.py', 'app')
+    from backbones.app.page import Page
+
+    use_safe_loading(args.trust_checkpoint)
+    models = open_models(pair_up(args.models), device=args.device, amp=args.amp, deploy=args.deploy)
+    limits = Limits(args.max_megapixels, args.max_seconds)
+    page = Page(models, limits, args.score_thr, folder)
+    url = page.serve(args.host, args.port, args.max_megabytes)
+    print(f'{", ".join(models)}: {url} (Ctrl-C ends it)', flush=True)
+    if args.host not in LOCAL:
+        print(
+            f'warning: everybody who reaches {args.host} can use this page, without a password',
+            file=sys.stderr,
+            flush=True,
+        )
+    page.blocks.block_thread()
+
+
+if __name__ == '__main__':
+    sys.exit(main())
