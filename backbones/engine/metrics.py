@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -39,8 +40,8 @@ def coco_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[
     """COCO's metrics, with ``{bbox,segm}_AP/CLASS`` for every class.
 
     mmdet gives the AP of a class the same name for boxes and masks, so that the second replaces the
-    first. Without any detection it returns nothing, which ends a training that keeps the best
-    checkpoint; the AP is 0 then.
+    first, and another's name where the ids in the file do not rise. Without any detection it
+    returns nothing, which ends a training that keeps the best checkpoint; the AP is 0 then.
     """
     metric.classwise = True
     kinds, everything = metric.metrics, {}
@@ -51,6 +52,10 @@ def coco_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[
             if not found and kind in ('bbox', 'segm'):
                 names = metric.metric_items or ['mAP', 'mAP_50', 'mAP_75']
                 found = {f'{kind}_{name}': 0.0 for name in names}
+            # pycocotools sorts classes by their ids; mmdet names them in the order of the file.
+            names = [name for name in found if name.endswith(SUFFIX)]
+            by_id = [names[place] for place in np.argsort(metric.cat_ids)] if names else names
+            found |= dict(zip(by_id, [found[name] for name in names], strict=True))
             for name, value in found.items():
                 if name.endswith(SUFFIX):
                     name = f'{kind}_AP/{name.removesuffix(SUFFIX)}'

@@ -65,6 +65,17 @@ def test_coco_has_the_ap_of_every_class(annotations):
     assert metrics['coco/bbox_mAP'] == 0.5
 
 
+def test_a_class_has_its_own_ap_whatever_the_order_of_ids(annotations):
+    """mmdet names classes in the order of the file, pycocotools sorts them by their ids."""
+    content = json.loads(Path(annotations).read_text())
+    for row in content['categories']:
+        row['id'] = 3 - row['id']
+    for row in content['annotations']:
+        row['category_id'] = 3 - row['category_id']
+    Path(annotations).write_text(json.dumps(content))
+    test_coco_has_the_ap_of_every_class(annotations)
+
+
 def test_without_any_detection_the_ap_is_zero(annotations):
     """mmdet returns nothing, so that keeping the best checkpoint fails."""
     assert evaluate(CocoMetric(annotations, metric_items=['mAP_50']), []) == {'coco/bbox_mAP_50': 0}
