@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--report',
         metavar='FILE',
-        help='also write everything there is to see of the test as one HTML page, report.html say',
+        help='also write one HTML page: classes, curves, errors by type, the worst images',
     )
     parser.add_argument(
         '--tta',
