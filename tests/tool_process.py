@@ -44,6 +44,8 @@ def _run(command: list[str], folder: Path, environment: dict[str, str], paths: l
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    # As for users: with the forkserver's own, a tool's processes would import everything again.
+    multiprocessing.set_start_method(None, force=True)
     sys.argv = command
     sys.path[:0] = [str(TOOLS)]
     runpy.run_path(command[0], run_name='__main__')

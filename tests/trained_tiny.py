@@ -19,12 +19,12 @@ SCORES = {
 }
 
 
-def write_trained(folder: Path, task: str, shapes: Path) -> tuple[Path, Path]:
+def write_trained(folder: Path, task: str, shapes: Path, extra: str = '') -> tuple[Path, Path]:
     """The config that a training would save, and a checkpoint with the shapes' class names.
 
     The weights are random but lively: predictions differ from place to place.
     """
-    config_path = write_tiny_config(folder, task, shapes)
+    config_path = write_tiny_config(folder, task, shapes, extra)
     with config_path.open('a') as file:
         file.write(SCORES[task])
     config = load_config(str(config_path))

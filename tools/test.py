@@ -36,7 +36,7 @@ examples:
   tools/dist_test.sh det_configs/retinanet_effv2_l.py CHECKPOINT 8 --out metrics.json
       on 8 GPUs
   python tools/test.py seg_configs/fpn_effv2_s0.py fpn_s0.xml
-      an exported file: .xml (OpenVINO) or .onnx (onnxruntime)
+      an exported file: .xml (OpenVINO) or .onnx (onnxruntime), in float or int8
 """
 
 

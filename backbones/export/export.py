@@ -26,6 +26,7 @@ from .check import check_file, example_image, pipeline_difference
 from .evaluate import HARMLESS_TRANSFORMS
 from .exportable import exportable, is_segmentor, min_image_size
 from .formats import FORMATS, check_packages, write
+from .int8 import import_nncf, quantize
 from .preprocessing import Preprocessing, missing_to_multiple
 
 
@@ -40,6 +41,9 @@ class Options:
     backbone_only: bool = False  # the backbone's feature maps instead of results
     deploy: bool = True  # fold the network for inference first
     image: str | None = None  # the file on which results are compared
+    int8: bool = False  # quantize, if the metric on the validation set allows it
+    calibration_images: int = 300  # training images from which int8 takes its ranges
+    max_drop: float = 1.0  # points of mIoU or AP that int8 may cost
 
 
 def export(
@@ -112,6 +116,16 @@ def export(
                 report(f'{how}: {figures}')
         else:
             report('not compared: Core ML runs on macOS and iOS only')
+        if options.int8:
+            report('quantizing; metrics are those of the validation set ...')
+            description = quantize(
+                path,
+                load_config(config, cfg_options),
+                description,
+                options.calibration_images,
+                options.max_drop,
+                report,
+            )
         count = sum(file.stat().st_size for file in path.parent.rglob('*') if file.is_file())
     report(f'written: {out} ({count / 2**20:.1f} MiB)')
     return description
@@ -122,6 +136,12 @@ def check_request(out: Path, options: Options) -> None:
     if out.suffix not in FORMATS:
         raise ExportError(f'OUT has to be {", ".join(FORMATS)}, not {str(out)!r}')
     check_packages(out.suffix)
+    if options.int8:
+        if out.suffix not in RUNNABLE or options.backbone_only:
+            raise ExportError(
+                '--int8 is for .onnx and .xml of whole models: it is kept by what they predict'
+            )
+        import_nncf()
     if options.dynamic and options.size:
         raise ExportError('a file is for one size or, with --dynamic, for any: not both')
     if out.suffix == '.mlpackage' and (options.dynamic or options.batch is None):

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
@@ -162,10 +163,18 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, description: D
             dynamo=True,
             verbose=False,
         )
+    names: Counter[str] = Counter()
     for node in exported.model.graph.all_nodes():
         # File names and source lines of the machine that exported.
         node.metadata_props.clear()
         node.doc_string = None
+        for value in node.inputs[1:]:
+            # Layers have the names of the model's modules.
+            if value is not None and (value.name or '').endswith('.weight'):
+                node.name = value.name.removesuffix('.weight')
+                names[node.name] += 1
+                if names[node.name] > 1:
+                    node.name += f'#{names[node.name]}'
     model = exported.model_proto
     onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
     onnx.save_model(model, str(path))

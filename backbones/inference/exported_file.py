@@ -71,6 +71,9 @@ class Description:
     score_threshold: float | None = None
     max_per_image: int | None = None
     mask_threshold: float | None = None
+    # Of an int8 file: metrics (of float and int8), drop in points, float_layers, calibration_images
+    # and speed_up on the CPU that exported it.
+    int8: dict[str, Any] | None = None
     layout: str = LAYOUT
 
     @property

@@ -1,0 +1,152 @@
+"""Files in 8-bit integers: what is in them, what they cost, and when they are refused.
+
+They are made by the tool in a process of its own: a library that crashes there fails one test only.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from exporting import needs_export
+from tool_process import TOOLS, run_tool
+from trained_tiny import write_trained
+
+from backbones.errors import ExportError
+from backbones.export.export import Options, export
+from backbones.inference.exported_file import ExportedModel
+
+pytestmark = needs_export
+pytest.importorskip('nncf')
+
+# The time of an export is that of its operators.
+FEWER_BLOCKS = """
+model['backbone']['arch'].update(depths=(1, 1, 1, 1), mlp_ratios=((2,), (2,), (2,), (2,)))
+"""
+SIZES = {'fpn': '64x64', 'ham': '64x64', 'retinanet': '160x160'}
+
+
+@pytest.fixture(scope='module')
+def model_of(tmp_path_factory, shapes):
+    """Writes config and checkpoint of a task, once."""
+    done = {}
+
+    def write(task: str) -> tuple[Path, Path]:
+        if task not in done:
+            folder = tmp_path_factory.mktemp(task)
+            done[task] = write_trained(folder, task, shapes, FEWER_BLOCKS)
+        return done[task]
+
+    return write
+
+
+@pytest.fixture(scope='module')
+def made(model_of):
+    """Makes an int8 file of a task and a suffix, once: the file, and what was said."""
+    done = {}
+
+    def make(task: str, suffix: str) -> tuple[Path, str]:
+        if (task, suffix) not in done:
+            config, checkpoint = model_of(task)
+            out = checkpoint.with_name(f'{task}{suffix}')
+            ended = quantize(out.parent, 'export.py', config, checkpoint, out, SIZES[task], 100)
+            assert ended.returncode == 0, ended.stderr[-3000:]
+            done[task, suffix] = out, ended.stdout
+        return done[task, suffix]
+
+    return make
+
+
+def quantize(
+    folder: Path, tool: object, config: Path, model: Path, out: Path, size: str, drop: int
+):
+    """Run the tool; random networks react to noise much more than trained ones do."""
+    options = ['--int8', '--size', size, '--calibration-images', 4, '--max-drop', drop]
+    return run_tool(folder, tool, config, model, out, *options)
+
+
+def int8_of(path: Path) -> dict:
+    return ExportedModel(path, 'cpu').description.int8
+
+
+@pytest.mark.parametrize('task, suffix', [('fpn', '.xml'), ('retinanet', '.onnx')])
+def test_the_drop_is_what_test_py_measures(task, suffix, made, model_of, tmp_path):
+    path, said = made(task, suffix)
+    about = int8_of(path)
+    done = run_tool(tmp_path, 'test.py', model_of(task)[0], path, '--out', 'metrics.json')
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / 'metrics.json').read_text())
+    (name, (before, after)), scale = *about['metrics'].items(), 100 if task == 'retinanet' else 1
+    assert after == pytest.approx(found[name] * scale, abs=0.011)
+    assert about['drop'] == pytest.approx(before - after, abs=0.011)
+    assert f'drop of {about["drop"]:.2f}' in said
+    assert name == {'fpn': 'mIoU', 'retinanet': 'coco/bbox_mAP'}[task]
+
+
+@pytest.mark.parametrize('suffix', ['.xml', '.onnx'])
+def test_layers_become_float_again_and_a_drop_that_is_too_large_leaves_no_file(
+    suffix, model_of, tmp_path
+):
+    config, checkpoint = model_of('fpn')
+    tool, out = tmp_path / 'two_rounds.py', tmp_path / 'out' / f'fpn{suffix}'
+    tool.write_text(
+        'import runpy\nimport backbones.export.int8 as int8\nint8.SHARES = (0, 1 / 4)\n'
+        f"runpy.run_path('{TOOLS / 'export.py'}', run_name='__main__')\n"
+    )
+    # Even a metric that stays would have to rise.
+    done = quantize(tmp_path, tool, config, checkpoint, out, SIZES['fpn'], -100)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert '--max-drop' in done.stderr and not list(out.parent.iterdir())
+    counts = [int(count) for count in re.findall(r'(\d+) layers in float', done.stdout)]
+    assert counts[0] == 0 and len(counts) == 2 and counts[1] > 5
+
+
+def readers(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Types, by name, of the operators that read 8-bit activations; names of all in their order."""
+    if path.suffix == '.onnx':
+        nodes = pytest.importorskip('onnx').load(str(path)).graph.node
+        inputs = {node.name: set(node.input) for node in nodes}
+        of_8_bits = {node.output[0] for node in nodes if node.op_type == 'DequantizeLinear'}
+        types = {node.name: node.op_type for node in nodes}
+    else:
+        model = pytest.importorskip('openvino').Core().read_model(str(path))
+        types = {each.get_friendly_name(): each.get_type_name() for each in model.get_ordered_ops()}
+        of_8_bits = {name for name, kind in types.items() if kind == 'FakeQuantize'}
+        inputs = {
+            each.get_friendly_name(): {
+                one.get_source_output().get_node().get_friendly_name() for one in each.inputs()
+            }
+            for each in model.get_ordered_ops()
+        }
+    return {name: types[name] for name in types if inputs[name] & of_8_bits}, list(types)
+
+
+@pytest.mark.parametrize(
+    'task, suffix', [('fpn', '.xml'), ('fpn', '.onnx'), ('retinanet', '.onnx'), ('ham', '.xml')]
+)
+def test_only_the_network_is_in_8_bits(task, suffix, made):
+    """Boxes decoded in 8 bits would be whole cells of the image away."""
+    found, names = readers(made(task, suffix)[0])
+    convolutions = {'Conv', 'Convolution', 'GroupConvolution', 'ConvTranspose'}
+    assert any('backbone' in name for name, kind in found.items() if kind in convolutions)
+    assert any('head' in name for name, kind in found.items() if kind in convolutions)
+    forbidden = {'Softmax', 'TopK', 'ArgMax', 'NonMaxSuppression', 'Exp', 'Div', 'Divide', 'Gather'}
+    assert not forbidden & set(found.values())
+    head = min(names.index(name) for name in names if 'head' in name and name in found)
+    later = {found[name] for name in names[head:] if name in found}
+    # The matrix decomposition of the light head, and how boxes are decoded.
+    assert later <= convolutions | {'Resize', 'Interpolate', 'Concat', 'Add', 'Relu', 'ReLU'}
+
+
+def test_predictions(made, tmp_path, shapes):
+    path, _ = made('retinanet', '.onnx')
+    image = next((shapes / 'coco' / 'val2017').iterdir())
+    done = run_tool(tmp_path, 'infer.py', path, image, '--out-dir', 'out')
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list((tmp_path / 'out' / 'drawn').rglob('*.*'))
+
+
+def test_what_cannot_be_quantized(tmp_path):
+    for name, options in (('a.mlpackage', {}), ('a.onnx', {'backbone_only': True})):
+        with pytest.raises(ExportError, match='--int8'):
+            export('none.py', 'none.pth', tmp_path / name, Options(int8=True, **options))
