@@ -39,14 +39,14 @@ def pair_up(arguments: Sequence[str]) -> list[Named]:
 
 
 def name_models(models: Sequence[Named]) -> list[str]:
-    """A short name for each, no two the same: of its file, with as many folders as it takes."""
+    """A name for each, no two the same: of its config or file, else of its checkpoint's folder."""
     paths = [Path(config or checkpoint).with_suffix('') for config, checkpoint in models]
     repeated = {name for name, count in Counter(path.name for path in paths).items() if count > 1}
     names = []
     for (_, checkpoint), path in zip(models, paths, strict=True):
         name = path.name
         if name in repeated and checkpoint:
-            name = f'{name} {Path(checkpoint).parent.name} {Path(checkpoint).stem}'
+            name = f'{Path(checkpoint).parent.name} {Path(checkpoint).stem}'
         number = sum(each.partition(' #')[0] == name for each in names) + 1
         names.append(name if number == 1 else f'{name} #{number}')
     return names

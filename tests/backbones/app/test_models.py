@@ -30,7 +30,8 @@ def test_a_config_needs_its_checkpoint(given):
 def test_no_two_names_are_the_same():
     models = [('a.py', 'one/best.pth'), ('a.py', 'two/best.pth'), (None, 'two/best.pth')]
     names = name_models([*models, *models])
-    assert len(set(names)) == 6 and 'one' in names[0] and 'two' in names[1]
+    expected = ['one best', 'two best', 'two best #2', 'one best #2', 'two best #3', 'two best #4']
+    assert names == expected
 
 
 def test_a_checkpoint_brings_its_config(tmp_path, shapes):
