@@ -74,6 +74,26 @@ def add_no_deploy(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_tile(parser: argparse._ActionsContainer) -> None:
+    """Add ``--tile`` and ``--overlap``."""
+    parser.add_argument(
+        '--tile',
+        type=int,
+        metavar='PIXELS',
+        help='of images with a longer side, put tiles of this height and width through the model '
+        'and merge what it predicts: small objects are not lost to resizing, and memory is '
+        'bounded. About the size of the images of training is best',
+    )
+    parser.add_argument(
+        '--overlap',
+        type=float,
+        default=0.2,
+        metavar='SHARE',
+        help='the share of a tile that the next one sees too; best above the size of most '
+        'objects (default: 0.2)',
+    )
+
+
 def parse(
     parser: argparse.ArgumentParser, parse_args: Callable[[], argparse.Namespace] | None = None
 ) -> argparse.Namespace:

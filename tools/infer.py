@@ -29,6 +29,7 @@ with explain_missing():
     from _arguments import (
         add_cfg_options,
         add_no_deploy,
+        add_tile,
         add_trust_checkpoint,
         make_parser,
         number,
@@ -56,6 +57,8 @@ examples:
       half a minute of a video, every second frame
   python tools/infer.py fpn_s2.xml street.jpg
       an exported model: .xml (OpenVINO) or .onnx (onnxruntime)
+  python tools/infer.py CONFIG CHECKPOINT satellite.tif --tile 1024
+      a large image, in tiles of 1024x1024 that overlap by a fifth
   python tools/infer.py CONFIG CHECKPOINT webcam:0 --show
       a camera in a window; q ends it
   find photos -name '*.jpg' | python tools/infer.py CONFIG CHECKPOINT - --skip-existing
@@ -109,6 +112,8 @@ def parse_args() -> argparse.Namespace:
         'to compute AP from the data)',
     )
     selection.add_argument('--classes', nargs='+', metavar='NAME', help='only these (default: all)')
+
+    add_tile(parser.add_argument_group('large images'))
 
     video = parser.add_argument_group('videos and cameras')
     video.add_argument('--every', type=positive, default=1, metavar='N', help='every Nth frame')
@@ -188,12 +193,15 @@ def infer(args: argparse.Namespace) -> int:
         args.model,
         args.checkpoint,
         device=args.device,
+        batch_size=args.batch_size,
         amp=args.amp,
         deploy=args.deploy,
         score_thr=args.score_thr,
         classes=args.classes,
         palette=args.palette,
         cfg_options=args.cfg_options,
+        tile=args.tile,
+        overlap=args.overlap,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -230,6 +230,7 @@ def task_of(model: nn.Module, options: Options) -> dict[str, Any]:
         outputs=['boxes', 'scores', 'labels', *(['masks'] if has_masks else [])],
         score_threshold=settings.score_thr,
         max_per_image=settings.max_per_img,
+        nms_threshold=settings.nms.iou_threshold,
         mask_threshold=settings.mask_thr_binary if has_masks else None,
     )
 

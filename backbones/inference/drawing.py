@@ -177,11 +177,11 @@ def borders(seg_map: np.ndarray, rows: slice, thickness: int) -> np.ndarray:
 
 
 def draw_mask(drawing: np.ndarray, mask: CroppedMask, color: BGR, opacity: float) -> None:
-    if not mask.pixels.size:
-        return
-    height, width = mask.pixels.shape
-    region = drawing[mask.y : mask.y + height, mask.x : mask.x + width]
     pixels = np.ascontiguousarray(mask.pixels).view(np.uint8)
+    if not pixels.size:
+        return
+    height, width = pixels.shape
+    region = drawing[mask.y : mask.y + height, mask.x : mask.x + width]
     for rows in strips(pixels.shape):
         layer = np.empty_like(region[rows])
         cv2.rectangle(layer, (0, 0), layer.shape[1::-1], color, cv2.FILLED)

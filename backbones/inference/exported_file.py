@@ -15,7 +15,7 @@ from mmcv.image import imresize, rescale_size
 from backbones.errors import ConfigError, ExportError, import_optional
 
 from .masks import paste_masks
-from .results import Detections, Segmentation
+from .results import NMS_THRESHOLD, Detections, Segmentation
 from .seg_maps import Logits, seg_map_of
 
 # The key in ONNX's metadata_props, OpenVINO's rt_info and Core ML's user-defined metadata.
@@ -67,9 +67,11 @@ class Description:
     align_corners: bool = False
     binary_threshold: float | None = None
     # Of a detector: detections without a higher score are not given, how many an image can have,
-    # and from what probability on a pixel belongs to an instance.
+    # from what IoU on boxes of a class are one object, and from what probability on a pixel
+    # belongs to an instance.
     score_threshold: float | None = None
     max_per_image: int | None = None
+    nms_threshold: float = NMS_THRESHOLD
     mask_threshold: float | None = None
     # Of an int8 file: metrics (of float and int8), drop in points, float_layers, calibration_images
     # and speed_up on the CPU that exported it.
@@ -301,6 +303,11 @@ class ExportedModel:
         self.task = self.description.task
         self.classes = self.description.classes
         self.palette = self.description.palette
+        self.gives_logits = self.description.logits
+        self.binary_threshold = self.description.binary_threshold
+        self.nms_threshold = self.description.nms_threshold
+        # The same outputs, which :meth:`logits_of` and :meth:`postprocess` read.
+        self.predict_logits = self.predict
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
         """An image as an input, and height and width of the image in it."""
@@ -342,13 +349,17 @@ class ExportedModel:
         boxes = np.minimum(boxes, limits) * scale
         return Detections(boxes, raw['scores'][kept], raw['labels'][kept].astype(np.int64), masks)
 
+    def logits_of(self, raw: dict[str, Any], size: tuple[int, int]) -> Logits:
+        """The logits of an image of that size, where the file gives logits."""
+        height, width = raw['fitted']
+        logits = Logits.of(torch.from_numpy(raw['logits'][:, :height, :width]))
+        return logits.resize(size, self.description.align_corners)
+
     def _seg_map(self, raw: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
         height, width = raw['fitted']
         dtype = np.uint8 if len(self.classes) <= 255 else np.uint16
-        if self.description.logits:
-            logits = Logits.of(torch.from_numpy(raw['logits'][:, :height, :width]))
-            logits = logits.resize(size, self.description.align_corners)
-            labels = seg_map_of(logits, self.description.binary_threshold)
+        if self.gives_logits:
+            labels = seg_map_of(self.logits_of(raw, size), self.binary_threshold)
             return labels.numpy().astype(dtype)
         labels = raw['segmentation_map'][:height, :width].astype(dtype)
         return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

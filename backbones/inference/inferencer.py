@@ -20,6 +20,7 @@ from .palette import choose_palette
 from .pipeline import Pipeline
 from .reading import Clip, Closed, Frame, Stream, read_inputs
 from .results import Detections, Segmentation
+from .tiles import DEFAULT_OVERLAP, TiledModel
 
 Given = str | os.PathLike | np.ndarray
 
@@ -82,6 +83,9 @@ class Inferencer:
         score_thr: Detections below this score are left out.
         classes: Names of the classes to keep. Default: all.
         palette: See :func:`backbones.inference.palette.choose_palette`. Default: the model's own.
+        tile: Images with a longer side go through the model in tiles of this height and width, in
+            pixels, at least 64; see :mod:`backbones.inference.tiles`. Default: as a whole.
+        overlap: The share of a tile that its neighbor sees too, 0 to below 0.9.
         cfg_options: Overrides for the config, by dotted key.
 
     Attributes:
@@ -90,7 +94,8 @@ class Inferencer:
         visualizer: Draws predictions.
 
     Raises:
-        ConfigError: The config cannot be read or does not fit, or there is no such class.
+        ConfigError: The config cannot be read or does not fit, or there is no such class, or no
+            such tile.
         ExportError: The exported file cannot be run, or was not written by our tool.
         CheckpointError: The checkpoint cannot be read or lacks part of the model.
     """
@@ -108,6 +113,8 @@ class Inferencer:
         classes: Sequence[str] | None = None,
         palette: str | None = None,
         cfg_options: dict[str, Any] | None = None,
+        tile: int | None = None,
+        overlap: float = DEFAULT_OVERLAP,
     ) -> None:
         if not is_exported(config):
             model = TorchModel(str(config), str(checkpoint), device, amp, deploy, cfg_options)
@@ -122,10 +129,12 @@ class Inferencer:
         colors = choose_palette(palette, model.classes, model.palette)
         self.visualizer = Visualizer(self.classes, colors)
         self.batch_size = batch_size
+        if tile is not None:
+            model = TiledModel(model, tile, overlap, batch_size, score_thr)
         self.preprocess, self.predict = model.preprocess, model.predict
         self._model = model
         self._score_thr = score_thr
-        self._labels = labels_of(classes, model.classes)
+        self._labels = labels_of(classes, self.classes)
 
     def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
         """The model's prediction, of the chosen scores and classes only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +26,22 @@ class CroppedMask:
     y: int
     # (height, width), bool, inside the image; either may be 0.
     pixels: np.ndarray
+
+
+class CompressedMask:
+    """A :class:`CroppedMask` of a hundredth of its size, whose pixels take time to look at.
+
+    Thousands of masks, or masks of 20,000 pixels a side, would not fit into memory.
+    """
+
+    def __init__(self, mask: CroppedMask) -> None:
+        self.x, self.y, self.shape = mask.x, mask.y, mask.pixels.shape
+        self._bits = zlib.compress(np.packbits(mask.pixels), level=1)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        bits = np.frombuffer(zlib.decompress(self._bits), np.uint8)
+        return np.unpackbits(bits, count=np.prod(self.shape)).reshape(self.shape).view(bool)
 
 
 def keep_masks_small(model: nn.Module) -> None:

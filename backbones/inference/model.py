@@ -1,8 +1,8 @@
 """A config and a checkpoint, ready to predict."""
 
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from torch import Tensor
 
 from backbones.data.classes import set_classes, set_num_classes
 from backbones.data.config_datasets import dataset_class, datasets_of, test_pipeline
@@ -21,8 +22,14 @@ from backbones.errors import ConfigError, DataError
 from backbones.weights import config_of, load_checkpoint
 
 from .masks import crop_masks, fill_empty_boxes, keep_masks_small, paste_masks
-from .results import Detections, Segmentation
-from .seg_maps import keep_logits_small, predict_seg_maps
+from .results import NMS_THRESHOLD, Detections, Segmentation
+from .seg_maps import (
+    Logits,
+    binary_threshold_of,
+    keep_logits_small,
+    predict_logits,
+    predict_seg_maps,
+)
 
 # Transforms that read files.
 LOADING_STEPS = ('LoadImage', 'LoadAnnotations', 'LoadPanopticAnnotations', 'InferencerLoader')
@@ -38,7 +45,12 @@ class TorchModel:
         task: 'detection' or 'segmentation'.
         classes: The class names.
         palette: The colors that the checkpoint or the config names, or None.
+        gives_logits: Whether :meth:`predict_logits` works: for a segmentor.
+        binary_threshold: Of a segmentor, as of :func:`.seg_maps.seg_map_of`.
+        nms_threshold: Of a detector: the IoU from which on two boxes of a class are one object.
     """
+
+    gives_logits = True
 
     def __init__(
         self,
@@ -63,8 +75,12 @@ class TorchModel:
             switch_to_deploy(self.model)
         if self.task == 'segmentation':
             keep_logits_small(self.model)
+            self.binary_threshold = binary_threshold_of(self.model)
         else:
             keep_masks_small(self.model)
+            settings = getattr(self.model, 'test_cfg', None) or {}
+            nms = (settings.get('rcnn') or settings).get('nms') or {}
+            self.nms_threshold = nms.get('iou_threshold', NMS_THRESHOLD)
         self.transform = Compose(transforms_of(cfg, config))
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
@@ -78,17 +94,32 @@ class TorchModel:
     @torch.inference_mode()
     def predict(self, batch: Sequence[dict[str, Any]]) -> list[Any]:
         """Run the network on preprocessed images, all of one size."""
-        data = self.model.data_preprocessor(
-            {key: [item[key] for item in batch] for key in ('inputs', 'data_samples')}, False
-        )
-        inputs, samples = data['inputs'], data['data_samples']
-        with inference_precision(self.model, self.device) if self.amp else nullcontext():
+        with self._running(batch) as (inputs, samples):
             if self.task == 'detection':
                 return [
                     sample.pred_instances.to('cpu')
                     for sample in self.model.predict(inputs, samples, rescale=True)
                 ]
             return [seg_map.cpu() for seg_map in predict_seg_maps(self.model, inputs, samples)]
+
+    @torch.inference_mode()
+    def predict_logits(self, batch: Sequence[dict[str, Any]]) -> list[Logits]:
+        """Run a segmentor on preprocessed images, all of one size."""
+        with self._running(batch) as (inputs, samples):
+            return predict_logits(self.model, inputs, samples)
+
+    @contextmanager
+    def _running(self, batch: Sequence[dict[str, Any]]) -> Iterator[tuple[Tensor, list]]:
+        """The network's inputs and samples, and the precision it runs in."""
+        data = self.model.data_preprocessor(
+            {key: [item[key] for item in batch] for key in ('inputs', 'data_samples')}, False
+        )
+        with inference_precision(self.model, self.device) if self.amp else nullcontext():
+            yield data['inputs'], data['data_samples']
+
+    def logits_of(self, raw: Logits, size: tuple[int, int]) -> Logits:
+        """An entry of what :meth:`predict_logits` returns as the logits of an image."""
+        return raw
 
     def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
         """A prediction from an entry of what :meth:`predict` returns; ``size``: height, width."""

@@ -19,6 +19,8 @@ from .masks import CroppedMask, encode_mask
 COCO_CLASSES = 80
 # COCO numbers its 80 categories from 1 to 90 and leaves these out.
 COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+# The IoU from which on two boxes of one class are one object, where a model does not say.
+NMS_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,13 @@ class Detections:
         selected = self.scores >= score_thr
         if labels is not None:
             selected &= np.isin(self.labels, labels)
-        masks = self.masks
-        if masks is not None:
-            masks = list(itertools.compress(masks, selected))
-        return Detections(self.boxes[selected], self.scores[selected], self.labels[selected], masks)
+        return self.at(np.flatnonzero(selected))
+
+    def at(self, indices: np.ndarray) -> 'Detections':
+        """Those with these indices, in this order."""
+        masks = None if self.masks is None else [self.masks[index] for index in indices]
+        scores = None if self.scores is None else self.scores[indices]
+        return Detections(self.boxes[indices], scores, self.labels[indices], masks)
 
 
 @dataclass(frozen=True)

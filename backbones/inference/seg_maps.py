@@ -27,7 +27,7 @@ GPU_STRIP_BYTES = 2**25
 
 
 def keep_logits_small(model: nn.Module) -> None:
-    """Make a segmentor's head return logits at the head's own size, for :func:`predict_seg_maps`.
+    """Make a segmentor's head return logits at the head's own size, for :func:`predict_logits`.
 
     The model is changed in place, or left as it is where other code than mmseg's own or the seams
     of a sliding window need the logits at full size.
@@ -55,18 +55,29 @@ def predict_seg_maps(
     model: nn.Module, inputs: Tensor, samples: Sequence[SegDataSample]
 ) -> list[Tensor]:
     """The segmentation maps of a batch, as :func:`seg_map_of` returns them."""
-    head = model.decode_head
-    last_head = head[-1] if isinstance(head, nn.ModuleList) else head
-    threshold = last_head.threshold if model.out_channels == 1 else None
-    maps = []
+    threshold = binary_threshold_of(model)
+    return [seg_map_of(logits, threshold) for logits in predict_logits(model, inputs, samples)]
+
+
+def predict_logits(
+    model: nn.Module, inputs: Tensor, samples: Sequence[SegDataSample]
+) -> list[Logits]:
+    """The logits of a batch, each at the size of its image."""
+    resized = []
     batch = model.inference(inputs, [sample.metainfo for sample in samples])
     for each, sample in zip(batch, samples, strict=True):
         meta = sample.metainfo
         padding = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
         logits = Logits.of(each.float()).resize(inputs.shape[2:], model.align_corners)
-        logits = logits.crop(*padding).resize(meta['ori_shape'][:2], model.align_corners)
-        maps.append(seg_map_of(logits, threshold))
-    return maps
+        resized.append(logits.crop(*padding).resize(meta['ori_shape'][:2], model.align_corners))
+    return resized
+
+
+def binary_threshold_of(model: nn.Module) -> float | None:
+    """The ``threshold`` of :func:`seg_map_of` for a segmentor."""
+    head = model.decode_head
+    last_head = head[-1] if isinstance(head, nn.ModuleList) else head
+    return last_head.threshold if model.out_channels == 1 else None
 
 
 def seg_map_of(logits: Logits, threshold: float | None) -> Tensor:

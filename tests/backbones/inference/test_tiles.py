@@ -1,0 +1,302 @@
+"""Large images in tiles, compared with what numpy computes for the whole image."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from trained_tiny import write_trained
+
+from backbones.errors import ConfigError
+from backbones.inference import CroppedMask, Detections, Inferencer, Segmentation
+from backbones.inference.masks import CompressedMask, encode_mask
+from backbones.inference.seg_maps import Logits
+from backbones.inference.tile_merging import Pieces, merge
+from backbones.inference.tiles import Axis, Grid, TiledModel
+
+
+class Segmentor:
+    """The channels of an image are its logits, plus what ``change`` adds to those of a tile."""
+
+    task, classes, binary_threshold = 'segmentation', ('blue', 'green', 'red'), None
+
+    def __init__(self, gives_logits: bool = True, change=None) -> None:
+        self.gives_logits, self.change = gives_logits, change
+
+    def preprocess(self, image):
+        logits = image.transpose(2, 0, 1).astype(np.float32)
+        return dict(inputs=logits + self.change(image) if self.change else logits)
+
+    def predict(self, batch):
+        return [item['inputs'] for item in batch]
+
+    predict_logits = predict
+
+    def logits_of(self, raw, size):
+        return Logits.of(torch.from_numpy(raw))
+
+    def postprocess(self, raw, size):
+        return Segmentation(raw.argmax(axis=0).astype(np.uint8))
+
+
+class Detector:
+    """Finds the rectangles of one color, one for each gray level, where they are visible."""
+
+    task, classes, nms_threshold = 'detection', ('rectangle',), 0.5
+
+    def __init__(self, has_masks: bool = False) -> None:
+        self.has_masks, self.sizes = has_masks, []
+
+    def preprocess(self, image):
+        self.sizes.append(image.shape[:2])
+        return dict(inputs=image)
+
+    def predict(self, batch):
+        return [item['inputs'] for item in batch]
+
+    def postprocess(self, raw, size):
+        levels = [level for level in np.unique(raw) if level]
+        rects = [cv2.boundingRect((raw[..., 0] == level).view(np.uint8)) for level in levels]
+        boxes = np.float32([(x, y, x + w, y + h) for x, y, w, h in rects]).reshape(-1, 4)
+        masks = [CroppedMask(x, y, raw[y : y + h, x : x + w, 0] == level)
+                 for level, (x, y, w, h) in zip(levels, rects, strict=True)]  # fmt: skip
+        scores = np.float32([0.5 + level / 1000 for level in levels])
+        labels = np.zeros(len(levels), np.int64)
+        return Detections(boxes, scores, labels, masks if self.has_masks else None)
+
+
+def run(model, image, *args, **kwargs):
+    tiled = TiledModel(model, *args, **kwargs)
+    return tiled.postprocess(tiled.predict([tiled.preprocess(image)])[0], image.shape[:2])
+
+
+@pytest.mark.parametrize('length', [100, 101, 333, 1000])
+@pytest.mark.parametrize(('tile', 'overlap'), [(100, 0), (100, 0.2), (64, 0.6), (70, 0.89)])
+def test_tiles_cover_a_side_evenly_and_their_weights_add_up_to_one(length, tile, overlap):
+    axis = Axis(length, tile, overlap)
+    assert axis.starts[0] == 0 and axis.starts[-1] == length - min(tile, length)
+    steps = np.diff(axis.starts)
+    assert len(steps) == 0 or (steps.max() <= tile * (1 - overlap) + 1 and np.ptp(steps) <= 1)
+    total = np.zeros(length)
+    for start, weights in zip(axis.starts, axis.weights.numpy(), strict=True):
+        total[start : start + tile] += weights
+    np.testing.assert_allclose(total, 1, rtol=1e-6)
+    # The weight falls to the border, unless that is the image's own.
+    assert axis.weights[0, 0] == 1 and axis.weights[-1, -1] == 1
+    if len(steps) and axis.shared > 5:
+        assert axis.weights[1, 0] < 0.2 and axis.weights[0, -1] < 0.2
+
+
+@pytest.mark.parametrize('gives_logits', [True, False])
+@pytest.mark.parametrize(('tile', 'overlap'), [(100, 0), (128, 0.25), (64, 0.85), (299, 0.2)])
+def test_what_a_pixel_alone_decides_is_the_same_in_tiles(gives_logits, tile, overlap):
+    image = np.random.default_rng(0).permutation(3 * 201 * 300).reshape(201, 300, 3)
+    image = (image % 256).astype(np.uint8)
+    found = run(Segmentor(gives_logits), image, tile, overlap, batch_size=3)
+    distinct = (np.sort(image, axis=2)[..., 1:] > np.sort(image, axis=2)[..., :-1])[..., -1]
+    np.testing.assert_array_equal(found.seg_map[distinct], image.argmax(axis=2)[distinct])
+
+
+def disagree(image):
+    """Each tile's own weights for its three classes, told by its first pixel."""
+    height, width = image.shape[:2]
+    y, x = np.mgrid[:height, :width] / 37
+    seed = int(image[0, 0, 0])
+    return np.stack([np.sin(seed + k + x * (k + 1) + y) for k in range(3)]).astype(np.float32)
+
+
+def test_logits_are_averaged_by_the_distance_from_the_border():
+    image = np.zeros((150, 230, 3), np.uint8)
+    image[..., 0] = np.arange(230)
+    image = image // 9 * 9
+    model = Segmentor(change=lambda tile: disagree(tile) * 50)
+    tile, overlap = 100, 0.3
+    found = run(model, image, tile, overlap).seg_map
+    # As the definition says, over the whole image.
+    total = np.zeros((3, 150, 230))
+    weights = np.zeros((150, 230))
+    for top in (0, 50):
+        for left in (0, 65, 130):
+            part = image[top : top + tile, left : left + tile]
+            y, x = np.mgrid[:tile, :tile] + 0.5
+            down = tile - y if top == 0 else y
+            across = {0: tile - x, 65: np.minimum(x, tile - x), 130: x}[left]
+            place = np.s_[top : top + tile, left : left + tile]
+            total[(slice(None), *place)] += down * across * model.preprocess(part)['inputs']
+            weights[place] += down * across
+    logits = total / weights
+    best = np.sort(logits, axis=0)
+    clear = best[-1] - best[-2] > 1e-2
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(found[clear], logits.argmax(axis=0)[clear])
+
+
+def test_of_class_maps_the_tile_in_whose_middle_a_pixel_lies_decides():
+    image = np.zeros((100, 180, 3), np.uint8)
+    image[:, 80:, 1] = 1
+    # The second tile, from column 80 on, sees the third class everywhere.
+    model = Segmentor(False, lambda tile: (tile[0, 0, 1] * np.float32([0, 0, 9]))[:, None, None])
+    found = run(model, image, 100, 0.2).seg_map
+    # Without it the second class would win from there on.
+    np.testing.assert_array_equal(found, np.tile(np.repeat([0, 1, 2], [80, 10, 90]), (100, 1)))
+
+
+def test_an_image_no_larger_than_a_tile_is_left_alone():
+    image = np.random.default_rng(0).integers(0, 255, (128, 100, 3), np.uint8)
+    tiled = TiledModel(Segmentor(), 128)
+    np.testing.assert_array_equal(
+        tiled.preprocess(image)['inputs'], Segmentor().preprocess(image)['inputs']
+    )
+
+
+def rectangles(*places: tuple[int, int, int, int], size: int = 400) -> np.ndarray:
+    """A black image with a rectangle, (left, top, right, bottom), for each gray level."""
+    image = np.zeros((size, size, 3), np.uint8)
+    for level, (left, top, right, bottom) in enumerate(places, 1):
+        image[top:bottom, left:right] = 10 * level
+    return image
+
+
+# Tiles of 100 begin at 0, 75, 150, 225 and 300: 25 pixels are shared.
+PLACES = {
+    'inside a tile': (10, 10, 50, 60),
+    'seen whole by two tiles': (78, 20, 96, 40),
+    'cut by one border': (60, 20, 120, 60),
+    'cut by borders of four tiles': (50, 50, 130, 140),
+    'over three tiles': (40, 20, 240, 60),
+    'over nine tiles, larger than any': (60, 60, 260, 270),
+    'the whole image': (0, 0, 400, 400),
+}
+
+
+@pytest.mark.parametrize('has_masks', [False, True])
+@pytest.mark.parametrize('place', PLACES.values(), ids=PLACES)
+def test_an_object_is_found_once_wherever_borders_cut_it(place, has_masks):
+    image = rectangles(place)
+    model = Detector(has_masks)
+    found = run(model, image, 100, 0.2)
+    np.testing.assert_array_equal(found.boxes, [place])
+    assert found.labels.tolist() == [0] and found.scores[0] == np.float32(0.51)
+    if has_masks:
+        whole = encode_mask(CroppedMask(0, 0, image[..., 0] > 0), (400, 400))
+        assert encode_mask(found.masks[0], (400, 400)) == whole
+    # Twenty-five tiles, then the whole.
+    assert model.sizes == [(100, 100)] * 25 + [(400, 400)]
+
+
+def test_neighbors_of_one_class_stay_two():
+    # The border at 100 cuts both; they lie below each other.
+    places = [(60, 10, 140, 40), (60, 42, 140, 72)]
+    found = run(Detector(has_masks=True), rectangles(*places), 100, 0.2)
+    assert sorted(found.boxes.tolist()) == [list(place) for place in places]
+
+
+def test_parts_without_the_whole_are_joined():
+    """Where the pass over the whole image finds nothing."""
+    tiles = Grid((100, 180), 100, 0.2).boxes()
+    pieces = Pieces(tiles, (100, 180))
+    left, right = np.float32([[60, 10, 99, 50]]), np.float32([[0, 12, 70, 52]])
+    scores, labels = np.float32([0.6]), np.int64([2])
+    pieces.add(0, Detections(left, scores, labels))
+    pieces.add(1, Detections(right, scores + np.float32(0.2), labels))
+    found = merge(pieces, 0.5)
+    assert found.boxes.tolist() == [[60, 10, 150, 52]]
+    assert found.scores.tolist() == [np.float32(0.8)] and found.labels.tolist() == [2]
+
+
+@pytest.mark.parametrize('change', ['class', 'place', 'not cut'])
+def test_what_does_not_match_is_not_joined(change):
+    pieces = Pieces(Grid((100, 180), 100, 0.2).boxes(), (100, 180))
+    first = np.float32([[60, 10, 99, 50]])
+    second = np.float32([[0, 12, 70, 52]])
+    if change == 'place':
+        second += np.float32([0, 30, 0, 30])
+    if change == 'not cut':
+        second += np.float32([8, 0, 8, 0])
+    score = np.float32([0.6])
+    pieces.add(0, Detections(first, score, np.int64([0])))
+    pieces.add(1, Detections(second, score, np.int64([int(change == 'class')])))
+    assert len(merge(pieces, 0.5).boxes) == 2
+
+
+@pytest.mark.parametrize(('score', 'remains'), [(0.9, False), (0.5, False), (0.3, True)])
+def test_a_part_in_a_better_detection_goes(score, remains):
+    """Score 0.8 for the part: a whole that is as good as half of it is better."""
+    pieces = Pieces(Grid((100, 180), 100, 0.2).boxes(), (100, 180))
+    pieces.add(0, Detections(np.float32([[85, 10, 100, 50]]), np.float32([0.8]), np.int64([0])))
+    pieces.add(1, Detections(np.float32([[5, 10, 70, 50]]), np.float32([score]), np.int64([0])))
+    assert (len(merge(pieces, 0.5).boxes) == 2) == remains
+
+
+def test_small_objects_of_the_whole_image_do_not_count():
+    """Made smaller, they are worse than those of the tiles."""
+    pieces = Pieces(Grid((400, 400), 100, 0.2).boxes(), (400, 400))
+    boxes = np.float32([[10, 10, 34, 34], [10, 10, 300, 34]])
+    pieces.add_whole(Detections(boxes, np.float32([0.9, 0.8]), np.int64([0, 0])), 25)
+    assert merge(pieces, 0.5).boxes.tolist() == [[10, 10, 300, 34]]
+
+
+def test_a_very_large_image_is_made_smaller_for_the_whole(monkeypatch):
+    monkeypatch.setattr('backbones.inference.tiles.MAX_WHOLE', 256)
+    place = (40, 80, 240, 300)
+    model = Detector(has_masks=True)
+    found = run(model, rectangles(place, size=512), 100, 0.2)
+    assert model.sizes[-1] == (256, 256)
+    np.testing.assert_array_equal(found.boxes, [place])
+    assert found.masks[0].pixels.all() and found.masks[0].shape == (220, 200)
+
+
+def test_nothing_found_is_no_detection():
+    found = run(Detector(has_masks=True), rectangles(), 100, 0.2)
+    assert found.boxes.shape == (0, 4) and len(found.scores) == 0
+
+
+def test_a_compressed_mask_is_the_same():
+    pixels = np.random.default_rng(0).random((37, 53)) > 0.5
+    mask = CompressedMask(CroppedMask(3, 4, pixels))
+    assert (mask.x, mask.y, mask.shape) == (3, 4, (37, 53))
+    np.testing.assert_array_equal(mask.pixels, pixels)
+    assert CompressedMask(CroppedMask(0, 0, pixels[:0])).pixels.shape == (0, 53)
+
+
+@pytest.mark.parametrize('tile', [-1, 16, 63])
+def test_a_tile_that_is_too_small_is_refused(tile):
+    with pytest.raises(ConfigError, match='too small'):
+        TiledModel(Segmentor(), tile)
+
+
+@pytest.mark.parametrize('overlap', [-0.1, 0.9, 1.5, math.nan])
+def test_an_overlap_that_cannot_work_is_refused(overlap):
+    with pytest.raises(ConfigError, match='overlap'):
+        TiledModel(Segmentor(), 128, overlap)
+
+
+@pytest.mark.parametrize('task', ['fpn', 'retinanet', 'mask_rcnn'])
+def test_a_network_in_tiles(task, tmp_path, shapes):
+    """Small images are as without tiles, also in a batch with large ones; large ones are whole."""
+    model = write_trained(tmp_path, task, shapes)
+    rng = np.random.default_rng(0)
+    small = [rng.integers(0, 255, (96, 128, 3), np.uint8) for _ in range(2)]
+    large = cv2.resize(small[0], (300, 200))
+    options = dict(score_thr=0.0, batch_size=2)
+    plain = [result.prediction for result in Inferencer(*model, **options)(small)]
+    tiled = [
+        result.prediction for result in Inferencer(*model, tile=128, **options)([*small, large])
+    ]
+    for one, other in zip(plain, tiled[:2], strict=True):
+        if task == 'fpn':
+            np.testing.assert_array_equal(one.seg_map, other.seg_map)
+            continue
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.scores, other.scores)
+    if task == 'fpn':
+        assert tiled[2].seg_map.shape == (200, 300) and len(np.unique(tiled[2].seg_map)) > 1
+        return
+    # More than the ten of one image.
+    assert len(tiled[2].boxes) > 10 and (np.diff(tiled[2].scores) <= 0).all()
+    assert (tiled[2].boxes.min(axis=0) >= 0).all()
+    assert (tiled[2].boxes.max(axis=0) <= (300, 200, 300, 200)).all()
+    if task == 'mask_rcnn':
+        for mask in tiled[2].masks:
+            assert mask.x + mask.shape[1] <= 300 and mask.y + mask.shape[0] <= 200
