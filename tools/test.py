@@ -6,11 +6,12 @@ In place of the checkpoint it takes a file that tools/export.py wrote.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from _requirements import explain_missing
 
 with explain_missing():
-    from _arguments import add_no_deploy, add_run_arguments, make_parser, parse_run_args
+    from _arguments import add_no_deploy, add_run_arguments, add_tile, make_parser, parse_run_args
     from mmengine.config import Config
     from mmengine.dist import is_main_process
 
@@ -23,6 +24,8 @@ with explain_missing():
     from backbones.engine.tta import use_test_time_augmentation
     from backbones.errors import ConfigError, exit_on_user_error
     from backbones.inference.exported_file import is_exported
+    from backbones.inference.testing import use_predictor
+    from backbones.inference.tiles import check_tile
     from backbones.weights import use_safe_loading
 
 EXAMPLES = """\
@@ -37,6 +40,8 @@ examples:
       on 8 GPUs
   python tools/test.py seg_configs/fpn_effv2_s0.py fpn_s0.xml
       an exported file: .xml (OpenVINO) or .onnx (onnxruntime), in float or int8
+  python tools/test.py det_configs/retinanet_effv2_s2.py CHECKPOINT --tile 1024
+      on large images, in tiles of 1024x1024
 """
 
 
@@ -69,6 +74,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--amp', action='store_true', help='of an exported .xml only: mixed precision'
     )
+    add_tile(parser)
     add_no_deploy(parser)
     add_run_arguments(parser, 'test_dataloader.batch_size=4')
     return parse_run_args(parser)
@@ -79,6 +85,10 @@ def configure(args: argparse.Namespace) -> Config:
     config = load_run_config(args)
     if args.report and Path(args.report).is_dir():
         raise ConfigError(f'--report {args.report} is a folder; give the path of a file')
+    if args.tile is not None:
+        check_tile(args.tile, args.overlap)
+        if args.tta:
+            raise ConfigError('--tta resizes and flips whole images: test with it or with --tile')
     if is_exported(args.checkpoint):
         use_file(config, args)
         return config
@@ -101,14 +111,35 @@ def configure(args: argparse.Namespace) -> Config:
 
 def use_file(config: Config, args: argparse.Namespace) -> None:
     """Put an exported file in place of the model."""
-    from backbones.export.evaluate import use_exported
+    # Registers the class.
+    import backbones.export.evaluate  # noqa: F401
 
     if args.tta or not args.deploy or any(key.startswith('model.') for key in args.cfg_options):
         raise ConfigError(
             f'{args.checkpoint} is exported: it predicts as it was made by export.py, without '
             '--tta, --no-deploy and --cfg-options model....'
         )
-    use_exported(config, args.checkpoint, args.amp)
+    tiles = tile_options(config, args) if args.tile is not None else {}
+    file = dict(type='ExportedFile', path=args.checkpoint, amp=args.amp)
+    use_predictor(config, file | tiles)
+
+
+def use_tiles(config: Config, args: argparse.Namespace) -> None:
+    """Put a checkpoint that predicts in tiles in place of the model."""
+    checkpoint = dict(
+        type='TiledCheckpoint',
+        config=args.config,
+        checkpoint=args.checkpoint,
+        deploy=args.deploy,
+        cfg_options=args.cfg_options,
+    )
+    use_predictor(config, checkpoint | tile_options(config, args))
+
+
+def tile_options(config: Config, args: argparse.Namespace) -> dict[str, Any]:
+    """Of the tiles as many go through the model at once as images without tiles."""
+    size = config.test_dataloader.get('batch_size', 1)
+    return dict(tile=args.tile, overlap=args.overlap, batch_size=size)
 
 
 def main() -> None:
@@ -119,8 +150,11 @@ def main() -> None:
         if is_exported(args.checkpoint):
             from backbones.export.evaluate import check_exported_test as check
         config = prepare_on_first(config, check)
+        in_tiles = args.tile is not None and check is check_test
+        if in_tiles:
+            use_tiles(config, args)
         runner = ReliableRunner.from_cfg(config)
-        if args.deploy and check is check_test:
+        if args.deploy and check is check_test and not in_tiles:
             runner.register_hook(DeployHook())
         if args.show_dir:
             from backbones.inference.comparison import ComparisonHook

@@ -20,10 +20,10 @@ from backbones.engine.config import load_config
 from backbones.errors import ExportError
 from backbones.inference.exported_file import RUNNABLE, Description, ExportedModel, open_exported
 from backbones.inference.model import TorchModel, build_model, classes_and_palette
+from backbones.inference.testing import HARMLESS_TRANSFORMS
 from backbones.weights import load_checkpoint
 
 from .check import check_file, example_image, pipeline_difference
-from .evaluate import HARMLESS_TRANSFORMS
 from .exportable import exportable, is_segmentor, min_image_size
 from .formats import FORMATS, check_packages, write
 from .int8 import import_nncf, quantize

@@ -61,13 +61,7 @@ class TiledModel:
         batch_size: int = 1,
         score_thr: float = 0.0,
     ) -> None:
-        if tile < MIN_TILE:
-            raise ConfigError(f'tiles of {tile} pixels are too small: give {MIN_TILE} or more')
-        if not 0 <= overlap < MAX_OVERLAP:
-            raise ConfigError(
-                f'an overlap of {overlap:g} cannot work: it is the share of a tile that the next '
-                f'one covers again, from 0 to below {MAX_OVERLAP}'
-            )
+        check_tile(tile, overlap)
         self.model, self.tile, self.overlap = model, tile, overlap
         self.batch_size, self.score_thr = batch_size, score_thr
 
@@ -144,6 +138,17 @@ class TiledModel:
             if frame.problem:
                 raise ValueError(frame.problem)
             yield frame.prediction
+
+
+def check_tile(tile: int, overlap: float) -> None:
+    """Check the arguments of :class:`TiledModel`, or raise ConfigError."""
+    if tile < MIN_TILE:
+        raise ConfigError(f'tiles of {tile} pixels are too small: give {MIN_TILE} or more')
+    if not 0 <= overlap < MAX_OVERLAP:
+        raise ConfigError(
+            f'an overlap of {overlap:g} cannot work: it is the share of a tile that the next one '
+            f'sees too, from 0 to below {MAX_OVERLAP}'
+        )
 
 
 class LogitsModel:

@@ -1,16 +1,20 @@
 """Large images in tiles, compared with what numpy computes for the whole image."""
 
+import json
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from tool_process import run_tool
 from trained_tiny import write_trained
 
 from backbones.errors import ConfigError
 from backbones.inference import CroppedMask, Detections, Inferencer, Segmentation
 from backbones.inference.masks import CompressedMask, encode_mask
+from backbones.inference.results import coco_results
 from backbones.inference.seg_maps import Logits
 from backbones.inference.tile_merging import Pieces, merge
 from backbones.inference.tiles import Axis, Grid, TiledModel
@@ -300,3 +304,45 @@ def test_a_network_in_tiles(task, tmp_path, shapes):
     if task == 'mask_rcnn':
         for mask in tiled[2].masks:
             assert mask.x + mask.shape[1] <= 300 and mask.y + mask.shape[0] <= 200
+
+
+@pytest.mark.parametrize('task', ['fpn', 'mask_rcnn'])
+def test_a_test_in_tiles_measures_the_predictions_of_infer(task, tmp_path, shapes):
+    config, checkpoint = write_trained(tmp_path, task, shapes)
+    inferencer = Inferencer(config, checkpoint, tile=96, overlap=0.3, score_thr=0.0)
+    options = ['--tile', '96', '--overlap', '0.3', '--out', 'metrics.json']
+    if task == 'fpn':
+        images = sorted((shapes / 'ade/images/validation').iterdir())
+        counts = np.zeros((7, 7))
+        for result in inferencer(images):
+            annotation = shapes / 'ade/annotations/validation' / f'{Path(result.source).stem}.png'
+            truth = cv2.imread(str(annotation), cv2.IMREAD_UNCHANGED).astype(int) - 1
+            np.add.at(counts, (truth, result.prediction.seg_map), 1)
+        both = counts.diagonal()
+        name, expected = 'mIoU', 100 * (both / (counts.sum(0) + counts.sum(1) - both)).mean()
+    else:
+        # Its own predictions as ground truth.
+        truth = json.loads((shapes / 'coco/annotations/instances_val2017.json').read_text())
+        paths = [shapes / 'coco/val2017' / image['file_name'] for image in truth['images']]
+        rows = []
+        for image, result in zip(truth['images'], inferencer(paths), strict=True):
+            about = {'image_id': image['id'], 'iscrowd': 0}
+            size = result.image.shape[:2]
+            rows += coco_results(result.prediction, size, about, truth['categories'])
+        for number, row in enumerate(rows, 1):
+            row |= {'id': number, 'area': row['bbox'][2] * row['bbox'][3]}
+        path = tmp_path / 'own.json'
+        path.write_text(json.dumps(truth | {'annotations': rows}))
+        options += ['--cfg-options', f'test_evaluator.ann_file={path}']
+        options += [f'test_dataloader.dataset.ann_file={path}']
+        name, expected = 'coco/segm_mAP', 1.0
+    done = run_tool(tmp_path, 'test.py', config, checkpoint, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    assert metrics[name] == pytest.approx(expected, abs=0.02)
+
+
+def test_tiles_and_test_time_augmentation_exclude_each_other(tmp_path, shapes):
+    config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
+    done = run_tool(tmp_path, 'test.py', config, checkpoint, '--tile', '96', '--tta')
+    assert done.returncode == 1 and '--tile' in done.stderr and 'Traceback' not in done.stderr
