@@ -20,6 +20,8 @@ from .inputs import explain_os_error
 
 # More could not be worked on: an image this large takes 3 GiB as an array.
 MAX_PIXELS = 2**30
+# Pixels that Pillow hands over at a time.
+STRIP_PIXELS = 2**24
 # Pillow's own limit, for web servers, refuses what satellites and microscopes give.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -211,7 +213,15 @@ def to_bgr(image: Image.Image, orientation: int) -> np.ndarray:
     if orientation > 1:
         image = image.transpose(TRANSPOSITIONS[orientation])
     code = cv2.COLOR_GRAY2BGR if image.mode == 'L' else cv2.COLOR_RGB2BGR
-    return cv2.cvtColor(np.asarray(image), code)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    # Pillow makes two copies of what becomes an array, which for a large image would be gigabytes.
+    step = max(STRIP_PIXELS // max(image.width, 1), 1)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        is_whole = bottom - top == image.height
+        strip = image if is_whole else image.crop((0, top, image.width, bottom))
+        cv2.cvtColor(np.asarray(strip), code, dst=pixels[top:bottom])
+    return pixels
 
 
 def _is_deep_gray(image: Image.Image) -> bool:

@@ -17,7 +17,9 @@ from exporting import needs_export
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from backbones.inference.exported_file import ExportedModel
 from backbones.inference.masks import encode_mask
+from backbones.inference.tiles import TiledModel
 
 pytestmark = needs_export
 
@@ -78,6 +80,34 @@ def test_segmentation_maps_are_those_of_the_model(
     (expected,) = predict(made.model, [cv2.imread(str(photograph))])
     assert np.mean(found == expected.seg_map) >= share
     assert len(np.unique(found)) > 1
+
+
+@pytest.mark.parametrize('kind', ['logits', 'fpn', 'retinanet', 'mask_rcnn'])
+def test_large_images_in_tiles_are_those_of_the_model(kind, exported, images, predict):
+    made = exported(kind)
+    large = cv2.resize(np.hstack(images), (400, 250))
+    # A file of class indices takes them from the tile whose border is farthest away.
+    made.model.gives_logits = kind != 'fpn'
+    (expected,) = predict(TiledModel(made.model, 160), [large])
+    (found,) = predict(TiledModel(ExportedModel(made.path), 160), [large])
+    if kind in ('logits', 'fpn'):
+        assert np.mean(found.seg_map == expected.seg_map) >= 0.999
+        assert len(np.unique(found.seg_map)) > 1
+        return
+    assert len(found.boxes) == len(expected.boxes) > 3
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.5)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+    for one, other in zip(found.masks or (), expected.masks or (), strict=True):
+        pixels = [coco_mask.decode(encode_mask(each, large.shape[:2])) for each in (one, other)]
+        assert np.mean(pixels[0] == pixels[1]) >= 0.999
+
+
+def test_tiles_on_the_command_line(exported, photograph, call):
+    code, said, out = call(exported('logits').path, photograph, '--tile', '96', '--overlap', '0.5')
+    assert code == 0, said
+    assert np.array(Image.open(next((out / 'data').rglob('drawn.png')))).shape == (160, 160)
+    code, said, _ = call(exported('logits').path, photograph, '--tile', '10')
+    assert code == 1 and 'too small' in said
 
 
 def corrupt(path: Path, folder: Path) -> Path:
