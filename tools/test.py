@@ -111,8 +111,7 @@ def configure(args: argparse.Namespace) -> Config:
 
 def use_file(config: Config, args: argparse.Namespace) -> None:
     """Put an exported file in place of the model."""
-    # Registers the class.
-    import backbones.export.evaluate  # noqa: F401
+    from backbones.export.evaluate import use_exported
 
     if args.tta or not args.deploy or any(key.startswith('model.') for key in args.cfg_options):
         raise ConfigError(
@@ -120,8 +119,7 @@ def use_file(config: Config, args: argparse.Namespace) -> None:
             '--tta, --no-deploy and --cfg-options model....'
         )
     tiles = tile_options(config, args) if args.tile is not None else {}
-    file = dict(type='ExportedFile', path=args.checkpoint, amp=args.amp)
-    use_predictor(config, file | tiles)
+    use_exported(config, args.checkpoint, args.amp, **tiles)
 
 
 def use_tiles(config: Config, args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from backbones.engine.console import evaluation_of, prints_to, quiet
 from backbones.engine.preflight import check_classes
 from backbones.errors import ConfigError
 from backbones.inference.exported_file import ExportedModel
-from backbones.inference.testing import ImageModel
+from backbones.inference.testing import ImageModel, use_predictor
 from backbones.inference.tiles import TiledModel
 
 TASKS = {'mmseg': 'segmentation', 'mmdet': 'detection'}
@@ -48,6 +48,11 @@ class ExportedFile(ImageModel):
             'device': f'{runtime}, mixed precision' if amp else runtime,
         }
         super().__init__(TiledModel(model, tile, **options) if tile else model, summary)
+
+
+def use_exported(config: Config, path: str | Path, amp: bool = False, **tiles: Any) -> None:
+    """Put an :class:`ExportedFile` in place of a config's model."""
+    use_predictor(config, dict(type='ExportedFile', path=str(path), amp=amp, **tiles))
 
 
 def check_exported_test(config: Config) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +16,23 @@ from .drawing import Visualizer
 from .exported_file import ExportedModel, is_exported
 from .inputs import Input, list_inputs
 from .model import TorchModel
+from .output_paths import mirrored_path
 from .palette import choose_palette
 from .pipeline import Pipeline
 from .reading import Clip, Closed, Frame, Stream, read_inputs
-from .results import Detections, Segmentation
+from .results import (
+    Detections,
+    Segmentation,
+    categories_of,
+    coco_results,
+    image_id_of,
+    regions_of,
+    to_supervision,
+)
 from .tiles import DEFAULT_OVERLAP, TiledModel
+
+if TYPE_CHECKING:
+    import supervision
 
 Given = str | os.PathLike | np.ndarray
 
@@ -56,9 +68,48 @@ class Result:
         Raises:
             InputError: There is a problem instead of a prediction.
         """
+        self._expect_prediction()
+        return self._visualizer.draw(self.image, self.prediction, legend)
+
+    def to_supervision(self) -> 'supervision.Detections':
+        """The prediction for the package supervision and what builds on it, trackers for instance.
+
+        Names of classes are in ``data['class_name']``. Of a segmentation, a mask for each class
+        that occurs, without confidence.
+
+        Raises:
+            InputError: There is a problem instead of a prediction.
+            ConfigError: The package is not installed.
+        """
+        objects, size = self._objects(), self.image.shape[:2]
+        return to_supervision(objects, size, self._visualizer.class_names)
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """The prediction in COCO's results format, masks run-length encoded.
+
+        As in the files of infer.py: ids of classes are those of ``categories.json``, see
+        :func:`.results.categories_of`, and ``image_id`` depends on the path alone. Of a
+        segmentation, a mask for each class that occurs, without a score.
+
+        Raises:
+            InputError: There is a problem instead of a prediction.
+        """
+        objects, name = self._objects(), mirrored_path(self.source)
+        image = {'image_id': image_id_of(name), 'file_name': name}
+        if self.time is not None:
+            image = {'image_id': image_id_of(name, self.frame), 'frame': self.frame}
+        task = 'segmentation' if isinstance(self.prediction, Segmentation) else 'detection'
+        categories = categories_of(self._visualizer.class_names, task)
+        return coco_results(objects, self.image.shape[:2], image, categories)
+
+    def _objects(self) -> Detections:
+        self._expect_prediction()
+        is_detection = isinstance(self.prediction, Detections)
+        return self.prediction if is_detection else regions_of(self.prediction)
+
+    def _expect_prediction(self) -> None:
         if self.prediction is None:
             raise InputError(f'{self.source} {self.problem}')
-        return self._visualizer.draw(self.image, self.prediction, legend)
 
 
 class Inferencer:

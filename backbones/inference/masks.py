@@ -27,6 +27,10 @@ class CroppedMask:
     # (height, width), bool, inside the image; either may be 0.
     pixels: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.pixels.shape
+
 
 class CompressedMask:
     """A :class:`CroppedMask` of a hundredth of its size, whose pixels take time to look at.
@@ -106,7 +110,7 @@ def crop_masks(masks: np.ndarray) -> list[CroppedMask]:
 def fill_empty_boxes(boxes: np.ndarray, masks: list[CroppedMask]) -> np.ndarray:
     """Boxes, (N, 4); where one has no area, the extent of its mask."""
     starts = np.array([(mask.x, mask.y) for mask in masks], boxes.dtype).reshape(-1, 2)
-    sizes = np.array([mask.pixels.shape[::-1] for mask in masks], boxes.dtype).reshape(-1, 2)
+    sizes = np.array([mask.shape[::-1] for mask in masks], boxes.dtype).reshape(-1, 2)
     extents = np.hstack([starts, starts + sizes])
     is_empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1, keepdims=True)
     return np.where(is_empty, extents, boxes)

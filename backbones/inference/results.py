@@ -7,14 +7,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from backbones.errors import import_optional
 from backbones.files import atomic_write
 
-from .masks import CroppedMask, encode_mask
+from .masks import CompressedMask, CroppedMask, crop_masks, encode_mask, fill_empty_boxes
+
+if TYPE_CHECKING:
+    import supervision
 
 COCO_CLASSES = 80
 # COCO numbers its 80 categories from 1 to 90 and leaves these out.
@@ -31,13 +35,14 @@ class Detections:
         boxes: (N, 4), float32: left, top, right, bottom in pixels of the image.
         scores: (N,), float32, 0 to 1; None for ground truth.
         labels: (N,), int64, index into the model's class names.
-        masks: The mask of each object, or None where the model has no masks.
+        masks: The mask of each object, or None where the model has no masks; of an image in tiles
+            they are compressed.
     """
 
     boxes: np.ndarray
     scores: np.ndarray | None
     labels: np.ndarray
-    masks: list[CroppedMask] | None = None
+    masks: list[CroppedMask] | list[CompressedMask] | None = None
 
     def select(self, score_thr: float, labels: Sequence[int] | None = None) -> 'Detections':
         """Those with at least this score, of these classes only (None: of all)."""
@@ -109,6 +114,7 @@ def coco_results(
     """Detections in COCO's results format, masks run-length encoded.
 
     ``size`` is the image's height and width, ``image`` what every result says about its image.
+    There are no scores where detections have none.
     """
     results = []
     for index, (left, top, right, bottom) in enumerate(detections.boxes.tolist()):
@@ -116,12 +122,52 @@ def coco_results(
             **image,
             'category_id': categories[int(detections.labels[index])]['id'],
             'bbox': [round(value, 2) for value in (left, top, right - left, bottom - top)],
-            'score': round(float(detections.scores[index]), 5),
         }
+        if detections.scores is not None:
+            result['score'] = round(float(detections.scores[index]), 5)
         if detections.masks is not None:
             result['segmentation'] = encode_mask(detections.masks[index], size)
         results.append(result)
     return results
+
+
+def regions_of(segmentation: Segmentation) -> Detections:
+    """The regions of a segmentation as detections without scores: one mask for each class."""
+    values = np.unique(segmentation.seg_map)
+    labels = values[values != np.iinfo(segmentation.seg_map.dtype).max].astype(np.int64)
+    masks = [
+        CompressedMask(crop_masks((segmentation.seg_map == label)[None])[0]) for label in labels
+    ]
+    boxes = fill_empty_boxes(np.zeros((len(masks), 4), np.float32), masks)
+    return Detections(boxes, None, labels, masks)
+
+
+def to_supervision(
+    detections: Detections, size: tuple[int, int], classes: Sequence[str]
+) -> 'supervision.Detections':
+    """Detections in an image of ``size`` (height, width) for the package supervision.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    supervision = import_optional('supervision', 'to_supervision()', 'tracking')
+    masks = None
+    if detections.masks:
+        # Compact as ours; the extents include their last pixel.
+        extents = [
+            (mask.x, mask.y, mask.x + width - 1, mask.y + height - 1)
+            for mask in detections.masks
+            for height, width in [mask.shape]
+        ]
+        encoded = [encode_mask(mask, size) for mask in detections.masks]
+        masks = supervision.CompactMask.from_coco_rle(encoded, np.array(extents), size)
+    return supervision.Detections(
+        xyxy=detections.boxes,
+        mask=masks,
+        confidence=detections.scores,
+        class_id=detections.labels,
+        data={'class_name': np.array([classes[label] for label in detections.labels], str)},
+    )
 
 
 def to_json(content: Any) -> bytes:

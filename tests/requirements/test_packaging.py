@@ -68,7 +68,7 @@ def test_extras_have_the_bounds_of_the_requirements():
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     assert project['dependencies'] == []
     required = {}
-    for name in ('runtime', 'export', 'search', 'app'):
+    for name in ('runtime', 'export', 'search', 'app', 'tracking'):
         lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
         listed = [line.partition('#')[0].strip() for line in lines]
         required[name] = {one for one in map(Requirement, filter(None, listed))}
@@ -79,7 +79,8 @@ def test_extras_have_the_bounds_of_the_requirements():
     assert extras['export'] == required['export']
     assert extras['search'] == required['search']
     assert extras['app'] == required['app']
-    own = Requirement(f'{project["name"]}[hub,video,export,search,app]')
+    assert extras['tracking'] == required['tracking']
+    own = Requirement(f'{project["name"]}[hub,video,export,search,app,tracking]')
     for extra in ('hub', 'video', 'all'):
         assert extras[extra] - {own} <= required['runtime']
     assert own in extras['all']
