@@ -134,7 +134,7 @@ def quantize(
 def import_nncf() -> ModuleType:
     """NNCF, without telling its makers that it is used."""
     os.environ.setdefault('NNCF_CI', '1')
-    nncf = import_optional('nncf', '--int8')
+    nncf = import_optional('nncf', '--int8', 'int8')
     nncf.set_log_level(logging.ERROR)
     return nncf
 
@@ -157,7 +157,7 @@ def points(metrics: dict[str, Any]) -> dict[str, float]:
 
 def run_nncf(nncf: ModuleType, model: Any, batches: Sequence, ignored: list[str]) -> Any:
     """A quantized copy of a model; ``ignored`` are operators that stay as they are."""
-    ranges = import_optional('nncf.quantization.range_estimator', '--int8')
+    ranges = import_optional('nncf.quantization.range_estimator', '--int8', 'int8')
     return nncf.quantize(
         model,
         nncf.Dataset(batches),

@@ -5,6 +5,7 @@ They are made by the tool in a process of its own: a library that crashes there 
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from backbones.errors import ExportError
 from backbones.export.export import Options, export
 from backbones.inference.exported_file import ExportedModel
 
-pytestmark = needs_export
-pytest.importorskip('nncf')
+# Not imported: the tool does so in a process of its own.
+needs_nncf = pytest.mark.skipif(find_spec('nncf') is None, reason='nncf is not installed')
+pytestmark = [needs_export, needs_nncf]
 
 # The time of an export is that of its operators.
 FEWER_BLOCKS = """
