@@ -4,8 +4,12 @@ import os
 
 # Before torch is imported: workers of pytest-xdist and processes of torchrun share two cores.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+# Linux has ended long-lived test processes by SIGSEGV as they returned from a handler of SIGCHLD,
+# with no fault of their own; processors with AMX are where it was seen.
+os.environ.setdefault('ONEDNN_MAX_CPU_ISA', 'AVX512_CORE_BF16')
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +21,13 @@ import torch
 from tiny import draw_shapes, write_tiny_config
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_of_sigchld():
+    """Take away what torch's DataLoader leaves behind, see above."""
+    yield
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @pytest.fixture(scope='session')
