@@ -339,8 +339,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.fetched.append(self.path)
-        self.do_HEAD()
+        # Before the answer, after which the test goes on and may change it.
         content = self.server.files.get(self.path, b'')
+        self.do_HEAD()
         if content and self.server.limits:
             content = content[: self.server.limits.pop(0)]
         self.wfile.write(content)
