@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from exporting import FEWER_BLOCKS
 from mmengine.registry import MODELS
 from tiny import write_tiny_config
 from torch import nn
@@ -19,10 +20,6 @@ from backbones.export.formats import onnx_to_openvino
 from backbones.inference.exported_file import open_exported
 from backbones.inference.model import TorchModel
 
-# Export time is the number of operators.
-FEWER_BLOCKS = """
-model['backbone']['arch'].update(depths=(1, 1, 1, 1), mlp_ratios=((2,), (2,), (2,), (2,)))
-"""
 # Objects larger than 224 pixels, whose features come from the upper levels of the pyramid.
 LARGE = {'test_dataloader.dataset.pipeline.1.scale': (512, 512)}
 # The authors' segmentors, whose biases fit multiples of 32 only.

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from exporting import needs_export
+from exporting import FEWER_BLOCKS, needs_export
 from tool_process import TOOLS, run_tool
 from trained_tiny import write_trained
 
@@ -21,10 +21,6 @@ from backbones.inference.exported_file import ExportedModel
 needs_nncf = pytest.mark.skipif(find_spec('nncf') is None, reason='nncf is not installed')
 pytestmark = [needs_export, needs_nncf]
 
-# The time of an export is that of its operators.
-FEWER_BLOCKS = """
-model['backbone']['arch'].update(depths=(1, 1, 1, 1), mlp_ratios=((2,), (2,), (2,), (2,)))
-"""
 SIZES = {'fpn': '64x64', 'ham': '64x64', 'retinanet': '160x160'}
 
 
