@@ -87,10 +87,9 @@ def add_tile(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         '--overlap',
         type=float,
-        default=0.2,
         metavar='SHARE',
-        help='the share of a tile that the next one sees too; best above the size of most '
-        'objects (default: 0.2)',
+        help='with --tile: the share of a tile that the next one sees too; best above the size of '
+        'most objects (default: 0.2)',
     )
 
 

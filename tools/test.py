@@ -85,10 +85,9 @@ def configure(args: argparse.Namespace) -> Config:
     config = load_run_config(args)
     if args.report and Path(args.report).is_dir():
         raise ConfigError(f'--report {args.report} is a folder; give the path of a file')
-    if args.tile is not None:
-        check_tile(args.tile, args.overlap)
-        if args.tta:
-            raise ConfigError('--tta resizes and flips whole images: test with it or with --tile')
+    check_tile(args.tile, args.overlap)
+    if args.tile is not None and args.tta:
+        raise ConfigError('--tta resizes and flips whole images: test with it or with --tile')
     if is_exported(args.checkpoint):
         use_file(config, args)
         return config

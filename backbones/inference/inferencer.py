@@ -29,7 +29,7 @@ from .results import (
     regions_of,
     to_supervision,
 )
-from .tiles import DEFAULT_OVERLAP, TiledModel
+from .tiles import TiledModel, check_tile
 
 if TYPE_CHECKING:
     import supervision
@@ -136,7 +136,8 @@ class Inferencer:
         palette: See :func:`backbones.inference.palette.choose_palette`. Default: the model's own.
         tile: Images with a longer side go through the model in tiles of this height and width, in
             pixels, at least 64; see :mod:`backbones.inference.tiles`. Default: as a whole.
-        overlap: The share of a tile that its neighbor sees too, 0 to below 0.9.
+        overlap: With ``tile``: the share of a tile that its neighbor sees too, 0 to below 0.9.
+            Default: 0.2.
         cfg_options: Overrides for the config, by dotted key.
 
     Attributes:
@@ -146,7 +147,7 @@ class Inferencer:
 
     Raises:
         ConfigError: The config cannot be read or does not fit, or there is no such class, or no
-            such tile.
+            such tiles.
         ExportError: The exported file cannot be run, or was not written by our tool.
         CheckpointError: The checkpoint cannot be read or lacks part of the model.
     """
@@ -165,8 +166,9 @@ class Inferencer:
         palette: str | None = None,
         cfg_options: dict[str, Any] | None = None,
         tile: int | None = None,
-        overlap: float = DEFAULT_OVERLAP,
+        overlap: float | None = None,
     ) -> None:
+        check_tile(tile, overlap)
         if not is_exported(config):
             model = TorchModel(str(config), str(checkpoint), device, amp, deploy, cfg_options)
         elif cfg_options or not deploy:

@@ -91,7 +91,7 @@ class TiledCheckpoint(ImageModel):
         deploy: bool,
         cfg_options: dict[str, Any],
         tile: int,
-        overlap: float,
+        overlap: float | None,
         batch_size: int,
     ) -> None:
         # mmengine has chosen the process's own GPU.

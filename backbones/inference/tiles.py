@@ -46,6 +46,7 @@ class TiledModel:
         tile: Height and width of the tiles in pixels of the image, at least ``MIN_TILE``. An image
             without a longer side goes through the model as it is.
         overlap: The share of a tile's side that its neighbor sees too, at least; below 0.9.
+            Default: ``DEFAULT_OVERLAP``.
         batch_size: Tiles that go through the model at once.
         score_thr: Detections below this score are left out before they are merged.
 
@@ -57,12 +58,13 @@ class TiledModel:
         self,
         model: Any,
         tile: int,
-        overlap: float = DEFAULT_OVERLAP,
+        overlap: float | None = None,
         batch_size: int = 1,
         score_thr: float = 0.0,
     ) -> None:
         check_tile(tile, overlap)
-        self.model, self.tile, self.overlap = model, tile, overlap
+        self.model, self.tile = model, tile
+        self.overlap = DEFAULT_OVERLAP if overlap is None else overlap
         self.batch_size, self.score_thr = batch_size, score_thr
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
@@ -140,11 +142,13 @@ class TiledModel:
             yield frame.prediction
 
 
-def check_tile(tile: int, overlap: float) -> None:
-    """Check the arguments of :class:`TiledModel`, or raise ConfigError."""
-    if tile < MIN_TILE:
+def check_tile(tile: int | None, overlap: float | None) -> None:
+    """Check the arguments of :class:`TiledModel`, or raise ConfigError; None is the default."""
+    if tile is None and overlap is not None:
+        raise ConfigError('an overlap is one of tiles: give --tile PIXELS (tile=...) with it')
+    if tile is not None and tile < MIN_TILE:
         raise ConfigError(f'tiles of {tile} pixels are too small: give {MIN_TILE} or more')
-    if not 0 <= overlap < MAX_OVERLAP:
+    if overlap is not None and not 0 <= overlap < MAX_OVERLAP:
         raise ConfigError(
             f'an overlap of {overlap:g} cannot work: it is the share of a tile that the next one '
             f'sees too, from 0 to below {MAX_OVERLAP}'

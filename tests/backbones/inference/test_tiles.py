@@ -342,7 +342,17 @@ def test_a_test_in_tiles_measures_the_predictions_of_infer(task, tmp_path, shape
     assert metrics[name] == pytest.approx(expected, abs=0.02)
 
 
-def test_tiles_and_test_time_augmentation_exclude_each_other(tmp_path, shapes):
+@pytest.mark.parametrize(
+    ('tool', 'options'),
+    [
+        ('test.py', ['--tile', '96', '--tta']),
+        ('test.py', ['--overlap', '0.3']),
+        ('infer.py', ['image.jpg', '--overlap', '0.3']),
+    ],
+)
+def test_options_that_need_or_exclude_tiles(tool, options, tmp_path, shapes):
+    """An overlap is never ignored."""
     config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
-    done = run_tool(tmp_path, 'test.py', config, checkpoint, '--tile', '96', '--tta')
+    cv2.imwrite(str(tmp_path / 'image.jpg'), rectangles())
+    done = run_tool(tmp_path, tool, config, checkpoint, *options)
     assert done.returncode == 1 and '--tile' in done.stderr and 'Traceback' not in done.stderr
