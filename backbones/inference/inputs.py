@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -18,12 +18,14 @@ STREAM_SCHEMES = ('rtsp', 'rtsps', 'rtmp', 'rtmps', 'udp')
 # Our own tools write these beside images.
 DATA_SUFFIXES = ('.json', '.jsonl')
 
-MEDIA_SUFFIXES = (
-    *('.avif', '.bmp', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpeg', '.jpg', '.mpo', '.pgm'),
-    *('.png', '.pnm', '.ppm', '.qoi', '.tif', '.tiff', '.webp'),
+VIDEO_SUFFIXES = (
     *('.3gp', '.asf', '.avi', '.flv', '.h264', '.h265', '.hevc', '.m2ts', '.m4v', '.mjpeg'),
     *('.mjpg', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts', '.mxf', '.ogv', '.ts', '.vob'),
     *('.webm', '.wmv', '.y4m'),
+)
+MEDIA_SUFFIXES = (
+    *('.avif', '.bmp', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpeg', '.jpg', '.mpo', '.pgm'),
+    *('.png', '.pnm', '.ppm', '.qoi', '.tif', '.tiff', '.webp', *VIDEO_SUFFIXES),
 )
 
 
@@ -41,6 +43,8 @@ class Input:
     found: bool = False
     # Why there is nothing to open, to stand behind the path.
     problem: str | None = None
+    # The bytes of the image, where they need not be read from the path.
+    data: bytes | None = field(default=None, repr=False)
 
     @property
     def key(self) -> str:
@@ -71,9 +75,14 @@ def list_inputs(inputs: Sequence[str], recursive: bool, stdin: TextIO) -> list[I
     """
     listed: dict[str, Input] = {}
     for given in inputs:
-        for item in _list_stdin(recursive, stdin) if given == '-' else _list(given, recursive):
+        for item in iterate_inputs(given, recursive, stdin):
             listed.setdefault(item.key, item)
     return list(listed.values())
+
+
+def iterate_inputs(given: str, recursive: bool, stdin: TextIO) -> Iterator[Input]:
+    """As :func:`list_inputs` for one input, without holding them all."""
+    return _list_stdin(recursive, stdin) if given == '-' else _list(given, recursive)
 
 
 def find_scheme(path: str) -> str | None:

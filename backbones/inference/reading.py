@@ -156,7 +156,8 @@ def read_inputs(
         try:
             if item.problem:
                 raise InputError(item.problem)
-            source = identify(item.path)
+            encoded = None if item.data is None else io.BytesIO(item.data)
+            source = _identify_image(encoded) if encoded else identify(item.path)
         except InputError as error:
             is_left_out = item.found and isinstance(error, NotMediaError)
             yield Closed(item, problem=str(error), was_left_out=is_left_out)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -184,7 +184,15 @@ def write_json(path: Path, content: Any) -> None:
 def write_seg_map(
     path: Path, segmentation: Segmentation, palette: Sequence[tuple[int, int, int]]
 ) -> None:
-    """Write a PNG whose values are labels, whole or not at all.
+    """Write a segmentation map as :func:`save_seg_map` does, whole or not at all."""
+    with atomic_write(path) as temporary, temporary.open('wb') as file:
+        save_seg_map(file, segmentation, palette)
+
+
+def save_seg_map(
+    file: BinaryIO, segmentation: Segmentation, palette: Sequence[tuple[int, int, int]]
+) -> None:
+    """Write a PNG whose values are labels.
 
     Up to 255 classes are an indexed PNG in the palette's colors, more a 16-bit one.
     """
@@ -192,5 +200,4 @@ def write_seg_map(
     if segmentation.seg_map.dtype == np.uint8:
         channels = [channel for color in palette for channel in color]
         image.putpalette(channels + [0] * (768 - len(channels)))
-    with atomic_write(path) as temporary, temporary.open('wb') as file:
-        image.save(file, format='PNG', compress_level=3)
+    image.save(file, format='PNG', compress_level=3)

@@ -1,0 +1,238 @@
+"""Units shared out by Ray: to processes on this machine or on many."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from backbones.engine.config import load_config
+from backbones.errors import ConfigError, import_optional
+from backbones.inference.inputs import find_scheme
+from backbones.inference.output_paths import mirrored_path
+from backbones.inference.predictor import Predictor
+from backbones.inference.reading import Frame
+from backbones.weights import use_safe_loading
+
+from .destination import Destination, explain, write_drawing
+from .source import Unit, read_unit
+
+# How often a unit may end the process that works on it before the run is given up.
+MAX_RETRIES = 20
+# Units with an error after which no other is begun.
+MAX_ERRORS = 10
+GO_ON = 'The same command goes on with what is missing'
+# Bytes that a cluster of our own may keep of what processes send each other: next to nothing.
+OBJECT_STORE = 2**27
+SETTINGS = {
+    'RAY_USAGE_STATS_ENABLED': '0',
+    'RAY_BACKEND_LOG_LEVEL': 'fatal',
+    # Each of our processes is told its device.
+    'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO': '0',
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with every unit.
+
+    Attributes:
+        out: The destination's URL.
+        model: The arguments of :class:`.Predictor`.
+        metadata: What the files of results say about their model.
+        draw: Whether drawings are written too.
+        trust_checkpoint: As of :func:`backbones.weights.use_safe_loading`.
+    """
+
+    out: str
+    model: dict[str, Any]
+    metadata: dict[str, str] = field(default_factory=dict)
+    draw: bool = False
+    trust_checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What Ray gives the processes.
+
+    Attributes:
+        address: Of a cluster, 'auto' for the one that this machine belongs to; None starts one
+            of this machine alone.
+        actors: The least and the most processes; None: as many as there is room for.
+        cpus: Cores for each process; None: 1, or a fair share beside a GPU.
+        gpus: GPUs for each process, 0.5 for two on one; None: one where there are GPUs.
+    """
+
+    address: str | None = None
+    actors: tuple[int, int] | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+
+
+class Worker:
+    """A process with the model, which turns units into files of results."""
+
+    def __init__(self, job: Job) -> None:
+        use_safe_loading(job.trust_checkpoint)
+        self.job = job
+        self.destination = Destination(job.out)
+        self.predictor = Predictor(**job.model)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
+        """Work on units, given and described by columns of :class:`Unit`'s fields."""
+        columns = (batch[name].tolist() for name in Unit._fields)
+        reports = []
+        for values in zip(*columns, strict=True):
+            unit = Unit(*values)
+            report = dict(part=unit.part, inputs=unit.num_inputs, rows=0, problems=0, error='')
+            try:
+                # The process that worked on it before may have ended after the last step.
+                if not self.destination.has(unit.part):
+                    self._run(unit, report)
+            # Each storage has errors of its own.
+            except Exception as error:
+                report['error'] = explain(error)
+            reports.append(report)
+        return {name: [report[name] for report in reports] for name in reports[0]}
+
+    def _run(self, unit: Unit, report: dict[str, Any]) -> None:
+        schema = self.predictor.schema
+        schema = schema.with_metadata(schema.metadata | self.job.metadata)
+        tables = self.predictor.stream(read_unit(unit, self.destination), self._finish)
+        with TemporaryDirectory() as folder:
+            file = Path(folder, unit.part)
+            with pq.ParquetWriter(file, schema, compression='zstd') as writer:
+                for table in tables:
+                    writer.write_table(table)
+                    report['rows'] += table.num_rows
+                    report['problems'] += table.num_rows - table['problem'].null_count
+            self.destination.commit(file, unit.part)
+
+    def _finish(self, frame: Frame) -> None:
+        if self.job.draw:
+            drawing = self.predictor.inferencer.visualizer.draw(frame.image, frame.prediction)
+            name = mirrored_path(frame.input.path)
+            write_drawing(
+                self.destination, f'{name}/{frame.index:06d}' if frame.stream else name, drawing
+            )
+
+
+def fingerprint(model: dict[str, Any], draw: bool) -> dict[str, str]:
+    """What results depend on: the contents of the model's files, and the options.
+
+    Args:
+        model: The arguments of :class:`.Predictor`.
+        draw: Whether drawings are written too.
+    """
+    options = {key: value for key, value in model.items() if key != 'batch_size'} | {'draw': draw}
+    config, checkpoint = options.pop('config'), options.pop('checkpoint')
+    digest = hashlib.sha256()
+    if checkpoint:
+        digest.update(load_config(config, options['cfg_options']).pretty_text.encode())
+        files = [checkpoint]
+    else:
+        files = [config, str(Path(config).with_suffix('.bin'))]
+    for file in filter(os.path.isfile, files):
+        with open(file, 'rb') as opened:
+            for block in iter(partial(opened.read, 2**20), b''):
+                digest.update(block)
+    if checkpoint and find_scheme(checkpoint):
+        digest.update(checkpoint.encode())
+    shown = {key: value for key, value in options.items() if value not in (None, {})}
+    name = Path(checkpoint or config).name
+    return {'model': f'{name}, sha256 {digest.hexdigest()[:16]}', 'options': json.dumps(shown)}
+
+
+def run(job: Job, units: Sequence[Unit], resources: Resources) -> Iterator[dict[str, Any]]:
+    """Work on all units; a process or machine that is lost costs the units it was working on.
+
+    Yields:
+        For each unit, as it is done: its ``part``, and how many ``inputs`` it had, and ``rows``
+        and ``problems`` were written.
+
+    Raises:
+        ConfigError: Ray is not installed or cannot be reached, there is no room for a process, or
+            a unit cannot be worked on.
+    """
+    ray = import_optional('ray', 'inference on many machines', 'scale')
+    data = import_optional('ray.data', 'inference on many machines', 'scale')
+    _connect(ray, resources.address)
+    try:
+        options, (least, most) = _plan(ray.cluster_resources(), resources, len(units))
+        data.DataContext.get_current().enable_progress_bars = False
+        device = None if options['num_gpus'] else 'cpu'
+        job = replace(job, model=job.model | {'device': device})
+        dataset = data.from_items(
+            [unit._asdict() for unit in units], override_num_blocks=len(units)
+        )
+        reports = dataset.map_batches(
+            Worker,
+            fn_constructor_args=[job],
+            batch_size=None,
+            compute=data.ActorPoolStrategy(min_size=least, max_size=most),
+            max_task_retries=MAX_RETRIES,
+            **options,
+        )
+        yield from _without_errors(reports.iter_rows())
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigError(f'processes end with an error: {reason}. {GO_ON}') from error
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Join the cluster, or start one; what Ray and its processes log goes to its own files."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger('ray.data').setLevel(logging.CRITICAL)
+    own = dict(include_dashboard=False, object_store_memory=OBJECT_STORE)
+    quiet = dict(log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.init(address=address or 'local', **quiet, **({} if address else own))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f'there is no Ray cluster at {address}: {error}') from error
+
+
+def _plan(
+    room: dict[str, float], resources: Resources, num_units: int
+) -> tuple[dict[str, float], tuple[int, int]]:
+    """What each process gets, and the least and the most processes there are at a time."""
+    gpus = resources.gpus
+    if gpus is None:
+        gpus = 1.0 if room.get('GPU', 0) >= 1 else 0.0
+    cpus = resources.cpus
+    if cpus is None:
+        cpus = max(1, int(room['CPU'] * gpus / room['GPU'])) if gpus and room.get('GPU') else 1
+    fitting = int(room.get('CPU', 0) // cpus)
+    if gpus:
+        fitting = min(fitting, int(room.get('GPU', 0) / gpus + 1e-6))
+    if not fitting:
+        raise ConfigError(
+            f'a process of {cpus:g} cores and {gpus:g} GPUs has no room in the cluster, which has '
+            f'{room.get("CPU", 0):g} cores and {room.get("GPU", 0):g} GPUs'
+        )
+    least, most = resources.actors or (fitting, fitting)
+    return dict(num_cpus=cpus, num_gpus=gpus), (min(least, num_units), min(most, num_units))
+
+
+def _without_errors(reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The reports of units that are done; an error of a few stops no other."""
+    errors = []
+    for report in reports:
+        if not report['error']:
+            yield report
+            continue
+        errors.append(report['error'])
+        if len(errors) == MAX_ERRORS:
+            break
+    if errors:
+        more = f' and {len(errors) - 1} more' if len(errors) > 1 else ''
+        raise ConfigError(f'not all is done: {errors[0]}{more}. {GO_ON}')

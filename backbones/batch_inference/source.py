@@ -1,0 +1,179 @@
+"""Inputs in units, each of which becomes one file of results."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from backbones.errors import ConfigError
+from backbones.inference.inputs import VIDEO_SUFFIXES, find_scheme, is_live, iterate_inputs
+
+from .destination import INPUTS_FOLDER, Destination, explain
+
+# Columns of paths and of encoded images by the names that they have in published sets.
+PATH_COLUMNS = ('path', 'file_name', 'filename', 'image_path', 'file', 'url')
+BYTES_COLUMNS = ('bytes', 'image', 'content', 'image_bytes', 'jpg', 'png')
+# Rows of a Parquet file that are in memory at a time.
+BATCH_ROWS = 16
+
+
+class Unit(NamedTuple):
+    """Some inputs: a row group of a Parquet file."""
+
+    # Its path or URL; below the destination for the lists that are kept there.
+    file: str
+    row_group: int
+    num_inputs: int
+
+    @property
+    def part(self) -> str:
+        """The name of the file with the results, the same in every run."""
+        digest = hashlib.sha256(f'{self.file}#{self.row_group}'.encode()).hexdigest()
+        return f'part-{digest[:16]}.parquet'
+
+
+def list_units(source: str, destination: Destination, images_per_unit: int) -> list[Unit]:
+    """All units of a source, and of earlier runs into the same destination.
+
+    Paths that the destination does not know yet are added to its lists, so that a unit has the same
+    inputs in every run. Where Parquet files hold the images themselves, their row groups are units.
+
+    Raises:
+        ConfigError: There are no inputs, or they cannot be listed.
+    """
+    if is_live(source):
+        raise ConfigError(f'{source} has no end of its own; tools/infer.py takes it')
+    paths = list_paths(source)
+    if all(path.endswith('.parquet') for path in paths):
+        if find_columns(open_parquet(paths[0]).schema_arrow, paths[0])[1]:
+            return [unit for path in paths for unit in _units_in(path, path)]
+        paths = [path for file in paths for path in _read_paths(file)]
+    _add_paths(paths, destination, images_per_unit)
+    files = [f'{INPUTS_FOLDER}/{name}' for name in destination.names(INPUTS_FOLDER)]
+    return [unit for file in files for unit in _units_in(file, f'{destination.url}/{file}')]
+
+
+def list_paths(source: str) -> list[str]:
+    """The files that a file, folder, glob, URL, list (.txt) or - stands for, with full paths."""
+    if source.endswith('.txt'):
+        try:
+            with fsspec.open(source, encoding='utf-8', mode='rt') as file:
+                paths = [line.strip() for line in file if line.strip()]
+        # Each storage has errors of its own.
+        except Exception as error:
+            raise ConfigError(f'{source} cannot be read: {explain(error)}') from error
+        problem = 'is empty'
+    else:
+        listed = list(iterate_inputs(source, recursive=True, stdin=sys.stdin))
+        problem = listed[0].problem
+        paths = [item.path for item in listed if not item.problem]
+    if not paths:
+        raise ConfigError(f'{source} {problem}')
+    return [path if find_scheme(path) else os.path.abspath(path) for path in paths]
+
+
+def read_unit(unit: Unit, destination: Destination) -> Iterator[pa.Table]:
+    """The inputs of a unit, with the columns that Predictor takes, a few at a time."""
+    is_listed = unit.file.startswith(f'{INPUTS_FOLDER}/')
+    file = open_parquet(f'{destination.url}/{unit.file}' if is_listed else unit.file)
+    path_column, bytes_column = find_columns(file.schema_arrow, unit.file)
+    columns = [column for column in (path_column, bytes_column) if column]
+    start = sum(file.metadata.row_group(k).num_rows for k in range(unit.row_group))
+    for batch in file.iter_batches(BATCH_ROWS, [unit.row_group], columns):
+        images = batch[bytes_column] if bytes_column else None
+        paths = batch[path_column] if path_column else pa.nulls(len(batch), pa.string())
+        if images is not None and pa.types.is_struct(images.type):
+            # As Hugging Face's datasets have it; the path is a name at most.
+            images, paths = pc.struct_field(images, 'bytes'), pa.nulls(len(batch), pa.string())
+        if images is not None:
+            rows = [f'{unit.file}#{start + row}' for row in range(len(batch))]
+            paths = pc.coalesce(paths, pa.array(rows))
+            start += len(batch)
+        yield pa.table({'path': paths} if images is None else {'path': paths, 'bytes': images})
+
+
+def find_columns(schema: pa.Schema, file: str) -> tuple[str | None, str | None]:
+    """The columns with paths and with encoded images.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    path = next((name for name in PATH_COLUMNS if name in schema.names), None)
+    for name in BYTES_COLUMNS:
+        if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_struct(kind) and kind.get_field_index('bytes') >= 0:
+                return path, name
+            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return path, name
+    if path is None:
+        raise ConfigError(
+            f'{file} has no column with paths ({", ".join(PATH_COLUMNS)}) or with encoded images '
+            f'({", ".join(BYTES_COLUMNS)}); it has {", ".join(schema.names)}'
+        )
+    return path, None
+
+
+# A footer of thousands of row groups takes a while to read.
+@lru_cache(maxsize=4)
+def open_parquet(file: str) -> pq.ParquetFile:
+    """Open a Parquet file by its path or URL."""
+    try:
+        return pq.ParquetFile(fsspec.open(file, 'rb').open())
+    except Exception as error:
+        raise ConfigError(f'{file} cannot be read: {explain(error)}') from error
+
+
+def _units_in(name: str, file: str) -> Iterator[Unit]:
+    metadata = open_parquet(file).metadata
+    for number in range(metadata.num_row_groups):
+        yield Unit(name, number, metadata.row_group(number).num_rows)
+
+
+def _read_paths(file: str) -> list[str]:
+    parquet = open_parquet(file)
+    column = find_columns(parquet.schema_arrow, file)[0]
+    return [path for path in parquet.read([column])[column].to_pylist() if path]
+
+
+def _add_paths(paths: Sequence[str], destination: Destination, images_per_unit: int) -> None:
+    """Add the paths that are new to the destination's lists; a video is a unit of its own."""
+    names = destination.names(INPUTS_FOLDER)
+    known = {
+        path for name in names for path in _read_paths(f'{destination.url}/{INPUTS_FOLDER}/{name}')
+    }
+    # Each once, in their order; names of files need not be text.
+    texts = (os.fsencode(path).decode(errors='backslashreplace') for path in paths)
+    new = [path for path in dict.fromkeys(texts) if path not in known]
+    if not new:
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder, 'inputs.parquet')
+        schema = pa.schema({'path': pa.string()})
+        with pq.ParquetWriter(file, schema) as writer:
+            for unit in _split(new, images_per_unit):
+                writer.write_table(pa.table({'path': unit}, schema))
+        destination.commit(file, f'{INPUTS_FOLDER}/{len(names):04d}.parquet')
+
+
+def _split(paths: Sequence[str], images_per_unit: int) -> Iterator[list[str]]:
+    images: list[str] = []
+    for path in paths:
+        if path.lower().endswith(VIDEO_SUFFIXES):
+            yield [path]
+            continue
+        images.append(path)
+        if len(images) == images_per_unit:
+            yield images
+            images = []
+    if images:
+        yield images

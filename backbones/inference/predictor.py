@@ -1,0 +1,174 @@
+"""Predictions as Arrow tables, for engines that spread tables over machines: Ray, Spark, Daft."""
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from backbones.errors import import_optional
+
+from .inferencer import Inferencer
+from .inputs import Input
+from .masks import encode_mask
+from .pipeline import Pipeline
+from .reading import Clip, Closed, Frame, Stream, read_inputs
+from .results import Detections, save_seg_map
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# A table of results ends after this many rows, or bytes of segmentation maps.
+MAX_ROWS = 256
+MAX_BYTES = 2**26
+
+
+class Predictor:
+    """Predicts for the rows of tables, several images of which are worked on at a time.
+
+    ::
+
+        images = ray.data.read_binary_files('s3://bucket/images', include_paths=True)
+        predictions = images.map_batches(
+            Predictor,
+            fn_constructor_args=['seg_configs/fpn_effv2_s2.py', 'fpn_s2.pth'],
+            batch_format='pyarrow',
+            batch_size=64,
+            concurrency=8,
+            num_gpus=1,
+        )
+
+    Tables that go in have a column ``path``, a column ``bytes`` with encoded images, or both; other
+    columns are left out. There is a row for each image and each frame of a video, with
+
+    - ``path``, ``frame`` and ``time`` (of a video, from 0, in seconds), ``width``, ``height``;
+    - of a detector ``boxes`` (left, top, right, bottom in pixels), ``scores``, ``labels``, and
+      ``masks`` in COCO's run-length encoding, null where the model has none;
+    - of a segmentor ``seg_map``: a PNG whose values are labels;
+    - ``problem``: what is wrong with this input; null if nothing is. The others go on.
+
+    Labels are indices into the class names, which are in the schema's metadata.
+
+    Args:
+        config: As of :class:`.Inferencer`.
+        checkpoint: As of :class:`.Inferencer`.
+        every: Every so many frames of a video one is taken.
+        options: Further arguments of :class:`.Inferencer`.
+
+    Attributes:
+        schema: The columns of the results.
+        inferencer: What predicts.
+
+    Raises:
+        ConfigError: The package pyarrow is not installed, and as :class:`.Inferencer`.
+        ExportError: As :class:`.Inferencer`.
+        CheckpointError: As :class:`.Inferencer`.
+    """
+
+    def __init__(
+        self, config: str, checkpoint: str | None = None, *, every: int = 1, **options: Any
+    ) -> None:
+        self._arrow = import_optional('pyarrow', 'Predictor', 'scale')
+        self.inferencer = Inferencer(config, checkpoint, **options)
+        self.schema = schema_of(self.inferencer.task, self.inferencer.classes)
+        self._clip = Clip(every)
+
+    def __call__(self, table: 'pa.Table') -> 'pa.Table':
+        """The results for all rows of a table, in order."""
+        results = list(self.stream([table]))
+        return self._arrow.concat_tables(results) if results else self.schema.empty_table()
+
+    def stream(
+        self,
+        tables: Iterable['pa.Table | pa.RecordBatch'],
+        finish: Callable[[Frame], None] = lambda frame: None,
+    ) -> Iterator['pa.Table']:
+        """The results for all rows of many tables, in order; as of Spark's ``mapInArrow``.
+
+        Args:
+            tables: May be endless; one is read at a time.
+            finish: Called with each image that has a prediction, in several threads.
+
+        Yields:
+            Tables of at most ``MAX_ROWS`` rows.
+        """
+        stop = threading.Event()
+        frames = read_inputs(chain.from_iterable(map(inputs_of, tables)), self._clip, stop)
+        pipeline = Pipeline(self.inferencer, self.inferencer.batch_size)
+
+        def to_row(frame: Frame) -> None:
+            if not frame.problem:
+                finish(frame)
+            frame.record = self._row(frame)
+            frame.image = frame.prediction = None
+
+        rows, num_bytes = [], 0
+        try:
+            with closing(pipeline.run(frames, to_row)) as finished:
+                for item in finished:
+                    if isinstance(item, Frame):
+                        rows.append(item.record)
+                        num_bytes += len(item.record.get('seg_map') or b'')
+                    elif isinstance(item, Closed) and item.problem:
+                        rows.append({'path': item.input.shown, 'problem': item.problem})
+                    if len(rows) == MAX_ROWS or num_bytes > MAX_BYTES:
+                        yield self._arrow.Table.from_pylist(rows, self.schema)
+                        rows, num_bytes = [], 0
+        finally:
+            stop.set()
+        if rows:
+            yield self._arrow.Table.from_pylist(rows, self.schema)
+
+    def _row(self, frame: Frame) -> dict[str, Any]:
+        row = {'path': frame.input.shown, 'problem': frame.problem}
+        if isinstance(frame.stream, Stream):
+            row |= {'frame': frame.index, 'time': frame.time}
+        if frame.image is not None:
+            row['height'], row['width'] = size = frame.image.shape[:2]
+        if isinstance(frame.prediction, Detections):
+            found = frame.prediction
+            row |= {'boxes': found.boxes.tolist(), 'scores': found.scores.tolist()}
+            row['labels'] = found.labels.tolist()
+            if found.masks is not None:
+                row['masks'] = [encode_mask(mask, size) for mask in found.masks]
+        elif frame.prediction is not None:
+            file = io.BytesIO()
+            save_seg_map(file, frame.prediction, self.inferencer.visualizer.palette)
+            row['seg_map'] = file.getvalue()
+        return row
+
+
+def schema_of(task: str, classes: Iterable[str]) -> 'pa.Schema':
+    """The columns of the results of a 'detection' or 'segmentation'."""
+    pa = import_optional('pyarrow', 'Predictor', 'scale')
+    mask = pa.struct({'size': pa.list_(pa.int32(), 2), 'counts': pa.string()})
+    columns = {
+        'path': pa.string(),
+        'frame': pa.int32(),
+        'time': pa.float64(),
+        'width': pa.int32(),
+        'height': pa.int32(),
+    }
+    if task == 'segmentation':
+        columns['seg_map'] = pa.binary()
+    else:
+        columns['boxes'] = pa.list_(pa.list_(pa.float32(), 4))
+        columns |= {'scores': pa.list_(pa.float32()), 'labels': pa.list_(pa.int32())}
+        columns['masks'] = pa.list_(mask)
+    columns['problem'] = pa.string()
+    return pa.schema(columns, {'task': task, 'classes': json.dumps(list(classes))})
+
+
+def inputs_of(table: 'pa.Table | pa.RecordBatch') -> Iterator[Input]:
+    """An input for each row of a table with columns ``path``, ``bytes`` or both."""
+    names = table.schema.names
+    nulls = [None] * table.num_rows
+    paths = table.column('path').to_pylist() if 'path' in names else nulls
+    # One after another: as Python's objects the images would be in memory twice.
+    images = table.column('bytes') if 'bytes' in names else None
+    for number, path in enumerate(paths):
+        data = images[number].as_py() if images is not None else None
+        problem = None if path or data else 'has neither a path nor bytes'
+        yield Input(path or f'row {number}', problem=problem, data=data)

@@ -1,0 +1,210 @@
+"""Run a trained model on millions of images and videos, on this machine or on a cluster of Ray.
+
+SOURCE is a folder, a glob in quotes, an image or a video, a list of such (.txt, one a line, or -
+for standard input), or a Parquet file or set with a column of paths or of encoded images; on this
+machine or in any storage that fsspec reaches (s3://, gs://, hf://, https://).
+
+The folder or URL after --out becomes a Parquet set with a row for each image and each frame of a
+video: path, frame, time, width, height, then boxes, scores, labels and masks (COCO's run-length
+encoding) of a detector, or seg_map of a segmentor (a PNG whose values are labels), and problem,
+which says what is wrong with an input that cannot be read. Names of classes are in the metadata.
+
+Nothing is lost or there twice, whatever process or machine is lost on the way; the same command
+goes on with what is missing. docs/scale.md: clusters, storages, figures.
+
+Exit code: 0 success; 1 nothing could be done, or not all, the message says why; 2 the command line
+is wrong; 3 some inputs have problems; 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from _requirements import explain_missing
+
+with explain_missing():
+    from _arguments import (
+        add_cfg_options,
+        add_no_deploy,
+        add_tile,
+        add_trust_checkpoint,
+        make_parser,
+        number,
+        parse,
+        positive,
+    )
+    from tqdm import tqdm
+
+    from backbones.errors import exit_on_user_error, import_optional
+    from backbones.inference.exported_file import is_exported
+    from backbones.weights import use_safe_loading
+
+SOME_FAILED, INTERRUPTED = 3, 130
+EXAMPLES = """\
+examples:
+  python tools/batch_infer.py seg_configs/fpn_effv2_s2.py fpn_s2.pth photos/ --out results
+      all images and videos in a folder; read them with pandas.read_parquet('results')
+  python tools/batch_infer.py fpn_s2.xml s3://bucket/images.parquet --out s3://bucket/results
+      an exported model, from a storage into a storage
+  python tools/batch_infer.py CONFIG CHECKPOINT list.txt --out /shared/results \\
+      --address auto --gpus-per-actor 0.5 --actors 4:64 --draw
+      on the cluster that this machine belongs to, two processes on each GPU, 4 to 64 in all
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = make_parser(
+        __doc__,
+        EXAMPLES,
+        usage='%(prog)s CONFIG CHECKPOINT SOURCE --out DESTINATION [options]\n'
+        '       %(prog)s MODEL.{onnx,xml} SOURCE --out DESTINATION [options]',
+    )
+    parser.add_argument(
+        'model',
+        nargs='+',
+        metavar='CONFIG CHECKPOINT SOURCE',
+        help='as of tools/infer.py, and see above; on a cluster every machine has to find the '
+        'files at these paths',
+    )
+    parser.add_argument(
+        '--out', required=True, metavar='DESTINATION', help='folder or URL of the results'
+    )
+    parser.add_argument(
+        '--draw', action='store_true', help='write drawings too, as JPEGs into _drawn in it'
+    )
+    parser.add_argument(
+        '--images-per-file',
+        type=positive,
+        default=256,
+        metavar='N',
+        help='images whose results are one file, and which are done again where a process is lost '
+        '(default: 256; of Parquet files with images a row group)',
+    )
+    cluster = parser.add_argument_group('cluster')
+    cluster.add_argument(
+        '--address',
+        help="of a cluster of Ray's: auto for the one that this machine belongs to, or HOST:PORT "
+        '(default: one of this machine alone, which ends with the command)',
+    )
+    cluster.add_argument(
+        '--actors',
+        type=actor_range,
+        metavar='N|MIN:MAX',
+        help='processes with the model, or the range for a cluster that grows and shrinks '
+        '(default: as many as there is room for)',
+    )
+    cluster.add_argument(
+        '--cpus-per-actor',
+        type=number(0.1, 1e4),
+        metavar='N',
+        help='cores of each, for reading and, without a GPU, for the model (default: 1, or those '
+        'that there are for each GPU)',
+    )
+    cluster.add_argument(
+        '--gpus-per-actor',
+        type=number(0, 64),
+        metavar='N',
+        help='GPUs of each; 0.5 for two on one GPU (default: 1 where there are GPUs)',
+    )
+    selection = parser.add_argument_group('selection')
+    selection.add_argument(
+        '--score-thr',
+        type=number(0, 1),
+        default=0.3,
+        metavar='SCORE',
+        help='leave out detections below this (default: 0.3)',
+    )
+    selection.add_argument('--classes', nargs='+', metavar='NAME', help='only these (default: all)')
+    selection.add_argument(
+        '--every', type=positive, default=1, metavar='N', help='every Nth frame of videos'
+    )
+    add_tile(parser.add_argument_group('large images'))
+    speed = parser.add_argument_group('speed')
+    speed.add_argument(
+        '--batch-size',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='images that go through the model at once, if that many of one size are ready '
+        '(default: 1)',
+    )
+    speed.add_argument('--amp', action='store_true', help='mixed precision, as of tools/infer.py')
+    add_no_deploy(speed)
+    add_trust_checkpoint(parser)
+    add_cfg_options(parser, 'model.test_cfg.score_thr=0.01')
+    args = parse(parser, parser.parse_intermixed_args)
+    expected = 2 if is_exported(args.model[0]) else 3
+    if len(args.model) != expected:
+        parser.error(
+            f'CONFIG CHECKPOINT SOURCE, or an exported file and SOURCE: {args.model} are '
+            f'{len(args.model)}, not {expected}. A glob stands in quotes'
+        )
+    return args
+
+
+def actor_range(text: str) -> tuple[int, int]:
+    """'4' as (4, 4), '4:64' as (4, 64)."""
+    least, _, most = text.partition(':')
+    least, most = positive(least), positive(most or least)
+    if most < least:
+        raise argparse.ArgumentTypeError(f'{text!r} is not MIN:MAX')
+    return least, most
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        with exit_on_user_error():
+            import_optional('ray', 'tools/batch_infer.py', 'scale')
+            return batch_infer(args)
+    except KeyboardInterrupt:
+        print('\ninterrupted; the same command goes on with what is missing', file=sys.stderr)
+        return INTERRUPTED
+
+
+def batch_infer(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    from backbones.batch_inference.destination import Destination
+    from backbones.batch_inference.job import Job, Resources, fingerprint, run
+    from backbones.batch_inference.source import list_units
+    from backbones.inference.predictor import Predictor
+
+    use_safe_loading(args.trust_checkpoint)
+    *files, source = args.model
+    # Processes need not be started where we are.
+    files = [os.path.abspath(file) if os.path.exists(file) else file for file in files]
+    options = {name: getattr(args, name) for name in PREDICTOR_OPTIONS}
+    model = dict(config=files[0], checkpoint=(files[1:] or [None])[0], **options)
+    # What is wrong with the model is said here and once.
+    Predictor(**model, device='cpu')
+    metadata = fingerprint(model, args.draw)
+    out = args.out if '://' in args.out else str(Path(args.out).absolute())
+    job = Job(out, model, metadata, args.draw, args.trust_checkpoint)
+    destination = Destination(out)
+    destination.claim(metadata)
+    units = list_units(source, destination, args.images_per_file)
+    done = set(destination.names())
+    missing = [unit for unit in units if unit.part not in done]
+    num_inputs, num_missing = (sum(unit.num_inputs for unit in of) for of in (units, missing))
+    print(f'{num_inputs} inputs, {num_inputs - num_missing} done earlier; results: {args.out}')
+    gpus = 0.0 if files[0].endswith('.xml') else args.gpus_per_actor
+    resources = Resources(args.address, args.actors, args.cpus_per_actor, gpus)
+    num_rows = num_problems = 0
+    with tqdm(total=num_missing, unit='input', mininterval=1) as bar:
+        for report in run(job, missing, resources) if missing else ():
+            num_rows += report['rows']
+            num_problems += report['problems']
+            bar.set_postfix(rows=num_rows, problems=num_problems, refresh=False)
+            bar.update(report['inputs'])
+    print(f'{num_rows} rows written, {num_problems} with a problem')
+    return SOME_FAILED if num_problems else 0
+
+
+PREDICTOR_OPTIONS = (
+    *('every', 'batch_size', 'amp', 'deploy', 'score_thr', 'classes', 'cfg_options'),
+    *('tile', 'overlap'),
+)
+
+if __name__ == '__main__':
+    sys.exit(main())
