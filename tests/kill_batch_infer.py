@@ -49,7 +49,7 @@ def main() -> int:
         folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         images, results = folder / 'images', folder / 'results'
         draw_images(images, args.images, args.size)
-        model = write_trained(folder, 'retinanet', draw_shapes(folder / 'shapes'))
+        model = write_trained(folder, 'fpn', draw_shapes(folder / 'shapes'))
         command = [sys.executable, ROOT / 'tools' / 'batch_infer.py', *model, images]
         command += ['--out', results, '--images-per-file', args.images_per_file]
         command = list(map(str, command))

@@ -166,7 +166,7 @@ def main() -> int:
 def batch_infer(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from backbones.batch_inference.destination import Destination
-    from backbones.batch_inference.job import Job, Resources, fingerprint, run
+    from backbones.batch_inference.job import Job, Resources, fingerprint, run, versions
     from backbones.batch_inference.source import list_units
     from backbones.inference.predictor import Predictor
 
@@ -180,19 +180,21 @@ def batch_infer(args: argparse.Namespace) -> int:
     Predictor(**model, device='cpu')
     metadata = fingerprint(model, args.draw)
     out = args.out if '://' in args.out else str(Path(args.out).absolute())
-    job = Job(out, model, metadata, args.draw, args.trust_checkpoint)
     destination = Destination(out)
     destination.claim(metadata)
+    job = Job(out, model, metadata | versions(), args.draw, args.trust_checkpoint)
     units = list_units(source, destination, args.images_per_file)
     done = set(destination.names())
     missing = [unit for unit in units if unit.part not in done]
     num_inputs, num_missing = (sum(unit.num_inputs for unit in of) for of in (units, missing))
     print(f'{num_inputs} inputs, {num_inputs - num_missing} done earlier; results: {args.out}')
+    if not missing:
+        return 0
     gpus = 0.0 if files[0].endswith('.xml') else args.gpus_per_actor
     resources = Resources(args.address, args.actors, args.cpus_per_actor, gpus)
     num_rows = num_problems = 0
     with tqdm(total=num_missing, unit='input', mininterval=1) as bar:
-        for report in run(job, missing, resources) if missing else ():
+        for report in run(job, missing, resources):
             num_rows += report['rows']
             num_problems += report['problems']
             bar.set_postfix(rows=num_rows, problems=num_problems, refresh=False)

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 
 from backbones.errors import ConfigError
 from backbones.files import atomic_write
 from backbones.inference.inputs import find_scheme
 
 # Programs that read a folder of Parquet files leave out names that begin with _ or a dot.
-RUN_FILE, INPUTS_FOLDER, DRAWN_FOLDER = '_run.json', '_inputs', '_drawn'
+RUN_FILE, INPUTS_FOLDER = '_run.json', '_inputs'
 
 
 class Destination:
@@ -101,10 +100,3 @@ class Destination:
 def explain(error: Exception) -> str:
     """An error of a storage in one line."""
     return ' '.join(str(error).split()) or type(error).__name__
-
-
-def write_drawing(destination: Destination, name: str, drawing: np.ndarray) -> None:
-    """Write an image, (height, width, 3), uint8, BGR, as JPEG."""
-    import cv2
-
-    destination.write(f'{DRAWN_FOLDER}/{name}.jpg', cv2.imencode('.jpg', drawing)[1].tobytes())

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,18 +17,21 @@ import pyarrow.parquet as pq
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError, import_optional
 from backbones.inference.inputs import find_scheme
+from backbones.inference.output import encode_drawing
 from backbones.inference.output_paths import mirrored_path
 from backbones.inference.predictor import Predictor
 from backbones.inference.reading import Frame
 from backbones.weights import use_safe_loading
 
-from .destination import Destination, explain, write_drawing
+from .destination import Destination, explain
 from .source import Unit, read_unit
 
 # How often a unit may end the process that works on it before the run is given up.
 MAX_RETRIES = 20
 # Units with an error after which no other is begun.
 MAX_ERRORS = 10
+# Where drawings lie in the destination.
+DRAWN_FOLDER = '_drawn'
 GO_ON = 'The same command goes on with what is missing'
 # Bytes that a cluster of our own may keep of what processes send each other: next to nothing.
 OBJECT_STORE = 2**27
@@ -116,12 +120,16 @@ class Worker:
             self.destination.commit(file, unit.part)
 
     def _finish(self, frame: Frame) -> None:
-        if self.job.draw:
-            drawing = self.predictor.inferencer.visualizer.draw(frame.image, frame.prediction)
-            name = mirrored_path(frame.input.path)
-            write_drawing(
-                self.destination, f'{name}/{frame.index:06d}' if frame.stream else name, drawing
-            )
+        if not self.job.draw:
+            return
+        drawing = self.predictor.inferencer.visualizer.draw(frame.image, frame.prediction)
+        suffix, content = encode_drawing(drawing)
+        name = mirrored_path(frame.input.path)
+        if frame.stream:
+            name = f'{name}/{frame.index:06d}'
+        if not name.endswith(suffix):
+            name += suffix
+        self.destination.write(f'{DRAWN_FOLDER}/{name}', content)
 
 
 def fingerprint(model: dict[str, Any], draw: bool) -> dict[str, str]:
@@ -148,6 +156,15 @@ def fingerprint(model: dict[str, Any], draw: bool) -> dict[str, str]:
     shown = {key: value for key, value in options.items() if value not in (None, {})}
     name = Path(checkpoint or config).name
     return {'model': f'{name}, sha256 {digest.hexdigest()[:16]}', 'options': json.dumps(shown)}
+
+
+def versions() -> dict[str, str]:
+    """Ours and that of torch."""
+    try:
+        own = version('efficientformer-v2-dense')
+    except PackageNotFoundError:
+        own = 'not installed'
+    return {'version': own, 'torch': version('torch')}
 
 
 def run(job: Job, units: Sequence[Unit], resources: Resources) -> Iterator[dict[str, Any]]:

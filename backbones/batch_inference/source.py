@@ -95,7 +95,7 @@ def read_unit(unit: Unit, destination: Destination) -> Iterator[pa.Table]:
             # As Hugging Face's datasets have it; the path is a name at most.
             images, paths = pc.struct_field(images, 'bytes'), pa.nulls(len(batch), pa.string())
         if images is not None:
-            rows = [f'{unit.file}#{start + row}' for row in range(len(batch))]
+            rows = [f'{unit.file}/{start + row}' for row in range(len(batch))]
             paths = pc.coalesce(paths, pa.array(rows))
             start += len(batch)
         yield pa.table({'path': paths} if images is None else {'path': paths, 'bytes': images})

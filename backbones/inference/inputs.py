@@ -155,9 +155,13 @@ def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
             paths = storage.glob(path)
         elif storage.isdir(path):
             paths = storage.find(path, maxdepth=None if recursive else 1)
-        else:
+        elif storage.exists(path):
             yield Input(url)
             return
+        else:
+            raise InputError('does not exist')
+    except InputError:
+        raise
     # Each storage has errors of its own.
     except Exception as error:
         reason = ' '.join(str(error).split()) or type(error).__name__

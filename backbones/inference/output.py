@@ -131,11 +131,8 @@ class Writer:
             frame.line = to_json({'frame': frame.index, 'time': frame.time, 'detections': results})
 
     def _write_drawing(self, frame: Frame) -> Path:
-        suffix, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-        if max(frame.drawing.shape) > MAX_JPEG_SIDE:
-            suffix, options = '.png', []
+        suffix, encoded = encode_drawing(frame.drawing)
         path = self.path('drawn', frame.input, suffix)
-        encoded = cv2.imencode(suffix, frame.drawing, options)[1]
         with atomic_write(path) as temporary:
             # Not encoded.tofile, which ignores a full disk.
             temporary.write_bytes(encoded)
@@ -166,6 +163,14 @@ class Writer:
     def close(self) -> None:
         """Remove what is not finished."""
         shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def encode_drawing(drawing: np.ndarray) -> tuple[str, bytes]:
+    """The suffix and the content of a drawing's file: a JPEG, or a PNG if it is too large."""
+    suffix, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    if max(drawing.shape) > MAX_JPEG_SIDE:
+        suffix, options = '.png', []
+    return suffix, cv2.imencode(suffix, drawing, options)[1].tobytes()
 
 
 def file_name_of(job: Input) -> str:

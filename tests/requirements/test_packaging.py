@@ -68,7 +68,7 @@ def test_extras_have_the_bounds_of_the_requirements():
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     assert project['dependencies'] == []
     required = {}
-    for name in ('runtime', 'export', 'int8', 'search', 'app', 'tracking'):
+    for name in ('runtime', 'export', 'int8', 'search', 'scale', 'app', 'tracking'):
         lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
         listed = [line.partition('#')[0].strip() for line in lines]
         required[name] = {one for one in map(Requirement, filter(None, listed))}
@@ -76,9 +76,9 @@ def test_extras_have_the_bounds_of_the_requirements():
         extra: set(map(Requirement, requirements))
         for extra, requirements in project['optional-dependencies'].items()
     }
-    for name in ('export', 'int8', 'search', 'app', 'tracking'):
+    for name in ('export', 'int8', 'search', 'scale', 'app', 'tracking'):
         assert extras[name] == required[name]
-    own = Requirement(f'{project["name"]}[hub,video,export,int8,search,app,tracking]')
+    own = Requirement(f'{project["name"]}[hub,video,export,int8,search,scale,app,tracking]')
     for extra in ('hub', 'video', 'all'):
         assert extras[extra] - {own} <= required['runtime']
     assert own in extras['all']

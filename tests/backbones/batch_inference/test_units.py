@@ -1,0 +1,181 @@
+"""Sources become units, the same in every run; destinations get whole files of one model."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backbones.errors import ConfigError
+
+pa = pytest.importorskip('pyarrow', reason='requirements/scale.txt is not installed')
+import fsspec  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+from backbones.batch_inference.destination import Destination  # noqa: E402
+from backbones.batch_inference.source import list_units, read_unit  # noqa: E402
+
+
+@pytest.fixture(params=['folder', 'storage'])
+def out(request, tmp_path) -> str:
+    """A local destination, and one in a storage."""
+    if request.param == 'folder':
+        return str(tmp_path / 'out')
+    return f'memory://{tmp_path.name}/out'
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """25 files, of which 3 are videos by their names; in folders."""
+    for number in range(22):
+        path = tmp_path / 'in' / str(number % 3) / f'{number}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(path)
+    for number in range(3):
+        (tmp_path / 'in' / f'{number}.mp4').touch()
+    return tmp_path / 'in'
+
+
+def inputs_of(units, out: str) -> list[dict]:
+    destination = Destination(out)
+    return [row for unit in units for table in read_unit(unit, destination)
+            for row in table.to_pylist()]  # fmt: skip
+
+
+def test_every_file_is_in_one_unit(images, out):
+    units = list_units(str(images), Destination(out), 8)
+    assert sorted(unit.num_inputs for unit in units) == [1, 1, 1, 6, 8, 8]
+    assert len({unit.part for unit in units}) == 6
+    paths = Counter(row['path'] for row in inputs_of(units, out))
+    assert paths == Counter(map(str, images.rglob('*.*')))
+
+
+def test_what_is_new_is_added(images, out):
+    first = list_units(str(images), Destination(out), 8)
+    (images / '0' / '0.png').unlink()
+    (images / 'a.png').write_bytes(b'new')
+    (images / 'b.png').write_bytes(b'new')
+    second = list_units(str(images), Destination(out), 5)
+    assert second[: len(first)] == first
+    assert [row['path'] for row in inputs_of(second[len(first) :], out)] == [
+        str(images / 'a.png'),
+        str(images / 'b.png'),
+    ]
+
+
+def test_a_list_of_paths_and_urls(images, tmp_path, out):
+    lines = [str(images / '0' / '0.png'), 'https://example.com/a.jpg', str(images / '0' / '0.png')]
+    (tmp_path / 'list.txt').write_text('\n'.join(lines) + '\n\n')
+    units = list_units(str(tmp_path / 'list.txt'), Destination(out), 8)
+    assert [row['path'] for row in inputs_of(units, out)] == lines[:2]
+
+
+def test_a_parquet_set_of_paths(images, tmp_path, out):
+    paths = sorted(map(str, images.rglob('*.png')))
+    for number in range(2):
+        table = pa.table({'id': range(11), 'file_name': paths[number::2]})
+        (tmp_path / 'set').mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / 'set' / f'{number}.parquet')
+    units = list_units(str(tmp_path / 'set'), Destination(out), 10)
+    assert [unit.num_inputs for unit in units] == [10, 10, 2]
+    assert sorted(row['path'] for row in inputs_of(units, out)) == paths
+
+
+@pytest.mark.parametrize('kind', ['binary', 'binary with paths', 'struct'])
+def test_a_parquet_file_of_images(kind, images, tmp_path, out):
+    contents = [path.read_bytes() for path in sorted(images.rglob('*.png'))]
+    columns = {
+        'binary': {'image': contents},
+        'binary with paths': {'jpg': contents, 'path': list(map(str, range(22)))},
+        # As of Hugging Face's datasets.
+        'struct': {'image': [{'bytes': content, 'path': None} for content in contents]},
+    }[kind]
+    file = tmp_path / 'images.parquet'
+    pq.write_table(pa.table(columns), file, row_group_size=10)
+    units = list_units(str(file), Destination(out), 3)
+    assert [unit.num_inputs for unit in units] == [10, 10, 2]
+    rows = inputs_of(units, out)
+    assert [row['bytes'] for row in rows] == contents
+    names = [str(n) if kind == 'binary with paths' else f'{file}/{n}' for n in range(22)]
+    assert [row['path'] for row in rows] == names
+
+
+def test_parquet_without_images(tmp_path):
+    pq.write_table(pa.table({'number': [1]}), tmp_path / 'a.parquet')
+    with pytest.raises(ConfigError, match='number'):
+        list_units(str(tmp_path / 'a.parquet'), Destination(str(tmp_path / 'out')), 8)
+    (tmp_path / 'b.parquet').write_bytes(b'nothing')
+    with pytest.raises(ConfigError, match=r'b\.parquet'):
+        list_units(str(tmp_path / 'b.parquet'), Destination(str(tmp_path / 'out')), 8)
+
+
+@pytest.mark.parametrize('source', ['nowhere', 'memory://nowhere', 'nowhere.txt', 'webcam:0'])
+def test_sources_that_are_none(source, tmp_path):
+    with pytest.raises(ConfigError):
+        list_units(source, Destination(str(tmp_path / 'out')), 8)
+
+
+def test_a_destination_of_another_model(out):
+    destination = Destination(out)
+    destination.claim({'model': 'a', 'options': '{}'})
+    # Nothing was done yet.
+    destination.claim({'model': 'b', 'options': '{}'})
+    destination.write('part-1.parquet', b'')
+    destination.claim({'model': 'b', 'options': '{}'})
+    with pytest.raises(ConfigError, match='options'):
+        destination.claim({'model': 'b', 'options': '{"every": 2}'})
+
+
+def test_a_destination_with_other_files(out):
+    Destination(out).write('photo.jpg', b'')
+    with pytest.raises(ConfigError, match='empty'):
+        Destination(out).claim({'model': 'a'})
+
+
+def test_files_are_whole(out, tmp_path):
+    destination = Destination(out)
+    destination.write('a/b', b'1' * 1000)
+    (tmp_path / 'local').write_bytes(b'2' * 1000)
+    destination.commit(tmp_path / 'local', 'c')
+    assert destination.names() == ['a', 'c']
+    assert (destination.names('a'), destination.names('nowhere')) == (['b'], [])
+    assert destination.fs.cat_file(destination.path('c')) == b'2' * 1000
+    with pytest.raises(OSError):
+        destination.commit(tmp_path / 'missing', 'd')
+    assert destination.has('c')
+    assert not destination.has('d')
+    assert len(destination.names()) == 2
+
+
+def test_a_worker_writes_each_unit_once(images, tmp_path, out, shapes):
+    """Without Ray: images from a Parquet file, and what a retry finds."""
+    from trained_tiny import write_trained
+
+    from backbones.batch_inference.job import Job, Worker
+
+    contents = [path.read_bytes() for path in sorted(images.rglob('*.png'))]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({'bytes': [*contents, b'bad']}), buffer, row_group_size=12)
+    fsspec.filesystem('memory').pipe_file(f'/{tmp_path.name}/in/images.parquet', buffer.getvalue())
+    config, checkpoint = write_trained(tmp_path, 'retinanet', shapes)
+    model = dict(config=str(config), checkpoint=str(checkpoint), score_thr=0.0)
+    worker = Worker(Job(out, model, {'model': 'x'}, draw=True))
+    units = list_units(f'memory://{tmp_path.name}/in', worker.destination, 8)
+    columns = zip(*units, strict=True)
+    batch = {name: np.array(of) for name, of in zip(units[0]._fields, columns, strict=True)}
+    report = worker(batch)
+    assert (report['rows'], report['problems'], report['error']) == ([12, 11], [0, 1], ['', ''])
+    assert worker(batch)['rows'] == [0, 0]
+
+    files = [pq.read_table(worker.destination.fs.open(worker.destination.path(unit.part)))
+             for unit in units]  # fmt: skip
+    assert files[0].schema.metadata[b'model'] == b'x'
+    assert 'square' in json.loads(files[0].schema.metadata[b'classes'])
+    rows = [row for file in files for row in file.to_pylist()]
+    assert [row['path'].rpartition('/')[2] for row in rows] == list(map(str, range(23)))
+    assert [row['problem'] is None for row in rows] == [True] * 22 + [False]
+    drawn = worker.destination.fs.find(worker.destination.path('_drawn'))
+    assert len(drawn) == 22
