@@ -121,7 +121,7 @@ def run(
     rng = random.Random(args.seed)
     num_files = -(-args.images // args.images_per_file)
     # After so many files of results.
-    moments = sorted(rng.sample(range(num_files), min(args.kills, num_files)))
+    moments = sorted(rng.sample(range(num_files * 3 // 4), args.kills))
     killed: Counter = Counter()
     memory: list[tuple[float, float]] = []
     begin = last_progress = time.monotonic()

@@ -182,7 +182,7 @@ def run(job: Job, units: Sequence[Unit], resources: Resources) -> Iterator[dict[
     data = import_optional('ray.data', 'inference on many machines', 'scale')
     _connect(ray, resources.address)
     try:
-        options, (least, most) = _plan(ray.cluster_resources(), resources, len(units))
+        options, (least, most) = plan(ray.cluster_resources(), resources, len(units))
         data.DataContext.get_current().enable_progress_bars = False
         device = None if options['num_gpus'] else 'cpu'
         job = replace(job, model=job.model | {'device': device})
@@ -218,7 +218,7 @@ def _connect(ray: Any, address: str | None) -> None:
         raise ConfigError(f'there is no Ray cluster at {address}: {error}') from error
 
 
-def _plan(
+def plan(
     room: dict[str, float], resources: Resources, num_units: int
 ) -> tuple[dict[str, float], tuple[int, int]]:
     """What each process gets, and the least and the most processes there are at a time."""

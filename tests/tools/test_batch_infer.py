@@ -1,0 +1,141 @@
+"""tools/batch_infer.py on this machine: results of infer.py, once each, whatever is killed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from trained_tiny import write_trained
+from videos import truncate, write_video
+
+from backbones.errors import ConfigError
+from backbones.inference import Inferencer
+
+pytest.importorskip('ray', reason='requirements/scale.txt is not installed')
+import pyarrow.dataset
+
+from backbones.batch_inference.job import Resources, plan
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, shapes) -> Path:
+    """A model, and inputs of all kinds: images, videos, and some that are corrupt."""
+    folder = tmp_path_factory.mktemp('batch')
+    write_trained(folder, 'mask_rcnn', shapes)
+    (folder / 'in' / 'deep').mkdir(parents=True)
+    for number in range(6):
+        image = np.random.default_rng(number).integers(0, 256, (64, 96, 3), np.uint8)
+        cv2.imwrite(str(folder / 'in' / 'deep' / f'{number}.jpg'), image)
+    write_video(folder / 'in' / 'whole.mp4', 12)
+    truncate(write_video(folder / 'in' / 'cut.mkv', 12), 0.7)
+    (folder / 'in' / 'bad.png').write_bytes(b'nothing')
+    return folder
+
+
+def read(out: Path) -> list[dict]:
+    return pyarrow.dataset.dataset(out, format='parquet').to_table().to_pylist()
+
+
+def test_results_of_infer(folder, run_tool, tmp_path):
+    """Twice: the second run finds one more image, and the results of the first."""
+    model = [folder / 'saved_mask_rcnn.py', folder / 'mask_rcnn.pth']
+    command = ['batch_infer.py', *model, folder / 'in', '--out', tmp_path / 'out']
+    options = ['--images-per-file', 3, '--score-thr', 0, '--every', 2, '--draw', '--actors', 1]
+    process = run_tool(*command, *options)
+    assert process.returncode == 3, process.stderr
+    (folder / 'in' / 'new.jpg').write_bytes((folder / 'in' / 'deep' / '0.jpg').read_bytes())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').glob('part-*')}
+    assert len(before) == 5
+    process = run_tool(*command, *options)
+    assert process.returncode == 0, process.stderr
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').glob('part-*')}
+    assert len(after) == 6
+    assert before.items() <= after.items()
+
+    rows = {
+        (row['path'], row['frame'], row['problem'] is None): row for row in read(tmp_path / 'out')
+    }
+    expected = list(Inferencer(*model, score_thr=0)(folder / 'in' / 'deep'))
+    assert len(expected) == 6
+    for result in expected:
+        row = rows[result.source, None, True]
+        np.testing.assert_array_equal(np.float32(row['boxes']), result.prediction.boxes)
+        assert row['masks'] == [one['segmentation'] for one in result.to_coco()]
+    frames = {Path(path).name: [] for path, *_ in rows}
+    for path, frame, is_good in rows:
+        frames[Path(path).name].append(frame if is_good else 'problem')
+    assert frames['whole.mp4'] == [0, 2, 4, 6, 8, 10]
+    assert frames['bad.png'] == ['problem']
+    assert frames['cut.mkv'][0] == 0
+    assert frames['cut.mkv'][-1] == 'problem'
+    assert len(frames) == 10
+    drawn = tmp_path / 'out' / '_drawn'
+    for result in expected[:2]:
+        found = next(drawn.rglob(Path(result.source).name))
+        encoded = cv2.imencode('.jpg', result.draw())[1]
+        assert found.read_bytes() == encoded.tobytes()
+    assert len(list(drawn.rglob('whole.mp4/*.jpg'))) == 6
+
+    process = run_tool(*command, *options, '--every', 3)
+    assert process.returncode == 1
+    assert '"every": 2' in process.stderr
+
+
+def test_killed_at_random(tmp_path):
+    """Processes with the model, and the command; docs/scale.md has the same with 100,000 images."""
+    command = [sys.executable, TESTS / 'kill_batch_infer.py', '--images', 400, '--kills', 2]
+    command += ['--images-per-file', 20, '--seed', 2, '--folder', tmp_path]
+    process = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert 'killed' in process.stdout
+    assert (tmp_path / 'memory.png').stat().st_size > 1000
+
+
+@pytest.mark.parametrize('arguments', ['a', 'a b c d', 'a b c --actors 4:2'])
+def test_a_wrong_command_line(arguments, run_tool):
+    assert run_tool('batch_infer.py', *arguments.split(), '--out', 'out').returncode == 2
+
+
+def test_a_source_that_is_none(folder, run_tool, tmp_path):
+    model = [folder / 'saved_mask_rcnn.py', folder / 'mask_rcnn.pth']
+    process = run_tool('batch_infer.py', *model, tmp_path / 'no', '--out', 'out')
+    assert process.returncode == 1
+    assert str(tmp_path / 'no') in process.stderr
+
+
+def test_without_ray(run_tool, tmp_path, monkeypatch):
+    (tmp_path / 'ray.py').write_text('raise ImportError("none here")')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    process = subprocess.run(
+        [sys.executable, TESTS.parent / 'tools' / 'batch_infer.py', 'a', 'b', 'c', '--out', 'out'],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.returncode == 1
+    assert 'requirements/scale.txt' in process.stderr
+
+
+@pytest.mark.parametrize(
+    ('room', 'resources', 'options', 'actors'),
+    [
+        ({'CPU': 8.0}, Resources(), dict(num_cpus=1, num_gpus=0.0), (8, 8)),
+        ({'CPU': 8.0}, Resources(cpus=3), dict(num_cpus=3, num_gpus=0.0), (2, 2)),
+        ({'CPU': 64.0, 'GPU': 4.0}, Resources(), dict(num_cpus=16, num_gpus=1.0), (4, 4)),
+        ({'CPU': 64.0, 'GPU': 4.0}, Resources(gpus=0.5), dict(num_cpus=8, num_gpus=0.5), (8, 8)),
+        ({'CPU': 64.0, 'GPU': 4.0}, Resources(gpus=0), dict(num_cpus=1, num_gpus=0), (64, 64)),
+        ({'CPU': 2.0}, Resources(actors=(1, 50)), dict(num_cpus=1, num_gpus=0.0), (1, 50)),
+    ],
+)
+def test_what_processes_get(room, resources, options, actors):
+    assert plan(room, resources, num_units=100) == (options, actors)
+    assert plan(room, resources, num_units=1)[1] == (1, 1)
+
+
+def test_no_room_for_a_process():
+    with pytest.raises(ConfigError, match='8'):
+        plan({'CPU': 2.0}, Resources(cpus=8), 1)
