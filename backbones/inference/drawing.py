@@ -18,12 +18,14 @@ STRIP_PIXELS = 1 << 18
 MIN_FONT_SIZE = 9
 # Text is drawn where a line of it takes at most this share of the image's shorter side.
 TEXT_SHARE = 1 / 7
-# A label takes at most this share of the image's width.
-LABEL_SHARE = 0.45
+# A label takes at most this share of the image's width, and all of them this one of its pixels.
+LABEL_SHARE, LABELS_SHARE = 0.45, 0.5
 # How far the outline of a mask or region is from its color towards white.
 OUTLINE_LIGHTNESS = 0.45
 # Boxes of one class that come as close as this share of their size are told apart by shade.
 CLOSENESS = 0.05
+# Pairs of boxes that are compared at a time, so that memory is bounded.
+CHUNK_PAIRS = 1 << 20
 # Hue (of 180), share of white, share of black; the first is the class's own color.
 SHADES = ((0, 0, 0), (0, 0.45, 0), (0, 0, 0.4), (10, 0.15, 0), (-10, 0, 0.15))
 
@@ -72,19 +74,28 @@ class Visualizer:
         for index in highest_last:
             draw_box(drawing, boxes[index], colors[index])
         if has_room_for_text(drawing):
-            texts = [self._label_text(detections, index, drawing) for index in visible]
+            texts = self._label_texts(detections, visible, drawing)
+            visible = visible[: len(texts)]
             places = place_labels(boxes[visible], [text.shape for text in texts], drawing)
             for place in reversed(range(len(texts))):
                 draw_label(drawing, texts[place], places[place], colors[visible[place]])
         return drawing
 
-    def _label_text(self, detections: Detections, index: int, image: np.ndarray) -> np.ndarray:
-        """The text of an object's label as a bitmap."""
-        size = font_size(image)
-        score = '' if detections.scores is None else f' {detections.scores[index]:.2f}'
-        room = round(image.shape[1] * LABEL_SHARE) - text_width(score, size)
-        name = fit_text(self.class_names[detections.labels[index]], size, room)
-        return render_text(name + score, size)
+    def _label_texts(
+        self, detections: Detections, indices: np.ndarray, image: np.ndarray
+    ) -> list[np.ndarray]:
+        """The texts of objects' labels as bitmaps: of as many as there is room for."""
+        size, texts = font_size(image), []
+        left = LABELS_SHARE * image.shape[0] * image.shape[1]
+        for index in indices:
+            score = '' if detections.scores is None else f' {detections.scores[index]:.2f}'
+            room = round(image.shape[1] * LABEL_SHARE) - text_width(score, size)
+            name = fit_text(self.class_names[detections.labels[index]], size, room)
+            texts.append(render_text(name + score, size))
+            left -= texts[-1].size
+            if left < 0:
+                break
+        return texts
 
     def draw_segmentation(
         self, image: np.ndarray, segmentation: Segmentation, legend: bool = True
@@ -309,14 +320,22 @@ def assign_shades(boxes: np.ndarray, labels: np.ndarray) -> list[int]:
     shades = np.zeros(len(boxes), np.int64)
     margin = CLOSENESS * np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
     grown = boxes + margin[:, None] * (-1, -1, 1, 1)
-    near = (overlaps(grown[:, None], grown) > 0) & (labels[:, None] == labels)
     # By place, not by score: in a video that changes less from frame to frame.
-    order = np.argsort(boxes[:, 0] + boxes[:, 2], kind='stable')
-    for done, index in enumerate(order):
-        others = order[:done][near[index, order[:done]]]
-        counts = np.bincount(shades[others], minlength=len(SHADES))
-        shades[index] = counts.argmin()
-    return shades.tolist()
+    places = boxes[:, 0] + boxes[:, 2]
+    order = np.argsort(places, kind='stable')
+    grown, labels, places = grown[order], labels[order], places[order]
+    reach = 2 * (grown[:, 2] - grown[:, 0]).max(initial=0)
+    step = max(CHUNK_PAIRS // max(len(boxes), 1), 1)
+    for start in range(0, len(boxes), step):
+        # What lies farther left than the widest box reaches is not near.
+        first = np.searchsorted(places, places[start] - reach)
+        rows, done = slice(start, start + step), slice(first, start + step)
+        near = overlaps(grown[rows, None], grown[done]) > 0
+        near &= labels[rows, None] == labels[done]
+        for index, others in enumerate(near, start):
+            taken = shades[first:index][others[: index - first]]
+            shades[index] = np.bincount(taken, minlength=len(SHADES)).argmin()
+    return shades[np.argsort(order)].tolist()
 
 
 def shade_of(color: BGR, shade: int) -> BGR:

@@ -120,14 +120,13 @@ def encode_mask(mask: CroppedMask, size: tuple[int, int]) -> dict:
     """A mask in COCO's run-length encoding, without an array as large as the image."""
     height, width = size
     # Runs go down the columns; zeros around the mask give every run a beginning and an end.
-    columns = np.pad(mask.pixels.T, ((0, 0), (1, 1))).astype(np.int8)
-    change = np.diff(columns, axis=1)
-    position = (mask.x + np.arange(len(change)))[:, None] * height + mask.y
-    position = position + np.arange(change.shape[1])
-    starts, ends = position[change == 1], position[change == -1]
+    change = np.diff(np.pad(mask.pixels.T, ((0, 0), (1, 1))).view(np.int8), axis=1)
+    starts, ends = (
+        (mask.x + column) * height + mask.y + row
+        for column, row in (np.nonzero(change == step) for step in (1, -1))
+    )
     # A run that ends with a column and one that begins with the next are one run.
-    continued = np.isin(starts, ends)
-    starts, ends = starts[~continued], ends[~np.isin(ends, position[change == 1])]
+    starts, ends = np.setdiff1d(starts, ends), np.setdiff1d(ends, starts)
     edges = np.concatenate([[0], np.stack([starts, ends], 1).ravel(), [height * width]])
     counts = np.diff(edges).tolist()
     counts = counts[:-1] if counts[-1] == 0 else counts

@@ -1,5 +1,7 @@
 """What is drawn over a image, and what is left as it was."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,29 @@ def test_instances_that_touch_have_different_shades_of_their_class():
     assert colors[0] == (60, 180, 20)
     differences = [np.abs(np.subtract(a, b)).max() for a in colors for b in colors if a is not b]
     assert min(differences) > 25
+
+
+def test_thousands_of_objects_are_drawn_in_bounded_memory(monkeypatch):
+    rng = np.random.default_rng(0)
+    starts, labels = rng.integers(0, 900, (4000, 2)), rng.integers(0, 3, 4000)
+    boxes = np.hstack([starts, starts + rng.integers(4, 60, (4000, 2))])
+    tracemalloc.start()
+    visualizer().draw_detections(image_of(960, 960), detections_of(boxes, labels))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A fourth of the bytes that one number for each pair takes.
+    assert peak < 2 * 4000**2 * 4
+    few = boxes[:1000], labels[:1000]
+    shades = assign_shades(*few)
+    monkeypatch.setattr(drawing, 'CHUNK_PAIRS', 5000)
+    assert assign_shades(*few) == shades and len(set(shades)) == 5
+
+
+def test_labels_never_cover_the_whole_image():
+    objects = detections_of([(0, 0, 30, 30)] * 400)
+    texts = visualizer()._label_texts(objects, np.arange(400), image_of(400, 400))
+    assert len(texts) < 400
+    assert 70_000 < sum(text.size for text in texts) < 90_000
 
 
 def test_neighbors_of_one_class_are_parted_by_an_outline():

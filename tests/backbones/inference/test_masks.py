@@ -1,5 +1,7 @@
 """Cropped masks have mmdet's pixels and COCO's run lengths."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,15 @@ def test_a_mask_in_a_huge_image_is_encoded_without_that_image():
     runs = encode_mask(mask, (20_000, 20_000))
     assert coco_mask.area(runs) == 6
     assert coco_mask.toBbox(runs).tolist() == [19_000, 18_000, 3, 2]
+
+
+def test_a_huge_mask_is_encoded_in_a_few_bytes_for_a_pixel():
+    mask = CroppedMask(0, 0, np.ones((2000, 3000), bool))
+    tracemalloc.start()
+    runs = encode_mask(mask, (2000, 3000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert coco_mask.area(runs) == mask.pixels.size and peak < 5 * mask.pixels.size
 
 
 def test_masks_are_cropped_to_their_own_extent():
