@@ -10,9 +10,11 @@ in a temporary folder; they are deleted after an hour, and when the program ends
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from _requirements import explain_missing
@@ -94,13 +96,22 @@ def parse_args() -> argparse.Namespace:
     return parse(parser)
 
 
-def main() -> int:
+def main() -> None:
     args = parse_args()
-    # As Ctrl-C, so that nothing is left behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    with exit_on_user_error(), tempfile.TemporaryDirectory(prefix='app-') as folder:
-        serve(args, Path(folder))
-    return 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit())
+    folder = Path(tempfile.mkdtemp(prefix='app-'))
+    try:
+        with exit_on_user_error():
+            serve(args, folder)
+    finally:
+        # A model that is still running may write results meanwhile.
+        for _ in range(100):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+    # Python would wait for browsers, and abort when a thread comes back from a model.
+    os._exit(0)
 
 
 def serve(args: argparse.Namespace, folder: Path) -> None:
@@ -122,8 +133,9 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
             file=sys.stderr,
             flush=True,
         )
-    page.blocks.block_thread()
+    with suppress(SystemExit):
+        page.blocks.block_thread()
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -24,6 +24,8 @@ from .upload import Drawn, Limits, Predicted, Report, Settings, Upload
 DELETE_CACHE = (600, 3600)
 # Of the system: others may come from another host.
 FONTS = dict(font='system-ui, sans-serif', font_mono='ui-monospace, monospace')
+# What a camera is asked for: a model has to keep up with what it records.
+CAMERA = dict(width=dict(ideal=1280), height=dict(ideal=720))
 # What a browser may load for this page, and from where: only from here.
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"
 # Paths with which Gradio would fetch something from another host.
@@ -56,6 +58,8 @@ class Visit:
     """An open tab: the upload that it shows, what the models predict for it, and its files."""
 
     source: str
+    # Where it was uploaded.
+    component: gr.components.Component
     folder: Path
     upload: Upload
     predicted: dict[str, Predicted] = field(default_factory=dict)
@@ -127,7 +131,7 @@ class Page:
         return url
 
     def _add_sources(self) -> tuple[list[gr.components.Component], gr.Button]:
-        camera = gr.WebcamOptions(mirror=False)
+        camera = gr.WebcamOptions(mirror=False, constraints={'video': CAMERA})
         with gr.Tab('Image'):
             image = as_file(gr.Image(show_label=False, webcam_options=camera, height=260))
         with gr.Tab('Video'):
@@ -180,7 +184,7 @@ class Page:
         private = dict(api_visibility='private')
         with self.blocks:
             for source in sources:
-                source.change(self.stop, source, queue=False, **private)
+                source.change(self.change, source, queue=False, **private)
                 source.change(
                     self.show, [source, *settings], outputs, concurrency_id='models', **private
                 )
@@ -204,15 +208,18 @@ class Page:
         classes: list[str],
         opacity: float,
         request: gr.Request,
+        event: gr.EventData,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> dict:
         """Run the models on a new upload, and draw what they predict."""
+        if self._is_other(path, request, event):
+            return {self.status: gr.skip()}
         self.leave(request)
         if path is None:
             return self._say('')
         folder = self.folder / uuid4().hex
         try:
-            visit = Visit(path, folder, Upload(self._copy(path, folder), self.limits))
+            visit = Visit(path, event.target, folder, Upload(self._copy(path, folder), self.limits))
             self.visits[request.session_hash] = visit
             for name, model in self.models.items():
                 report = reporter(progress, f'{name} predicts')
@@ -262,10 +269,15 @@ class Page:
             **updates,
         }
 
-    def stop(self, request: gr.Request, path: str | None = None) -> None:
-        """End the video that runs here, unless it is this one; what is done is shown."""
+    def change(self, path: str | None, request: gr.Request, event: gr.EventData) -> None:
+        """End the video that runs here for another upload, or where it is removed."""
         visit = self.visits.get(request.session_hash)
-        if visit and visit.source != path:
+        if visit and visit.source != path and not self._is_other(path, request, event):
+            self.stop(request)
+
+    def stop(self, request: gr.Request) -> None:
+        """End the video that runs here; what is done is shown."""
+        if visit := self.visits.get(request.session_hash):
             visit.upload.stopping.set()
 
     def leave(self, request: gr.Request) -> None:
@@ -273,6 +285,11 @@ class Page:
         if visit := self.visits.pop(request.session_hash, None):
             visit.upload.stopping.set()
             shutil.rmtree(visit.folder, ignore_errors=True)
+
+    def _is_other(self, path: str | None, request: gr.Request, event: gr.EventData) -> bool:
+        """Whether an upload was removed that is not the one whose results are shown."""
+        visit = self.visits.get(request.session_hash)
+        return path is None and visit is not None and visit.component is not event.target
 
     def _copy(self, path: str, folder: Path) -> Path:
         """A copy of an upload, which stays for as long as the page shows it."""

@@ -116,6 +116,10 @@ class Upload:
         with open_container(self.path) as container:
             stream = find_video(container)
             seconds = (container.duration or 0) / 1e6
+            if not seconds:
+                # What a browser has recorded does not say it.
+                times = [packet.pts or 0 for packet in container.demux(stream)]
+                seconds = float(max(times) * stream.time_base)
             if seconds > max_seconds:
                 self.problem = (
                     f'lasts {seconds:.1f} s; only the first {max_seconds:g} s are taken here'

@@ -1,5 +1,6 @@
 """tools/app.py in a browser: images and videos of two models, and what must not be reachable."""
 
+import io
 import json
 import os
 import shutil
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import app
+import cv2
 import pytest
 import skimage
 from browser import open_browser
+from PIL import Image
 from tool_process import run_tool
 from trained_tiny import write_trained
-from videos import truncate, write_video
+from videos import numbered_image, truncate, write_video
 
 TOOL = Path(app.__file__)
 MODELS = ('fpn', 'mask_rcnn')
@@ -42,6 +45,7 @@ def folder(tmp_path_factory, shapes) -> Path:
     shutil.copy(folder / 'rocket.jpg', folder / 'cut.jpg')
     truncate(folder / 'cut.jpg', 0.5)
     write_video(folder / 'short.mp4', 6, audio=True)
+    cv2.imwrite(str(folder / 'slow.png'), numbered_image(1, (3000, 2500)))
     (folder / 'large.png').write_bytes(bytes(MAX_MEGABYTES * 2**20 + 1))
     return folder
 
@@ -66,6 +70,7 @@ def url(folder) -> Iterator[str]:
     pytest.importorskip('gradio', reason='gradio is not installed')
     process, url = start(folder, '--max-megabytes', MAX_MEGABYTES, '--max-seconds', MAX_SECONDS)
     yield url
+    # While a model is running.
     process.send_signal(signal.SIGTERM)
     assert process.wait(TIMEOUT) == 0
     assert not list(folder.glob('app-*')), 'uploads are left behind'
@@ -191,6 +196,18 @@ def test_a_video_plays(page, folder):
     assert 'frames' in page.locator('.table-wrap').first.inner_text()
 
 
+def test_what_is_not_shown_can_be_removed(page):
+    """The results of the video stay, until that is removed."""
+    shown = page.evaluate(f'({LINKS})()')
+    page.get_by_role('tab', name='Image').click()
+    page.get_by_label('Remove Image').click()
+    page.wait_for_timeout(1000)
+    assert page.evaluate(f'({LINKS})()') == shown and len(shown) == 2
+    page.get_by_role('tab', name='Video').click()
+    page.get_by_label('Clear').click()
+    page.wait_for_function(f'!({LINKS})().length')
+
+
 def test_a_bad_image_is_one_plain_message(page, folder):
     upload(page, folder / 'cut.jpg')
     page.get_by_text('cut short').wait_for()
@@ -229,6 +246,27 @@ def test_no_other_file_can_be_read(path, url, folder):
     assert '"success":false' in answer and '"success":true' not in answer
 
 
+def test_the_camera(page):
+    """A photo, then a recording."""
+    page.get_by_role('tab', name='Image').click()
+    page.get_by_label('Capture from camera').first.click()
+    page.get_by_text('Click to Access Webcam').click()
+    with redrawn(page):
+        page.get_by_label('capture photo').click()
+    with Image.open(io.BytesIO(download(page, 'fpn')['data/image.png'])) as image:
+        assert image.size == (1280, 720)
+    page.get_by_role('tab', name='Video').click()
+    page.get_by_label('Capture from camera').last.click()
+    page.get_by_text('Click to Access Webcam').click()
+    with redrawn(page):
+        page.get_by_label('start recording').click()
+        page.wait_for_timeout(6000 * MAX_SECONDS)
+        page.get_by_label('start recording').click()
+    assert page.locator('.problem').inner_text().startswith('sample.webm lasts')
+    lines = download(page, 'mask_rcnn')['data/sample.jsonl'].splitlines()
+    assert len(lines) > 1 and json.loads(lines[-1])['time'] < MAX_SECONDS
+
+
 def test_nothing_is_asked_of_another_host(page, url, asked):
     assert asked and all(each.startswith(url.rstrip('/')) for each in asked)
 
@@ -240,3 +278,11 @@ def test_what_cannot_be_served_is_explained(folder, url):
     for process in (taken, missing):
         assert process.returncode == 1 and 'Traceback' not in process.stderr
     assert 'port' in taken.stderr and 'checkpoint' in missing.stderr
+
+
+def test_it_ends_while_a_model_runs(page, folder):
+    """Which the end of this module does."""
+    page.reload()
+    page.get_by_text('Score threshold').wait_for()
+    upload(page, folder / 'slow.png')
+    page.get_by_text('processing').first.wait_for()

@@ -17,6 +17,8 @@ from exporting import needs_export
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from backbones.app.models import open_models, pair_up
+from backbones.app.upload import Limits, Settings, Upload
 from backbones.inference.exported_file import ExportedModel
 from backbones.inference.masks import encode_mask
 from backbones.inference.tiles import TiledModel
@@ -109,6 +111,17 @@ def test_tiles_on_the_command_line(exported, photograph, call):
     assert np.array(Image.open(next((out / 'data').rglob('drawn.png')))).shape == (160, 160)
     code, said, _ = call(exported('logits').path, photograph, '--tile', '10')
     assert code == 1 and 'too small' in said
+
+
+@pytest.mark.parametrize('kind', KINDS.values())
+def test_the_page_shows_what_infer_writes(kind, exported, photograph, call, tmp_path):
+    path = exported(kind).path
+    _, _, out = call(path, photograph, '--score-thr', '0')
+    (model,) = open_models(pair_up([str(path)]), device='cpu').values()
+    upload = Upload(photograph, Limits())
+    predicted = upload.predict(model, lambda done, total: None)
+    drawn = upload.draw(model, predicted, Settings(0.0), tmp_path / 'page', lambda *_: None)
+    assert drawn.rows and drawn.path.read_bytes() == next(out.rglob('drawn.jpg')).read_bytes()
 
 
 def corrupt(path: Path, folder: Path) -> Path:
