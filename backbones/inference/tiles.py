@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from backbones.errors import ConfigError
 
@@ -35,6 +36,8 @@ MAX_OVERLAP = 0.9
 # The longer side of a whole image for a detector: at most this, or two tiles if that is more. Most
 # test pipelines make it smaller still.
 MAX_WHOLE = 2048
+# Seconds before there is a progress bar.
+BAR_DELAY = 2
 
 
 class TiledModel:
@@ -50,9 +53,14 @@ class TiledModel:
         batch_size: Tiles that go through the model at once.
         score_thr: Detections below this score are left out before they are merged.
 
+    Attributes:
+        shows_progress: Whether a terminal shows how many tiles of an image are done.
+
     Raises:
         ConfigError: Tiles of this size or overlap cannot work.
     """
+
+    shows_progress = False
 
     def __init__(
         self,
@@ -136,7 +144,17 @@ class TiledModel:
             Frame(Input('tile'), grid.num_bytes, load=partial(cut, image, grid.slices(*cell)))
             for cell in grid
         )
-        for frame in Pipeline(model, self.batch_size).run(frames):
+        bar = tqdm(
+            Pipeline(model, self.batch_size).run(frames),
+            total=len(grid.boxes()),
+            unit='tile',
+            leave=False,
+            dynamic_ncols=True,
+            delay=BAR_DELAY,
+            # None: unless it is a terminal.
+            disable=None if self.shows_progress else True,
+        )
+        for frame in bar:
             if frame.problem:
                 raise ValueError(frame.problem)
             yield frame.prediction

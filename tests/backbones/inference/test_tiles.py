@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import cv2
@@ -249,6 +250,16 @@ def test_a_very_large_image_is_made_smaller_for_the_whole(monkeypatch):
     assert model.sizes[-1] == (256, 256)
     np.testing.assert_array_equal(found.boxes, [place])
     assert found.masks[0].pixels.all() and found.masks[0].shape == (220, 200)
+
+
+@pytest.mark.parametrize('shows_progress', [True, False])
+def test_a_terminal_shows_how_many_tiles_are_done(shows_progress, monkeypatch, capsys):
+    monkeypatch.setattr('backbones.inference.tiles.BAR_DELAY', 0)
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    tiled = TiledModel(Detector(), 100)
+    tiled.shows_progress = shows_progress
+    tiled.predict([tiled.preprocess(rectangles())])
+    assert ('/25 ' in capsys.readouterr().err) == shows_progress
 
 
 def test_nothing_found_is_no_detection():
