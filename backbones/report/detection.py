@@ -198,12 +198,12 @@ def detection_blocks(results: DetectionResults) -> list[Block]:
 
 def class_block(results: DetectionResults, at_score: str) -> Block:
     """AP, precision and recall of every class."""
-    matches, size = results.matches, len(results.classes)
+    matches, number = results.matches, len(results.classes)
     correct, seen = matches.kind == CORRECT, matches.score >= results.score_thr
-    objects = np.bincount(matches.object_label, minlength=size)
+    objects = np.bincount(matches.object_label, minlength=number)
     ap50 = average_precision(matches.label, matches.score, correct, objects)
     hits, detections = (
-        np.bincount(matches.label[mask], minlength=size) for mask in (seen & correct, seen)
+        np.bincount(matches.label[mask], minlength=number) for mask in (seen & correct, seen)
     )
     rows = []
     for label, name in enumerate(results.classes):
@@ -213,13 +213,15 @@ def class_block(results: DetectionResults, at_score: str) -> Block:
             mean_of(results.recall[:, label, 0, -1]),
             hits[label] / detections[label] if detections[label] else math.nan,
             hits[label] / objects[label] if objects[label] else math.nan,
+            *(mean_of(results.precision[:, :, label, size, -1]) for size in range(1, 4)),
         )
         rows.append([text(name), count(objects[label]), *map(share, values)])
     note = (
         'COCO’s AP and AR (average recall) are means over thresholds of IoU, AP50 is at IoU 0.5. '
-        f'Precision and recall: {at_score}.'
+        f'Precision and recall: {at_score}. Sizes are those of the table below.'
     )
-    columns = ('class', 'objects', 'AP', 'AP50', 'AR', 'precision', 'recall')
+    sizes = (f'AP {name}' for name in SIZES)
+    columns = ('class', 'objects', 'AP', 'AP50', 'AR', 'precision', 'recall', *sizes)
     return Block('Classes', note, columns, rows)
 
 

@@ -109,6 +109,8 @@ def test_figures_are_those_of_the_metric(annotations, coco, classes):
             measured = mean_of(results.precision[:, :, :, size, -1])
             printed = metrics[f'coco/{results.kind}_mAP_{name}']
             assert printed == (-1 if np.isnan(measured) else pytest.approx(measured, abs=6e-4))
+            column = [row[6 + size].key for row in block.rows if row[6 + size].key != -1]
+            assert printed == pytest.approx(np.mean(column or [-1]), abs=6e-4)
         objects = [row for row in coco.anns.values() if not row['iscrowd']]
         assert sum(row[1].key for row in block.rows) == sum(results.sizes) == len(objects)
         path, _, truth, _ = results.worst[0]
