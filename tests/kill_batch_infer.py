@@ -26,7 +26,10 @@ import numpy as np
 import psutil
 import pyarrow.dataset
 from tiny import ROOT, draw_shapes
-from trained_tiny import write_trained
+
+# Before the folder of the tests of backbones/, which Python would take for the package.
+sys.path.insert(0, str(ROOT))
+from trained_tiny import write_trained  # noqa: E402
 
 PORT = 6399
 # Seconds without a new file of results after which something hangs.
