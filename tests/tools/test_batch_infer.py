@@ -1,5 +1,6 @@
 """tools/batch_infer.py on this machine: results of infer.py, once each, whatever is killed."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,37 @@ def test_without_ray(run_tool, tmp_path, monkeypatch):
     )
     assert process.returncode == 1
     assert 'requirements/scale.txt' in process.stderr
+
+
+def test_slurm_starts_ray_on_each_machine(tmp_path):
+    """With a SLURM that runs what it is given, and a Python that says what it was to run."""
+    for name, text in (
+        ('srun', 'echo "$@"; while [ "$1" != bash ]; do shift; done; exec "$@"'),
+        ('scontrol', 'printf "first\\nsecond\\n"'),
+        ('python', 'echo "$@"'),
+    ):
+        (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    script = TESTS.parent / 'tools' / 'slurm_batch_infer.sh'
+    done = subprocess.run(
+        [script, 'gpu', 'job', 'config.py', 'model.pth', 'my images', '--out', 'out'],
+        env={
+            **os.environ,
+            'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+            'PYTHON': str(tmp_path / 'python'),
+            'SLURM_JOB_NODELIST': 'machines',
+            'NODES': '2',
+            'GPUS_PER_NODE': '4',
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '--nodes 2 --ntasks-per-node 1 --gres gpu:4' in done.stdout
+    started = done.stdout.splitlines()[-1]
+    assert '--address first:6379 --min-nodes 2 -- ' in started
+    command = 'batch_infer.py config.py model.pth my images --out out --address first:6379'
+    assert started.endswith(command)
 
 
 @pytest.mark.parametrize(
