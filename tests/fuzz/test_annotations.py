@@ -194,7 +194,7 @@ def train_on(config: Callable[[], Config], folder: Path) -> None:
         prepare_all(rest)
 
 
-@inputs(120, 1500)
+@inputs(50, 1500)
 @given(content=broken())
 def test_broken_coco_files(content: dict, config: Callable[[], Config], folder: Path):
     text = json.dumps(content)
