@@ -37,7 +37,6 @@ GO_ON = 'The same command goes on with what is missing'
 OBJECT_STORE = 2**27
 SETTINGS = {
     'RAY_USAGE_STATS_ENABLED': '0',
-    'RAY_BACKEND_LOG_LEVEL': 'fatal',
     # Each of our processes is told its device.
     'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO': '0',
 }
@@ -199,10 +198,10 @@ def run(job: Job, units: Sequence[Unit], resources: Resources) -> Iterator[dict[
         )
         yield from _without_errors(reports.iter_rows())
     except ray.exceptions.RayError as error:
+        # Left to Ray: shutting down here has ended the command before it could say why.
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(f'processes end with an error: {reason}. {GO_ON}') from error
-    finally:
-        ray.shutdown()
+    ray.shutdown()
 
 
 def _connect(ray: Any, address: str | None) -> None:
