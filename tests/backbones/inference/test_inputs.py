@@ -314,7 +314,8 @@ def test_storage_that_fsspec_knows(tmp_path: Path):
     (frame,) = read_inputs([photo], Clip(), Event())
     np.testing.assert_array_equal(frame.load(), read_image(PHOTOGRAPHS / 'chelsea.png'))
     (missing,) = read_inputs(listed(f'{url}/none.png'), Clip(), Event())
-    assert isinstance(missing, Closed) and 'none.png' in missing.problem
+    assert isinstance(missing, Closed) and missing.problem == 'does not exist'
+    assert missing.input.path == f'{url}/none.png'
 
 
 class Handler(BaseHTTPRequestHandler):
