@@ -191,10 +191,12 @@ def open_exported(
         device: 'cpu'; for .onnx also 'cuda' or 'cuda:1', for .xml the names of OpenVINO's devices.
             Default: for .onnx the GPU if onnxruntime can use one, under torchrun the process's
             own; else the CPU.
-        threads: On the CPU. Default: onnxruntime's and OpenVINO's own choice.
+        threads: On the CPU. Default: OMP_NUM_THREADS where it is set, as in torch, else
+            onnxruntime's and OpenVINO's own choice.
         amp: Mixed precision, of an .xml only: bfloat16 or float16 where OpenVINO chooses so.
     """
     path = Path(path)
+    threads = threads or int(os.environ.get('OMP_NUM_THREADS') or 0)
     if path.suffix not in RUNNABLE:
         raise ExportError(f'{path} cannot be run here: {", ".join(RUNNABLE)} can be')
     if not path.is_file():
@@ -216,12 +218,12 @@ def open_exported(
         raise ExportError(f'{path} cannot be read as an exported model: {reason}') from error
 
 
-def open_onnx(path: Path, device: str | None, threads: int | None) -> Runner:
+def open_onnx(path: Path, device: str | None, threads: int) -> Runner:
     """A runner that uses onnxruntime."""
     runtime = import_optional('onnxruntime', str(path))
     options = runtime.SessionOptions()
     # 0 is its own choice.
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads
     providers = onnx_providers(runtime, device)
     session = runtime.InferenceSession(str(path), options, providers=providers)
     metadata = session.get_modelmeta().custom_metadata_map
@@ -244,7 +246,7 @@ def onnx_providers(runtime: Any, device: str | None) -> list:
     return [*gpu, 'CPUExecutionProvider']
 
 
-def open_openvino(path: Path, device: str | None, threads: int | None, amp: bool) -> Runner:
+def open_openvino(path: Path, device: str | None, threads: int, amp: bool) -> Runner:
     """A runner that uses OpenVINO."""
     openvino = import_optional('openvino', str(path))
     core = openvino.Core()

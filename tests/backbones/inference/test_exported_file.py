@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from backbones.inference.exported_file import Description
+from backbones.errors import ExportError
+from backbones.inference.exported_file import Description, open_exported
 
 DESCRIPTION = Description(
     task='detection',
@@ -66,3 +67,21 @@ def test_where_any_size_is_taken_images_are_padded_to_the_minimum_size_only():
     steps = [*DESCRIPTION.resize, multiple]
     inputs, fitted = dataclasses.replace(any_size, resize=steps).fit(image(48, 64))
     assert inputs.shape == (3, 96, 128) and fitted == (96, 128)
+
+
+def test_threads_are_those_of_the_environment(monkeypatch, tmp_path):
+    """As torch's are: several processes on one machine each get some of its cores."""
+    onnxruntime = pytest.importorskip('onnxruntime')
+    threads = []
+
+    def session(path, options, providers):
+        threads.append(options.intra_op_num_threads)
+        raise RuntimeError('that is enough')
+
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', session)
+    (tmp_path / 'a.onnx').touch()
+    for value, given in (('2', None), ('2', 3), ('', None)):
+        monkeypatch.setenv('OMP_NUM_THREADS', value)
+        with pytest.raises(ExportError, match='enough'):
+            open_exported(tmp_path / 'a.onnx', 'cpu', given)
+    assert threads == [2, 3, 0]
