@@ -74,6 +74,37 @@ def add_no_deploy(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_selection(parser: argparse._ActionsContainer, hint: str = '') -> None:
+    """Add ``--score-thr``, with a hint behind its default, and ``--classes``."""
+    parser.add_argument(
+        '--score-thr',
+        type=number(0, 1),
+        default=0.3,
+        metavar='SCORE',
+        help=f'leave out detections below this (default: 0.3{hint})',
+    )
+    parser.add_argument('--classes', nargs='+', metavar='NAME', help='only these (default: all)')
+
+
+def add_speed(parser: argparse._ActionsContainer) -> None:
+    """Add ``--batch-size``, ``--amp`` and ``--no-deploy``."""
+    parser.add_argument(
+        '--batch-size',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='images that go through the model at once, if that many of one size are ready; '
+        'changes no result (default: 1)',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision: float16 on a GPU, bfloat16 on a CPU that has it, where it makes an '
+        '.xml twice as fast, and checkpoints faster at 512x512 and above',
+    )
+    add_no_deploy(parser)
+
+
 def add_tile(parser: argparse._ActionsContainer) -> None:
     """Add ``--tile`` and ``--overlap``."""
     parser.add_argument(

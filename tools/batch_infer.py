@@ -26,7 +26,8 @@ from _requirements import explain_missing
 with explain_missing():
     from _arguments import (
         add_cfg_options,
-        add_no_deploy,
+        add_selection,
+        add_speed,
         add_tile,
         add_trust_checkpoint,
         make_parser,
@@ -108,29 +109,12 @@ def parse_args() -> argparse.Namespace:
         help='GPUs of each; 0.5 for two on one GPU (default: 1 where there are GPUs)',
     )
     selection = parser.add_argument_group('selection')
-    selection.add_argument(
-        '--score-thr',
-        type=number(0, 1),
-        default=0.3,
-        metavar='SCORE',
-        help='leave out detections below this (default: 0.3)',
-    )
-    selection.add_argument('--classes', nargs='+', metavar='NAME', help='only these (default: all)')
+    add_selection(selection)
     selection.add_argument(
         '--every', type=positive, default=1, metavar='N', help='every Nth frame of videos'
     )
     add_tile(parser.add_argument_group('large images'))
-    speed = parser.add_argument_group('speed')
-    speed.add_argument(
-        '--batch-size',
-        type=positive,
-        default=1,
-        metavar='N',
-        help='images that go through the model at once, if that many of one size are ready '
-        '(default: 1)',
-    )
-    speed.add_argument('--amp', action='store_true', help='mixed precision, as of tools/infer.py')
-    add_no_deploy(speed)
+    add_speed(parser.add_argument_group('speed'))
     add_trust_checkpoint(parser)
     add_cfg_options(parser, 'model.test_cfg.score_thr=0.01')
     args = parse(parser, parser.parse_intermixed_args)

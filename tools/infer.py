@@ -28,7 +28,8 @@ with explain_missing():
     import cv2
     from _arguments import (
         add_cfg_options,
-        add_no_deploy,
+        add_selection,
+        add_speed,
         add_tile,
         add_trust_checkpoint,
         make_parser,
@@ -103,15 +104,8 @@ def parse_args() -> argparse.Namespace:
         "a line, as '230 80 50' or '#e65032' (default: the model's)",
     )
     selection = parser.add_argument_group('selection')
-    selection.add_argument(
-        '--score-thr',
-        type=number(0, 1),
-        default=0.3,
-        metavar='SCORE',
-        help='leave out detections below this, of drawings and data (default: 0.3; at most 0.05 '
-        'to compute AP from the data)',
-    )
-    selection.add_argument('--classes', nargs='+', metavar='NAME', help='only these (default: all)')
+    hint = '; at most 0.05 to compute AP from the data'
+    add_selection(selection, hint)
 
     add_tile(parser.add_argument_group('large images'))
 
@@ -129,22 +123,8 @@ def parse_args() -> argparse.Namespace:
         'all drops none and may fall behind (default: latest)',
     )
     speed = parser.add_argument_group('speed')
-    speed.add_argument(
-        '--batch-size',
-        type=positive,
-        default=1,
-        metavar='N',
-        help='images that go through the model at once, if that many of one size are ready; '
-        'changes no result (default: 1)',
-    )
     speed.add_argument('--device', help='cpu, cuda:1, ... (default: a GPU if there is one)')
-    speed.add_argument(
-        '--amp',
-        action='store_true',
-        help='mixed precision: float16 on a GPU, bfloat16 on a CPU that has it, where it makes an '
-        '.xml twice as fast, and checkpoints faster at 512x512 and above',
-    )
-    add_no_deploy(speed)
+    add_speed(speed)
     add_trust_checkpoint(parser)
     add_cfg_options(parser, 'model.test_cfg.score_thr=0.01')
     args = parse(parser, parser.parse_intermixed_args)
