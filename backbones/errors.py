@@ -48,6 +48,11 @@ IMAGE_DECODE_ERRORS = (
 FATAL_OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
+def in_one_line(error: Exception) -> str:
+    """What an error says, or its type where it says nothing; at most 500 characters."""
+    return ' '.join(str(error).split())[:500] or type(error).__name__
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End the program with a message and exit code 1, without a traceback."""
@@ -91,8 +96,7 @@ def import_optional(package: str, purpose: str, requirements: str = 'export') ->
     try:
         return import_module(package)
     except (ImportError, OSError) as error:
-        reason = ' '.join(str(error).split())
         raise ConfigError(
             f'{purpose} needs the package {package}: '
-            f'pip install -r requirements/{requirements}.txt ({reason})'
+            f'pip install -r requirements/{requirements}.txt ({in_one_line(error)})'
         ) from error

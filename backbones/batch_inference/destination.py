@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, in_one_line
 from backbones.files import atomic_write
 from backbones.inference.inputs import find_scheme
 
@@ -27,7 +27,7 @@ class Destination:
             self.fs, self.root = fsspec.core.url_to_fs(url)
         # Each storage has errors of its own.
         except Exception as error:
-            raise ConfigError(f'--out {url} cannot be used: {explain(error)}') from error
+            raise ConfigError(f'--out {url} cannot be used: {in_one_line(error)}') from error
         self.root = self.root.rstrip('/')
         self.is_local = find_scheme(url) in (None, 'file', 'local')
 
@@ -80,7 +80,7 @@ class Destination:
                 self.write(RUN_FILE, json.dumps(run, indent=1).encode())
         # Each storage has errors of its own.
         except Exception as error:
-            raise ConfigError(f'--out {self.url} cannot be used: {explain(error)}') from error
+            raise ConfigError(f'--out {self.url} cannot be used: {in_one_line(error)}') from error
         if not results:
             return
         if known is None:
@@ -95,8 +95,3 @@ class Destination:
                 f'--out {self.url} has results of another model or other options; take another '
                 'folder, or those again:\n  ' + '\n  '.join(lines)
             )
-
-
-def explain(error: Exception) -> str:
-    """An error of a storage in one line."""
-    return ' '.join(str(error).split()) or type(error).__name__

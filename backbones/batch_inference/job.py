@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from backbones.engine.config import load_config
-from backbones.errors import ConfigError, import_optional
+from backbones.errors import ConfigError, import_optional, in_one_line
 from backbones.inference.inputs import find_scheme
 from backbones.inference.output import encode_drawing
 from backbones.inference.output_paths import mirrored_path
@@ -23,7 +23,7 @@ from backbones.inference.predictor import Predictor
 from backbones.inference.reading import Frame
 from backbones.weights import use_safe_loading
 
-from .destination import Destination, explain
+from .destination import Destination
 from .source import Unit, read_unit
 
 # How often a unit may end the process that works on it before the run is given up.
@@ -101,7 +101,7 @@ class Worker:
                     self._run(unit, report)
             # Each storage has errors of its own.
             except Exception as error:
-                report['error'] = explain(error)
+                report['error'] = in_one_line(error)
             reports.append(report)
         return {name: [report[name] for report in reports] for name in reports[0]}
 

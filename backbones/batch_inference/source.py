@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, in_one_line
 from backbones.inference.inputs import VIDEO_SUFFIXES, find_scheme, is_live, iterate_inputs
 
-from .destination import INPUTS_FOLDER, Destination, explain
+from .destination import INPUTS_FOLDER, Destination
 
 # Columns of paths and of encoded images by the names that they have in published sets.
 PATH_COLUMNS = ('path', 'file_name', 'filename', 'image_path', 'file', 'url')
@@ -70,7 +70,7 @@ def list_paths(source: str) -> list[str]:
                 paths = [line.strip() for line in file if line.strip()]
         # Each storage has errors of its own.
         except Exception as error:
-            raise ConfigError(f'{source} cannot be read: {explain(error)}') from error
+            raise ConfigError(f'{source} cannot be read: {in_one_line(error)}') from error
         problem = 'is empty'
     else:
         listed = list(iterate_inputs(source, recursive=True, stdin=sys.stdin))
@@ -130,7 +130,7 @@ def open_parquet(file: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(fsspec.open(file, 'rb').open())
     except Exception as error:
-        raise ConfigError(f'{file} cannot be read: {explain(error)}') from error
+        raise ConfigError(f'{file} cannot be read: {in_one_line(error)}') from error
 
 
 def _units_in(name: str, file: str) -> Iterator[Unit]:

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import torch
 
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, in_one_line
 
 from .candidates import OURS, Group, group_configs
 from .measure import Timed, count_macs, measure_in_turns, peak_memory, synchronizer
@@ -110,7 +110,7 @@ def compare(
                 runners[name] = runner
             # RuntimeError is what torch and the other libraries raise, want of memory included.
             except (ConfigError, RuntimeError) as error:
-                result['problem'] = ' '.join(str(error).split())[:500]
+                result['problem'] = in_one_line(error)
                 report(f'{what}: {name} failed: {result["problem"]}')
         timed = measure_in_turns(
             runners,

@@ -16,7 +16,7 @@ from mmengine.config import utils as config_utils
 from mmengine.registry import init_default_scope
 
 from backbones.data.config_datasets import datasets_of, walk
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, in_one_line
 
 from .amp import CPUAmpOptimWrapper
 from .metrics import can_measure, main_metric
@@ -81,7 +81,7 @@ def import_library(scope: str) -> None:
                 import_module(f'{scope}.{part}')
         # It is missing, or does not fit mmcv (AssertionError) or torch (OSError).
         except (ImportError, AssertionError, OSError) as error:
-            reason = ' '.join(str(error).split())
+            reason = in_one_line(error)
             raise ConfigError(
                 f'the config needs {scope}, which cannot be imported: {reason}. Run `python '
                 'tools/doctor.py`: it says what does not fit'

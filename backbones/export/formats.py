@@ -16,7 +16,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from backbones.efficientformer_v2.position_bias import RelativePositionBias
-from backbones.errors import ExportError, import_optional
+from backbones.errors import ExportError, import_optional, in_one_line
 from backbones.inference.exported_file import INPUT_NAME, METADATA_KEY, Description
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def write(model: nn.Module, path: Path, description: Description) -> None:
         raise
     # Each converter has its own exceptions.
     except Exception as error:
-        reason = ' '.join(str(error).split())[:500]
+        reason = in_one_line(error)
         raise ExportError(
             f'{path.suffix} cannot be made of this model: {type(error).__name__}: {reason}'
         ) from error

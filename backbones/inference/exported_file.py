@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from mmcv.image import imresize, rescale_size
 
-from backbones.errors import ConfigError, ExportError, import_optional
+from backbones.errors import ConfigError, ExportError, import_optional, in_one_line
 
 from .masks import paste_masks
 from .results import NMS_THRESHOLD, Detections, Segmentation
@@ -169,7 +169,7 @@ class Runner:
             results = self._run(inputs)
         # Some of these libraries' exceptions are neither public nor derived from RuntimeError.
         except Exception as error:
-            raise RuntimeError(' '.join(str(error).split())) from error
+            raise RuntimeError(in_one_line(error)) from error
         return dict(zip(self.description.outputs, results, strict=True))
 
 
@@ -214,7 +214,7 @@ def open_exported(
         raise
     # Neither library says what it may raise.
     except Exception as error:
-        reason = ' '.join(str(error).split())[:500]
+        reason = in_one_line(error)
         raise ExportError(f'{path} cannot be read as an exported model: {reason}') from error
 
 

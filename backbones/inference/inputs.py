@@ -10,7 +10,7 @@ from typing import TextIO
 
 import fsspec
 
-from backbones.errors import InputError
+from backbones.errors import InputError, in_one_line
 
 WEB_SCHEMES = ('http', 'https')
 STREAM_SCHEMES = ('rtsp', 'rtsps', 'rtmp', 'rtmps', 'udp')
@@ -164,8 +164,7 @@ def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
         raise
     # Each storage has errors of its own.
     except Exception as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise InputError(f'cannot be listed: {reason}') from error
+        raise InputError(f'cannot be listed: {in_one_line(error)}') from error
     paths = sorted(filter(_is_wanted, paths), key=_natural)
     if not paths:
         raise InputError('has no files in it')

@@ -21,7 +21,7 @@ import cv2
 import fsspec
 import numpy as np
 
-from backbones.errors import InputError, NotMediaError
+from backbones.errors import InputError, NotMediaError, in_one_line
 
 from .images import (
     SIGNATURE_BYTES,
@@ -316,8 +316,7 @@ def _identify_url(url: str) -> Source:
         raise
     # Each storage has errors of its own.
     except Exception as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise InputError(f'cannot be read: {reason}') from error
+        raise InputError(f'cannot be read: {in_one_line(error)}') from error
     return _identify_video(url)
 
 
