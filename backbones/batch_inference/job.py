@@ -230,7 +230,8 @@ def plan(
     fitting = int(room.get('CPU', 0) // cpus)
     if gpus:
         fitting = min(fitting, int(room.get('GPU', 0) / gpus + 1e-6))
-    if not fitting:
+    # A cluster that grows may have no room yet.
+    if not fitting and not resources.actors:
         raise ConfigError(
             f'a process of {cpus:g} cores and {gpus:g} GPUs has no room in the cluster, which has '
             f'{room.get("CPU", 0):g} cores and {room.get("GPU", 0):g} GPUs'

@@ -161,6 +161,7 @@ def test_slurm_starts_ray_on_each_machine(tmp_path):
         ({'CPU': 64.0, 'GPU': 4.0}, Resources(gpus=0.5), dict(num_cpus=8, num_gpus=0.5), (8, 8)),
         ({'CPU': 64.0, 'GPU': 4.0}, Resources(gpus=0), dict(num_cpus=1, num_gpus=0), (64, 64)),
         ({'CPU': 2.0}, Resources(actors=(1, 50)), dict(num_cpus=1, num_gpus=0.0), (1, 50)),
+        ({}, Resources(gpus=1, actors=(1, 50)), dict(num_cpus=1, num_gpus=1), (1, 50)),
     ],
 )
 def test_what_processes_get(room, resources, options, actors):
