@@ -1,11 +1,16 @@
 """The smallest models of the three tasks and of the light head, in which every part occurs."""
 
+import atexit
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+from functools import cache
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -37,7 +42,7 @@ TINY_CONFIGS = {
         )
         """,
     'retinanet': """\
-        _base_ = '{root}/det_configs/retinanet_effv2_s0_shapes.py'
+        _base_ = '{retinanet}'
         model = dict(
             backbone=dict(arch={arch}),
             neck=dict(in_channels=[4, 8, 8, 16], out_channels=16),
@@ -45,7 +50,7 @@ TINY_CONFIGS = {
         )
         """,
     'mask_rcnn': """\
-        _base_ = '{root}/det_configs/mask_rcnn_effv2_s0_shapes.py'
+        _base_ = '{mask_rcnn}'
         model = dict(
             backbone=dict(arch={arch}),
             neck=dict(in_channels=[4, 8, 8, 16], out_channels=16),
@@ -98,10 +103,22 @@ def write_tiny_config(folder: Path, task: str, shapes: Path, extra: str = '') ->
     """A config that trains a tiny model for two iterations; ``extra`` is put at its end."""
     data = '' if task in ('fpn', 'ham') else TINY_DETECTION_DATA
     text = ''.join(map(textwrap.dedent, (TINY_CONFIGS[task], data, TINY_RUN)))
-    text = text.format(root=ROOT, shapes=shapes, arch={'_delete_': True, **TINY_ARCH})
+    bases = {} if task in ('fpn', 'ham') else {task: without_bases(task)}
+    arch = {'_delete_': True, **TINY_ARCH}
+    text = text.format(root=ROOT, shapes=shapes, arch=arch, **bases)
     path = folder / f'tiny_{task}.py'
     path.write_text(text + textwrap.dedent(extra))
     return path
+
+
+@cache
+def without_bases(task: str) -> Path:
+    """The demo's config of a detector in one file: mmengine needs a second to find mmdet's."""
+    folder = Path(tempfile.mkdtemp(prefix='tiny_'))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = ROOT / 'det_configs' / f'{task}_effv2_s0_shapes.py'
+    Config.fromfile(path, import_custom_modules=False).dump(folder / path.name)
+    return folder / path.name
 
 
 def with_random_weights(model: nn.Module) -> nn.Module:
