@@ -15,10 +15,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
         path: The file to write; missing folders are made.
 
     Yields:
-        ``NAME.<random>.partial`` in the same folder, where the caller writes.
+        ``.NAME.<random>.partial`` in the same folder, where the caller writes; hidden, so that no
+        program that reads the folder takes it for a file of its kind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.{uuid4().hex}.partial')
+    partial = path.with_name(f'.{path.name}.{uuid4().hex}.partial')
     try:
         yield partial
         os.replace(partial, path)

@@ -36,14 +36,15 @@ class Destination:
         return f'{self.root}/{name}'
 
     def names(self, folder: str = '') -> list[str]:
-        """The names of the files in the folder, or in a folder in it."""
+        """The names of the finished files in the folder, or in a folder in it."""
         path = self.path(folder).rstrip('/')
         # Another process may have listed it before.
         self.fs.invalidate_cache()
         if not self.fs.isdir(path):
             return []
         found = self.fs.ls(path, detail=False)
-        return sorted(name.rstrip('/').rpartition('/')[2] for name in found)
+        names = (name.rstrip('/').rpartition('/')[2] for name in found)
+        return sorted(name for name in names if not name.startswith('.'))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""
@@ -74,7 +75,7 @@ class Destination:
                 written.
         """
         try:
-            results = [name for name in self.names() if not name.startswith(('_', '.'))]
+            results = [name for name in self.names() if not name.startswith('_')]
             known = self.fs.cat_file(self.path(RUN_FILE)) if self.has(RUN_FILE) else None
             if not results:
                 self.write(RUN_FILE, json.dumps(run, indent=1).encode())

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from backbones.errors import ConfigError
 
 pa = pytest.importorskip('pyarrow', reason='requirements/scale.txt is not installed')
 import fsspec  # noqa: E402
+import pyarrow.dataset  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from backbones.batch_inference.destination import Destination  # noqa: E402
 from backbones.batch_inference.source import list_units, read_unit  # noqa: E402
+from backbones.files import atomic_write  # noqa: E402
 
 
 @pytest.fixture(params=['folder', 'storage'])
@@ -148,6 +151,23 @@ def test_files_are_whole(out, tmp_path):
     assert destination.has('c')
     assert not destination.has('d')
     assert len(destination.names()) == 2
+
+
+def test_what_a_killed_process_left_is_not_read(images, tmp_path):
+    """Neither by the same command nor by those who read the results."""
+    out = tmp_path / 'out'
+    units = list_units(str(images), Destination(str(out)), 8)
+    for path in (out / '_inputs' / '0001.parquet', out / units[0].part):
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(b'half')
+            shutil.copy(temporary, tmp_path / 'half')
+            left = temporary
+        path.unlink()
+        shutil.move(tmp_path / 'half', left)
+    pq.write_table(pa.table({'path': ['a']}), out / units[1].part)
+    assert list_units(str(images), Destination(str(out)), 8) == units
+    assert Destination(str(out)).names() == ['_inputs', units[1].part]
+    assert pyarrow.dataset.dataset(out, format='parquet').to_table().num_rows == 1
 
 
 def test_a_worker_writes_each_unit_once(images, tmp_path, out, shapes):
