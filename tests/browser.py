@@ -1,4 +1,4 @@
-"""Pages in headless Chromium, without network."""
+"""Pages in headless Chromium, without network; the camera is a drawn one."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 OPTIONS = (
     *('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run'),
     *('--disable-background-networking', '--disable-component-update', '--disable-sync'),
+    *('--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream'),
 )
 
 

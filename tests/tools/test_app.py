@@ -1,5 +1,6 @@
 """tools/app.py in a browser: images and videos of two models, and what must not be reachable."""
 
+import io
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import cv2
 import pytest
 import skimage
 from browser import open_browser
+from PIL import Image
 from tool_process import run_tool
 from trained_tiny import write_trained
 from videos import numbered_image, truncate, write_video
@@ -242,6 +244,35 @@ def test_no_other_file_can_be_read(path, url, folder):
     fetch(join)
     answer = fetch(f'{url}gradio_api/queue/data?session_hash=other').decode()
     assert '"success":false' in answer and '"success":true' not in answer
+
+
+def start_camera(page: Any) -> None:
+    """Waits for its first frame: until then, Gradio takes a click for a photo and drops it."""
+    page.get_by_text('Click to Access Webcam').click()
+    page.wait_for_function(
+        "[...document.querySelectorAll('video')].some(video => video.srcObject && video.videoWidth)"
+    )
+
+
+def test_the_camera(page):
+    """A photo, then a recording."""
+    page.get_by_role('tab', name='Image').click()
+    page.get_by_label('Capture from camera').first.click()
+    start_camera(page)
+    with redrawn(page):
+        page.get_by_label('capture photo').click()
+    with Image.open(io.BytesIO(download(page, 'fpn')['data/image.png'])) as image:
+        assert image.size == (1280, 720)
+    page.get_by_role('tab', name='Video').click()
+    page.get_by_label('Capture from camera').last.click()
+    start_camera(page)
+    with redrawn(page):
+        page.get_by_label('start recording').click()
+        page.wait_for_timeout(6000 * MAX_SECONDS)
+        page.get_by_label('start recording').click()
+    assert page.locator('.problem').inner_text().startswith('sample.webm lasts')
+    lines = download(page, 'mask_rcnn')['data/sample.jsonl'].splitlines()
+    assert len(lines) > 1 and json.loads(lines[-1])['time'] < MAX_SECONDS
 
 
 def test_nothing_is_asked_of_another_host(page, url, asked):
