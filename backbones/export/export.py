@@ -86,7 +86,8 @@ def export(
             '.mlpackage holds segmentors, and the backbone of a detector with --backbone-only: '
             'Core ML has no operators for what comes after it'
         )
-    traceable = exportable(model, options.logits, options.backbone_only)
+    open_sizes = out.suffix in RUNNABLE
+    traceable = exportable(model, options.logits, options.backbone_only, open_sizes)
     if options.deploy:
         traceable = switch_to_deploy(traceable)
     for transform in description.missing_transforms:

@@ -10,15 +10,23 @@ from torch import Tensor, nn
 from backbones.errors import ExportError
 
 from .preprocessing import Preprocessing
+from .segmentation_map import segmentation_map
+
+# Height and width of an image that tells the stride of a segmentor's logits, also where it is not
+# a divisor and they are rounded down.
+PROBE = 95
 
 
-def exportable(model: nn.Module, logits: bool = False, backbone_only: bool = False) -> nn.Module:
+def exportable(
+    model: nn.Module, logits: bool = False, backbone_only: bool = False, open_sizes: bool = True
+) -> nn.Module:
     """A model as one function from images (batch, 3, height, width) to tensors.
 
     Args:
         model: A model of mmdet or mmseg in evaluation mode. It is not changed.
         logits: Of a segmentor: return logits instead of class indices.
         backbone_only: Return the backbone's feature maps.
+        open_sizes: Whether tensors inside may have sizes that depend on the image.
 
     Raises:
         ExportError: The model has a part whose results would not be reproduced.
@@ -28,7 +36,7 @@ def exportable(model: nn.Module, logits: bool = False, backbone_only: bool = Fal
         return nn.Sequential(Preprocessing(model.data_preprocessor), model.backbone).eval()
     if is_segmentor(model):
         check_segmentor(model)
-        return ExportableSegmentor(model, logits).eval()
+        return ExportableSegmentor(model, logits, open_sizes).eval()
     if logits:
         raise ExportError('logits are what a segmentor gives; this is a detector')
     from .detector import ExportableDetector
@@ -55,9 +63,10 @@ class ExportableSegmentor(nn.Module):
     Args:
         segmentor: The model.
         logits: Return the logits of the classes instead of the class with the highest.
+        open_sizes: Do not resize the logits of all pixels, see :func:`segmentation_map`.
     """
 
-    def __init__(self, segmentor: nn.Module, logits: bool = False) -> None:
+    def __init__(self, segmentor: nn.Module, logits: bool = False, open_sizes: bool = True) -> None:
         from mmseg.models.utils import Upsample
 
         super().__init__()
@@ -68,26 +77,33 @@ class ExportableSegmentor(nn.Module):
             if isinstance(module, Upsample) and float(module.scale_factor or 0.5).is_integer():
                 module.forward = partial(upsample, module)
         self.logits = logits
+        head = segmentor.decode_head
+        self.steps = None
+        if open_sizes and not logits and head.out_channels > 1 and not head.align_corners:
+            with torch.no_grad():
+                probed = head(segmentor.extract_feat(torch.zeros(1, 3, PROBE, PROBE)))
+            self.steps = -(-PROBE // min(probed.shape[-2:]))
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, 3, height, width) to segmentation maps (batch, height, width), int32, or logits
         (batch, classes, height, width)."""
-        height, width = images.shape[-2:]
         inputs = self.preprocessing(images)
-        head = self.segmentor.decode_head
-        logits = F.interpolate(
-            head(self.segmentor.extract_feat(inputs)),
-            size=inputs.shape[-2:],
-            mode='bilinear',
-            align_corners=head.align_corners,
-        )
+        size, head = inputs.shape[-2:], self.segmentor.decode_head
+        results = head(self.segmentor.extract_feat(inputs))
+        if self.steps:
+            results = segmentation_map(results, size, self.steps)
+        else:
+            results = F.interpolate(
+                results, size, mode='bilinear', align_corners=head.align_corners
+            )
+            if not self.logits and head.out_channels == 1:
+                results = (results.sigmoid() > head.threshold).squeeze(1).to(torch.int32)
+            elif not self.logits:
+                results = results.argmax(dim=1).to(torch.int32)
         if self.preprocessing.pad_divisor > 1:
-            logits = logits[:, :, :height, :width]
-        if self.logits:
-            return logits
-        if head.out_channels == 1:
-            return (logits.sigmoid() > head.threshold).squeeze(1).to(torch.int32)
-        return logits.argmax(dim=1).to(torch.int32)
+            height, width = images.shape[-2:]
+            results = results[..., :height, :width]
+        return results
 
 
 def upsample(module: nn.Module, x: Tensor) -> Tensor:

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from torch import nn
 from torch.torch_version import TorchVersion
@@ -18,9 +16,6 @@ from torch.torch_version import TorchVersion
 from backbones.efficientformer_v2.position_bias import RelativePositionBias
 from backbones.errors import ExportError, import_optional, in_one_line
 from backbones.inference.exported_file import INPUT_NAME, METADATA_KEY, Description
-
-if TYPE_CHECKING:
-    import openvino
 
 # Each format and the packages that write it.
 FORMATS = {
@@ -184,36 +179,8 @@ def onnx_to_openvino(onnx_path: Path, path: Path, description: Description) -> N
     """OpenVINO's .xml and .bin in float32, from an ONNX file, whose operators it knows."""
     openvino = import_optional('openvino', 'writing .xml')
     model = openvino.convert_model(str(onnx_path))
-    if description.task == 'segmentation':
-        replace_argmax(model)
     model.set_rt_info(description.to_json(), [METADATA_KEY])
     openvino.save_model(model, str(path), compress_to_fp16=False)
-
-
-def replace_argmax(model: 'openvino.Model') -> None:
-    """Find the class with the highest logit without TopK, as which ArgMax is converted.
-
-    OpenVINO takes twice as long for a TopK over 150 classes as for two maxima and a comparison.
-    """
-    from openvino import opset13 as ops
-
-    for node in model.get_ops():
-        if node.get_type_name() != 'TopK' or node.output(0).get_target_inputs():
-            continue
-        logits, index = node.input_value(0), node.output(1)
-        count, classes = logits.get_partial_shape()[1].get_length(), ops.constant(np.array([1]))
-        # They fall from class to class: of equal logits the first wins.
-        codes = np.arange(count - 1, -1, -1).reshape(1, count, 1, 1)
-        codes = codes.astype(np.uint8 if count <= 256 else np.float32)
-        highest = ops.equal(logits, ops.reduce_max(logits, classes, keep_dims=True))
-        none = ops.constant(codes.dtype.type(0))
-        code = ops.reduce_max(ops.select(highest, ops.constant(codes), none), classes, True)
-        last = ops.constant(np.array(count - 1, np.int32))
-        label = ops.subtract(last, ops.convert(code, 'i32'))
-        label = ops.convert(label, index.get_element_type().get_type_name())
-        for target in index.get_target_inputs():
-            target.replace_source_output(label.output(0))
-    model.validate_nodes_and_infer_types()
 
 
 def write_core_ml(
