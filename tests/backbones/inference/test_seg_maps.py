@@ -1,4 +1,6 @@
-"""Segmentation maps computed in strips are those of mmseg's whole resize."""
+"""Segmentation maps are those of mmseg's whole resize."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,9 +50,25 @@ def test_resized_cropped_and_resized_again_is_the_same_in_strips(align_corners):
 def test_the_number_of_strips_changes_nothing(monkeypatch):
     logits = Logits.of(random_logits(5, 31, 40)).resize((90, 77), False)
     at_once = seg_map_of(logits, None)
-    monkeypatch.setattr(seg_maps, 'CPU_STRIP_PIXELS', 77 * 3)
+    monkeypatch.setattr(seg_maps, 'CPU_VALUES', 1000)
     assert seg_map_of(logits, None).equal(at_once)
+    blended = replace(logits, source=None)
+    assert seg_map_of(blended, None).equal(at_once)
+    monkeypatch.setattr(seg_maps, 'CPU_STRIP_PIXELS', 77 * 3)
+    assert seg_map_of(blended, None).equal(at_once)
     assert at_once.dtype == torch.uint8
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('final', [(150, 260), (40, 90), (64, 96), (7, 5)])
+def test_what_is_resized_twice_is_that_of_all_logits(final, align_corners):
+    resize = dict(mode='bilinear', align_corners=align_corners)
+    logits = F.interpolate(random_logits(20, 4, 6)[None], (16, 24), **resize)[0]
+    padded = F.interpolate(logits[None], (64, 96), **resize)[:, :, 3:60, 2:91]
+    expected = F.interpolate(padded, final, **resize)[0].argmax(dim=0)
+    twice = Logits.of(logits).resize((64, 96), align_corners).crop(2, 5, 3, 4)
+    found = seg_map_of(twice.resize(final, align_corners), None)
+    assert (found == expected).float().mean() >= 0.9999
 
 
 @pytest.mark.parametrize('align_corners', [False, True])
