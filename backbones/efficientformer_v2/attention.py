@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cpu import FusedConv, add_attention, can_use_onednn, split_queries
-from .fold import join_convs, scale_channels
+from .fold import JoinedConvs, scale_channels
 from .layers import GELU, ConvNorm, add, is_compiling
 from .position_bias import RelativePositionBias
 
@@ -59,8 +59,7 @@ class TalkingHeadAttention(nn.Module):
         self.q = ConvNorm(channels, keys, 1, norm_cfg)
         self.k = ConvNorm(channels, keys, 1, norm_cfg)
         self.v = ConvNorm(channels, values, 1, norm_cfg)
-        self.qkv: nn.Conv2d | None = None
-        self.qkv_channels = (keys, keys, values)
+        self.qkv: JoinedConvs | None = None
         self.v_local = ConvNorm(values, values, 3, norm_cfg, groups=values)
         self.relative_position_bias = RelativePositionBias(num_heads, table_size, 1, bias_resize)
         self.talking_head1 = nn.Conv2d(num_heads, num_heads, 1)
@@ -88,7 +87,7 @@ class TalkingHeadAttention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, times ``key_dim**-0.5``, keys and values, as feature maps."""
         if self.qkv is not None:
-            return self.qkv(x).split(self.qkv_channels, dim=1)
+            return self.qkv(x)
         return self.q(x) * self.scale, self.k(x), self.v(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -118,7 +117,7 @@ class TalkingHeadAttention(nn.Module):
         """Make q, k and v one convolution, where they are nothing else by now."""
         if self.qkv is None and all(isinstance(m, nn.Conv2d) for m in (self.q, self.k, self.v)):
             scale_channels(self.q, self.scale)
-            self.qkv = join_convs((self.q, self.k, self.v))
+            self.qkv = JoinedConvs((self.q, self.k, self.v))
             del self.q, self.k, self.v
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
@@ -153,8 +152,7 @@ class DownsamplingAttention(nn.Module):
         self.q = ConvNorm(in_channels, num_heads * key_dim, 1, norm_cfg)
         self.k = ConvNorm(in_channels, num_heads * key_dim, 1, norm_cfg)
         self.v = ConvNorm(in_channels, values, 1, norm_cfg)
-        self.kv: nn.Conv2d | None = None
-        self.kv_channels = (num_heads * key_dim, values)
+        self.kv: JoinedConvs | None = None
         self.v_local = ConvNorm(values, values, 3, norm_cfg, stride=2, groups=values)
         self.relative_position_bias = RelativePositionBias(num_heads, table_size, 2, bias_resize)
         self.act = GELU()
@@ -173,7 +171,7 @@ class DownsamplingAttention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, times ``key_dim**-0.5``, keys and values, as feature maps."""
         if self.kv is not None:
-            return self.q(self.q_local(x)), *self.kv(x).split(self.kv_channels, dim=1)
+            return self.q(self.q_local(x)), *self.kv(x)
         q = self.q(self.q_local(x) + x[:, :, ::2, ::2])
         return q * self.scale, self.k(x), self.v(x)
 
@@ -192,7 +190,7 @@ class DownsamplingAttention(nn.Module):
             # Every second pixel is what the middle of the kernel sees.
             self.q_local.weight[:, :, 1, 1] += 1
             self.q_local = FusedConv(self.q_local)
-            self.kv = join_convs((self.k, self.v))
+            self.kv = JoinedConvs((self.k, self.v))
             del self.k, self.v
 
 

@@ -46,17 +46,38 @@ def scale_channels(affine: nn.Module, factor: Tensor | float) -> None:
     affine.weight.mul_(factor)
 
 
-@torch.no_grad()
-def join_convs(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
-    """One convolution with the outputs of several one after the other.
+class JoinedConvs(nn.Module):
+    """Convolutions of one input as one.
 
-    All have the same input and a bias, and differ in ``out_channels`` alone.
+    Args:
+        convs: With a bias each; they differ in ``out_channels`` alone.
     """
-    joined = copy.deepcopy(convs[0])
-    joined.out_channels = sum(conv.out_channels for conv in convs)
-    joined.weight = nn.Parameter(torch.cat([conv.weight for conv in convs]))
-    joined.bias = nn.Parameter(torch.cat([conv.bias for conv in convs]))
-    return joined
+
+    @torch.no_grad()
+    def __init__(self, convs: Sequence[nn.Conv2d]) -> None:
+        super().__init__()
+        self.channels = [conv.out_channels for conv in convs]
+        joined = copy.deepcopy(convs[0])
+        joined.out_channels = sum(self.channels)
+        joined.weight = nn.Parameter(torch.cat([conv.weight for conv in convs]))
+        joined.bias = nn.Parameter(torch.cat([conv.bias for conv in convs]))
+        self.convs = nn.ModuleList([joined])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if len(self.convs) == 1:
+            return self.convs[0](x).split(self.channels, dim=1)
+        return tuple(conv(x) for conv in self.convs)
+
+    def separate(self) -> None:
+        """Undo the joining, for runtimes that copy what is split."""
+        if len(self.convs) == 1:
+            joined = self.convs[0]
+            self.convs = nn.ModuleList(copy.deepcopy(joined) for _ in self.channels)
+            for name in ('weight', 'bias'):
+                parts = getattr(joined, name).detach().split(self.channels)
+                for conv, part in zip(self.convs, parts, strict=True):
+                    conv.out_channels = len(part)
+                    setattr(conv, name, nn.Parameter(part.clone()))
 
 
 def fold_scale(layer: ConvNorm | nn.Conv2d, scale: LayerScale | nn.Identity) -> bool:

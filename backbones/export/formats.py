@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.torch_version import TorchVersion
 
+from backbones.efficientformer_v2.fold import JoinedConvs
 from backbones.efficientformer_v2.position_bias import RelativePositionBias
 from backbones.errors import ExportError, import_optional, in_one_line
 from backbones.inference.exported_file import INPUT_NAME, METADATA_KEY, Description
@@ -93,6 +94,10 @@ def trace(
 
     ``constant_biases`` is for formats that cannot resize tables of relative position biases.
     """
+    for module in model.modules():
+        if isinstance(module, JoinedConvs):
+            # OpenVINO takes longer to split the result than for several convolutions.
+            module.separate()
     batch, min_size = description.batch, description.min_size
     # Open sizes have names, so that one that becomes a constant is an error.
     limits = {'batch': dict(max=MAX_BATCH)}
