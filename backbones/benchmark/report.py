@@ -21,7 +21,8 @@ MIXED = (
 )
 NOTES = (
     "'Whole model' goes from pixels to segmentation maps, or to boxes, scores, labels and mask "
-    'probabilities. Weights are random, so detectors find other objects than trained ones would.',
+    'probabilities. Weights are random, so detectors find other objects than trained ones would; '
+    'the segmentation map is of one class, and one of a street scene takes up to 10 ms more.',
     'Models take turns of a quarter of a second. Spread is p90 less p10 in percent of the median; '
     'the time ratio is to the first model, the median over the rounds.',
     'Multiply-adds are those of convolutions and matrix products for one image before folding, '

@@ -315,7 +315,7 @@ def config_text(written: Written, options: Options) -> str:
     side = float(np.median([(min if segments else max)(size) for size in sizes]))
     low, high = (128, 512) if segments else (160, 640)
     size = int(min(max(round(side / 32) * 32, low), high))
-    batch = min(8, len(train))
+    batch = min(4, len(train))
     epochs = int(min(max(round(ITERATIONS * batch / len(train) / 10) * 10, 20), 300))
     counts = ' + '.join(f'{len(part)} {name}' for name, part in written.splits.items())
     lines = [
