@@ -95,7 +95,7 @@ def seg_map_of(logits: Logits, threshold: float | None) -> Tensor:
     height, width = logits.size
     dtype = torch.uint8 if logits.classes <= 255 else torch.int32
     on_cpu = logits.device.type == 'cpu'
-    if logits.source is not None and threshold is None:
+    if logits.is_resized and threshold is None:
         rows, columns = (axis.cells(logits.device) for axis in logits.axes)
         at_once = CPU_VALUES if on_cpu else GPU_VALUES
         return resized_argmax(logits.source[None], rows, columns, dtype, at_once)[0]
@@ -141,7 +141,8 @@ def resized_argmax(
         (batch, pixels of ``rows``, pixels of ``columns``).
     """
     classes, height, width = logits.shape[1:]
-    labels = logits.argmax(dim=1).to(dtype)
+    # Faster than argmax().
+    labels = logits.max(dim=1).indices.to(dtype)
     pairs = product(rows.neighbors.unbind(dim=1), columns.neighbors.unbind(dim=1))
     first, *others = (labels[:, row][:, :, column] for row, column in pairs)
     differ = torch.zeros_like(first, dtype=torch.bool)
@@ -163,7 +164,7 @@ def resized_argmax(
             ]
             sides.append(_mean(lines, rows.weights[row][..., None])[:, :, None])
         values = _mean(sides, columns.weights[column][:, None, ..., None])
-        cells[image, row, column] = values.argmax(dim=-1).to(dtype)
+        cells[image, row, column] = values.max(dim=-1).indices.to(dtype)
     cells = cells.permute(0, 1, 3, 2, 4).flatten(3, 4).flatten(1, 2)
     return cells[:, rows.positions][:, :, columns.positions]
 
@@ -204,6 +205,11 @@ class Logits:
     # both axes; without tiles.
     source: Tensor | None = None
     axes: tuple[Axis, Axis] | None = None
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether pixels follow from fewer logits, or more."""
+        return self.source is not None and self.source.shape[1:] != self.size
 
     @classmethod
     def of(cls, logits: Tensor) -> Logits:
