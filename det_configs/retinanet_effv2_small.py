@@ -15,6 +15,10 @@ model = dict(
         layer_scale_init_value=1e-5 if _base_.pretrained else 1.0,
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint) if _base_.pretrained else None,
     ),
-    neck=dict(in_channels=channels[_base_.arch], out_channels=128),
+    neck=dict(
+        in_channels=channels[_base_.arch],
+        out_channels=128,
+        norm_cfg=None if _base_.pretrained else dict(type='BN', requires_grad=True),
+    ),
     bbox_head=dict(in_channels=128, feat_channels=128),
 )
