@@ -47,7 +47,8 @@ def write(model: nn.Module, path: Path, description: Description) -> None:
     """Trace a model and write it in the format of the suffix of ``path``.
 
     Args:
-        model: What :func:`.exportable.exportable` returns, folded or not, on the CPU.
+        model: What :func:`.exportable.exportable` returns, folded or not, on the CPU; joined
+            convolutions in it are separated.
         path: With one of the suffixes in ``FORMATS``; an .xml gets a .bin beside it.
         description: Its metadata.
 

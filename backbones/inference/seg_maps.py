@@ -202,13 +202,13 @@ class Logits:
     # these rows, (classes, bottom - top, width).
     rows: Callable[[int, int], Strip]
     # (classes, height, width) before resizing and cropping, and how pixels follow from these along
-    # both axes; without tiles.
+    # both axes; None where tiles are blended.
     source: Tensor | None = None
     axes: tuple[Axis, Axis] | None = None
 
     @property
     def is_resized(self) -> bool:
-        """Whether pixels follow from fewer logits, or more."""
+        """Whether there are more pixels than logits, or fewer."""
         return self.source is not None and self.source.shape[1:] != self.size
 
     @classmethod
