@@ -7,6 +7,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Linux has ended long-lived test processes by SIGSEGV as they returned from a handler of SIGCHLD,
 # with no fault of their own; processors with AMX are where it was seen.
 os.environ.setdefault('ONEDNN_MAX_CPU_ISA', 'AVX512_CORE_BF16')
+# The libraries look for a GPU as they are imported; processes that are forked later could not use
+# it if they did so in CUDA's own way.
+os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
 
 import shutil
 import signal

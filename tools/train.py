@@ -7,6 +7,7 @@ from functools import partial
 from _requirements import explain_missing
 
 with explain_missing():
+    import torch
     from _arguments import add_run_arguments, make_parser, parse_run_args
     from mmengine.config import Config, ConfigDict
     from mmengine.dist import is_main_process
@@ -19,7 +20,7 @@ with explain_missing():
     from backbones.engine.preemption import PREEMPTED, Preempted
     from backbones.engine.preflight import check_training, leave_out_init_cfg
     from backbones.engine.runner import ReliableRunner
-    from backbones.errors import exit_on_user_error
+    from backbones.errors import ConfigError, exit_on_user_error, in_one_line
     from backbones.weights import use_safe_loading
 
 EXAMPLES = """\
@@ -141,6 +142,12 @@ def main() -> None:
         try:
             with explain_full_disk(config.work_dir):
                 train(config, args)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                'the memory of the GPU is not enough: lower train_dataloader.batch_size (now '
+                f'{config.train_dataloader.get("batch_size")}), or add --amp or --cfg-options '
+                f'model.backbone.with_cp=True ({in_one_line(error)})'
+            ) from error
         except Preempted as preempted:
             print(f'\n{preempted}', file=sys.stderr, flush=True)
             sys.exit(PREEMPTED)

@@ -130,8 +130,9 @@ def peak_memory(
     Returns:
         None where it cannot be measured so, or where memory was not enough.
     """
-    on_gpu = setting.device.startswith('cuda')
-    if (setting.backend == 'compile' and not on_gpu) or (file is not None and on_gpu):
+    if setting.device.startswith('cuda'):
+        return None if file else gpu_peak(candidate, setting)
+    if setting.backend == 'compile':
         return None
     context = multiprocessing.get_context('forkserver')
     # Loaded once; each process begins as a copy of one that has them.
@@ -148,6 +149,19 @@ def peak_memory(
         process.join()
 
 
+def gpu_peak(candidate: Candidate, setting: Setting) -> float | None:
+    """MiB of a GPU that a model takes at most, or None where memory was not enough."""
+    before = torch.cuda.memory_allocated(setting.device)
+    try:
+        run = make_runner(candidate.build(), setting)
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        run()
+        run()
+    except torch.OutOfMemoryError:
+        return None
+    return (torch.cuda.max_memory_allocated(setting.device) - before) / 2**20
+
+
 def send_peak(
     sender: Connection, candidate: Candidate, setting: Setting, scope: str, file: Path | None
 ) -> None:
@@ -159,16 +173,9 @@ def send_peak(
     run = make_runner(candidate.build() if file is None else None, setting, file)
     gc.collect()
     resident_peak()
-    on_gpu = setting.device.startswith('cuda')
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(setting.device)
     run()
     run()
-    if on_gpu:
-        torch.cuda.synchronize(setting.device)
-        sender.send(torch.cuda.max_memory_allocated(setting.device))
-    else:
-        sender.send(max(0, resident_peak() - before))
+    sender.send(max(0, resident_peak() - before))
 
 
 def resident_peak() -> int:

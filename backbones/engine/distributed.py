@@ -45,11 +45,20 @@ def connect(config: Config) -> None:
     """Connect the processes of a run: by mmengine with GPUs, else by gloo.
 
     mmengine needs a GPU to connect several processes, and again to wrap the model.
+
+    Raises:
+        ConfigError: There are fewer GPUs than processes, or none and SLURM starts them.
     """
     if config.launcher == 'none' or is_distributed():
         return
     environment = config.get('env_cfg', {})
     if torch.cuda.is_available():
+        processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
+        if processes > gpus:
+            raise ConfigError(
+                f'{processes} processes on this machine need a GPU each, and it has {gpus}; start '
+                f'at most {gpus}, or set CUDA_VISIBLE_DEVICES= to use the CPU'
+            )
         # Before init_dist(), which would choose another way of starting the loaders' workers.
         set_multi_processing(**environment.get('mp_cfg', {}), distributed=True)
         init_dist(config.launcher, **environment.get('dist_cfg', {}))

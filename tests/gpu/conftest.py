@@ -1,0 +1,17 @@
+"""What runs on a GPU computes what a CPU does; every test here skips where there is none."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def cuda_in_full_precision() -> Iterator[None]:
+    """Skip without a GPU; with one, convolutions do not round to TensorFloat-32."""
+    if not torch.cuda.is_available():
+        pytest.skip('needs a GPU')
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
