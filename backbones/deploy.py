@@ -20,9 +20,9 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
 
     Parts that have a ``switch_to_deploy()`` of their own, the backbone for one, are switched by
     it; then the BatchNorms of the neck and the heads are folded into the convolutions that they
-    follow. Other norms stay. On a CPU, necks and heads that are known to allow it work in channels
-    last from then on. Load the weights first: what is folded cannot be loaded into, and the
-    backbone can no longer be trained. A second call changes nothing.
+    follow. Other norms stay. Necks and heads that are known to allow it work in channels last from
+    then on. Load the weights and choose the device first: what is folded cannot be loaded into, and
+    the backbone can no longer be trained. A second call changes nothing.
 
     Args:
         model: A backbone, or a detector or segmentor, wrapped or not; changed in place and left in
@@ -114,7 +114,9 @@ NOT_BEHIND_THE_NECK = {'data_preprocessor', 'backbone', 'neck', 'auxiliary_head'
 
 
 def put_channels_last(model: nn.Module) -> None:
-    """Have the necks and heads in a model on a CPU work in channels last, where they can.
+    """Have the necks and heads in a model work in channels last, where they can.
+
+    It is how CPUs and CUDA's GPUs convolve fastest; on other devices nothing changes.
 
     What such a neck returns is made contiguous again, unless it is the ``neck`` of a detector or
     segmentor all of whose heads work in channels last too.
@@ -122,7 +124,7 @@ def put_channels_last(model: nn.Module) -> None:
     Args:
         model: Changed in place.
     """
-    if any(parameter.device.type != 'cpu' for parameter in model.parameters()):
+    if any(parameter.device.type not in ('cpu', 'cuda') for parameter in model.parameters()):
         return
     understood = [whole.neck for whole in model.modules() if understands_neck(whole)]
     for part in model.modules():

@@ -173,8 +173,9 @@ class EfficientFormerV2(BaseModule):
             s = 4, 8, 16, 32 for i = 0, 1, 2, 3, in channels last if x is so, else contiguous.
         """
         memory_format = memory_format_of(x)
-        # Channels last is how a CPU convolves fastest; others choose by themselves.
-        if self.deployed and x.device.type == 'cpu' and not is_compiling():
+        # How a GPU convolves fastest, and a CPU at inference; others choose by themselves.
+        is_faster = x.is_cuda or (self.deployed and x.device.type == 'cpu')
+        if is_faster and not is_compiling():
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         features = []
@@ -203,6 +204,9 @@ class EfficientFormerV2(BaseModule):
         for module in list(self.modules()):
             if module is not self and hasattr(module, 'switch_to_deploy'):
                 module.switch_to_deploy()
+        if next(self.parameters()).is_cuda:
+            # As the images are, see forward(): the weights would be reordered at every call.
+            self.to(memory_format=torch.channels_last)
         self.deployed = True
 
     def train(self, mode: bool = True) -> 'EfficientFormerV2':

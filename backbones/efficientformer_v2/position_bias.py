@@ -38,7 +38,9 @@ class RelativePositionBias(nn.Module):
 
         The keys are from last to first, see :func:`look_up`; ``dtype`` is that of the scores.
         """
-        if self.training or torch.is_grad_enabled() or is_compiling():
+        # A CUDA graph would keep reading what was cached when it was recorded.
+        is_recorded = self.table.is_cuda and torch.cuda.is_current_stream_capturing()
+        if self.training or torch.is_grad_enabled() or is_compiling() or is_recorded:
             return self._look_up(grid, dtype)
         described = (tuple(grid), dtype, self.table.device, *version_of(self.table))
         if self._cached is None or self._cached[0] != described:

@@ -21,6 +21,7 @@ from backbones.engine.preflight import fit_whole
 from backbones.errors import ConfigError, DataError
 from backbones.weights import config_of, load_checkpoint
 
+from .cuda_graphs import use_cuda_graphs
 from .masks import crop_masks, fill_empty_boxes, keep_masks_small, paste_masks
 from .results import NMS_THRESHOLD, Detections, Segmentation
 from .seg_maps import (
@@ -81,6 +82,8 @@ class TorchModel:
             settings = getattr(self.model, 'test_cfg', None) or {}
             nms = (settings.get('rcnn') or settings).get('nms') or {}
             self.nms_threshold = nms.get('iou_threshold', NMS_THRESHOLD)
+        if deploy and self.device.type == 'cuda':
+            use_cuda_graphs(self.model)
         self.transform = Compose(transforms_of(cfg, config))
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Strip = Callable[[slice], Tensor]
 
-# How many logits are resized at once where classes differ: on a CPU they should fit into the cache.
-CPU_VALUES, GPU_VALUES = 2**19, 2**25
+# How many logits a CPU resizes at once where classes differ: they should fit into the cache.
+CPU_VALUES = 2**19
 # Of a strip: pixels on a CPU, where the logits of one class should fit into the cache; bytes of all
 # classes on a GPU, where fewer steps count.
 CPU_STRIP_PIXELS = 2**18
@@ -95,10 +95,10 @@ def seg_map_of(logits: Logits, threshold: float | None) -> Tensor:
     height, width = logits.size
     dtype = torch.uint8 if logits.classes <= 255 else torch.int32
     on_cpu = logits.device.type == 'cpu'
-    if logits.is_resized and threshold is None:
+    # A GPU resizes all of them in less time than it takes to find out which it has to.
+    if on_cpu and logits.is_resized and threshold is None:
         rows, columns = (axis.cells(logits.device) for axis in logits.axes)
-        at_once = CPU_VALUES if on_cpu else GPU_VALUES
-        return resized_argmax(logits.source[None], rows, columns, dtype, at_once)[0]
+        return resized_argmax(logits.source[None], rows, columns, dtype, CPU_VALUES)[0]
     pixels = CPU_STRIP_PIXELS if on_cpu else GPU_STRIP_BYTES // (4 * logits.classes)
     rows = max(1, pixels // width)
     strips = []

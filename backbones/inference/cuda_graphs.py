@@ -1,0 +1,130 @@
+"""Networks on a GPU without the time that their operators take to start.
+
+A GPU computes an image faster than Python can tell it what to compute. A CUDA graph is the record
+of all of that for inputs of one shape, and starts it at once.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbones.deploy import works_channels_last
+
+# Before a shape is recorded, which takes as long as many calls.
+CALLS_BEFORE_RECORDING = 2
+# Every shape keeps its inputs and outputs on the GPU.
+MAX_SHAPES = 8
+# Beside the necks and heads that work in channels last: what they compute depends on nothing but
+# their inputs, their weights, and the shape of the inputs.
+KNOWN = {'EfficientFormerV2', 'ResNet', 'ResNetV1c', 'MobileNetV2', 'FixedLightHamHead'}
+
+
+def use_cuda_graphs(model: nn.Module) -> None:
+    """Record what the known parts of a detector or segmentor compute, and replay it.
+
+    Backbone and neck become one graph for each shape of images, a dense head another. What is not
+    known, and all that is asked for with gradients, runs as before.
+
+    Args:
+        model: On a GPU, in evaluation mode; changed in place. Its weights must stay where they are.
+    """
+    # Graphs share their memory: what one returns is copied before the next runs.
+    pool = torch.cuda.graph_pool_handle()
+    if is_known(model.backbone) and is_known(getattr(model, 'neck', None)):
+        model.extract_feat = Recorded(model.extract_feat, pool)
+    for name in ('decode_head', 'rpn_head', 'bbox_head'):
+        head = getattr(model, name, None)
+        if head is not None and is_known(head):
+            head.forward = Recorded(head.forward, pool)
+
+
+def is_known(part: nn.Module | None) -> bool:
+    """Whether a part, if there is one, can be recorded."""
+    return part is None or type(part).__name__ in KNOWN or works_channels_last(part)
+
+
+class Recorded:
+    """A function of feature maps, recorded for the shapes that come again.
+
+    Args:
+        function: Maps a tensor, or a sequence of them, to tensors in tuples and lists, and does
+            nothing else: its Python code does not run again.
+        pool: The graphs' memory, as of ``torch.cuda.graph_pool_handle()``. Default: their own.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], pool: tuple | None = None) -> None:
+        self.function, self.pool = function, pool or torch.cuda.graph_pool_handle()
+        self.calls: Counter[tuple] = Counter()
+        # None where recording failed.
+        self.graphs: dict[tuple, Graph | None] = {}
+
+    def __call__(self, maps: Tensor | Sequence[Tensor]) -> Any:
+        each = (maps,) if isinstance(maps, Tensor) else tuple(maps)
+        if torch.is_grad_enabled() or not all(x.is_cuda for x in each):
+            return self.function(maps)
+        shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in each)
+        precision = torch.is_autocast_enabled('cuda') and torch.get_autocast_dtype('cuda')
+        key = (shapes, precision, torch.is_inference_mode_enabled())
+        if key not in self.graphs and len(self.graphs) < MAX_SHAPES:
+            self.calls[key] += 1
+            if self.calls[key] > CALLS_BEFORE_RECORDING:
+                self.graphs[key] = record(self.function, maps, self.pool)
+        graph = self.graphs.get(key)
+        return graph.replay(maps) if graph else self.function(maps)
+
+
+def record(function: Callable[[Any], Any], maps: Any, pool: tuple) -> 'Graph | None':
+    """A graph, or None where memory was not enough or an operator waits for the GPU."""
+    try:
+        return Graph(function, maps, pool)
+    except RuntimeError:
+        return None
+
+
+class Graph:
+    """What a function did with inputs of one shape."""
+
+    def __init__(self, function: Callable[[Any], Any], maps: Any, pool: tuple) -> None:
+        self.inputs = copy_of(maps)
+        self.graph = torch.cuda.CUDAGraph()
+        device = (maps if isinstance(maps, Tensor) else maps[0]).device
+        with torch.cuda.device(device), without_cached_weights():
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                function(self.inputs)
+            # Other threads may use the GPU meanwhile.
+            options = dict(pool=pool, stream=stream, capture_error_mode='thread_local')
+            with torch.cuda.graph(self.graph, **options):
+                self.outputs = function(self.inputs)
+
+    def replay(self, maps: Any) -> Any:
+        """The function's result for other inputs of this shape."""
+        if isinstance(maps, Tensor):
+            self.inputs.copy_(maps)
+        else:
+            for old, new in zip(self.inputs, maps, strict=True):
+                old.copy_(new)
+        self.graph.replay()
+        return copy_of(self.outputs)
+
+
+def copy_of(tensors: Any) -> Any:
+    """Copies of a tensor, or of tensors in tuples and lists."""
+    if isinstance(tensors, Tensor):
+        return tensors.clone()
+    return type(tensors)(map(copy_of, tensors))
+
+
+def without_cached_weights() -> AbstractContextManager[None]:
+    """Autocast as it is, but each weight is cast when it is used.
+
+    What was cast before, or is kept for later, would be memory that a graph shares with others.
+    """
+    if not torch.is_autocast_enabled('cuda'):
+        return nullcontext()
+    return torch.autocast('cuda', torch.get_autocast_dtype('cuda'), cache_enabled=False)
