@@ -57,7 +57,7 @@ class RelativePositionBias(nn.Module):
             return look_up(resize_table(self.table, grid).to(dtype), self.query_stride)
         matrix = look_up(self.table, self.query_stride)
         queries = [-(-side // self.query_stride) for side in grid]
-        matrix = matrix.flatten(3).flatten(1, 2)[None].float()
+        matrix = at_least_float32(matrix.flatten(3).flatten(1, 2)[None])
         size = (queries[0] * queries[1], grid[0] * grid[1])
         resized = F.interpolate(matrix, size, mode='bicubic', align_corners=False)[0].to(dtype)
         return resized.unflatten(2, tuple(grid)).unflatten(1, tuple(queries))
@@ -76,9 +76,14 @@ def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
     # An exported network must not depend on the grid of the image that it was exported with.
     if not is_compiling() and tuple(table.shape[1:]) == tuple(grid):
         return table
-    # In float32, since half precision has no bicubic kernel on every device.
-    resized = F.interpolate(table[None].float(), tuple(grid), mode='bicubic', align_corners=True)
+    precise = at_least_float32(table[None])
+    resized = F.interpolate(precise, tuple(grid), mode='bicubic', align_corners=True)
     return resized[0].to(table.dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision has no bicubic kernel on every device."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def look_up(table: Tensor, query_stride: int) -> Tensor:
