@@ -13,7 +13,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz test-oldest lint format clean
+.PHONY: help install demo test test-gpu fuzz test-oldest lint format clean
 
 help: ## Show this text
 	@echo 'Targets:'
@@ -32,6 +32,9 @@ demo: install ## Draw a small dataset, train on it from scratch, test, predict
 
 test: install ## Run all tests
 	@$(RUN) -m pytest -n 2 --dist loadfile
+
+test-gpu: install ## Run the tests that need a GPU
+	@$(RUN) -m pytest tests/gpu
 
 fuzz: install ## Read more than ten thousand corrupt or odd inputs, others every time
 	@FUZZ=1 $(RUN) -m pytest -n 2 tests/fuzz

@@ -34,6 +34,7 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
     model.eval()
     _switch_parts(model)
     fold_norms(model)
+    replace_roi_align(model)
     put_channels_last(model)
     return expect_contiguous(model)
 
@@ -61,6 +62,18 @@ def fold_norms(model: nn.Module) -> None:
             if can_fold(conv, norm):
                 setattr(parent, conv_name, fold_norm(conv, norm))
                 setattr(parent, norm_name, nn.Identity())
+
+
+def replace_roi_align(model: nn.Module) -> None:
+    """Put :class:`.roi_align.RoIAlign` in place of mmcv's in a model, where it does the same."""
+    for parent in list(model.modules()):
+        for name, layer in parent.named_children():
+            if is_operator(layer) and type(layer).__name__ == 'RoIAlign':
+                # Here, since mmcv can be had without its operators.
+                from .roi_align import RoIAlign, can_replace
+
+                if can_replace(layer):
+                    setattr(parent, name, RoIAlign(layer))
 
 
 def expect_contiguous(model: nn.Module) -> nn.Module:
@@ -105,6 +118,7 @@ WORKS_CHANNELS_LAST = {
     ('mmdet', 'RPNHead'),
     ('mmdet', 'RetinaHead'),
     ('mmdet', 'FCNMaskHead'),
+    ('mmdet', 'StandardRoIHead'),
     ('mmseg', 'FPN'),
     ('mmseg', 'FPNHead'),
     ('mmseg', 'UPerHead'),

@@ -1,22 +1,29 @@
 """Threads that do not fight, and the small images, checkpoints and commands that tests share."""
 
 import os
+import sys
+from pathlib import Path
 
 # Before torch is imported: workers of pytest-xdist and processes of torchrun share two cores.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Linux has ended long-lived test processes by SIGSEGV as they returned from a handler of SIGCHLD,
 # with no fault of their own; processors with AMX are where it was seen.
 os.environ.setdefault('ONEDNN_MAX_CPU_ISA', 'AVX512_CORE_BF16')
+# All but `pytest tests/gpu` runs on the CPU, where results are the same on every machine.
+os.environ.update(
+    {}
+    if 'PYTEST_XDIST_WORKER' in os.environ or any('gpu' in Path(arg).parts for arg in sys.argv)
+    else {'CUDA_VISIBLE_DEVICES': ''}
+)
 # The libraries look for a GPU as they are imported; processes that are forked later could not use
 # it if they did so in CUDA's own way.
-os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
+os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1'
 
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import tool_process

@@ -12,20 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-import torch
-
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
 LIBRARIES = ['mmdet.models', 'mmdet.evaluation', 'mmseg.models', 'mmseg.evaluation', 'tqdm']
 
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(LIBRARIES)
-
-# Two processes need a GPU each, or none at all.
-ON_TWO_DEVICES = {'CUDA_VISIBLE_DEVICES': ''} if torch.cuda.device_count() == 1 else {}
-needs_two_devices = pytest.mark.skipif(
-    torch.cuda.device_count() == 1, reason='two processes need two GPUs, or none'
-)
 
 
 def run_tool(

@@ -11,7 +11,7 @@ COLUMNS = (
     *('time ratio', 'peak memory'),
 )
 FOLDED = (
-    "All networks were folded for inference, on a CPU in channels last, the peers' too; training "
+    "All networks were folded for inference, in channels last, the peers' too; training "
     'steps are left as they are.'
 )
 NOT_FOLDED = "No network was folded (--no-deploy): the peers are as mmdet's and mmseg's users have."
@@ -27,8 +27,8 @@ NOTES = (
     'the time ratio is to the first model, the median over the rounds.',
     'Multiply-adds are those of convolutions and matrix products for one image before folding, '
     'without RoI heads and backward passes.',
-    'Peak memory is taken in a process for each model: on a GPU what torch allocated, on a CPU '
-    'what the resident memory grew by.',
+    'Peak memory is what torch allocated on a GPU; on a CPU what the resident memory of a process '
+    'with the model alone grew by.',
 )
 
 

@@ -102,6 +102,26 @@ def test_only_heads_that_are_known_meet_channels_last(kind, stays, wrap, build):
 
 
 @torch.no_grad()
+def test_regions_are_taken_from_channels_last(build):
+    model = build('mask_rcnn')
+    expected = build('mask_rcnn').extract_feat(IMAGES)
+    switch_to_deploy(model)
+    found = model.extract_feat(IMAGES)
+    assert all(map(in_channels_last, found[:3]))
+    rois = torch.tensor([[0.0, 3, 5, 60, 50], [1, 10, 10, 20, 60], [1, 0, 0, 300, 200]])
+    for name in ('bbox_roi_extractor', 'mask_roi_extractor'):
+        extractors = [getattr(m.roi_head, name) for m in (model, build('mask_rcnn'))]
+        assert {type(each).__module__ for each in extractors[0].roi_layers} == {
+            'backbones.roi_align'
+        }
+        regions = [
+            extract(maps[:4], rois)
+            for extract, maps in zip(extractors, (found, expected), strict=True)
+        ]
+        assert_same(*regions)
+
+
+@torch.no_grad()
 def test_what_is_derived_from_a_known_part_is_left_alone(build):
     class OwnFPN(FPN):
         pass

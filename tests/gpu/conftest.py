@@ -10,7 +10,7 @@ import torch
 def cuda_in_full_precision() -> Iterator[None]:
     """Skip without a GPU; with one, convolutions do not round to TensorFloat-32."""
     if not torch.cuda.is_available():
-        pytest.skip('needs a GPU')
+        pytest.skip('needs a GPU, and `pytest tests/gpu`')
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield

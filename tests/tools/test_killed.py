@@ -13,7 +13,6 @@ import pytest
 import torch
 from fuzzing import IS_THOROUGH
 from tiny import write_tiny_config
-from tool_process import needs_two_devices
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +64,6 @@ def test_sigterm_saves_and_has_an_exit_code_of_its_own(shapes, tmp_path, run_too
     assert kill_and_resume.steps(tmp_path / 'run')[-1] == step + 1
 
 
-@needs_two_devices
 def test_sigterm_in_two_processes(shapes, tmp_path):
     config = write_tiny_config(tmp_path, 'fpn', shapes, LONG)
     launcher = ROOT / 'tools' / 'dist_train.sh'

@@ -11,7 +11,7 @@ import pytest
 import torch
 from searching import prepared, write_latency, write_search_config, write_supernet
 from tiny import draw_shapes
-from tool_process import TOOLS, needs_two_devices, run_tool
+from tool_process import TOOLS, run_tool
 
 from backbones.engine.config import load_config
 from backbones.search.space import Space
@@ -62,7 +62,6 @@ def test_find_goes_on_after_it_was_killed(folder):
     assert results(folder) == (front, lines)
 
 
-@needs_two_devices
 def test_find_in_two_processes_is_as_in_one(folder):
     alone = results(folder)
     shutil.rmtree(folder / 'work' / 'search')

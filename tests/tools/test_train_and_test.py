@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import TINY_ARCH, write_tiny_config
-from tool_process import ON_TWO_DEVICES
 from tool_process import run_tool as run_tool_in
 from trained_tiny import write_trained
 
@@ -25,7 +24,7 @@ def launch(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedPr
     return subprocess.run(
         [str(part) for part in (ROOT / 'tools' / script, *arguments)],
         cwd=cwd,
-        env={**os.environ, 'PYTHON': sys.executable, **ON_TWO_DEVICES},
+        env={**os.environ, 'PYTHON': sys.executable},
         capture_output=True,
         text=True,
         timeout=600,

@@ -14,7 +14,6 @@ import pytest
 import torch
 from mmengine.registry import DATASETS, MODELS
 from tiny import TINY_ARCH, write_tiny_config
-from tool_process import ON_TWO_DEVICES
 
 from backbones import EfficientFormerV2
 from backbones.data.classes import set_classes
@@ -27,7 +26,7 @@ def train_in_two(config: Path, *arguments: object, **environment: str) -> tuple:
     command = [ROOT / 'tools' / 'dist_train.sh', config, 2, '--seed', 0, *arguments]
     return subprocess.run(
         [str(part) for part in command],
-        env={**os.environ, 'PYTHON': sys.executable, **ON_TWO_DEVICES, **environment},
+        env={**os.environ, 'PYTHON': sys.executable, **environment},
         cwd=config.parent,
         capture_output=True,
         text=True,

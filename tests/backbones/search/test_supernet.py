@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import ROOT
-from tool_process import needs_two_devices
 
 SEARCH = """\
 search = dict(necks=(8,), channels=((2, 4), (4, 8), (4, 8), (8, 16)), holdout=1 / 3)
@@ -68,7 +67,6 @@ def test_a_resumed_supernet_ends_as_one_left_alone(task, write, tmp_path, run_to
     assert done.returncode == 1 and 'another space' in done.stderr
 
 
-@needs_two_devices
 def test_two_processes_train_as_one_with_the_doubled_batch(write, tmp_path, run_tool):
     config = write('fpn', SEARCH + COMPARABLE)
     command = [ROOT / 'tools' / 'dist_train.sh', config, 2, '--seed', 0, '--work-dir', 'two']

@@ -1,0 +1,124 @@
+"""RoIAlign for inference on a CPU, twenty times as fast as mmcv's.
+
+Mask R-CNN's heads look at a few hundred regions. In each, RoIAlign takes the mean of samples of
+the feature map, each a mean of four pixels (He et al., "Mask R-CNN", ICCV 2017, section 3). mmcv
+computes one channel of one sample after another, on one thread. Here every cell of a region is a
+weighted sum of pixels with all their channels, which torch computes as it sums the embeddings of
+words: on all threads, and each pixel once.
+"""
+
+import torch
+import torch.nn.functional as F
+from mmcv import ops
+from torch import Tensor, nn
+
+
+class RoIAlign(nn.Module):
+    """mmcv's RoIAlign in its usual mode, fast for maps in channels last on a CPU.
+
+    That mode takes means (``pool_mode='avg'``) of samples that are a pixel apart at most
+    (``sampling_ratio=0``).
+
+    Args:
+        operator: The one to replace, whose other settings it has.
+    """
+
+    pool_mode, sampling_ratio = 'avg', 0
+
+    def __init__(self, operator: ops.RoIAlign) -> None:
+        super().__init__()
+        self.output_size: tuple[int, int] = operator.output_size
+        self.spatial_scale: float = operator.spatial_scale
+        self.aligned: bool = operator.aligned
+
+    def forward(self, x: Tensor, rois: Tensor) -> Tensor:
+        """Features of regions.
+
+        Args:
+            x: (batch, channels, height, width).
+            rois: (N, 5): index in the batch; left, top, right and bottom in pixels of the image.
+
+        Returns:
+            (N, channels, *output_size).
+        """
+        settings = (self.output_size, self.spatial_scale)
+        if x.device.type == 'cpu' and x.dtype in (torch.float32, torch.float64):
+            return roi_align(x, rois.to(x.dtype), *settings, self.aligned)
+        return ops.roi_align(
+            x.contiguous(), rois, *settings, self.sampling_ratio, self.pool_mode, self.aligned
+        )
+
+
+def can_replace(operator: ops.RoIAlign) -> bool:
+    """Whether :class:`RoIAlign` computes the same."""
+    settings = (operator.pool_mode, operator.sampling_ratio, operator.use_torchvision)
+    return type(operator) is ops.RoIAlign and settings == ('avg', 0, False)
+
+
+def roi_align(
+    x: Tensor, rois: Tensor, output_size: tuple[int, int], spatial_scale: float, aligned: bool
+) -> Tensor:
+    """As :meth:`RoIAlign.forward`, in channels last."""
+    channels, height, width = x.shape[1:]
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    corners = rois[:, 1:].nan_to_num(0, 0, 0) * spatial_scale - (0.5 if aligned else 0)
+    start, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]
+    if not aligned:
+        extent = extent.clamp(min=1)
+    step = extent / extent.new_tensor([output_size[1], output_size[0]])
+    samples = step.ceil()
+    # Regions with as many samples at a time, on their longer side.
+    most = samples.max(dim=1).values.clamp(min=1)
+    out = x.new_empty(len(rois), *output_size, channels)
+    for number in most.unique().int().tolist():
+        chosen = (most == number).nonzero()[:, 0]
+        axes = zip(output_size, (height, width), (1, 0), strict=True)
+        (rows, row_weights), (columns, column_weights) = (
+            pixels_of_cells(*(v[chosen, at] for v in (start, step, samples)), number, cells, length)
+            for cells, length, at in axes
+        )
+        rows = rows + rois[chosen, 0].long()[:, None, None] * height
+        index = rows[:, :, None, :, None] * width + columns[:, None, :, None, :]
+        weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+        out[chosen] = F.embedding_bag(
+            index.flatten(0, 2).flatten(1),
+            pixels,
+            per_sample_weights=weights.flatten(0, 2).flatten(1),
+            mode='sum',
+        ).view(len(chosen), *output_size, channels)
+    return out.permute(0, 3, 1, 2)
+
+
+def pixels_of_cells(
+    start: Tensor, step: Tensor, samples: Tensor, most: int, cells: int, length: int
+) -> tuple[Tensor, Tensor]:
+    """Which pixels the cells of regions consist of along an axis, and in which shares.
+
+    Args:
+        start: (N,): where regions begin, in pixels.
+        step: (N,): pixels from cell to cell.
+        samples: (N,): samples in a cell, at least ``step``.
+        most: The largest of them.
+        cells: Of a region.
+        length: Of the axis, in pixels.
+
+    Returns:
+        Indices and weights, both (N, cells, most + 1).
+    """
+    number = torch.arange(most)
+    start, step, samples = (each[:, None, None] for each in (start, step, samples))
+    # A cell without an extent has none.
+    has_samples, samples = number < samples, samples.clamp(min=1)
+    # Cells first, as mmcv adds: its rounding is part of its results.
+    position = start + torch.arange(cells)[:, None] * step + (number + 0.5) * step / samples
+    is_counted = has_samples & (position >= -1) & (position <= length)
+    position = position.clamp(0, length - 1)
+    before = position.floor()
+    first = before[:, :, :1]
+    before = torch.minimum(before, first + (most - 1))
+    share, place = is_counted / samples, (before - first).long()
+    weights = position.new_zeros(*position.shape[:2], most + 1)
+    weights.scatter_add_(2, place, (before + 1 - position) * share)
+    weights.scatter_add_(2, place + 1, (position - before) * share)
+    index = (first.long() + torch.arange(most + 1)).clamp(max=length - 1)
+    return index, weights
