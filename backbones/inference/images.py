@@ -22,8 +22,6 @@ from .inputs import explain_os_error
 MAX_PIXELS = 2**30
 # Pixels that Pillow hands over at a time.
 STRIP_PIXELS = 2**24
-# Pillow's own limit, for web servers, refuses what satellites and microscopes give.
-Image.MAX_IMAGE_PIXELS = None
 
 # Pillow's readers that are tried. Others take almost any bytes for an image, or start programs.
 FORMATS = (
@@ -166,6 +164,8 @@ def _identify(file: BinaryIO) -> Image.Image:
     if is_heic(beginning):
         _register_heic()
     Image.init()
+    # Pillow's own limit, for web servers, refuses what satellites and microscopes give.
+    Image.MAX_IMAGE_PIXELS = None
     try:
         image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except IMAGE_DECODE_ERRORS as error:

@@ -29,7 +29,7 @@ CPU_VALUES = 2**19
 # Of a strip: pixels on a CPU, where the logits of one class should fit into the cache; bytes of all
 # classes on a GPU, where fewer steps count.
 CPU_STRIP_PIXELS = 2**18
-GPU_STRIP_BYTES = 2**25
+GPU_STRIP_BYTES = 2**28
 
 
 def keep_logits_small(model: nn.Module) -> None:
@@ -96,8 +96,8 @@ def seg_map_of(logits: Logits, threshold: float | None) -> Tensor:
     dtype = torch.uint8 if logits.classes <= 255 else torch.int32
     on_cpu = logits.device.type == 'cpu'
     # A GPU resizes all of them in less time than it takes to find out which it has to.
-    if on_cpu and logits.is_resized and threshold is None:
-        rows, columns = (axis.cells(logits.device) for axis in logits.axes)
+    if logits.axes and logits.is_resized and threshold is None:
+        rows, columns = (axis.cells() for axis in logits.axes)
         return resized_argmax(logits.source[None], rows, columns, dtype, CPU_VALUES)[0]
     pixels = CPU_STRIP_PIXELS if on_cpu else GPU_STRIP_BYTES // (4 * logits.classes)
     rows = max(1, pixels // width)
@@ -202,7 +202,7 @@ class Logits:
     # these rows, (classes, bottom - top, width).
     rows: Callable[[int, int], Strip]
     # (classes, height, width) before resizing and cropping, and how pixels follow from these along
-    # both axes; None where tiles are blended.
+    # both axes; None where tiles are blended, and axes on a CPU alone.
     source: Tensor | None = None
     axes: tuple[Axis, Axis] | None = None
 
@@ -221,7 +221,9 @@ class Logits:
         def rows(top: int, bottom: int) -> Strip:
             return lambda chosen: logits[chosen, top:bottom]
 
-        axes = tuple(Axis(torch.arange(n), torch.ones(n, 1), n) for n in size)
+        axes = None
+        if logits.device.type == 'cpu':
+            axes = tuple(Axis(torch.arange(n), torch.ones(n, 1), n) for n in size)
         return cls(classes, tuple(size), logits.device, rows, logits, axes)
 
     def crop(self, left: int, right: int, top: int, bottom: int) -> Logits:
@@ -300,7 +302,7 @@ class Axis(NamedTuple):
         weights.scatter_add_(1, at, weight * self.weights[after])
         return Axis(first, weights, self.length)
 
-    def cells(self, device: torch.device) -> Cells:
+    def cells(self) -> Cells:
         pixels, neighbors = self.weights.shape
         # So that few cells are larger, which are several then: those at the border.
         steps = -(-pixels // self.length)
@@ -312,7 +314,7 @@ class Axis(NamedTuple):
         weights = torch.zeros(len(first), steps, neighbors - 1)
         weights[cell, slot] = self.weights[:, 1:]
         index = (first[:, None] + torch.arange(neighbors)).clamp(max=self.length - 1)
-        return Cells(*(each.to(device) for each in (index, weights, cell * steps + slot)))
+        return Cells(index, weights, cell * steps + slot)
 
 
 def _neighbors(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from exporting import needs_export
+from exporting import FEWER_BLOCKS, needs_export
 from tool_process import run_tool
 from trained_tiny import write_trained
 
@@ -33,7 +33,8 @@ def files(tmp_path_factory, shapes) -> Callable[[str], tuple[Path, Path]]:
     def make(task: str) -> tuple[Path, Path]:
         if task not in made:
             folder = tmp_path_factory.mktemp(task)
-            made[task] = config, checkpoint = write_trained(folder, task, shapes)
+            config, checkpoint = write_trained(folder, task, shapes, FEWER_BLOCKS)
+            made[task] = config, checkpoint
             path = checkpoint.with_suffix('.onnx')
             options = Options(dynamic=True, batch=None if task == 'fpn' else 1)
             description = export(config, checkpoint, path, options, report=lambda line: None)
