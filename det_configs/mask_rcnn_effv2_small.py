@@ -16,7 +16,10 @@ model = dict(
         layer_scale_init_value=1e-5 if _base_.pretrained else 1.0,
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint) if _base_.pretrained else None,
     ),
-    neck=dict(in_channels=channels[_base_.arch]),
+    neck=dict(
+        in_channels=channels[_base_.arch],
+        norm_cfg=None if _base_.pretrained else dict(type='BN', requires_grad=True),
+    ),
     # Regions of an image that are trained on: a quarter of COCO's, as images with hundreds of
     # objects are rare and a processor takes most of its time for these.
     train_cfg=dict(rcnn=dict(sampler=dict(num=128))),

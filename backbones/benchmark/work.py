@@ -14,7 +14,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
-from backbones.deploy import expect_contiguous, switch_to_deploy
+from backbones.deploy import expect_contiguous, replace_roi_align, switch_to_deploy
 from backbones.engine.amp import features_in_bfloat16, inference_precision
 from backbones.export.check import example_image, make_sample
 from backbones.export.exportable import exportable, is_segmentor
@@ -55,6 +55,7 @@ def make_runner(
         return file_runner(file, setting)
     model = expect_contiguous(model.to(setting.device))
     if setting.step == 'train':
+        replace_roi_align(model)
         return train_runner(model, setting)
     if setting.deploy:
         model = switch_to_deploy(model)

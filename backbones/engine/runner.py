@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from backbones.data.skip_bad import GuardsDatasets
-from backbones.deploy import expect_contiguous
+from backbones.deploy import expect_contiguous, replace_roi_align
 
 from .checkpoints import DURABLE
 from .console import ConsoleHook, prints_to, quiet
@@ -43,7 +43,9 @@ class ReliableRunner(GuardsDatasets, Runner):
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """The model, in which mmcv's operators get the memory that they expect."""
-        return expect_contiguous(super().build_model(model))
+        model = super().build_model(model)
+        replace_roi_align(model)
+        return expect_contiguous(model)
 
     def build_dataloader(
         self, dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False

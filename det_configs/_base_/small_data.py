@@ -27,6 +27,8 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask),
     dict(type='RandomResize', scale=scale, ratio_range=(0.6, 1.5), keep_ratio=True),
     dict(type='RandomCrop', crop_size=scale, allow_negative_crop=True, recompute_bbox=with_mask),
+    # Of an object whose corner alone is inside, no pixel may be left, and a box without an area.
+    dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1), keep_empty=False),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion', swap_channels=False),
     dict(type='PackDetInputs'),

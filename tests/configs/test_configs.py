@@ -1,18 +1,20 @@
 """Every shipped config loads, builds, trains a step and predicts; configs inherit both ways."""
 
+import json
 import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones import ARCHITECTURES
@@ -225,3 +227,28 @@ def test_inferencers(tmp_path):
         config.dump(tmp_path / 'config.py')
         run = inferencer(str(tmp_path / 'config.py'), device='cpu')
         assert run(image, out_dir='')['predictions'] is not None
+
+
+def test_a_crop_leaves_no_object_without_pixels(tmp_path):
+    """Its box would have no area, and the loss of a detector with masks would be NaN."""
+    for folder in ('train', 'annotations'):
+        (tmp_path / folder).mkdir()
+    cv2.imwrite(str(tmp_path / 'train' / 'a.png'), np.zeros((100, 100, 3), np.uint8))
+    # Along the left and the upper border; its box is the whole image.
+    corner = [0, 0, 100, 0, 100, 4, 4, 4, 4, 100, 0, 100]
+    annotation = dict(id=1, image_id=1, category_id=1, iscrowd=0, area=784)
+    annotation |= dict(segmentation=[corner], bbox=[0, 0, 100, 100])
+    image = dict(id=1, file_name='a.png', height=100, width=100)
+    truth = dict(images=[image], annotations=[annotation], categories=[dict(id=1, name='corner')])
+    (tmp_path / 'annotations' / 'instances_train.json').write_text(json.dumps(truth))
+    options = dict(data_root=f'{tmp_path}/', image_size=100, pretrained=False)
+    config = load_config(str(ROOT / 'det_configs' / 'mask_rcnn_effv2_small.py'), options)
+    config.train_dataloader.dataset.metainfo = dict(classes=('corner',))
+    init_default_scope('mmdet')
+    dataset = DATASETS.build(config.train_dataloader.dataset)
+    np.random.seed(0)
+    found = [dataset[0]['data_samples'].gt_instances for _ in range(40)]
+    # Crops of an enlarged image miss it now and then.
+    assert {len(each) for each in found} == {0, 1}
+    boxes = torch.cat([each.bboxes.tensor for each in found])
+    assert ((boxes[:, 2:] - boxes[:, :2]) >= 1).all()
