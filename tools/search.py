@@ -26,6 +26,7 @@ with explain_missing():
     from backbones.benchmark.benchmark import default_threads
     from backbones.benchmark.candidates import Candidate
     from backbones.engine.config import load_run_config
+    from backbones.engine.distributed import disconnect
     from backbones.errors import exit_on_user_error
     from backbones.export.formats import FORMATS
     from backbones.inference.model import choose_device
@@ -249,6 +250,7 @@ def main() -> None:
     with exit_on_user_error():
         use_safe_loading(args.trust_checkpoint)
         args.run(args)
+    disconnect()
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ with explain_missing():
     from mmengine.dist import is_main_process
 
     from backbones.engine.config import fit_to_device, load_run_config
-    from backbones.engine.distributed import prepare_on_first
+    from backbones.engine.distributed import disconnect, prepare_on_first
     from backbones.engine.hooks import DeployHook
     from backbones.engine.metrics import format_metrics, write_metrics
     from backbones.engine.preflight import check_test, leave_out_init_cfg
@@ -173,6 +173,7 @@ def main() -> None:
         if args.report:
             write_report(Path(args.report), runner, recorded, metrics)
             print(f'report: {args.report}')
+    disconnect()
 
 
 if __name__ == '__main__':

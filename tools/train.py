@@ -15,7 +15,7 @@ with explain_missing():
     from backbones.engine import config as configs
     from backbones.engine.checkpoints import explain_full_disk, remove_partial_checkpoints, resume
     from backbones.engine.curves import draw_curves
-    from backbones.engine.distributed import prepare_on_first
+    from backbones.engine.distributed import disconnect, prepare_on_first
     from backbones.engine.hooks import ValLossHook, is_annotated_after_resizing
     from backbones.engine.preemption import PREEMPTED, Preempted
     from backbones.engine.preflight import check_training, leave_out_init_cfg
@@ -151,6 +151,7 @@ def main() -> None:
         except Preempted as preempted:
             print(f'\n{preempted}', file=sys.stderr, flush=True)
             sys.exit(PREEMPTED)
+    disconnect()
 
 
 if __name__ == '__main__':

@@ -41,6 +41,12 @@ def prepare_on_first(config: Config, prepare: Callable[[Config], None]) -> Confi
     return prepared[0]
 
 
+def disconnect() -> None:
+    """Leave the other processes at the end of a run: gloo may abort a regular exit otherwise."""
+    if is_distributed():
+        distributed.destroy_process_group()
+
+
 def connect(config: Config) -> None:
     """Connect the processes of a run: by mmengine with GPUs, else by gloo.
 
