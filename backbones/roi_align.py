@@ -1,4 +1,4 @@
-"""RoIAlign for inference on a CPU, twenty times as fast as mmcv's.
+"""RoIAlign on a CPU, at inference twenty times as fast as mmcv's.
 
 Mask R-CNN's heads look at a few hundred regions. In each, RoIAlign takes the mean of samples of
 the feature map, each a mean of four pixels (He et al., "Mask R-CNN", ICCV 2017, section 3). mmcv

@@ -34,17 +34,17 @@ def use_cuda_graphs(model: nn.Module) -> None:
     """
     # Graphs share their memory: what one returns is copied before the next runs.
     pool = torch.cuda.graph_pool_handle()
-    if is_known(model.backbone) and is_known(getattr(model, 'neck', None)):
+    parts = dict(model.named_children())
+    if 'backbone' in parts and all(is_known(parts[n]) for n in ('backbone', 'neck') if n in parts):
         model.extract_feat = Recorded(model.extract_feat, pool)
     for name in ('decode_head', 'rpn_head', 'bbox_head'):
-        head = getattr(model, name, None)
-        if head is not None and is_known(head):
-            head.forward = Recorded(head.forward, pool)
+        if name in parts and is_known(parts[name]):
+            parts[name].forward = Recorded(parts[name].forward, pool)
 
 
-def is_known(part: nn.Module | None) -> bool:
-    """Whether a part, if there is one, can be recorded."""
-    return part is None or type(part).__name__ in KNOWN or works_channels_last(part)
+def is_known(part: nn.Module) -> bool:
+    """Whether a part can be recorded."""
+    return type(part).__name__ in KNOWN or works_channels_last(part)
 
 
 class Recorded:
