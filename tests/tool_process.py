@@ -38,6 +38,20 @@ def run_tool(
     return subprocess.CompletedProcess(command, process.exitcode, stdout, stderr)
 
 
+def launch(
+    script: str, *arguments: object, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run one of the launchers with this Python."""
+    return subprocess.run(
+        [str(part) for part in (TOOLS / script, *arguments)],
+        cwd=cwd,
+        env={**os.environ, 'PYTHON': sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
 def _run(command: list[str], folder: Path, environment: dict[str, str], paths: list[Path]) -> None:
     for descriptor, path in zip((1, 2), paths, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)

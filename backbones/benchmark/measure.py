@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from backbones.inference.cuda_graphs import CALLS_BEFORE_RECORDING
+
 from .candidates import Candidate
 from .work import Setting, make_runner
 
@@ -155,8 +157,9 @@ def gpu_peak(candidate: Candidate, setting: Setting) -> float | None:
     try:
         run = make_runner(candidate.build(), setting)
         torch.cuda.reset_peak_memory_stats(setting.device)
-        run()
-        run()
+        # A CUDA graph, which keeps memory, is recorded by the last of them.
+        for _ in range(CALLS_BEFORE_RECORDING + 1):
+            run()
     except torch.OutOfMemoryError:
         return None
     return (torch.cuda.max_memory_allocated(setting.device) - before) / 2**20

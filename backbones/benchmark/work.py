@@ -81,7 +81,8 @@ def make_runner(
 def predict_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
     """A function that computes feature maps, or predictions as infer.py does."""
     context = partial(precision, model, setting) if setting.amp else nullcontext
-    uses_graphs = setting.deploy and setting.backend == 'torch' and setting.device != 'cpu'
+    on_gpu = setting.device.startswith('cuda')
+    uses_graphs = on_gpu and setting.deploy and setting.backend == 'torch'
     if setting.part == 'backbone':
         # The rest of the model is not kept, so that memory is the backbone's.
         backbone = Recorded(model.backbone) if uses_graphs else model.backbone

@@ -140,7 +140,7 @@ def test_deformable_convolutions_inside_keep_their_weights_contiguous():
     assert_same(switch_to_deploy(neck)(maps), expected)
 
 
-def test_on_a_gpu_nothing_changes(build):
+def test_on_other_devices_nothing_changes(build):
     model = build('retinanet')
     model.neck.to('meta')
     put_channels_last(model)

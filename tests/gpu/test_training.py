@@ -1,14 +1,12 @@
 """Trainings on a GPU, by the tools' command lines."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import ROOT, write_tiny_config
+from tiny import write_tiny_config
+from tool_process import launch
 from toy_training import differences, disturb, end_of, toy_config, train
 
 from backbones.engine.checkpoints import resume
@@ -24,17 +22,6 @@ optim_wrapper = dict(optimizer=dict(lr=2e-3))
 def losses_in(work_dir: Path) -> list[float]:
     lines = next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
     return [entry['loss'] for entry in map(json.loads, lines) if 'loss' in entry]
-
-
-def launch(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(part) for part in (ROOT / 'tools' / 'dist_train.sh', *arguments)],
-        env={**os.environ, 'PYTHON': sys.executable},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize('options', [[], ['--amp']], ids=str)
@@ -68,7 +55,7 @@ def test_a_resumed_training_ends_as_one_left_alone(amp, step, tmp_path):
 def test_trains_under_torchrun(task, shapes, tmp_path):
     """With NCCL, and SyncBN where a config has it."""
     config = write_tiny_config(tmp_path, task, shapes)
-    done = launch(tmp_path, config, 1, '--amp', '--val-loss')
+    done = launch('dist_train.sh', config, 1, '--amp', '--val-loss', cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(losses_in(tmp_path / 'work_dirs' / config.stem)) == 2
 
@@ -76,7 +63,7 @@ def test_trains_under_torchrun(task, shapes, tmp_path):
 def test_more_processes_than_gpus_are_refused(shapes, tmp_path):
     config = write_tiny_config(tmp_path, 'fpn', shapes)
     count = torch.cuda.device_count() + 1
-    done = launch(tmp_path, config, count)
+    done = launch('dist_train.sh', config, count, cwd=tmp_path)
     assert done.returncode == 1
     assert f'{count} processes' in done.stderr
 

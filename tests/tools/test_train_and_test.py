@@ -1,15 +1,13 @@
 """tools/train.py and tools/test.py by their command lines, on tiny models."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import TINY_ARCH, write_tiny_config
+from tool_process import launch
 from tool_process import run_tool as run_tool_in
 from trained_tiny import write_trained
 
@@ -17,18 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TASKS = ('fpn', 'mask_rcnn')
 BEST = {'fpn': 'mIoU', 'mask_rcnn': 'coco/segm_mAP'}
 CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
-
-
-def launch(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
-    """Run one of the launchers with this Python."""
-    return subprocess.run(
-        [str(part) for part in (ROOT / 'tools' / script, *arguments)],
-        cwd=cwd,
-        env={**os.environ, 'PYTHON': sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 @pytest.fixture(scope='module', params=TASKS)

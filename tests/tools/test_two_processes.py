@@ -2,9 +2,6 @@
 
 import http.server
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -14,6 +11,7 @@ import pytest
 import torch
 from mmengine.registry import DATASETS, MODELS
 from tiny import TINY_ARCH, write_tiny_config
+from tool_process import launch
 
 from backbones import EfficientFormerV2
 from backbones.data.classes import set_classes
@@ -23,15 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def train_in_two(config: Path, *arguments: object, **environment: str) -> tuple:
-    command = [ROOT / 'tools' / 'dist_train.sh', config, 2, '--seed', 0, *arguments]
-    return subprocess.run(
-        [str(part) for part in command],
-        env={**os.environ, 'PYTHON': sys.executable, **environment},
-        cwd=config.parent,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    options = ['--seed', 0, *arguments]
+    return launch('dist_train.sh', config, 2, *options, cwd=config.parent, **environment)
 
 
 @pytest.fixture

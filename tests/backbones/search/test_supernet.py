@@ -1,16 +1,13 @@
 """A supernet trains like any model: resumed exactly, on several processes, with --amp."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import ROOT
+from tool_process import launch
 
 SEARCH = """\
 search = dict(necks=(8,), channels=((2, 4), (4, 8), (4, 8), (8, 16)), holdout=1 / 3)
@@ -69,15 +66,8 @@ def test_a_resumed_supernet_ends_as_one_left_alone(task, write, tmp_path, run_to
 
 def test_two_processes_train_as_one_with_the_doubled_batch(write, tmp_path, run_tool):
     config = write('fpn', SEARCH + COMPARABLE)
-    command = [ROOT / 'tools' / 'dist_train.sh', config, 2, '--seed', 0, '--work-dir', 'two']
-    done = subprocess.run(
-        [str(part) for part in command],
-        env={**os.environ, 'PYTHON': sys.executable},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    options = ['--seed', 0, '--work-dir', 'two']
+    done = launch('dist_train.sh', config, 2, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     batch = ('--cfg-options', 'train_dataloader.batch_size=4')
     done = run_tool('train.py', config, '--seed', 0, '--work-dir', 'one', *batch)
