@@ -19,6 +19,7 @@ os.environ.update(
 # it if they did so in CUDA's own way.
 os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1'
 
+import gc
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,11 @@ import torch
 from tiny import draw_shapes, write_tiny_config
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of the garbage that every dataset collects as it is built."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

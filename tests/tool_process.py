@@ -4,6 +4,7 @@ That saves the seconds in which torch, mmdet and mmseg are imported, of which th
 most of their time otherwise.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -13,7 +14,10 @@ import tempfile
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
-LIBRARIES = ['mmdet.models', 'mmdet.evaluation', 'mmseg.models', 'mmseg.evaluation', 'tqdm']
+LIBRARIES = [
+    *('matplotlib.pyplot', 'mmdet.evaluation', 'mmdet.models', 'mmseg.evaluation', 'mmseg.models'),
+    *('torch._dynamo', 'torch.utils.tensorboard', 'tqdm', 'yapf'),
+]
 
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(LIBRARIES)
@@ -60,6 +64,8 @@ def _run(command: list[str], folder: Path, environment: dict[str, str], paths: l
     os.chdir(folder)
     # As for users: with the forkserver's own, a tool's processes would import everything again.
     multiprocessing.set_start_method(None, force=True)
+    # Datasets collect garbage as they are built, which takes long among all that was imported.
+    gc.freeze()
     sys.argv = command
     sys.path[:0] = [str(TOOLS)]
     runpy.run_path(command[0], run_name='__main__')

@@ -4,6 +4,7 @@ import copy
 from functools import partial
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
@@ -34,6 +35,13 @@ class ReliableRunner(GuardsDatasets, Runner):
     The config stays as it is, so that every tool of mmdet and mmseg takes the saved one. Parts for
     which the config names a kind of its own (a train loop, a storage for checkpoints) stay too.
     """
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> 'ReliableRunner':
+        """A runner of a config, which is formatted once."""
+        formatted = FormattedConfig()
+        formatted.__setstate__(cfg.__getstate__())
+        return super().from_cfg(formatted)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """A logger whose messages go to the log file, warnings and errors to the console too."""
@@ -118,6 +126,21 @@ class ReliableRunner(GuardsDatasets, Runner):
             ]
         )
         self.register_hook(PatienceHook())
+
+
+class FormattedConfig(Config):
+    """A config that keeps its text, for which mmengine runs yapf with every checkpoint."""
+
+    @property
+    def pretty_text(self) -> str:
+        """The config as Python code."""
+        content = repr(self)
+        if content not in FORMATTED:
+            FORMATTED[content] = super().pretty_text
+        return FORMATTED[content]
+
+
+FORMATTED: dict[str, str] = {}
 
 
 def is_local(checkpoint_hook: dict) -> bool:
