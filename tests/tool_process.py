@@ -8,9 +8,11 @@ import gc
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
@@ -27,19 +29,45 @@ def run_tool(
     folder: Path, tool: str, *arguments: object, timeout: int = 600
 ) -> subprocess.CompletedProcess:
     """Run ``tools/TOOL`` in a folder and return the finished process, with its output as text."""
-    command = [str(TOOLS / tool), *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as outputs:
-        paths = [Path(outputs) / name for name in ('stdout', 'stderr')]
-        process = CONTEXT.Process(target=_run, args=(command, folder, dict(os.environ), paths))
-        process.start()
+    return start(folder, [TOOLS / tool, *arguments])(timeout)
+
+
+def run_in_two(
+    folder: Path, script: Path, *arguments: object
+) -> tuple[subprocess.CompletedProcess, subprocess.CompletedProcess]:
+    """Run a script in two processes that find each other as those of torchrun do."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    address = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2')
+    ranks = [{**address, 'RANK': rank, 'LOCAL_RANK': rank} for rank in '01']
+    first, second = [start(folder, [script, *arguments], **rank) for rank in ranks]
+    return first(600), second(600)
+
+
+def start(
+    folder: Path, command: list[object], **environment: str
+) -> Callable[[float], subprocess.CompletedProcess]:
+    """Start a Python script with its arguments; call what is returned to wait for its end."""
+    command = list(map(str, command))
+    outputs = tempfile.TemporaryDirectory()
+    paths = [Path(outputs.name) / name for name in ('stdout', 'stderr')]
+    environment = {**os.environ, **environment}
+    process = CONTEXT.Process(target=_run, args=(command, folder, environment, paths))
+    process.start()
+
+    def finish(timeout: float) -> subprocess.CompletedProcess:
         process.join(timeout)
         if process.is_alive():
             process.kill()
             process.join()
-        stdout, stderr = (path.read_text(errors='replace') for path in paths)
-    if process.exitcode == -9:
-        raise subprocess.TimeoutExpired(command, timeout, stdout, stderr)
-    return subprocess.CompletedProcess(command, process.exitcode, stdout, stderr)
+        with outputs:
+            stdout, stderr = (path.read_text(errors='replace') for path in paths)
+        if process.exitcode == -9:
+            raise subprocess.TimeoutExpired(command, timeout, stdout, stderr)
+        return subprocess.CompletedProcess(command, process.exitcode, stdout, stderr)
+
+    return finish
 
 
 def launch(
@@ -67,5 +95,5 @@ def _run(command: list[str], folder: Path, environment: dict[str, str], paths: l
     # Datasets collect garbage as they are built, which takes long among all that was imported.
     gc.freeze()
     sys.argv = command
-    sys.path[:0] = [str(TOOLS)]
+    sys.path[:0] = [str(Path(command[0]).parent)]
     runpy.run_path(command[0], run_name='__main__')

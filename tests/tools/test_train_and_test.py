@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import TINY_ARCH, write_tiny_config
-from tool_process import launch
+from tool_process import TOOLS, launch, run_in_two
 from tool_process import run_tool as run_tool_in
 from trained_tiny import write_trained
 
@@ -24,7 +24,8 @@ def trained(request, tmp_path_factory, shapes) -> tuple[str, Path, Path, str]:
     config = write_tiny_config(folder, request.param, shapes)
     options = ['--seed', 0, '--amp', '--val-loss', '--auto-scale-lr']
     frozen = ['--cfg-options', 'model.backbone.frozen_stages=1']
-    done = launch('dist_train.sh', config, 2, *options, *frozen, cwd=folder)
+    options += ['--launcher', 'pytorch']
+    done, _ = run_in_two(folder, TOOLS / 'train.py', config, *options, *frozen)
     assert done.returncode == 0, done.stderr[-3000:]
     return request.param, config, folder / 'work_dirs' / config.stem, done.stdout
 
@@ -58,7 +59,11 @@ def test_two_processes_test_as_one(tested, tmp_path):
     """There are five images: none may be left out or counted twice."""
     task, config, checkpoint, metrics = tested
     options = ['--out', 'two.json', '--report', 'two.html']
-    done = launch('dist_test.sh', config, checkpoint, 2, *options, cwd=tmp_path)
+    if task == 'fpn':
+        done = launch('dist_test.sh', config, checkpoint, 2, *options, cwd=tmp_path)
+    else:
+        options += ['--launcher', 'pytorch']
+        done, _ = run_in_two(tmp_path, TOOLS / 'test.py', config, checkpoint, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert figures(tmp_path / 'two.json') == pytest.approx(metrics, nan_ok=True)
     assert metrics[BEST[task]] > 0

@@ -1,11 +1,11 @@
 """The first process prepares a config for all, however long it takes, and fails for all."""
 
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
+from tool_process import run_in_two
 
 PROGRAM = """
 import os, sys, time
@@ -28,36 +28,24 @@ with exit_on_user_error():
 """
 
 
-def run_two(outcome: str) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of both processes; nothing but themselves ends them."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    address = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': '2'}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', PROGRAM, outcome],
-            env={**os.environ, **address, 'RANK': rank, 'CUDA_VISIBLE_DEVICES': ''},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in '01'
-    ]
-    ends = [process.communicate(timeout=300) for process in processes]
-    return [(process.returncode, *end) for process, end in zip(processes, ends, strict=True)]
+@pytest.fixture
+def run_two(tmp_path: Path) -> Callable[[str], tuple]:
+    """Runs the program in two processes, which nothing but themselves ends."""
+    program = tmp_path / 'program.py'
+    program.write_text(PROGRAM)
+    return partial(run_in_two, tmp_path, program)
 
 
-def test_one_process_prepares_for_both():
+def test_one_process_prepares_for_both(run_two):
     first, second = run_two('succeed')
-    assert first[:2] == (0, "reading\n['disc']\n"), first
-    assert second[:2] == (0, "['disc']\n"), second
+    assert (first.returncode, first.stdout) == (0, "reading\n['disc']\n"), first
+    assert (second.returncode, second.stdout) == (0, "['disc']\n"), second
 
 
 @pytest.mark.parametrize(('outcome', 'code'), [('fail', 1), ('die', 3)])
-def test_when_the_first_fails_both_end_with_its_message(outcome, code):
+def test_when_the_first_fails_both_end_with_its_message(outcome, code, run_two):
     first, second = run_two(outcome)
-    assert (first[0], second[0]) == (code, 1)
-    assert 'no data' in first[2] or outcome == 'die'
-    assert 'Traceback' not in first[2] + second[2]
-    assert 'error' not in second[2]
+    assert (first.returncode, second.returncode) == (code, 1)
+    assert 'no data' in first.stderr or outcome == 'die'
+    assert 'Traceback' not in first.stderr + second.stderr
+    assert 'error' not in second.stderr

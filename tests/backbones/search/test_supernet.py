@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tool_process import launch
+from tool_process import TOOLS, run_in_two
 
 SEARCH = """\
 search = dict(necks=(8,), channels=((2, 4), (4, 8), (4, 8), (8, 16)), holdout=1 / 3)
@@ -66,8 +66,8 @@ def test_a_resumed_supernet_ends_as_one_left_alone(task, write, tmp_path, run_to
 
 def test_two_processes_train_as_one_with_the_doubled_batch(write, tmp_path, run_tool):
     config = write('fpn', SEARCH + COMPARABLE)
-    options = ['--seed', 0, '--work-dir', 'two']
-    done = launch('dist_train.sh', config, 2, *options, cwd=tmp_path)
+    options = ['--seed', 0, '--work-dir', 'two', '--launcher', 'pytorch']
+    done, _ = run_in_two(tmp_path, TOOLS / 'train.py', config, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     batch = ('--cfg-options', 'train_dataloader.batch_size=4')
     done = run_tool('train.py', config, '--seed', 0, '--work-dir', 'one', *batch)
