@@ -38,6 +38,12 @@ class OutputError(OSError):
     """Nothing more can be written, to a full disk for instance; the run ends."""
 
 
+# What is wrong with a path that a user gave.
+PATH_ERRORS = (
+    *(FileExistsError, FileNotFoundError, PermissionError),
+    *(IsADirectoryError, NotADirectoryError),
+)
+
 # What Pillow's decoders raise on damaged bytes.
 IMAGE_DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
@@ -58,7 +64,7 @@ def exit_on_user_error() -> Iterator[None]:
     """End the program with a message and exit code 1, without a traceback."""
     try:
         yield
-    except (ConfigError, DataError, CheckpointError, FileNotFoundError) as error:
+    except (ConfigError, DataError, CheckpointError, *PATH_ERRORS) as error:
         rank = int(os.environ.get('RANK', 0))
         where = f' (rank {rank})' if int(os.environ.get('WORLD_SIZE', 1)) > 1 else ''
         print(f'\nerror{where}: {error}', file=sys.stderr, flush=True)

@@ -145,6 +145,13 @@ def test_saved_config_serves_mmdets_and_mmsegs_own_inference(trained, shapes):
         assert 'bboxes' in inference_detector(model, image).pred_instances
 
 
+def test_a_work_folder_that_is_a_file(tiny_config, run_tool, tmp_path):
+    (tmp_path / 'run').touch()
+    done = run_tool('train.py', tiny_config('fpn'), '--work-dir', 'run')
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert str(tmp_path / 'run') in done.stderr
+
+
 FASTER_RCNN = f"""\
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['backbones'], allow_failed_imports=False)

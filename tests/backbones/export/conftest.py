@@ -37,14 +37,16 @@ val_dataloader['dataset']['pipeline'] = test_pipeline
 test_dataloader = val_dataloader
 """
 
-# One of each kind; every export is shared by the tests of this folder.
+# One of each kind; every export is shared by the tests of this folder, for which one process of
+# pytest-xdist runs all of them.
 EXPORTS = {
     'fpn': ('fpn', 'fpn.onnx', dict(dynamic=True, batch=None)),
     'retinanet': ('retinanet', 'retinanet.onnx', dict(size=(160, 160), batch=2)),
     'mask_rcnn': ('mask_rcnn', 'mask_rcnn.onnx', dict(dynamic=True)),
-    'logits': ('fpn', 'fpn.xml', dict(size=(160, 160), logits=True)),
+    'logits': ('fpn', 'logits.xml', dict(size=(160, 160), logits=True)),
     'single': ('retinanet', 'single.onnx', dict()),
     'fixed': ('fpn', 'fixed.onnx', dict()),
+    'pairs': ('fpn', 'pairs.onnx', dict(size=(128, 128), batch=2, logits=True)),
     'core_ml': ('fpn', 'fpn.mlpackage', dict(size=(64, 64))),
     'ham': ('ham', 'ham.onnx', dict(dynamic=True, batch=None)),
     'ham_fixed': ('ham', 'ham.xml', dict(size=(128, 160))),
@@ -144,7 +146,7 @@ def exported(
     tiny_model: Callable,
     images: list[np.ndarray],
 ) -> Callable[[str], Exported]:
-    """Makes an entry of EXPORTS, once; 'mask_rcnn_xml' is 'mask_rcnn' in OpenVINO's format."""
+    """Makes an entry of EXPORTS, once; with ``_xml`` behind its name, in OpenVINO's format."""
     made = {}
     folder = tmp_path_factory.mktemp('exported')
     image = folder / 'image.png'
@@ -152,12 +154,12 @@ def exported(
     cv2.imwrite(str(image), images[1][:100])
 
     def make(kind: str) -> Exported:
-        if kind == 'mask_rcnn_xml':
-            onnx = make('mask_rcnn')
+        if kind not in made and kind.endswith('_xml'):
+            onnx = make(kind.removesuffix('_xml'))
             path = onnx.path.with_suffix('.xml')
             onnx_to_openvino(onnx.path, path, open_exported(onnx.path, 'cpu').description)
-            return Exported(path, [], onnx.tiny, onnx.model)
-        if kind not in made:
+            made[kind] = Exported(path, [], onnx.tiny, onnx.model)
+        elif kind not in made:
             task, name, options = EXPORTS[kind]
             tiny = tiny_model(task)
             lines = []
