@@ -26,6 +26,7 @@ class Resumable:
 
     endless: bool
     first_iter = 0  # of the current epoch
+    saved_place: dict[str, int] | None = None
 
     def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
         different = runner.cfg.get('randomness', {}).get('diff_rank_seed', False)
@@ -121,10 +122,26 @@ class ResumableEpochLoop(Resumable, EpochBasedTrainLoop):
     endless = False
 
     def train(self) -> None:
+        self.first_iter = self._iter - self.batches_done()
         self.catch_up_validation()
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
             self.validate_if_due()
+
+    def batches_done(self) -> int:
+        """How many batches of the epoch a resumed training has behind it."""
+        # A checkpoint that is loaded, not resumed, has a place too.
+        if self._iter == 0 or self.saved_place is None:
+            return 0
+        done, before = self.saved_place['batch'], self.saved_place['batches']
+        now = len(self.dataloader)
+        if done and before != now:
+            self.runner.logger.warning(
+                f'an epoch had {before} batches and has {now} now: the epoch that was stopped in '
+                'the middle starts again'
+            )
+            return 0
+        return done
 
     def run_epoch(self) -> None:
         """Train the rest of the epoch."""
@@ -171,14 +188,4 @@ class PlaceHook(Hook):
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if self.loop.endless:
-            return
-        place = checkpoint.get('place_in_epoch', {'batch': 0, 'batches': 0})
-        batch, batches = place['batch'], len(self.loop.dataloader)
-        if batch and place['batches'] != batches:
-            runner.logger.warning(
-                f'an epoch had {place["batches"]} batches and has {batches} now: the epoch that '
-                'was stopped in the middle starts again'
-            )
-            batch = 0
-        self.loop.first_iter = checkpoint['meta']['iter'] - batch
+        self.loop.saved_place = checkpoint.get('place_in_epoch')

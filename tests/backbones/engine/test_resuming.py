@@ -100,6 +100,22 @@ def test_a_finished_training_stays_as_it_is(alone, settings, tmp_path):
     assert not differences(finish(tmp_path, **settings), alone)
 
 
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_a_checkpoint_that_is_only_loaded_gives_its_weights(by_epoch, tmp_path):
+    """One of another training, stopped in the middle of its second epoch."""
+    with pytest.raises(Preempted):
+        train(toy_config(tmp_path / 'other', by_epoch, **disturb(15, 'send_sigterm')))
+    whole = torch.load(tmp_path / 'other' / 'preempted.pth', weights_only=False)
+    torch.save({'state_dict': whole['state_dict'], 'meta': {}}, tmp_path / 'weights.pth')
+    weights, again = tmp_path / 'weights', tmp_path / 'again'
+    train(toy_config(weights, by_epoch, load_from=str(tmp_path / 'weights.pth')))
+    load = {'load_from': str(tmp_path / 'other' / 'preempted.pth')}
+    with pytest.raises(Preempted):
+        train(toy_config(again, by_epoch, **load, **disturb(13, 'send_sigterm')))
+    finish(again, by_epoch=by_epoch, **load)
+    assert not differences(end_of(again), end_of(weights))
+
+
 def draws_of(rank: int, world_size: int, batch_size: int, sampler_type: type) -> list:
     """The first 24 images, and the numbers that their random ones come from."""
     sampler = sampler_type(ToyNumbers(21), seed=0)
