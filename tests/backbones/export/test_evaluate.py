@@ -30,7 +30,7 @@ def options_of(exported, predict, shapes, tmp_path) -> Callable[[str], list[str]
     def annotate(kind: str) -> list[str]:
         made = exported(kind)
         options = ['--cfg-options', 'test_dataloader.batch_size=2']
-        options += [f'{key}={value}' for key, value in made.tiny.cfg_options.items()]
+        options += options_with('test_dataloader', made.tiny)
         if kind == 'fpn':
             return options
         truth = json.loads((shapes / 'coco/annotations/instances_val2017.json').read_text())
@@ -50,6 +50,11 @@ def options_of(exported, predict, shapes, tmp_path) -> Callable[[str], list[str]
     return annotate
 
 
+def options_with(prefix: str, tiny: object) -> list[str]:
+    """The options of a tiny model that are about its data, or about the model."""
+    return [f'{k}={value}' for k, value in tiny.cfg_options.items() if k.startswith(prefix)]
+
+
 @pytest.fixture
 def metrics_of(tmp_path) -> Callable[..., dict]:
     """Runs test.py and returns the metrics that it wrote."""
@@ -65,7 +70,9 @@ def metrics_of(tmp_path) -> Callable[..., dict]:
 @pytest.mark.parametrize('kind', METRICS)
 def test_a_file_has_the_metrics_of_its_checkpoint(kind, exported, options_of, metrics_of, tmp_path):
     tiny, options = exported(kind).tiny, options_of(kind)
-    expected = metrics_of(tiny.config, tiny.checkpoint, *options)
+    # A file has its own.
+    model_options = options_with('model', tiny)
+    expected = metrics_of(tiny.config, tiny.checkpoint, *options, *model_options)
     assert expected[METRICS[kind][0]] > 0.1
     for file in (exported(kind), exported(f'{kind}_xml')):
         pages = ['--show-dir', 'drawn', '--report', 'report.html']
