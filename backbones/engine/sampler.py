@@ -125,6 +125,13 @@ class SeededDataset(Dataset):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Hooks of mmdet give a dataset another pipeline for the last epochs.
+        if name in ('dataset', 'seed'):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
+
     def __len__(self) -> int:
         return len(self.dataset)
 

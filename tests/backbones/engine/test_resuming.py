@@ -1,21 +1,24 @@
 """A training that is stopped at any step and resumed ends as one that was left alone."""
 
+import logging
 import multiprocessing
 import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from mmdet.engine.hooks import PipelineSwitchHook
 from mmengine.dataset import DefaultSampler, InfiniteSampler
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 from toy_training import EMA, PowerCut, ToyNumbers, differences, disturb, end_of, toy_config, train
 
 from backbones.engine.checkpoints import resume
 from backbones.engine.preemption import Preempted, PreemptionHook
-from backbones.engine.sampler import ResumableSampler
+from backbones.engine.sampler import ResumableLoader, ResumableSampler
 
 
 def finish(folder: Path, **settings: Any) -> dict:
@@ -147,6 +150,31 @@ def test_skipping_reads_no_image():
     again = ResumableSampler(BatchSampler(InfiniteSampler(ToyNumbers(7), seed=0), 2, False), True)
     again.start_at(0, 6)
     assert next(iter(again)) == whole[6]
+
+
+class Numbers(Dataset):
+    """Its own indices, through a pipeline."""
+
+    pipeline = staticmethod(int)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> float:
+        return self.pipeline(index)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_hook_changes_the_pipeline(workers):
+    """As RTMDet's and YOLOX's trainings do for their last epochs."""
+    loader = DataLoader(Numbers(), num_workers=workers, persistent_workers=workers > 0)
+    loader = ResumableLoader(loader, seed=0, endless=False)
+    assert sorted(map(int, loader)) == [0, 1, 2, 3]
+    switch = PipelineSwitchHook(1, [lambda number: number + 10])
+    switch.before_train_epoch(
+        SimpleNamespace(epoch=1, train_dataloader=loader, logger=logging.getLogger())
+    )
+    assert sorted(map(int, loader)) == [10, 11, 12, 13]
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='processes are not forked')
