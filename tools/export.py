@@ -84,8 +84,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--image',
         metavar='FILE',
-        help='what file and model are compared on; one with objects of the classes says most '
-        '(default: an astronaut)',
+        help='what file and model are compared on (default: the first validation image of the '
+        'config, or an astronaut where there is none)',
     )
     int8 = parser.add_argument_group('int8, for .onnx and .xml')
     int8.add_argument(

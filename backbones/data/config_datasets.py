@@ -1,11 +1,14 @@
 """The datasets that a config names, out of their wrappers, and where their files are."""
 
 import inspect
+import io
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
+from torch.utils.data import Dataset
 
 from backbones.errors import ConfigError
 
@@ -24,6 +27,14 @@ def test_pipeline(config: Config) -> list[ConfigDict]:
     """What a config does to the images of a test; nothing where it does not say."""
     dataset = next(datasets_of(config, ('test', 'val')), {})
     return dataset.get('pipeline') or config.get('test_pipeline') or []
+
+
+def build_images(dataset: ConfigDict) -> Dataset:
+    """A dataset that reads its images, as ``img`` (height, width, 3) of each sample, alone."""
+    steps = [step for step in dataset.pipeline if 'LoadImage' in str(step.type)]
+    # pycocotools prints that it reads a file.
+    with redirect_stdout(io.StringIO()):
+        return DATASETS.build({**dataset, 'pipeline': steps})
 
 
 def unwrap_dataset(dataset: ConfigDict) -> Iterator[ConfigDict]:

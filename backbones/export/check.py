@@ -2,15 +2,18 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmcv.image import imread, imresize
+from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from backbones.data.config_datasets import build_images, datasets_of
 from backbones.deploy import expect_contiguous
 from backbones.errors import DataError, ExportError
 from backbones.inference.exported_file import Description, ExportedModel, Runner
@@ -19,7 +22,7 @@ from backbones.inference.results import Segmentation
 
 from .compare import Results, compare, pair, percent
 from .exportable import is_segmentor
-from .preprocessing import missing_to_multiple
+from .preprocessing import Preprocessing, missing_to_multiple
 
 # ------------------------------------------------------------------------------------------------
 # The same input
@@ -169,13 +172,23 @@ def pipeline_difference(exported: ExportedModel, model: TorchModel, image: np.nd
     return f'{text}, scores differ by up to {abs(after - before):.3f} ({before:.3f} -> {after:.3f})'
 
 
+def size_in_pytorch(model: TorchModel, image: np.ndarray) -> tuple[int, int]:
+    """Height and width that the test pipeline and the padding of a detector give an image."""
+    divisor = Preprocessing(model.model.data_preprocessor).pad_divisor
+    sides = model.preprocess(image)['inputs'].shape[1:]
+    return tuple(side + missing_to_multiple(side, divisor) for side in sides)
+
+
 # ------------------------------------------------------------------------------------------------
 # An image
 # ------------------------------------------------------------------------------------------------
 
 
-def example_image(path: str | None = None) -> np.ndarray:
-    """An image from a file, else scikit-image's astronaut, else smooth noise.
+def example_image(path: str | None, config: Config) -> np.ndarray:
+    """An image from a file, else the first of a config's validation, else something else.
+
+    Without data at hand, scikit-image's astronaut, or smooth noise. A detector of other things may
+    find a hundred nearly equal nothings there, of which any are as good as any others.
 
     Returns:
         (height, width, 3), uint8, BGR.
@@ -188,6 +201,9 @@ def example_image(path: str | None = None) -> np.ndarray:
         if image is None:
             raise DataError(f'there is no image {path}, or it cannot be read')
         return image
+    # Whatever is wrong with the data, a model can be exported without.
+    with suppress(Exception):
+        return build_images(next(datasets_of(config, ('val', 'test'))))[0]['img']
     try:
         from skimage.data import astronaut
     except ImportError:

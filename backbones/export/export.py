@@ -23,7 +23,7 @@ from backbones.inference.model import TorchModel, build_model, classes_and_palet
 from backbones.inference.testing import HARMLESS_TRANSFORMS
 from backbones.weights import load_checkpoint
 
-from .check import check_file, example_image, pipeline_difference
+from .check import check_file, example_image, pipeline_difference, size_in_pytorch
 from .exportable import exportable, is_segmentor, min_image_size
 from .formats import FORMATS, check_packages, write
 from .int8 import import_nncf, quantize
@@ -40,7 +40,7 @@ class Options:
     logits: bool = False  # a segmentor's logits instead of class indices
     backbone_only: bool = False  # the backbone's feature maps instead of results
     deploy: bool = True  # fold the network for inference first
-    image: str | None = None  # the file on which results are compared
+    image: str | None = None  # the file on which results are compared; None: a validation image
     int8: bool = False  # quantize, if the metric on the validation set allows it
     calibration_images: int = 300  # training images from which int8 takes its ranges
     max_drop: float = 1.0  # points of mIoU or AP that int8 may cost
@@ -74,12 +74,12 @@ def export(
     """
     config, checkpoint, out, options = str(config), str(checkpoint), Path(out), options or Options()
     check_request(out, options)
-    image = example_image(options.image)
     cfg = load_config(config, cfg_options)
     loaded = load_checkpoint(checkpoint)
     classes, palette = classes_and_palette(cfg, loaded)
     set_num_classes(cfg, len(classes))
     model = revert_sync_batchnorm(build_model(cfg, loaded, checkpoint)).eval()
+    image = example_image(options.image, cfg)
     description = describe(cfg, model, options, Path(config).stem, classes, palette)
     if out.suffix == '.mlpackage' and description.task == 'detection':
         raise ExportError(
@@ -114,6 +114,9 @@ def export(
                 else:
                     padded = '' if description.task == 'segmentation' else ' and padded'
                     how = f'note: images are resized{padded} to the fixed {size}, unlike in PyTorch'
+                    own = 'x'.join(map(str, size_in_pytorch(torch_model, image)))
+                    if padded and own != size:
+                        figures += f'; --size {own} fits this one'
                 report(f'{how}: {figures}')
         else:
             report('not compared: Core ML runs on macOS and iOS only')

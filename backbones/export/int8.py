@@ -6,14 +6,12 @@ become float again.
 """
 
 import copy
-import io
 import logging
 import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,9 +20,8 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import DATASETS
 
-from backbones.data.config_datasets import datasets_of
+from backbones.data.config_datasets import build_images, datasets_of
 from backbones.data.skip_bad import guard
 from backbones.engine.metrics import is_number
 from backbones.errors import ExportError, import_optional
@@ -182,11 +179,7 @@ class CalibrationBatches(Sequence):
     """
 
     def __init__(self, config: Config, description: Description, number: int) -> None:
-        dataset = next(datasets_of(config, ('train',)))
-        steps = [step for step in dataset.pipeline if 'LoadImage' in str(step.type)]
-        # pycocotools prints that it reads a file.
-        with redirect_stdout(io.StringIO()):
-            self.dataset = DATASETS.build({**dataset, 'pipeline': steps})
+        self.dataset = build_images(next(datasets_of(config, ('train',))))
         guard(self.dataset)
         number = min(number, len(self.dataset))
         self.index = np.linspace(0, len(self.dataset) - 1, number).round().astype(int).tolist()

@@ -11,8 +11,10 @@ from exporting import needs_export
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from backbones.engine.config import load_config
 from backbones.errors import ExportError
 from backbones.export import export as export_module
+from backbones.export.check import example_image
 from backbones.export.export import Options, export
 from backbones.inference.exported_file import METADATA_KEY, ExportedModel, Runner
 from backbones.inference.masks import encode_mask
@@ -128,6 +130,8 @@ def test_a_fixed_size_says_by_how_much_it_changes_scores(exported, predict, imag
     made = exported('retinanet')
     (line,) = [line for line in made.lines if 'the fixed 160x160' in line]
     figures = line.partition('scores differ by up to ')[2]
+    # 100x128 becomes 125x160, padded to multiples of 32.
+    assert '--size 128x160' in figures
     worst = float(figures.split()[0])
     before, after = (float(part.strip('()')) for part in figures.split()[1::2])
     image = images[1][:100]
@@ -136,6 +140,15 @@ def test_a_fixed_size_says_by_how_much_it_changes_scores(exported, predict, imag
     assert any(abs(after - score) < 2e-3 for score in scores[1])
     assert worst == pytest.approx(abs(after - before), abs=2e-3) and worst > 1e-3
     assert any('resized as in PyTorch' in line for line in exported('mask_rcnn').lines)
+
+
+def test_results_are_compared_on_a_validation_image(tiny_model, shapes):
+    """In an astronaut a model of other things finds nothing that is worth comparing."""
+    config = load_config(tiny_model('retinanet').config)
+    first = cv2.imread(str(shapes / 'coco' / 'val2017' / 'val_000001.jpg'))
+    np.testing.assert_array_equal(example_image(None, config), first)
+    config.val_dataloader.dataset.data_root = config.test_dataloader.dataset.data_root = 'none'
+    assert example_image(None, config).shape == (512, 512, 3)
 
 
 def test_padding_is_the_models_own(tiny_model, images, tmp_path):
