@@ -203,7 +203,8 @@ def example_image(path: str | None, config: Config) -> np.ndarray:
         return image
     # Whatever is wrong with the data, a model can be exported without.
     with suppress(Exception):
-        return build_images(next(datasets_of(config, ('val', 'test'))))[0]['img']
+        sample = build_images(next(datasets_of(config, ('val', 'test'))))[0]
+        return sample['img'].astype(np.uint8)
     try:
         from skimage.data import astronaut
     except ImportError:
