@@ -128,6 +128,9 @@ class ReliableRunner(GuardsDatasets, Runner):
         self.register_hook(PatienceHook())
 
 
+FORMATTED: dict[str, str] = {}
+
+
 class FormattedConfig(Config):
     """A config that keeps its text, for which mmengine runs yapf with every checkpoint."""
 
@@ -138,9 +141,6 @@ class FormattedConfig(Config):
         if content not in FORMATTED:
             FORMATTED[content] = super().pretty_text
         return FORMATTED[content]
-
-
-FORMATTED: dict[str, str] = {}
 
 
 def is_local(checkpoint_hook: dict) -> bool:
