@@ -9,9 +9,7 @@ model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(
         arch=_base_.arch,
-        # From nothing, every block has to take part from the start and BatchNorm has to learn.
-        norm_eval=_base_.pretrained,
-        layer_scale_init_value=1e-5 if _base_.pretrained else 1.0,
+        norm_eval=_base_.pretrained,  # from nothing, BatchNorm has to learn
         init_cfg=dict(checkpoint=checkpoint) if _base_.pretrained else None,
     ),
     neck=dict(in_channels=channels[_base_.arch], out_channels=128),

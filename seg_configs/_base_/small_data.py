@@ -76,12 +76,6 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=0.05),
-    paramwise_cfg=dict(
-        norm_decay_mult=0,
-        bias_decay_mult=0,
-        custom_keys=dict(layer_scale=dict(decay_mult=0), table=dict(decay_mult=0)),
-    ),
-    clip_grad=dict(max_norm=5),
 )
 warmup = max(epochs // 20, 1)
 param_scheduler = [
@@ -105,7 +99,6 @@ default_hooks = dict(
     checkpoint=dict(by_epoch=True, interval=interval, max_keep_ckpts=2),
 )
 custom_hooks = [
-    dict(type='EMAHook', momentum=0.02, update_buffers=True),
     dict(type='EarlyStoppingHook', monitor='mIoU', min_delta=0.1, patience=patience),
 ]
 log_processor = dict(by_epoch=True)
