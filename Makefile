@@ -31,7 +31,7 @@ demo: install ## Draw a small dataset, train on it from scratch, test, predict
 	@$(RUN) tools/demo.py $(TASK)
 
 test: install ## Run all tests
-	@$(RUN) -m pytest -n 2 --dist loadgroup
+	@$(RUN) -m pytest -n 2 --dist loadfile
 
 test-gpu: install ## Run the tests that need a GPU
 	@$(RUN) -m pytest tests/gpu
@@ -41,7 +41,7 @@ fuzz: install ## Read more than ten thousand corrupt or odd inputs, others every
 
 test-oldest: ## Test on the oldest versions that requirements/ allow, in .venv-oldest
 	@$(PYTHON) tools/install.py --oldest
-	@.venv-oldest/bin/python -m pytest -n 2 --dist loadgroup
+	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile
 
 lint: install ## Check style
 	@$(RUN) -m ruff check .

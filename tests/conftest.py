@@ -34,13 +34,6 @@ from tiny import draw_shapes, write_tiny_config
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares fixtures in one process of pytest-xdist: files, and all exports."""
-    for item in items:
-        exports = 'export' in item.path.parts
-        item.add_marker(pytest.mark.xdist_group('export' if exports else str(item.path)))
-
-
 def pytest_collection_finish() -> None:
     """Leave what is imported out of the garbage that every dataset collects as it is built."""
     gc.freeze()

@@ -37,8 +37,7 @@ val_dataloader['dataset']['pipeline'] = test_pipeline
 test_dataloader = val_dataloader
 """
 
-# One of each kind; every export is shared by the tests of this folder, for which one process of
-# pytest-xdist runs all of them.
+# One of each kind; every export is shared by the tests of this folder that a process runs.
 EXPORTS = {
     'fpn': ('fpn', 'fpn.onnx', dict(dynamic=True, batch=None)),
     'retinanet': ('retinanet', 'retinanet.onnx', dict(size=(160, 160), batch=2)),
