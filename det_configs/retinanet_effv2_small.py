@@ -10,9 +10,7 @@ model = dict(
         _delete_=True,
         type='EfficientFormerV2',
         arch=_base_.arch,
-        # From nothing, every block has to take part from the start and BatchNorm has to learn.
-        norm_eval=_base_.pretrained,
-        layer_scale_init_value=1e-5 if _base_.pretrained else 1.0,
+        norm_eval=_base_.pretrained,  # from nothing, BatchNorm has to learn
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint) if _base_.pretrained else None,
     ),
     neck=dict(

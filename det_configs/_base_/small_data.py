@@ -114,7 +114,6 @@ default_hooks = dict(
     checkpoint=dict(interval=interval, max_keep_ckpts=2, save_best=metric, rule='greater'),
 )
 custom_hooks = [
-    dict(type='EMAHook', momentum=0.02, update_buffers=True),
     dict(type='EarlyStoppingHook', monitor=metric, min_delta=0.001, patience=patience),
 ]
 visualizer = dict(

@@ -71,7 +71,6 @@ def test_from_nothing_the_backbone_and_the_learning_rate_change(base, tmp_path):
     config = load_config(inherit(tmp_path, base), {'pretrained': False})
     backbone = config.model.backbone
     assert (backbone.init_cfg, backbone.norm_eval) == (None, False)
-    assert backbone.get('layer_scale_init_value') == (None if 'fpn' in base else 1)
     assert config.optim_wrapper.optimizer.lr > 5e-4
     assert ('segm' in config.val_evaluator.get('metric', '')) == ('mask' in base)
 
