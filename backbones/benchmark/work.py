@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from backbones.deploy import expect_contiguous, replace_roi_align, switch_to_deploy
 from backbones.engine.amp import features_in_bfloat16, inference_precision
-from backbones.export.check import example_image, make_sample
+from backbones.export.check import make_sample, photograph
 from backbones.export.exportable import exportable, is_segmentor
 from backbones.inference.cuda_graphs import Recorded, use_cuda_graphs
 from backbones.inference.masks import keep_masks_small
@@ -115,7 +115,7 @@ def precision(model: nn.Module, setting: Setting) -> AbstractContextManager[None
 
 def make_images(model: nn.Module, setting: Setting) -> dict[str, list]:
     """Copies of a photograph and their samples: what a model's data preprocessor takes."""
-    image = torch.from_numpy(photograph(setting.size).transpose(2, 0, 1).copy())
+    image = torch.from_numpy(make_image(setting.size).transpose(2, 0, 1).copy())
     return dict(
         inputs=[image.to(model.data_preprocessor.device)] * setting.batch,
         data_samples=[make_sample(model, setting.size) for _ in range(setting.batch)],
@@ -131,9 +131,9 @@ def make_batch(model: nn.Module, setting: Setting) -> tuple[Tensor, list]:
     return preprocess(model, make_images(model, setting))
 
 
-def photograph(size: tuple[int, int]) -> np.ndarray:
-    """(height, width, 3), uint8, BGR."""
-    return cv2.resize(example_image(), size[::-1], interpolation=cv2.INTER_AREA)
+def make_image(size: tuple[int, int]) -> np.ndarray:
+    """A photograph (height, width, 3), uint8, BGR."""
+    return cv2.resize(photograph(), size[::-1], interpolation=cv2.INTER_AREA)
 
 
 def train_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
@@ -213,7 +213,7 @@ def file_runner(path: Path, setting: Setting) -> Callable[[], Any]:
 
     runner = open_exported(path, setting.device, setting.threads, setting.amp)
     description = runner.description
-    image = photograph(description.size).astype(np.float32)
+    image = make_image(description.size).astype(np.float32)
     if setting.part == 'backbone':
         image = (image[:, :, ::-1] - description.mean) / description.std
     inputs = np.stack([image.transpose(2, 0, 1)] * setting.batch).astype(np.float32)

@@ -185,10 +185,10 @@ def size_in_pytorch(model: TorchModel, image: np.ndarray) -> tuple[int, int]:
 
 
 def example_image(path: str | None, config: Config) -> np.ndarray:
-    """An image from a file, else the first of a config's validation, else something else.
+    """An image from a file, else the first of a config's validation, else a photograph.
 
-    Without data at hand, scikit-image's astronaut, or smooth noise. A detector of other things may
-    find a hundred nearly equal nothings there, of which any are as good as any others.
+    In a photograph a detector of other things may find a hundred nearly equal nothings, of which
+    any are as good as any others.
 
     Returns:
         (height, width, 3), uint8, BGR.
@@ -205,6 +205,11 @@ def example_image(path: str | None, config: Config) -> np.ndarray:
     with suppress(Exception):
         sample = build_images(next(datasets_of(config, ('val', 'test'))))[0]
         return sample['img'].astype(np.uint8)
+    return photograph()
+
+
+def photograph() -> np.ndarray:
+    """scikit-image's astronaut (512, 512, 3), uint8, BGR; smooth noise where it is missing."""
     try:
         from skimage.data import astronaut
     except ImportError:
