@@ -75,11 +75,11 @@ def export(
     config, checkpoint, out, options = str(config), str(checkpoint), Path(out), options or Options()
     check_request(out, options)
     cfg = load_config(config, cfg_options)
+    image = example_image(options.image, cfg)
     loaded = load_checkpoint(checkpoint)
     classes, palette = classes_and_palette(cfg, loaded)
     set_num_classes(cfg, len(classes))
     model = revert_sync_batchnorm(build_model(cfg, loaded, checkpoint)).eval()
-    image = example_image(options.image, cfg)
     description = describe(cfg, model, options, Path(config).stem, classes, palette)
     if out.suffix == '.mlpackage' and description.task == 'detection':
         raise ExportError(
@@ -111,11 +111,12 @@ def export(
                 figures = pipeline_difference(ExportedModel(path, 'cpu'), torch_model, image)
                 if description.size is None:
                     how = "  resized as in PyTorch's test pipeline"
+                elif description.task == 'segmentation':
+                    how = f'note: images are resized to the fixed {size}, unlike in PyTorch'
                 else:
-                    padded = '' if description.task == 'segmentation' else ' and padded'
-                    how = f'note: images are resized{padded} to the fixed {size}, unlike in PyTorch'
+                    how = f'note: images are padded to the fixed {size}, unlike in PyTorch'
                     own = 'x'.join(map(str, size_in_pytorch(torch_model, image)))
-                    if padded and own != size:
+                    if own != size:
                         figures += f'; --size {own} fits this one'
                 report(f'{how}: {figures}')
         else:
