@@ -51,7 +51,10 @@ HINTS = {
     'connection|name resolution|unreachable|Timeout|ProxyError|versions: none': (
         'check the network, the proxy and `pip config list`, then try again'
     ),
-    'CUDA_HOME|CUDA version': 'install the compiler of the same CUDA as torch, and set CUDA_HOME',
+    'CUDA_HOME environment|CUDA version': (
+        'install the compiler of the same CUDA as torch, and set CUDA_HOME'
+    ),
+    r'C\+\+20|std=c\+\+20': 'this torch needs a compiler of C++20: GCC 11 or Clang 13, say, as CXX',
 }
 
 
@@ -111,7 +114,10 @@ def run(command: list[str], log: Path, title: str, **variables: str) -> None:
         print()
     if process.returncode:
         hint = next((h for words, h in HINTS.items() if re.search(words, output, re.I)), '')
-        tail = '\n'.join(output.strip().splitlines()[-8:])
+        lines = output.strip().splitlines()
+        # A compiler's errors are far above the end, which only says that there were some.
+        errors = [line for line in lines if re.search(r'\berror: ', line)]
+        tail = '\n'.join([*errors[:3], *lines[-8:]])
         raise InstallError(f'{title} failed:\n{tail}\n{hint or "see the log"} (log: {log})')
 
 
@@ -279,9 +285,13 @@ class Installation:
             self.pip('[3/4] mmcv: source', 'download', *source, wanted)
             shutil.unpack_archive(str(next(build.glob('*.tar.gz'))), str(build))
         print('mmcv is compiled once, which takes minutes. Interrupted, it goes on.', flush=True)
+        setup = next(build.glob('*/setup.py'))
+        if re.match(r'2\.(1[4-9]|[2-9]\d)|[3-9]', self.version('torch')):
+            # The headers of torch 2.14 and later are C++20; mmcv asks for C++17.
+            setup.write_text(setup.read_text().replace('-std=c++17', '-std=c++20'))
         options = ['--verbose', '--no-deps', '--no-build-isolation', f'--wheel-dir={self.cache()}']
-        folder = str(next(build.glob('*/setup.py')).parent)
-        self.pip('[3/4] mmcv: compiling', 'wheel', *options, folder, **build_variables())
+        title, folder = '[3/4] mmcv: compiling', str(setup.parent)
+        self.pip(title, 'wheel', *options, folder, **build_variables())
         reason = self.try_wheel(max(self.cache().glob('*.whl'), key=lambda p: p.stat().st_mtime))
         if reason is not None:
             raise InstallError(f'mmcv was built but does not work: {reason}; choose another TORCH')
