@@ -1,8 +1,8 @@
 """Int8: convolutions and matrix products of an exported file as 8-bit integers, without training.
 
-NNCF quantizes the network by the ranges of its activations on training images. The metric of the
-file is measured before and after; where it drops too much, the layers that add most of the error
-become float again.
+NNCF for OpenVINO and onnxruntime's own tool for ONNX quantize the network by the ranges of its
+activations on training images. The metric of the file is measured before and after; where it drops
+too much, the layers that add most of the error become float again.
 """
 
 import copy
@@ -13,13 +13,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from tqdm import tqdm
 
 from backbones.data.config_datasets import build_images, datasets_of
 from backbones.data.skip_bad import guard
@@ -92,7 +94,13 @@ def quantize(
                 order = network.by_error(float_model, first, batches)
             kept = order[: math.ceil(share * len(order))]
             report(f'  calibrating on {len(batches)} images, {len(kept)} layers in float ...')
-            model = run_nncf(nncf, float_model, batches, [*network.outside, *kept])
+            if path.suffix == '.onnx':
+                layers = [name for name in network.layers if name not in kept]
+                # Products of activations, those of attention, gain nothing there.
+                layers = [name for name in layers if network.types[name] != 'MatMul']
+                model = run_onnxruntime(float_model, batches, layers)
+            else:
+                model = run_nncf(nncf, float_model, batches, [*network.outside, *kept])
             first = first or model
             write_model(model, made, description)
             after = points(measure(config, made, '  int8: batch'))
@@ -152,8 +160,37 @@ def points(metrics: dict[str, Any]) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------
 
 
+def run_onnxruntime(model: Any, batches: Sequence, layers: list[str]) -> Any:
+    """A quantized copy of an ONNX model, of which these layers read and write 8-bit integers.
+
+    NNCF quantizes what a layer reads. onnxruntime has integer kernels for those alone whose result
+    is quantized too, and in this network most are followed by a GELU.
+    """
+    onnx = import_optional('onnx', '--int8')
+    tool = import_optional('onnxruntime.quantization', '--int8')
+    model = copy.deepcopy(model)
+    # What it would remark the lack of: shapes are known, and norms are folded.
+    onnx.helper.set_model_props(model, {'onnx.quant.pre_process': 'onnxruntime.quant'})
+    with TemporaryDirectory() as folder:
+        path = Path(folder, 'int8.onnx')
+        tool.quantize_static(
+            model,
+            path,
+            SimpleNamespace(
+                get_next=partial(next, iter(tqdm(batches, '  ranges', mininterval=1)), None)
+            ),
+            nodes_to_quantize=layers,
+            activation_type=tool.QuantType.QUInt8,
+            weight_type=tool.QuantType.QInt8,
+            per_channel=True,
+            # Sums of products of 8 bits overflow in the 16 bits of processors without VNNI.
+            reduce_range=True,
+        )
+        return onnx.load(path)
+
+
 def run_nncf(nncf: ModuleType, model: Any, batches: Sequence, ignored: list[str]) -> Any:
-    """A quantized copy of a model; ``ignored`` are operators that stay as they are."""
+    """A quantized copy of an OpenVINO model; ``ignored`` are operators that stay as they are."""
     ranges = import_optional('nncf.quantization.range_estimator', '--int8', 'int8')
     return nncf.quantize(
         model,
