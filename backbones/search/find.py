@@ -17,7 +17,7 @@ from backbones.errors import ConfigError
 from .evaluate import Evaluator, load_supernet
 from .front import Network, format_front, make_front, write_front
 from .holdout import prepare_holdout
-from .latency import HIGH_ERROR, LatencyModel, find_latency
+from .latency import HIGH_ERROR, MAX_ERROR, LatencyModel, find_latency
 from .methods import EXPONENTS, METHODS, Search
 from .space import Choice, Space, search_options
 
@@ -101,10 +101,10 @@ def find_networks(
         if choice not in names or choice in search.found
     ]
     folder, measure = Path(config.work_dir) / 'search', None
+    log = folder / 'measured.jsonl'
     if measures and model and model.setting:
         from .measurements import measure as measure_networks
 
-        log = folder / 'measured.jsonl'
         measure = partial(measure_networks, config_path, options, setting=model.setting, log=log)
     front = make_front(networks, targets, evaluator.metric, measure)
     # How the figures came about.
@@ -122,6 +122,14 @@ def find_networks(
             'Latency of a whole network on one image, predicted from '
             f'{model.setting.backend if model.setting else "measurements.csv"} with a mean error '
             f'of {model.error:.1%}; measured: again, here.'
+        )
+    if abs(front.pace - 1) > MAX_ERROR:
+        # Or the next search would take them from there.
+        log.unlink()
+        front.notes.append(
+            f'Measured again, networks take {front.pace:.1f} times what was predicted, and do '
+            'not count: the machine is busy, or another one. Give the same command again on '
+            'a quiet one, or run `search.py latency` here.'
         )
     request = dict(max_latency=max_latency, max_parameters=max_parameters, backend=backend)
     request |= dict(method=method, evaluations=evaluations, exponents=exponents, measures=measures)

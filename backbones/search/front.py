@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from backbones.benchmark.report import format_rows
 from backbones.files import atomic_write
 
+from .latency import MAX_ERROR
 from .space import Choice, describe
 
 # Rows of the table besides the published networks, and networks that are measured again.
@@ -64,6 +66,7 @@ class Front:
     baseline: Network | None  # the best published one that meets the targets
     targets: dict[str, float]  # the most that a network may cost
     metric: str  # its name
+    pace: float = 1.0  # measured latency over predicted, the median
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -95,12 +98,17 @@ def make_front(
 ) -> Front:
     """Choose which networks are shown, and measure some of them again.
 
+    Where these are all faster or slower than predicted, by more than ``MAX_ERROR``, the machine is
+    busy or another one, and what was measured does not count.
+
     Args:
         networks: All that were evaluated; one that is not published has to meet the targets.
         targets: The most that a network may cost: 'latency' in ms, 'parameters'.
         metric: The name of the metric.
-        measure: Returns the milliseconds of networks. Default: none is measured.
+        measure: Returns the milliseconds of networks, whose latency is predicted. Default: none is
+            measured.
     """
+    pace = 1.0
     networks = sorted(networks, key=lambda one: (one.latency or 0, one.parameters, -one.metric))
     best = not_dominated(networks)
     own, published = (
@@ -115,8 +123,10 @@ def make_front(
         chosen = [*chosen, *spread(best, MAX_MEASURED)]
         measured = list({id(one): one for one in chosen}.values())[:MAX_MEASURED]
         times = measure([one.choice for one in measured])
-        for one, time in zip(measured, times, strict=True):
-            one.measured = time
+        pace = median(time / one.latency for one, time in zip(measured, times, strict=True))
+        if abs(pace - 1) <= MAX_ERROR:
+            for one, time in zip(measured, times, strict=True):
+                one.measured = time
     # What was predicted to meet them all may not.
     found = next((one for one in own if one.meets(targets)), (own or published)[0])
     baseline = next((one for one in published if one.meets(targets)), None)
@@ -124,7 +134,8 @@ def make_front(
     shown = [one for one in networks if one.measured or any(one is each for each in shown)]
     for number, one in enumerate(shown, 1):
         one.number = number
-    return Front(shown, [one for one in best if one.number], found, baseline, targets, metric)
+    best = [one for one in best if one.number]
+    return Front(shown, best, found, baseline, targets, metric, pace)
 
 
 def not_dominated(networks: Sequence[Network]) -> list[Network]:

@@ -72,6 +72,17 @@ def test_what_is_measured_decides():
     assert shown.measured == 20.0 and shown.latency == costs(predicted)['latency']
 
 
+@pytest.mark.parametrize('pace', [7, 0.5])
+def test_what_is_measured_on_a_busy_machine_does_not_count(pace):
+    def measure(choices: list[Choice]) -> list[float]:
+        return [pace * costs(one)['latency'] for one in choices]
+
+    predicted = make_front(networks(), TARGETS, 'mIoU')
+    front = make_front(networks(), TARGETS, 'mIoU', measure)
+    assert front.found.choice == predicted.found.choice and front.pace == pytest.approx(pace)
+    assert all(one.measured is None for one in front.networks)
+
+
 @pytest.mark.parametrize('has_latency', [True, False])
 def test_files(has_latency, tmp_path):
     targets = TARGETS if has_latency else dict(parameters=2.5e6)
