@@ -54,7 +54,9 @@ HINTS = {
     'CUDA_HOME environment|CUDA version': (
         'install the compiler of the same CUDA as torch, and set CUDA_HOME'
     ),
-    r'C\+\+20|std=c\+\+20': 'this torch needs a compiler of C++20: GCC 11 or Clang 13, say, as CXX',
+    r'#error C\+\+20|option .-std=c\+\+20': (
+        'this torch needs a compiler of C++20: GCC 11 or Clang 13, say, as CXX'
+    ),
 }
 
 
