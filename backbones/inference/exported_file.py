@@ -308,8 +308,6 @@ class ExportedModel:
         self.gives_logits = self.description.logits
         self.binary_threshold = self.description.binary_threshold
         self.nms_threshold = self.description.nms_threshold
-        # The same outputs, which :meth:`logits_of` and :meth:`postprocess` read.
-        self.predict_logits = self.predict
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
         """An image as an input, and height and width of the image in it."""
@@ -333,6 +331,11 @@ class ExportedModel:
                 for i, item in enumerate(chunk)
             ]
         return raws
+
+    # The same outputs, which :meth:`logits_of` and :meth:`postprocess` read. (A bound method in
+    # ``self`` would leave the file open until the garbage collector runs, perhaps in a forked
+    # process, which would wait forever for OpenVINO's threads.)
+    predict_logits = predict
 
     def postprocess(self, raw: dict[str, Any], size: tuple[int, int]) -> Detections | Segmentation:
         """Turn a result of :meth:`predict` into a prediction in pixels of an image of that size."""

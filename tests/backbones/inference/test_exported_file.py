@@ -1,12 +1,15 @@
 """Feeding an exported file."""
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
 
 from backbones.errors import ExportError
-from backbones.inference.exported_file import Description, open_exported
+from backbones.inference import exported_file
+from backbones.inference.exported_file import Description, Runner, open_exported
 
 DESCRIPTION = Description(
     task='detection',
@@ -85,3 +88,21 @@ def test_threads_are_those_of_the_environment(monkeypatch, tmp_path):
         with pytest.raises(ExportError, match='enough'):
             open_exported(tmp_path / 'a.onnx', 'cpu', given)
     assert threads == [2, 3, 0]
+
+
+def test_a_file_is_closed_with_its_last_use(monkeypatch):
+    """Else a forked process may collect it, and wait forever for OpenVINO's threads."""
+    opened = []
+
+    def open_file(*args, **options):
+        runner = Runner(DESCRIPTION, lambda inputs: [])
+        opened.append(weakref.ref(runner))
+        return runner
+
+    monkeypatch.setattr(exported_file, 'open_exported', open_file)
+    gc.disable()
+    try:
+        exported_file.ExportedModel('a.xml')
+        assert opened[0]() is None
+    finally:
+        gc.enable()
