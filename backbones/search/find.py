@@ -17,7 +17,7 @@ from backbones.errors import ConfigError
 from .evaluate import Evaluator, load_supernet
 from .front import Network, format_front, make_front, write_front
 from .holdout import prepare_holdout
-from .latency import HIGH_ERROR, MAX_ERROR, LatencyModel, find_latency
+from .latency import HIGH_ERROR, LatencyModel, find_latency
 from .methods import EXPONENTS, METHODS, Search
 from .space import Choice, Space, search_options
 
@@ -123,11 +123,11 @@ def find_networks(
             f'{model.setting.backend if model.setting else "measurements.csv"} with a mean error '
             f'of {model.error:.1%}; measured: again, here.'
         )
-    if abs(front.pace - 1) > MAX_ERROR:
+    if front.off_pace:
         # Or the next search would take them from there.
         log.unlink()
         front.notes.append(
-            f'Measured again, networks take {front.pace:.1f} times what was predicted, and do '
+            f'Measured again, networks take {front.off_pace:.1f} times what was predicted, and do '
             'not count: the machine is busy, or another one. Give the same command again on '
             'a quiet one, or run `search.py latency` here.'
         )

@@ -66,7 +66,8 @@ class Front:
     baseline: Network | None  # the best published one that meets the targets
     targets: dict[str, float]  # the most that a network may cost
     metric: str  # its name
-    pace: float = 1.0  # measured latency over predicted, the median
+    # Measured latency over predicted, the median, where it is too far from 1 to count.
+    off_pace: float | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -108,7 +109,7 @@ def make_front(
         measure: Returns the milliseconds of networks, whose latency is predicted. Default: none is
             measured.
     """
-    pace = 1.0
+    off_pace = None
     networks = sorted(networks, key=lambda one: (one.latency or 0, one.parameters, -one.metric))
     best = not_dominated(networks)
     own, published = (
@@ -124,7 +125,9 @@ def make_front(
         measured = list({id(one): one for one in chosen}.values())[:MAX_MEASURED]
         times = measure([one.choice for one in measured])
         pace = median(time / one.latency for one, time in zip(measured, times, strict=True))
-        if abs(pace - 1) <= MAX_ERROR:
+        if abs(pace - 1) > MAX_ERROR:
+            off_pace = pace
+        else:
             for one, time in zip(measured, times, strict=True):
                 one.measured = time
     # What was predicted to meet them all may not.
@@ -135,7 +138,7 @@ def make_front(
     for number, one in enumerate(shown, 1):
         one.number = number
     best = [one for one in best if one.number]
-    return Front(shown, best, found, baseline, targets, metric, pace)
+    return Front(shown, best, found, baseline, targets, metric, off_pace)
 
 
 def not_dominated(networks: Sequence[Network]) -> list[Network]:
