@@ -113,9 +113,11 @@ def register_config_packages() -> None:
 
 
 def fit_to_device(config: Config) -> None:
-    """Use BatchNorm instead of SyncBN, which needs GPUs, where there are none."""
+    """Without a GPU, use BatchNorm instead of SyncBN and no pinned memory, which need one."""
     if not torch.cuda.is_available():
         use_batch_norm(config)
+        for split in ('train', 'val', 'test'):
+            (config.get(f'{split}_dataloader') or {}).pop('pin_memory', None)
 
 
 def use_batch_norm(config: Config) -> None:

@@ -1,0 +1,18 @@
+"""Fitting a config to the machine that it runs on."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from backbones.engine.config import fit_to_device
+
+
+@pytest.mark.parametrize('has_gpu', [False, True])
+def test_what_needs_a_gpu_is_left_out_without_one(has_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_gpu)
+    loader = dict(batch_size=2, pin_memory=True)
+    model = dict(backbone=dict(norm_cfg=dict(type='SyncBN')))
+    config = Config(dict(model=model, train_dataloader=loader, val_dataloader=None))
+    fit_to_device(config)
+    assert config.model.backbone.norm_cfg.type == ('SyncBN' if has_gpu else 'BN')
+    assert config.train_dataloader.get('pin_memory', False) is has_gpu
