@@ -88,8 +88,8 @@ def test_results_of_infer(folder, run_tool, tmp_path):
 
 def test_killed_at_random(tmp_path):
     """Processes with the model, and the command; docs/scale.md has the same with 100,000 images."""
-    command = [sys.executable, TESTS / 'kill_batch_infer.py', '--images', 120, '--kills', 2]
-    command += ['--images-per-file', 6, '--seed', 2, '--folder', tmp_path]
+    command = [sys.executable, TESTS / 'kill_batch_infer.py', '--images', 400, '--kills', 2]
+    command += ['--images-per-file', 20, '--seed', 2, '--folder', tmp_path]
     process = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500)
     assert process.returncode == 0, process.stdout + process.stderr
     assert 'killed' in process.stdout
