@@ -15,7 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config import utils as config_utils
 from mmengine.registry import init_default_scope
 
-from backbones.data.config_datasets import datasets_of, walk
+from backbones.data.config_datasets import SPLITS, datasets_of, walk
 from backbones.errors import ConfigError, in_one_line
 
 from .amp import CPUAmpOptimWrapper
@@ -116,7 +116,7 @@ def fit_to_device(config: Config) -> None:
     """Without a GPU, use BatchNorm instead of SyncBN and no pinned memory, which need one."""
     if not torch.cuda.is_available():
         use_batch_norm(config)
-        for split in ('train', 'val', 'test'):
+        for split in SPLITS:
             (config.get(f'{split}_dataloader') or {}).pop('pin_memory', None)
 
 

@@ -99,7 +99,7 @@ def export(
         size = size_in_words(description)
         report(
             f'exporting: {description.model}, {description.task}, {size}, '
-            f'batch of {description.batch or "any number"}; this takes a minute or more ...'
+            f'batch of {description.batch or "any number"}; this can take minutes ...'
         )
         write(traceable, path, description)
         if path.suffix in RUNNABLE:
