@@ -13,7 +13,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu fuzz test-oldest lint format clean
+.PHONY: help install demo test test-slow test-gpu fuzz test-oldest lint format clean
 
 help: ## Show this text
 	@echo 'Targets:'
@@ -30,8 +30,11 @@ install: ## Make .venv and install what is missing there
 demo: install ## Draw a small dataset, train on it from scratch, test, predict
 	@$(RUN) tools/demo.py $(TASK)
 
-test: install ## Run all tests
+test: install ## Run the tests
 	@$(RUN) -m pytest -n 2 --dist loadfile
+
+test-slow: install ## Run the long tests that `make test` leaves out
+	@$(RUN) -m pytest -n 2 --dist loadfile -m slow
 
 test-gpu: install ## Run the tests that need a GPU
 	@$(RUN) -m pytest tests/gpu

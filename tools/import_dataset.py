@@ -10,6 +10,7 @@ with explain_missing():
     from _arguments import make_parser
 
     from backbones.data import check_dataset
+    from backbones.data.findings import count
     from backbones.data.importing import (
         FORMATS,
         Notes,
@@ -79,9 +80,9 @@ def main() -> int:
         args.out, args.task, args.val, args.group, args.seed, args.classes, args.ignore,
         args.overwrite, str(args.source),
     )  # fmt: skip
-    with exit_on_user_error(), open_source(args.source, args.out.resolve().parent) as source:
+    with exit_on_user_error(), open_source(args.source, args.out) as source:
         name, files = choose_format(source, args.format, args.task)
-        print(f'{args.source}: {FORMATS[name].title}, {len(files)} annotation files')
+        print(f'{args.source}: {FORMATS[name].title}, {count(len(files), "annotation file")}')
         written = write_dataset(source, name, files, options, notes)
     with exit_on_user_error():
         print('\n'.join(notes.lines()))
@@ -91,9 +92,11 @@ def main() -> int:
         path = args.out / f'{args.out.resolve().name}.py'
         report = check_dataset(load_config(str(path)), ['train', 'val'])
         print('\n'.join(report.lines()))
+        if report.of('error'):
+            return 1
         print(f'look at {draw_overview(args.out, written.classes, written.colors)}, then:')
         print(f'  python tools/train.py {path}')
-    return 1 if report.of('error') else 0
+    return 0
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -55,9 +56,12 @@ def test_all_recipes_are_shipped():
 
 def test_load_with_nothing_of_ours_imported():
     """In a process of its own, from another folder, as mmdet's and mmseg's own tools do it."""
+    # The other sizes differ from these in a few numbers.
+    paths = [path for path in CONFIGS if not re.search(r'_effv2_(s1|s2|l)(_neck|\.py)', str(path))]
+    assert 10 < len(paths) < len(CONFIGS)
     script = 'import sys; from mmengine import Config; [Config.fromfile(p) for p in sys.argv[1:]]'
     subprocess.run(
-        [sys.executable, '-c', script, *map(str, CONFIGS)],
+        [sys.executable, '-c', script, *map(str, paths)],
         check=True,
         cwd=Path(sys.executable).parent,
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
@@ -179,19 +183,20 @@ INFERENCE = """\
 import numpy as np, torch
 torch.set_num_threads(1)
 image = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+untrained = {{'model.backbone.init_cfg': None}}
 
 def detect():
     from mmdet.apis import inference_detector, init_detector
     if 'detector' not in globals():
         globals()['detector'] = init_detector('{det}', device='cpu', palette='random',
-            cfg_options={{'model.backbone.init_cfg': None}})
+            cfg_options={{**untrained, 'test_dataloader.dataset.pipeline.1.scale': (160, 160)}})
     return inference_detector(detector, image).pred_instances.scores
 
 def segment():
     from mmseg.apis import inference_model, init_model
     if 'segmentor' not in globals():
         globals()['segmentor'] = init_model('{seg}', device='cpu',
-            cfg_options={{'model.backbone.init_cfg': None}})
+            cfg_options=untrained)
     return inference_model(segmentor, image).pred_sem_seg.data
 
 for call in ({order}) * 2:
@@ -199,7 +204,9 @@ for call in ({order}) * 2:
 """
 
 
-@pytest.mark.parametrize('order', ['detect, segment', 'segment, detect'])
+@pytest.mark.parametrize(
+    'order', ['detect, segment', pytest.param('segment, detect', marks=pytest.mark.slow)]
+)
 def test_detector_and_segmentor_live_in_one_process(order, tmp_path):
     script = INFERENCE.format(
         det=ROOT / 'det_configs/retinanet_effv2_s0.py',

@@ -86,6 +86,7 @@ def test_results_of_infer(folder, run_tool, tmp_path):
     assert '"every": 2' in process.stderr
 
 
+@pytest.mark.slow
 def test_killed_at_random(tmp_path):
     """Processes with the model, and the command; docs/scale.md has the same with 100,000 images."""
     command = [sys.executable, TESTS / 'kill_batch_infer.py', '--images', 400, '--kills', 2]

@@ -417,7 +417,9 @@ sys.exit(infer.main())
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='other signals')
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    'number', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_stop_in_the_middle_of_a_video(number, models, media, call, tmp_path):
     out, held = tmp_path / 'out', tmp_path / 'held'
     video = write_video(tmp_path / 'long.mp4', 60, audio=True)

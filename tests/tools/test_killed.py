@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG = 'train_cfg = dict(max_iters=10000, val_interval=10000)\n'
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(shapes, tmp_path):
     """One kill; with ``FUZZ=1`` 24 of all models, as docs/reliability.md says."""
     kills = 24 if IS_THOROUGH else 1
@@ -64,6 +65,7 @@ def test_sigterm_saves_and_has_an_exit_code_of_its_own(shapes, tmp_path, run_too
     assert kill_and_resume.steps(tmp_path / 'run')[-1] == step + 1
 
 
+@pytest.mark.slow
 def test_sigterm_in_two_processes(shapes, tmp_path):
     config = write_tiny_config(tmp_path, 'fpn', shapes, LONG)
     launcher = ROOT / 'tools' / 'dist_train.sh'

@@ -1,17 +1,14 @@
 """tools/search.py find and take, as a user runs them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from searching import prepared, write_latency, write_search_config, write_supernet
 from tiny import draw_shapes
-from tool_process import TOOLS, run_tool
+from tool_process import TOOLS, run_in_two, run_tool
 
 from backbones.engine.config import load_config
 from backbones.search.space import Space
@@ -65,16 +62,8 @@ def test_find_goes_on_after_it_was_killed(folder):
 def test_find_in_two_processes_is_as_in_one(folder):
     alone = results(folder)
     shutil.rmtree(folder / 'work' / 'search')
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    command = [*launcher, '--nproc_per_node', 2, TOOLS / 'search.py', 'find', *ARGUMENTS, *TARGETS]
-    done = subprocess.run(
-        [*map(str, command), '--launcher', 'pytorch'],
-        cwd=folder,
-        env={**os.environ, 'PYTHONPATH': str(TOOLS.parent)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    command = [TOOLS / 'search.py', 'find', *ARGUMENTS, *TARGETS, '--launcher', 'pytorch']
+    done, _ = run_in_two(folder, *command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert results(folder) == alone
 

@@ -11,18 +11,13 @@ import pytest
 import torch
 from mmengine.registry import DATASETS, MODELS
 from tiny import TINY_ARCH, write_tiny_config
-from tool_process import launch
+from tool_process import launch, run_in_two
 
 from backbones import EfficientFormerV2
 from backbones.data.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def train_in_two(config: Path, *arguments: object, **environment: str) -> tuple:
-    options = ['--seed', 0, *arguments]
-    return launch('dist_train.sh', config, 2, *options, cwd=config.parent, **environment)
 
 
 @pytest.fixture
@@ -46,7 +41,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_metrics_are_those_of_the_saved_model_and_one_process_downloads(
-    served, shapes, tmp_path, run_tool
+    served, shapes, tmp_path, run_tool, monkeypatch
 ):
     """BatchNorm's means differ from process to process; what is validated is what is saved."""
     url, asked = served
@@ -56,8 +51,10 @@ def test_metrics_are_those_of_the_saved_model_and_one_process_downloads(
     )
     config = write_tiny_config(tmp_path, 'fpn', shapes, extra)
     run_folder = tmp_path / 'run'
-    options = ['--val-loss', '--work-dir', run_folder]
-    done = train_in_two(config, *options, TORCH_HOME=str(tmp_path / 'torch'), NO_PROXY='127.0.0.1')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    options = ['--seed', 0, '--val-loss', '--work-dir', run_folder, '--launcher', 'pytorch']
+    done, _ = run_in_two(tmp_path, ROOT / 'tools' / 'train.py', config, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(asked) == 1
 
@@ -110,7 +107,8 @@ def test_one_that_fails_takes_the_other_down_and_its_error_is_shown(shapes, tmp_
         custom_hooks = [dict(type='Disturb', step=4, what='fail_in_second_process')]
         """,
     )
-    done = train_in_two(config, PYTHONPATH=f'{ROOT}:{ROOT / "tests"}')
+    path = f'{ROOT}:{ROOT / "tests"}'
+    done = launch('dist_train.sh', config, 2, '--seed', 0, cwd=tmp_path, PYTHONPATH=path)
     assert done.returncode not in (0, 75)
     assert 'the second process has had enough' in done.stderr
     log = next((tmp_path / 'work_dirs').glob('*/*/vis_data/scalars.json'))

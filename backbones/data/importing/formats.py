@@ -14,10 +14,10 @@ import yaml
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from backbones.errors import DataError
+from backbones.errors import DataError, in_one_line
 
 from .masks import paired_maps
-from .records import SPLIT_WORDS, Instance, Notes, Record, Source, measure
+from .records import SPLIT_WORDS, Instance, Notes, Record, Source, is_readable, measure
 
 YOLO_LINE = re.compile(r'\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*$', re.I)
 MISSING = 'annotations without an image, left out'
@@ -93,6 +93,22 @@ def parse_json(path: Path) -> dict:
         raise DataError(f'{path} is not JSON: {error}') from error
 
 
+def parse_yaml(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, ValueError) as error:
+        raise DataError(f'{path} is not YAML: {in_one_line(error)}') from error
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of a file, one a line."""
+    try:
+        lines = path.read_text(encoding='utf-8').split('\n')
+    except ValueError as error:
+        raise DataError(f'{path} is not UTF-8: {error}') from error
+    return [line.strip() for line in lines if line.strip()]
+
+
 def hull(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
     """The box around polygons."""
     xs, ys = ([v for part in polygons for v in part[first::2]] for first in (0, 1))
@@ -117,7 +133,8 @@ def read_voc(source: Source, files: list[Path], notes: Notes, names: list[str]) 
     splits = source.listed_splits('Main')
     for path in progress(files):
         root = parse_xml(path)
-        image = source.image(root.findtext('filename') or '', path) or source.image(path.stem, path)
+        # mmdet and others go by the file's own name, which copies of a file differ in.
+        image = source.image(path.stem, path) or source.image(root.findtext('filename') or '', path)
         if image is None:
             notes.add(MISSING, f'{path}: {root.findtext("filename")}')
             continue
@@ -155,21 +172,33 @@ def find_yolo(source: Source) -> list[Path]:
 def read_yolo(
     source: Source, files: list[Path], notes: Notes, names: list[str]
 ) -> Iterator[Record]:
-    config = next((p for p in source.files if p.suffix in ('.yaml', '.yml')), None)
-    content = yaml.safe_load(config.read_text(encoding='utf-8')) if config else {}
-    declared = content.get('names') if isinstance(content, dict) else None
+    config, content = next(
+        (
+            (path, content)
+            for path in source.files
+            if path.suffix in ('.yaml', '.yml')
+            and isinstance(content := parse_yaml(path), dict)
+            and 'names' in content
+        ),
+        (None, {}),
+    )
+    declared = content.get('names')
     if declared is None:
         lists = ('classes.txt', 'obj.names', '_darknet.labels')
         path = next((p for p in source.files if p.name in lists), None)
-        declared = path.read_text(encoding='utf-8').split('\n') if path else []
-        declared = [line.strip() for line in declared if line.strip()]
+        declared = read_names(path) if path else []
     if isinstance(declared, dict):
+        declared = {int(key): name for key, name in declared.items()}
         declared = [declared.get(i, f'class_{i}') for i in range(max(declared, default=-1) + 1)]
+    if not isinstance(declared, list):
+        raise DataError(f'{config}: names is {declared!r}, neither a list nor names by numbers')
     names += map(str, declared)
-    splits = yolo_splits(source, config, content if declared else {})
+    splits = yolo_splits(source, config, content)
     labels = {path: source.image(path.stem, image_folder(path) / path.name) for path in files}
     of_images = {image: path for path, image in labels.items()}
-    for image in progress(sorted({*of_images, *source.images})):
+    for image in progress(sorted({*of_images, *source.images} - {None})):
+        if not is_readable(image, notes):
+            continue
         path = of_images.get(image)
         split = splits.get(image) or source.split(image) or (path and source.split(path))
         record = Record(image, split=split)
@@ -271,7 +300,8 @@ def read_coco(
                 notes.add('missing images, left out', f'{path}: {entry["file_name"]}')
                 continue
             record = Record(image, split=source.split(path, with_name=True))
-            record.size = (entry.get('width'), entry.get('height')) if entry.get('width') else None
+            size = entry.get('width'), entry.get('height')
+            record.size = size if all(size) else None
             for one in annotations[entry['id']]:
                 place = f'{path}, annotation {one.get("id")}'
                 if one.get('category_id') not in labels:
@@ -280,9 +310,12 @@ def read_coco(
                     )
                     continue
                 mask = one.get('segmentation') or None
-                if isinstance(mask, list):
-                    mask = [part for part in mask if len(part) >= 6] or None
                 try:
+                    if isinstance(mask, list):
+                        # Some tools write a single polygon without the list around it.
+                        parts = mask if isinstance(mask[0], list) else [mask]
+                        parts = [list(map(float, part)) for part in parts]
+                        mask = [p for p in parts if len(p) >= 6 and len(p) % 2 == 0] or None
                     x, y, w, h = one.get('bbox') or box_of_mask(mask)
                     box = float(x), float(y), float(x + w), float(y + h)
                 except (TypeError, ValueError):

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from backbones.data.images import PILLOW_ERRORS
 from backbones.errors import DataError
 
 from .records import Notes, Record, Source, is_annotated_unrotated, measure
@@ -121,13 +122,17 @@ def read_maps(source: Source, notes: Notes, names: Sequence[str]) -> tuple[list[
 
 def read_values(path: Path) -> np.ndarray:
     """The values of a map, (height, width): its indices, or its colors as numbers."""
-    with Image.open(path) as image:
-        if image.mode in ('RGB', 'RGBA'):
-            colors = np.asarray(image.convert('RGB')).astype(np.int32)
-            return colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2]
-        if image.mode not in ('P', 'L', 'I', 'I;16', '1'):
-            raise DataError(f'{path} is of mode {image.mode}: not indices and not colors')
-        return np.asarray(image).astype(np.int32)
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            pixels = np.asarray(image.convert('RGB') if mode == 'RGBA' else image).astype(np.int32)
+    except PILLOW_ERRORS as error:
+        raise DataError(f'{path} is no segmentation map that can be read: {error}') from error
+    if mode in ('RGB', 'RGBA'):
+        return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    if mode not in ('P', 'L', 'I', 'I;16', '1'):
+        raise DataError(f'{path} is of mode {mode}: not indices and not colors')
+    return pixels
 
 
 def make_legend(
@@ -171,13 +176,22 @@ def make_legend(
             {i: i for i in range(21)},
             [tuple(c) for c in Known.METAINFO['palette']],
         )
+    if not entries and set(counts) == {0, 255}:
+        classes = list(names) or ['background', 'foreground']
+        if len(classes) != 2:
+            raise DataError(
+                f'the maps are black and white, --classes names {len(classes)}: name both, the '
+                'class of black pixels first'
+            )
+        return Legend(classes, {0: 0, 255: 1})
     listed = (
         [name for name, _ in entries] or list(names) or [f'class_{i}' for i in range(largest + 1)]
     )
     if entries and path.name == '_classes.csv':
         return Legend(listed, {value: i for i, (_, value) in enumerate(entries)})
     # In ADE20K's layout 0 is what is not labeled.
-    offset = int(largest == len(listed) or 'annotations/training' in first.as_posix())
+    is_ade20k = 'annotations/training' in first.relative_to(source.root).as_posix()
+    offset = int(largest == len(listed) or is_ade20k)
     return Legend(listed, {i + offset: i for i in range(len(listed))})
 
 

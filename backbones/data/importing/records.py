@@ -64,10 +64,12 @@ class Notes:
 class Source:
     """The files of a folder, of which annotations name images in many ways."""
 
-    def __init__(self, root: Path, only: Path | None = None) -> None:
+    def __init__(self, root: Path, out: Path, only: Path | None = None) -> None:
         self.root = root
-        paths = sorted(path for path in root.rglob('*') if path.is_file())
+        paths = sorted(path for path in root.rglob('*') if out not in (path, *path.parents))
         paths = [path for path in paths if not set(path.parts) & {'__MACOSX', '.git'}]
+        self.folders = {path.name for path in paths if path.is_dir()}
+        paths = [path for path in paths if path.is_file()]
         self.images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
         self.files = [only] if only else paths
         self.by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -75,9 +77,14 @@ class Source:
             self.by_stem[path.stem].append(path)
 
     def image(self, name: str, near: Path) -> Path | None:
-        """The image that an annotation file calls ``name``; one of another suffix will do."""
+        """The image that an annotation file calls ``name``; one of another suffix will do.
+
+        It lies in those folders of the name that there are below the root.
+        """
         parts = name.replace('\\', '/').split('/')
         found = self.by_stem.get(Path(parts[-1]).stem) or self.by_stem.get(parts[-1]) or []
+        folders = self.folders.intersection(parts[:-1])
+        found = [path for path in found if folders <= {*path.relative_to(self.root).parts}]
 
         def closeness(path: Path) -> tuple:
             tail = 0
@@ -106,22 +113,26 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Path, temporary: Path) -> Iterator[Source]:
-    """The source at a path: a folder, a zip, which is unpacked, or one annotation file."""
+def open_source(path: Path, out: Path) -> Iterator[Source]:
+    """The source at a path: a folder, a zip, which is unpacked, or one annotation file.
+
+    An earlier import in ``out`` is no part of it, and the zip is unpacked beside that.
+    """
+    out = out.resolve()
     if path.is_dir():
-        yield Source(path.resolve())
+        yield Source(path.resolve(), out)
     elif zipfile.is_zipfile(path):
-        temporary.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix='.unpacked-', dir=temporary) as folder:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix='.unpacked-', dir=out.parent) as folder:
             with zipfile.ZipFile(path) as archive:
                 for name in archive.namelist():
                     if name.startswith('/') or '..' in Path(name.replace('\\', '/')).parts:
                         raise DataError(f'{path} holds {name!r}, which leads out of the folder')
                 archive.extractall(folder)
-            yield Source(Path(folder).resolve())
+            yield Source(Path(folder).resolve(), out)
     elif path.is_file():
         root = path.resolve().parent
-        yield Source(root.parent if root.name == 'annotations' else root, path.resolve())
+        yield Source(root.parent if root.name == 'annotations' else root, out, path.resolve())
     else:
         raise DataError(f'there is no {path}')
 
@@ -138,6 +149,15 @@ def measure(path: Path) -> tuple[tuple[int, int], tuple[int, int], int]:
             return image.size, upright_size(image), orientation
     except PILLOW_ERRORS as error:
         raise DataError(f'{path} is no image that can be read: {error}') from error
+
+
+def is_readable(image: Path, notes: Notes) -> bool:
+    try:
+        measure(image)
+    except DataError as error:
+        notes.add('images that cannot be read, left out', error)
+        return False
+    return True
 
 
 def is_annotated_unrotated(image: Path, size: tuple[int, int] | None) -> bool:

@@ -16,11 +16,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from backbones.errors import ConfigError, DataError
+from backbones.errors import ConfigError, DataError, in_one_line
 
 from .formats import FORMATS
 from .masks import UNLABELED, Legend, encode_map, read_maps
-from .records import Instance, Notes, Record, Source, measure, rotate_record
+from .records import Instance, Notes, Record, Source, is_readable, measure, rotate_record
 
 ADE_SPLITS = {'train': 'training', 'val': 'validation', 'test': 'test'}
 CONFIGS = {
@@ -77,11 +77,9 @@ def write_dataset(
     if format_name == 'masks':
         records, legend = read_maps(source, notes, options.classes)
         names = legend.classes
+        records = [record for record in records if is_readable(record.image, notes)]
     else:
-        records = list(FORMATS[format_name].read(source, files, notes, names))
-        for record in records:
-            rotate_record(record, notes)
-            clip(record, notes)
+        records = read_objects(source, format_name, files, notes, names)
         if not names:
             names = sorted({one.label for record in records for one in record.instances})
     task = options.task or guess_task(records)
@@ -120,6 +118,33 @@ def write_dataset(
             shutil.rmtree(out)
         root.rename(out)
     return written
+
+
+def read_objects(
+    source: Source, format_name: str, files: list[Path], notes: Notes, names: list[str]
+) -> list[Record]:
+    """One record for each image, on the pixels as they are read; adds to names what is declared."""
+    records: dict[Path, Record] = {}
+    try:
+        for record in FORMATS[format_name].read(source, files, notes, names):
+            if not is_readable(record.image, notes):
+                continue
+            rotate_record(record, notes)
+            clip(record, notes)
+            first = records.setdefault(record.image, record)
+            if first.split != record.split:
+                notes.add('images of two splits, left out of the second', record.image)
+            elif first is not record:
+                notes.add('images that are annotated twice, their objects joined', record.image)
+                first.instances += record.instances
+    except DataError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f'{source.root} is no {FORMATS[format_name].title} that can be read: '
+            f'{type(error).__name__}: {in_one_line(error)}'
+        ) from error
+    return list(records.values())
 
 
 def clip(record: Record, notes: Notes) -> None:
@@ -198,7 +223,11 @@ def split(records: list[Record], source: Source, options: Options) -> dict[str, 
         for record in records:
             groups.setdefault(group_of(record.image, source, options.group), []).append(record)
         if len(groups) < 2:
-            raise DataError(f'--group {options.group}: all {len(records)} images are one group')
+            by = f' by --group {options.group}' if options.group else ''
+            raise DataError(
+                f'the source has {len(records)} images, which are one group{by}: nothing is left '
+                'to validate on'
+            )
         keys = sorted(groups)
         random.Random(options.seed).shuffle(keys)
         share = 0.2 if options.val is None else options.val
@@ -246,7 +275,7 @@ def unique_names(records: Sequence[Record], source: Source, task: str) -> dict[P
 def link(image: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(image, target)
+        os.link(image.resolve(), target)
     except OSError:
         shutil.copyfile(image, target)
 

@@ -133,7 +133,7 @@ WRITERS = {name: globals()[f'to_{name}'] for name in ('voc', *POLYGONS)}
 def run(source: Path, out: Path, name: str | None = None, **options) -> tuple[dict, Notes]:
     """Import a folder; returns what was written, and what was said."""
     notes = Notes()
-    with open_source(source, out.parent) as opened:
+    with open_source(source, out) as opened:
         found, files = choose_format(opened, name, options.get('task'))
         return write_dataset(opened, found, files, Options(out, **options), notes), notes
 
@@ -376,6 +376,163 @@ def test_classes_are_chosen_and_ordered(tmp_path):
     assert written.classes == ['ring', 'disc'] and 'old star' in '\n'.join(notes.lines())
     with pytest.raises(DataError, match='square'):
         run(tmp_path / 'source', tmp_path / 'other', classes=['square'])
+
+
+@pytest.mark.parametrize(
+    ('names', 'classes'),
+    [
+        ([], ['background', 'foreground']),
+        (['outside', 'cell'], ['outside', 'cell']),
+    ],
+)
+def test_255_is_a_class_where_maps_are_black_and_white(names, classes, tmp_path):
+    source = tmp_path / 'source'
+    for name, (size, objects) in IMAGES.items():
+        save_image(source / 'images' / f'{name}.jpg', size)
+        white = np.where(seg_map(size, objects) > 0, 255, 0).astype(np.uint8)
+        (source / 'masks').mkdir(exist_ok=True)
+        Image.fromarray(white).save(source / 'masks' / f'{name}.png')
+    written, notes = run(source, tmp_path / 'out', classes=names)
+    assert written.classes == classes and not notes.places
+    size, objects = IMAGES['clip_a_001']
+    (path,) = (tmp_path / 'out').glob('annotations/*/clip_a_001.png')
+    assert np.array_equal(np.asarray(Image.open(path)), 1 + (seg_map(size, objects) > 0))
+    with pytest.raises(DataError, match='black and white'):
+        run(source, tmp_path / 'other', classes=['cell'])
+
+
+def test_no_other_image_takes_the_place_of_a_missing_one(tmp_path):
+    """Of its folder, where there is one of that name, and not in two splits."""
+    source = tmp_path / 'source'
+    to_coco(source, masks=False)
+    content = json.loads((source / 'labels/all.json').read_text())
+    (source / 'photos').rename(source / 'train')
+    (source / 'val').mkdir()
+    names = [entry['file_name'] for entry in content['images']]
+    (source / 'train' / names[0]).rename(source / 'val' / names[0])
+    for split, shown in (('train', [f'train/{name}' for name in names[1:]]), ('val', names)):
+        entries = dict(zip(names[-len(shown) :], shown, strict=True))
+        part = [e for e in content['images'] if e['file_name'] in entries]
+        part = [dict(entry, file_name=entries[entry['file_name']]) for entry in part]
+        # Of the last two there is a folder, and none.
+        part[-1]['file_name'] = f'{split}/{names[-1]}'
+        write(source / f'instances_{split}.json', {**content, 'images': part})
+    (source / 'labels/all.json').unlink()
+    written, notes = run(source, tmp_path / 'out')
+    found = {name: [r.image.name for r in part] for name, part in written.splits.items()}
+    assert found == {'train': names[1:], 'val': names[:1]}
+    said = '\n'.join(notes.lines())
+    assert f'val/{names[-1]}' in said and 'two splits' in said
+
+
+def test_objects_of_one_image_come_together(tmp_path):
+    """VOC's files may name another image than their own; COCO's may list one twice."""
+    to_voc(tmp_path / 'voc', masks=False)
+    for path in (tmp_path / 'voc/Annotations').iterdir():
+        path.write_text(path.read_text().replace(f'{path.stem}.jpg', 'clip_a_001.jpg'))
+    run(tmp_path / 'voc', tmp_path / 'of_voc')
+    to_coco(tmp_path / 'coco', masks=False)
+    path = tmp_path / 'coco/labels/all.json'
+    content = json.loads(path.read_text())
+    content['images'].append({**content['images'][0], 'id': 99})
+    content['annotations'][0]['image_id'] = 99
+    write(path, content)
+    _, notes = run(tmp_path / 'coco', tmp_path / 'of_coco')
+    assert 'clip_a_001.jpg' in '\n'.join(notes.lines())
+    for out in ('of_voc', 'of_coco'):
+        found = read_back(tmp_path / out)
+        assert {name: sorted(one[0] for one in each) for name, each in found.items()} == {
+            name: sorted(NAMES[label] for label, _ in each) for name, (_, each) in IMAGES.items()
+        }
+
+
+def test_links_are_followed(tmp_path):
+    to_yolo(tmp_path / 'source', masks=False)
+    images = tmp_path / 'source/images'
+    images.rename(tmp_path / 'pool')
+    images.mkdir()
+    for path in (tmp_path / 'pool').iterdir():
+        (images / path.name).symlink_to(Path('../../pool', path.name))
+    run(tmp_path / 'source', tmp_path / 'out')
+    assert read_back(tmp_path / 'out').keys() == IMAGES.keys()
+
+
+def test_the_names_of_yolo_are_where_there_are_some(tmp_path):
+    to_yolo(tmp_path / 'source', masks=False)
+    write(tmp_path / 'source/args.yaml', 'task: detect\n')
+    numbered = ''.join(f'  "{i}": {name}\n' for i, name in enumerate(NAMES))
+    write(tmp_path / 'source/data.yaml', f'names:\n{numbered}')
+    written, _ = run(tmp_path / 'source', tmp_path / 'out')
+    assert written.classes == NAMES
+
+
+def spoil_coco(root: Path, **fields: object) -> None:
+    to_coco(root, masks=True)
+    path = root / 'labels/all.json'
+    content = json.loads(path.read_text())
+    for key, value in fields.items():
+        where = 'annotations' if key == 'segmentation' else 'images'
+        content[where][0][key] = value
+    write(path, content)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'objects'),
+    [
+        (dict(segmentation=[2, 3, 20, 3, 20, 13, 2, 13]), 2),
+        (dict(segmentation=[[2, 3, 'x', 3, 20, 13]]), 1),
+        (dict(height=None), 2),
+    ],
+)
+def test_odd_values_of_coco(fields, objects, tmp_path):
+    spoil_coco(tmp_path / 'source', **fields)
+    run(tmp_path / 'source', tmp_path / 'out')
+    assert len(read_back(tmp_path / 'out')['clip_a_001']) == objects
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [('data.yaml', b'names:\n\t- a'), ('data.yaml', b'names: 3'), ('classes.txt', b'caf\xe9')],
+)
+def test_files_that_cannot_be_read_are_named(name, content, tmp_path):
+    to_yolo(tmp_path / 'source', masks=False)
+    (tmp_path / 'source/data.yaml').unlink()
+    (tmp_path / 'source' / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        run(tmp_path / 'source', tmp_path / 'out')
+
+
+@pytest.mark.parametrize('kind', ['coco', 'yolo', 'maps'])
+def test_an_image_that_cannot_be_read_is_left_out(kind, tmp_path):
+    source = tmp_path / 'source'
+    if kind == 'maps':
+        to_maps(source, 'voc')
+    else:
+        WRITERS[kind](source, masks=False)
+    (broken,) = [
+        path
+        for folder in ('images', 'photos', 'JPEGImages')
+        for path in source.glob(f'{folder}/clip_b_002.*')
+    ]
+    broken.write_bytes(b'')
+    written, notes = run(source, tmp_path / 'out')
+    assert sum(map(len, written.splits.values())) == len(IMAGES) - 1
+    assert str(broken) in '\n'.join(notes.lines())
+
+
+def test_one_image_is_too_few(tmp_path):
+    to_labelme(tmp_path / 'source', masks=False)
+    for name in list(IMAGES)[1:]:
+        (tmp_path / 'source' / f'{name}.json').unlink()
+    with pytest.raises(DataError, match='validate'):
+        run(tmp_path / 'source', tmp_path / 'out')
+
+
+def test_the_new_folder_may_lie_in_the_source(tmp_path):
+    to_voc(tmp_path / 'source', masks=False)
+    for _ in range(2):
+        written, _ = run(tmp_path / 'source', tmp_path / 'source/out', overwrite=True)
+        assert sum(map(len, written.splits.values())) == len(IMAGES)
 
 
 def test_the_tool_writes_a_config_that_reads_the_data(run_tool: Callable, tmp_path):

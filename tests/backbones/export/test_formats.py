@@ -48,7 +48,14 @@ def exported(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
 @pytest.mark.parametrize('dynamic', [False, True])
 @pytest.mark.parametrize(
-    ('classes', 'align_corners'), [(2, False), (19, True), (150, False), (150, True), (300, False)]
+    ('classes', 'align_corners'),
+    [
+        (2, False),
+        pytest.param(19, True, marks=pytest.mark.slow),
+        pytest.param(150, False, marks=pytest.mark.slow),
+        (150, True),
+        pytest.param(300, False, marks=pytest.mark.slow),
+    ],
 )
 def test_maps_are_those_of_interpolate_and_argmax(
     exported, suffix, dynamic, classes, align_corners

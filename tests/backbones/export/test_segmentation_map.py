@@ -1,5 +1,7 @@
 """Segmentation maps without resizing all logits are those of resizing all of them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,23 +47,27 @@ def test_of_equal_classes_the_first():
     assert set(found.unique().tolist()) == {0, 1}
 
 
-@needs_export
-@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino', 'openvino in bf16'])
-def test_exported(tmp_path, runtime):
-    """Also where nothing has to be resized, and where everything has."""
-    openvino, onnxruntime = pytest.importorskip('openvino'), pytest.importorskip('onnxruntime')
+@pytest.fixture(scope='module')
+def path(tmp_path_factory) -> Path:
+    """The last step as a file, for logits of any size."""
     torch.manual_seed(0)
-    module = SegmentationMap()
-    example = torch.randn(2, 40, 13, 17)
     sizes = ({2: torch.export.Dim('height', min=2), 3: torch.export.Dim('width', min=2)},)
     program = torch.export.export(
-        module,
-        (example,),
+        SegmentationMap(),
+        (torch.randn(2, 40, 13, 17),),
         dynamic_shapes=sizes,
         prefer_deferred_runtime_asserts_over_guards=True,
     )
-    path = tmp_path / 'map.onnx'
+    path = tmp_path_factory.mktemp('map') / 'map.onnx'
     torch.onnx.export(program, dynamo=True, opset_version=18, verbose=False).save(path)
+    return path
+
+
+@needs_export
+@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino', 'openvino in bf16'])
+def test_exported(path, runtime):
+    """Also where nothing has to be resized, and where everything has."""
+    openvino, onnxruntime = pytest.importorskip('openvino'), pytest.importorskip('onnxruntime')
     if runtime == 'onnxruntime':
         session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
         run = lambda x: session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]  # noqa: E731
@@ -69,9 +75,10 @@ def test_exported(tmp_path, runtime):
         hint = {'INFERENCE_PRECISION_HINT': 'bf16' if 'bf16' in runtime else 'f32'}
         compiled = openvino.compile_model(path, 'CPU', hint)
         run = lambda x: compiled([x.numpy()])[0]  # noqa: E731
+    torch.manual_seed(0)
     smooth = F.interpolate(torch.randn(2, 40, 3, 3), size=(160, 170), mode='bicubic')
-    for logits in (example, smooth, torch.zeros(2, 40, 9, 12)):
-        same = torch.from_numpy(run(logits)) == module(logits)
+    for logits in (torch.randn(2, 40, 13, 17), smooth, torch.zeros(2, 40, 9, 12)):
+        same = torch.from_numpy(run(logits)) == SegmentationMap()(logits)
         # Of half a million pixels; half precision rounds logits, but not where they are.
         assert same.float().mean() >= (0.99 if 'bf16' in runtime else 0.9999)
 

@@ -40,7 +40,9 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=False)['state_dict']
 
 
-@pytest.mark.parametrize('task', ['fpn', 'retinanet', 'mask_rcnn'])
+@pytest.mark.parametrize(
+    'task', ['fpn', pytest.param('retinanet', marks=pytest.mark.slow), 'mask_rcnn']
+)
 def test_a_resumed_supernet_ends_as_one_left_alone(task, write, tmp_path, run_tool):
     config = write(task, SEARCH)
     done = run_tool('train.py', config, '--seed', 0, '--work-dir', 'alone')
