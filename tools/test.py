@@ -83,8 +83,9 @@ def parse_args() -> argparse.Namespace:
 def configure(args: argparse.Namespace) -> Config:
     """The config with everything from the command line in it."""
     config = load_run_config(args)
-    if args.report and Path(args.report).is_dir():
-        raise ConfigError(f'--report {args.report} is a folder; give the path of a file')
+    for option, file in (('--out', args.out), ('--report', args.report)):
+        if file and Path(file).is_dir():
+            raise ConfigError(f'{option} {file} is a folder; give the path of a file')
     check_tile(args.tile, args.overlap)
     if args.tile is not None and args.tta:
         raise ConfigError('--tta resizes and flips whole images: test with it or with --tile')
@@ -164,15 +165,16 @@ def main() -> None:
             recorded = ReportHook()
             runner.register_hook(recorded)
         metrics = runner.test()
-    if is_main_process():
-        path = Path(args.out or Path(config.work_dir) / 'metrics.json')
-        write_metrics(metrics, path)
-        print(f'\n{format_metrics(metrics)}\n\nmetrics: {path}')
-        if args.show_dir:
-            print(f'drawn: {args.show_dir}')
-        if args.report:
-            write_report(Path(args.report), runner, recorded, metrics)
-            print(f'report: {args.report}')
+        if is_main_process():
+            print(f'\n{format_metrics(metrics)}\n')
+            path = Path(args.out or Path(config.work_dir) / 'metrics.json')
+            write_metrics(metrics, path)
+            print(f'metrics: {path}')
+            if args.show_dir:
+                print(f'drawn: {args.show_dir}')
+            if args.report:
+                write_report(Path(args.report), runner, recorded, metrics)
+                print(f'report: {args.report}')
     disconnect()
 
 

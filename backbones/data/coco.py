@@ -118,6 +118,8 @@ class CocoCheck:
         dataset = checked.dataset
         filters = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
         metrics = [n.get('metric') or [] for n in walk(config.get(f'{checked.split}_evaluator'))]
+        files = [node.get('ann_file') for node in walk(config.get(f'{checked.split}_evaluator'))]
+        self.metric_files = {Path(file) for file in files if file}
         self.checked = checked
         self.folder = data_folder(dataset, 'img')
         # Whether COCO's metrics are computed with the file.
@@ -136,6 +138,9 @@ class CocoCheck:
         content = read_coco(annotation_file(self.checked.dataset))
         self.check_images(content['images'])
         self.check_annotations(content['annotations'])
+        for file in self.metric_files:
+            if file.resolve() != annotation_file(self.checked.dataset).resolve():
+                self.check_metric_file(file)
         if not self.folder.is_dir():
             reason = (
                 f'there is no image folder {self.folder} (data_root and data_prefix say so). '
@@ -180,6 +185,23 @@ class CocoCheck:
                 outcome = left_out if self.is_too_small(image) else 'it is scaled like any other'
                 reason = f'it is {image["width"]}x{image["height"]}; {outcome}'
                 self.warn_of_image('small image', reason, name)
+
+    def check_metric_file(self, file: Path) -> None:
+        """Metrics find the ground truth of an image by its id alone."""
+        found = {id_in(image, 'id'): image for image in read_coco(file)['images']}
+        others = [
+            image['file_name']
+            for number, image in self.images.items()
+            if number not in found or found[number].get('file_name') != image['file_name']
+        ]
+        if others:
+            name = f'{self.checked.split}_evaluator.ann_file'
+            reason = (
+                f'{name} has other images with the ids of {len(others)} images of this dataset, '
+                f'{others[0]} for one: metrics would compare them; set {name} to '
+                f'{self.checked.source}'
+            )
+            self.checked.add(ERROR, 'ground truth of other images', reason, file)
 
     def check_annotations(self, entries: list) -> None:
         """Check objects, and which images have any."""

@@ -86,7 +86,7 @@ def read_instead(config: Config, checked: CheckedDataset, path: Path) -> None:
         if annotation_file(dataset) == file and dataset.get('data_prefix') == folders:
             dataset.ann_file = str(path)
     for node in walk([config.get('val_evaluator'), config.get('test_evaluator')]):
-        if node.get('ann_file') and Path(node.ann_file) == file:
+        if node.get('ann_file') and Path(node.ann_file).resolve() == file.resolve():
             node.ann_file = str(path)
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from .hooks import unwrap
 from .metrics import figure, format_metrics, is_of_size, overall
+from .preflight import pretrained_backbone
 
 # What the libraries warn about whatever the user does.
 NOISE = (
@@ -181,7 +182,7 @@ def summarize_run(runner: Runner, is_training: bool) -> dict[str, str]:
     backbone = config.model.get('module', config.model).get('backbone') or {}
     parts = [type(model).__name__, str(backbone.get('type', '')), str(backbone.get('arch', ''))]
     names = ' '.join(part for part in parts if part and len(part) < 40)
-    pretrained = (backbone.get('init_cfg') or {}).get('checkpoint')
+    pretrained = pretrained_backbone(config)
     summary = {
         'model': f'{names}, {sum(p.numel() for p in parameters) / 1e6:.1f} M parameters',
         'weights': config.get('load_from')

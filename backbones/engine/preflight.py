@@ -50,15 +50,19 @@ def leave_out_init_cfg(config: Config) -> None:
         config.model.backbone.init_cfg = None
 
 
+def pretrained_backbone(config: Config) -> str | None:
+    """Where the backbone's weights come from, or None; of a list of rules for parts of it, too."""
+    init_cfg = (whole_model(config).get('backbone') or {}).get('init_cfg') or {}
+    return init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
+
+
 def check_start(config: Config) -> dict | None:
     """Read what a run starts from, and see that the backbone in it fits, or raise CheckpointError.
 
     Returns the checkpoint of the whole model, or None where only the backbone or nothing is loaded.
     """
     backbone = whole_model(config).get('backbone', {})
-    source = config.get('load_from')
-    init_cfg = backbone.get('init_cfg') or {}
-    pretrained = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
+    source, pretrained = config.get('load_from'), pretrained_backbone(config)
     if source is None and pretrained is None:
         return None
     checkpoint = load_checkpoint(source or pretrained)

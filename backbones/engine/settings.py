@@ -10,6 +10,8 @@ number, a text, a list or None.
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmengine.config import Config
@@ -53,8 +55,12 @@ def read_config(path: str, options: Mapping[str, Any]) -> Config:
 def files_of(path: str) -> Iterator[tuple[str, ast.Module]]:
     """The Python files that a config consists of with their syntax trees, outermost first."""
     if path.endswith('.py'):
-        with open(path, encoding='utf-8') as file:
-            yield path, ast.parse(file.read(), path)
+        with TemporaryDirectory() as folder:
+            copy = Path(folder, 'config.py')
+            # {{ fileDirname }} and {{$DATA_ROOT:data/}}, as in what is evaluated.
+            Config._substitute_predefined_vars(path, str(copy))
+            Config._substitute_env_variables(str(copy), str(copy))
+            yield path, ast.parse(copy.read_text(encoding='utf-8'), path)
         for base in Config._get_base_files(path):
             yield from files_of(Config._get_cfg_path(base, path)[0])
 
@@ -62,8 +68,11 @@ def files_of(path: str) -> Iterator[tuple[str, ast.Module]]:
 def assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
     """The names that a file sets at its top level."""
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            yield node.targets[0].id, node.value
+        match node:
+            case ast.Assign([ast.Name(name), *_], value):
+                yield name, value
+            case ast.AnnAssign(ast.Name(name), value=ast.expr() as value):
+                yield name, value
 
 
 def declared_names(tree: ast.Module) -> Sequence[str]:

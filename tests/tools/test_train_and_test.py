@@ -80,6 +80,13 @@ def test_every_class_has_metrics_and_every_image_a_drawing(tested):
     assert drawn == [f'val_{number:06d}.jpg' for number in range(1, 6)]
 
 
+def test_outputs_that_cannot_be_written_are_refused_before_the_test(tested, tmp_path, run_tool):
+    _, config, checkpoint, _ = tested
+    for option in ('--out', '--report'):
+        done = run_tool('test.py', config, checkpoint, option, tmp_path)
+        assert done.returncode == 1 and option in done.stderr and 'Traceback' not in done.stderr
+
+
 def test_folding_changes_no_metric(tested, tmp_path, run_tool):
     """Also where a moving average of the weights was trained."""
     _, config, checkpoint, metrics = tested
@@ -156,7 +163,13 @@ FASTER_RCNN = f"""\
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
 model = dict(
-    backbone=dict(_delete_=True, type='EfficientFormerV2', arch={TINY_ARCH}, norm_eval=True),
+    backbone=dict(
+        _delete_=True,
+        type='EfficientFormerV2',
+        arch={TINY_ARCH},
+        norm_eval=True,
+        init_cfg=[dict(type='Kaiming', layer='Conv2d')],
+    ),
     neck=dict(in_channels=[4, 8, 8, 16], out_channels=16),
     rpn_head=dict(in_channels=16, feat_channels=16),
     roi_head=dict(

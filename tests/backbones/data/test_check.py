@@ -316,6 +316,22 @@ def test_validation_is_checked_for_evaluation(data, check):
     ]
 
 
+def test_ground_truth_is_that_of_the_same_images(data, check):
+    def validate_with(path: str) -> Callable[[Config], None]:
+        return lambda config: config.val_evaluator.update(ann_file=str(data / path))
+
+    def renumber(content: dict) -> None:
+        first, second = content['images'][:2]
+        first['id'], second['id'] = second['id'], first['id']
+
+    (data / 'copy.json').write_bytes((data / VAL).read_bytes())
+    assert not check('retinanet', ('val',), validate_with('copy.json')).findings
+    edit(data / 'copy.json', renumber)
+    for path in ('copy.json', TRAIN):
+        (found,) = check('retinanet', ('val',), validate_with(path)).of('error')
+        assert found.file == str(data / path) and 'val_evaluator' in found.reason
+
+
 def test_what_training_and_validation_read_is_checked_for_evaluation(data, check):
     edit(data / TRAIN, lambda c: c['annotations'][0].pop('iscrowd'))
 
@@ -325,6 +341,7 @@ def test_what_training_and_validation_read_is_checked_for_evaluation(data, check
                 ann_file=config.train_dataloader.dataset.ann_file,
                 data_prefix=config.train_dataloader.dataset.data_prefix,
             )
+        config.val_evaluator.ann_file = str(data / TRAIN)
 
     report = check('retinanet', ('train', 'val'), validate_on_training_data)
     (found,) = report.of('error')

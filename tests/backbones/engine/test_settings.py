@@ -52,6 +52,15 @@ SET = {
 EXPECTED = {**SET, 'warmup': 2, 'interval': 2, 'channels': 40}
 
 
+def test_settings_may_come_from_mmengines_variables_and_have_types(tmp_path, monkeypatch):
+    lines = "data_root = '{{ fileDirname }}/cells/'\nimage_size: int = 320\n"
+    lines += "arch = '{{$ARCH:s2}}'\nepochs = {{'$EPOCHS:40'}}\n"
+    monkeypatch.setenv('ARCH', 'l')
+    found = figures(load_config(inherit(tmp_path, SMALL[0], lines)))
+    assert found['data_root'] == f'{tmp_path}/cells/'
+    assert (found['image_size'], found['arch'], found['epochs']) == (320, 'l', 40)
+
+
 @pytest.mark.parametrize('base', SMALL)
 def test_the_small_data_configs_follow_their_settings(base, tmp_path):
     lines = '\n'.join(f'{name} = {value!r}' for name, value in SET.items())
