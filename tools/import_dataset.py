@@ -90,7 +90,7 @@ def main() -> int:
         print(f'{written.task}, {len(written.classes)} classes: {", ".join(written.classes)}')
         print(f'{counts} images in {args.out}\n')
         path = args.out / f'{args.out.resolve().name}.py'
-        report = check_dataset(load_config(str(path)), ['train', 'val'])
+        report = check_dataset(load_config(str(path)), list(written.splits))
         print('\n'.join(report.lines()))
         if report.of('error'):
             return 1

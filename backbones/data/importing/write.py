@@ -31,6 +31,14 @@ CONFIGS = {
 # Training goes on for about as many iterations, whatever the number of images.
 ITERATIONS = 2000
 RECORD = 'import.json'
+# What a config says where there is a test split, which test.py measures on.
+TEST_ON_OBJECTS = """\
+test_dataloader = dict(
+    dataset=dict(ann_file='annotations/instances_test.json', data_prefix=dict(img='test/')))
+test_evaluator = dict(ann_file=data_root + 'annotations/instances_test.json')"""
+TEST_ON_MAPS = """\
+test_dataloader = dict(dataset=dict(
+    data_prefix=dict(img_path='images/test', seg_map_path='annotations/test')))"""
 
 
 @dataclass
@@ -358,4 +366,6 @@ def config_text(written: Written, options: Options) -> str:
         lines.append(f'img_suffix = {suffix!r}')
     if segments and written.colors:
         lines.append(f'palette = {[list(color) for color in written.colors]}')
+    if 'test' in written.splits:
+        lines += ['', TEST_ON_MAPS if segments else TEST_ON_OBJECTS]
     return '\n'.join(lines) + '\n'

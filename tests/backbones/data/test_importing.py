@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from backbones.data import check_dataset
 from backbones.data.importing import (
     FORMATS,
     Notes,
@@ -533,6 +534,32 @@ def test_the_new_folder_may_lie_in_the_source(tmp_path):
     for _ in range(2):
         written, _ = run(tmp_path / 'source', tmp_path / 'source/out', overwrite=True)
         assert sum(map(len, written.splits.values())) == len(IMAGES)
+
+
+@pytest.mark.parametrize('kind', ['objects', 'maps'])
+def test_a_test_split_is_what_test_py_measures_on(kind, tmp_path):
+    source = tmp_path / 'source'
+    if kind == 'maps':
+        to_maps(source, 'roboflow')
+        folder, suffixes = source / 'val', ('.jpg', '_mask.png')
+    else:
+        to_labelme(source / 'train', masks=False)
+        (source / 'val').mkdir()
+        folder, suffixes = source / 'train', ('.jpg', '.json')
+        for suffix in suffixes:
+            (folder / f'clip_b_002{suffix}').rename(source / 'val' / f'clip_b_002{suffix}')
+    (source / 'test').mkdir()
+    for suffix in suffixes:
+        (folder / f'clip_c_001{suffix}').rename(source / 'test' / f'clip_c_001{suffix}')
+    if kind == 'maps':
+        (source / 'test/_classes.csv').write_bytes((source / 'train/_classes.csv').read_bytes())
+    run(source, tmp_path / 'out')
+    config = load_config(str(tmp_path / 'out/out.py'))
+    report = check_dataset(config, ['train', 'val', 'test'])
+    assert not report.of('error')
+    assert sorted(report.images.values()) == [1, 1, 3]
+    (test,) = [one for one in report.datasets if one.split == 'test']
+    assert Path(test.samples[0].path).stem == 'clip_c_001'
 
 
 def test_the_tool_writes_a_config_that_reads_the_data(run_tool: Callable, tmp_path):
