@@ -33,6 +33,21 @@ from tiny import draw_shapes, write_tiny_config
 
 torch.set_num_threads(1)
 
+EXPORTING = 'tests/backbones/export/'
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With --dist loadfile one process runs all tests of exporting, which share what they write."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = super()._split_scope(nodeid)
+            return EXPORTING if path.startswith(EXPORTING) else path
+
+    return Scheduling(config, log) if config.option.dist == 'loadfile' else None
+
 
 def pytest_collection_finish() -> None:
     """Leave what is imported out of the garbage that every dataset collects as it is built."""

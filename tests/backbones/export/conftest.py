@@ -37,7 +37,7 @@ val_dataloader['dataset']['pipeline'] = test_pipeline
 test_dataloader = val_dataloader
 """
 
-# One of each kind; every export is shared by the tests of this folder that a process runs.
+# One of each kind, made once for all tests of this folder.
 EXPORTS = {
     'fpn': ('fpn', 'fpn.onnx', dict(dynamic=True, batch=None)),
     'retinanet': ('retinanet', 'retinanet.onnx', dict(size=(160, 160), batch=2)),

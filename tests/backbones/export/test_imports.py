@@ -16,7 +16,10 @@ export({config!r}, {checkpoint!r}, {out!r}, Options(size=(64, 64)), {options!r})
 """
 
 
-@pytest.mark.parametrize(('task', 'unwanted'), [('fpn', 'mmdet'), ('retinanet', 'mmseg')])
+@pytest.mark.parametrize(
+    ('task', 'unwanted'),
+    [('fpn', 'mmdet'), pytest.param('retinanet', 'mmseg', marks=pytest.mark.slow)],
+)
 def test_export_needs_one_library(task, unwanted, tiny_model, tmp_path):
     tiny = tiny_model(task)
     code = EXPORT.format(
