@@ -98,7 +98,8 @@ def is_live(path: str) -> bool:
 
 def without_password(path: str) -> str:
     """A URL without user and password; other paths as they are."""
-    return re.sub(r'^([a-zA-Z][a-zA-Z0-9+.-]*://)[^/@]*@', r'\1', path)
+    # To the last @, as a password may have some: it ends where the host begins.
+    return re.sub(r'^([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#]*@', r'\1', path)
 
 
 def explain_missing(path: str, error: OSError | ValueError) -> str:
@@ -151,7 +152,7 @@ def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
     """Files of a storage that fsspec has a package for: s3://, gs://, hf://, ..."""
     try:
         storage, path = fsspec.core.url_to_fs(url)
-        if _is_glob(path):
+        if _is_glob(path) and not storage.exists(path):
             paths = storage.glob(path)
         elif storage.isdir(path):
             paths = storage.find(path, maxdepth=None if recursive else 1)

@@ -22,7 +22,7 @@ from videos import read_number, write_video
 from backbones.errors import InputError, NotMediaError
 from backbones.inference import reading
 from backbones.inference.images import read_image
-from backbones.inference.inputs import Input, list_inputs
+from backbones.inference.inputs import Input, list_inputs, without_password
 from backbones.inference.reading import Clip, Closed, Frame, identify, read_inputs
 
 PHOTOGRAPHS = Path(skimage.data_dir)
@@ -316,6 +316,8 @@ def test_storage_that_fsspec_knows(tmp_path: Path):
     (missing,) = read_inputs(listed(f'{url}/none.png'), Clip(), Event())
     assert isinstance(missing, Closed) and missing.problem == 'does not exist'
     assert missing.input.path == f'{url}/none.png'
+    storage.pipe('/bucket/odd[1].png', image)
+    assert listed(f'{url}/odd[1].png') == [Input(f'{url}/odd[1].png')]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -415,3 +417,10 @@ def test_servers_that_give_no_image(
 
 def test_password_in_a_url(server: str):
     assert identify(f'{server.replace("//", "//me:p%40ss@")}/secret').kind == 'image'
+
+
+@pytest.mark.parametrize('login', ['', 'me@', 'me:pass@', 'me:p@ss@', 'me:p@s:s@@'])
+def test_no_part_of_a_password_is_shown(login: str):
+    for rest in ('10.0.0.5:554/ch1', 'host', 'host/a@b.jpg', 'host?q=a@b'):
+        assert without_password(f'rtsp://{login}{rest}') == f'rtsp://{rest}'
+    assert without_password('photos/a@b.jpg') == 'photos/a@b.jpg'
