@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from backbones.errors import ConfigError, in_one_line
-from backbones.inference.inputs import VIDEO_SUFFIXES, find_scheme, is_live, iterate_inputs
+from backbones.inference.inputs import (
+    MEDIA_SUFFIXES,
+    VIDEO_SUFFIXES,
+    find_scheme,
+    is_live,
+    iterate_inputs,
+)
 
 from .destination import INPUTS_FOLDER, Destination
 
@@ -52,17 +58,17 @@ def list_units(source: str, destination: Destination, images_per_unit: int) -> l
     """
     if is_live(source):
         raise ConfigError(f'{source} has no end of its own; tools/infer.py takes it')
-    paths = list_paths(source)
+    paths = list_paths(source, destination)
     if all(path.endswith('.parquet') for path in paths):
         if find_columns(open_parquet(paths[0]).schema_arrow, paths[0])[1]:
             return [unit for path in paths for unit in _units_in(path, path)]
-        paths = [path for file in paths for path in _read_paths(file)]
+        paths = _absolute(path for file in paths for path in _read_paths(file))
     _add_paths(paths, destination, images_per_unit)
     files = [f'{INPUTS_FOLDER}/{name}' for name in destination.names(INPUTS_FOLDER)]
     return [unit for file in files for unit in _units_in(file, f'{destination.url}/{file}')]
 
 
-def list_paths(source: str) -> list[str]:
+def list_paths(source: str, destination: Destination) -> list[str]:
     """The files that a file, folder, glob, URL, list (.txt) or - stands for, with full paths."""
     if source.endswith('.txt'):
         try:
@@ -71,14 +77,41 @@ def list_paths(source: str) -> list[str]:
         # Each storage has errors of its own.
         except Exception as error:
             raise ConfigError(f'{source} cannot be read: {in_one_line(error)}') from error
-        problem = 'is empty'
-    else:
-        listed = list(iterate_inputs(source, recursive=True, stdin=sys.stdin))
-        problem = listed[0].problem
-        paths = [item.path for item in listed if not item.problem]
+        if not paths:
+            raise ConfigError(f'{source} is empty')
+        return _absolute(paths)
+    listed = list(iterate_inputs(source, recursive=True, stdin=sys.stdin))
+    for item in listed:
+        # What is wrong with one of a list is said in its row, as of a .txt file's.
+        if item.problem and (source != '-' or item.path == '-'):
+            raise ConfigError(f'{item.shown} {item.problem}')
+    named = [item.path for item in listed if not item.found]
+    found = [item.path for item in listed if item.found]
+    paths = _absolute(named) + _choose(_absolute(found), destination)
     if not paths:
-        raise ConfigError(f'{source} {problem}')
+        raise ConfigError(f'{source} has no files but the results in {destination.url}')
+    return paths
+
+
+def _absolute(paths: Iterable[str]) -> list[str]:
+    """Paths as other processes find them, wherever they run."""
     return [path if find_scheme(path) else os.path.abspath(path) for path in paths]
+
+
+def _choose(found: Sequence[str], destination: Destination) -> list[str]:
+    """Of what was found the images and videos by name; without any, Parquet files; or else all.
+
+    What lies in the destination is ours.
+    """
+    root, fs = destination.root, destination.fs
+    own = os.path.abspath(root) if destination.is_local else fs.unstrip_protocol(root)
+    found = [path for path in found if not path.startswith(f'{own}/')]
+    for kind, suffixes in (('images or videos', MEDIA_SUFFIXES), ('Parquet', '.parquet')):
+        if chosen := [path for path in found if path.lower().endswith(suffixes)]:
+            if num_others := len(found) - len(chosen):
+                print(f'{num_others} files left out, which are not named as {kind}')
+            return chosen
+    return found
 
 
 def read_unit(unit: Unit, destination: Destination) -> Iterator[pa.Table]:

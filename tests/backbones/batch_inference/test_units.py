@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -85,6 +86,82 @@ def test_a_parquet_set_of_paths(images, tmp_path, out):
     units = list_units(str(tmp_path / 'set'), Destination(out), 10)
     assert [unit.num_inputs for unit in units] == [10, 10, 2]
     assert sorted(row['path'] for row in inputs_of(units, out)) == paths
+
+
+def test_relative_paths_in_a_parquet_column(images, tmp_path, out, monkeypatch):
+    """Processes that read them run elsewhere."""
+    paths = ['in/0/0.png', str(images / '1' / '1.png'), 'https://example.com/a.jpg']
+    pq.write_table(pa.table({'path': paths}), tmp_path / 'paths.parquet')
+    monkeypatch.chdir(tmp_path)
+    units = list_units('paths.parquet', Destination(out), 8)
+    expected = [str(images / '0' / '0.png'), *paths[1:]]
+    assert [row['path'] for row in inputs_of(units, out)] == expected
+
+
+def test_what_does_not_exist_on_standard_input_is_an_input(images, out, monkeypatch):
+    """So that a row says what is wrong with it, as of a list in a file."""
+    lines = [images / '0' / '0.png', images / 'missing.png', images / '*.jpg', images / '1.mp4']
+    monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(map(str, lines))))
+    units = list_units('-', Destination(out), 8)
+    assert sorted(row['path'] for row in inputs_of(units, out)) == sorted(map(str, lines))
+    monkeypatch.setattr('sys.stdin', io.StringIO('\n'))
+    with pytest.raises(ConfigError, match='standard input'):
+        list_units('-', Destination(out), 8)
+
+
+def test_a_folder_that_cannot_be_searched(images, out, monkeypatch):
+    """No input is lost in silence. As root, every folder can be."""
+    walk = os.walk
+
+    def refuse(folder, onerror, **options):
+        onerror(PermissionError(13, 'Permission denied', f'{folder}/secret'))
+        return walk(folder, **options)
+
+    monkeypatch.setattr('os.walk', refuse)
+    with pytest.raises(ConfigError, match='secret'):
+        list_units(str(images), Destination(out), 8)
+
+
+def test_other_files_beside_images_are_left_out(images, out, capsys):
+    expected = set(map(str, images.rglob('*.*')))
+    for name in ('0/notes.txt', 'README', 'labels.parquet'):
+        (images / name).write_text('x')
+    units = list_units(str(images), Destination(out), 8)
+    assert {row['path'] for row in inputs_of(units, out)} == expected
+    assert '3' in capsys.readouterr().out
+
+
+def test_files_without_a_known_suffix_are_inputs_where_there_are_no_others(tmp_path, out):
+    for name in ('in/a', 'in/b.dat'):
+        Destination(str(tmp_path)).write(name, b'x')
+    units = list_units(str(tmp_path / 'in'), Destination(out), 8)
+    assert [Path(row['path']).name for row in inputs_of(units, out)] == ['a', 'b.dat']
+
+
+def test_other_files_beside_parquet_files_are_left_out(tmp_path, out):
+    """As Spark writes them."""
+    (tmp_path / 'set').mkdir()
+    for name in ('_SUCCESS', 'README.md'):
+        (tmp_path / 'set' / name).touch()
+    pq.write_table(pa.table({'bytes': [b'1', b'2']}), tmp_path / 'set' / 'a.parquet')
+    units = list_units(str(tmp_path / 'set'), Destination(out), 8)
+    assert [row['bytes'] for row in inputs_of(units, out)] == [b'1', b'2']
+
+
+@pytest.mark.parametrize('is_local', [True, False])
+def test_a_destination_in_the_source(is_local, images, tmp_path):
+    """The second time finds no results of the first."""
+    source = str(images)
+    if not is_local:
+        source = f'memory://{tmp_path.name}/in'
+        fsspec.filesystem('memory').put(str(images), f'/{tmp_path.name}/in', recursive=True)
+    destination = Destination(f'{source}/out')
+    first = list_units(source, destination, 8)
+    for name in (first[0].part, '_drawn/0/0.jpg'):
+        destination.write(name, b'')
+    assert list_units(source, destination, 8) == first
+    with pytest.raises(ConfigError, match='results'):
+        list_units(f'{source}/out', destination, 8)
 
 
 @pytest.mark.parametrize('kind', ['binary', 'binary with paths', 'struct'])
