@@ -63,6 +63,8 @@ class Visit:
     folder: Path
     upload: Upload
     predicted: dict[str, Predicted] = field(default_factory=dict)
+    # Where the drawings that were begun last lie; None when the visit is over.
+    newest: Path | None = None
 
 
 class Page:
@@ -82,8 +84,9 @@ class Page:
         self, models: dict[str, Inferencer], limits: Limits, score_thr: float, folder: Path
     ) -> None:
         self.models, self.limits, self.folder = models, limits, folder
-        # By Gradio's name for an open tab.
+        # By Gradio's name for an open tab, the second since a setting was changed in it.
         self.visits: dict[str, Visit] = {}
+        self.settings: dict[str, Settings] = {}
         self.blocks = gr.Blocks(
             title=' · '.join(models),
             analytics_enabled=False,
@@ -214,7 +217,7 @@ class Page:
         """Run the models on a new upload, and draw what they predict."""
         if self._is_other(path, request, event):
             return {self.status: gr.skip()}
-        self.leave(request)
+        self._forget(request)
         if path is None:
             return self._say('')
         folder = self.folder / uuid4().hex
@@ -225,10 +228,10 @@ class Page:
                 report = reporter(progress, f'{name} predicts')
                 visit.predicted[name] = visit.upload.predict(model, report)
         except InputError as error:
-            self.leave(request)
+            self._forget(request)
             shutil.rmtree(folder, ignore_errors=True)
             return self._say(str(error))
-        return self.redraw(score_thr, classes, opacity, request, progress)
+        return self._draw(Settings(score_thr, tuple(classes or ()), opacity), request, progress)
 
     def redraw(
         self,
@@ -239,28 +242,45 @@ class Page:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> dict:
         """Draw the predictions, without running a model."""
+        settings = Settings(score_thr, tuple(classes or ()), opacity)
+        # Of an upload that a model is running on, too: it is drawn with the newest settings.
+        self.settings[request.session_hash] = settings
+        return self._draw(settings, request, progress)
+
+    def _draw(self, settings: Settings, request: gr.Request, progress: gr.Progress) -> dict:
+        """Draw with the tab's newest settings; ``settings`` where none were changed in it."""
         visit = self.visits.get(request.session_hash)
         if visit is None or len(visit.predicted) < len(self.models):
             return {self.status: gr.skip()}
-        settings = Settings(score_thr, tuple(classes or ()), opacity)
-        folder, name = visit.folder / uuid4().hex, visit.upload.path.name
-        updates = {}
+        folder = visit.newest = visit.folder / uuid4().hex
+        settings = self.settings.get(request.session_hash, settings)
         try:
-            for model, predicted in visit.predicted.items():
-                report = reporter(progress, f'{model} is drawn')
-                drawn = visit.upload.draw(
-                    self.models[model], predicted, settings, folder / 'results' / model, report
-                )
-                updates |= filled(self.panels[model], drawn, predicted)
-            archive = folder / f'{without_suffix(name)}.zip'
-            write_archive(archive, folder / 'results')
+            updates = self._write(visit, folder, settings, progress)
         except InputError as error:
-            return self._say(str(error))
+            updates = self._say(str(error))
         except OSError as error:
-            return self._say(f'{name}: results cannot be written: {error.strerror}')
+            text = f'{visit.upload.path.name}: results cannot be written: {error.strerror}'
+            updates = self._say(text)
+        # A later drawing, which removes this one's files, is what the page shows.
+        if visit.newest != folder:
+            shutil.rmtree(folder, ignore_errors=True)
+            return {self.status: gr.skip()}
         for old in visit.folder.iterdir():
             if old not in (folder, visit.upload.path):
                 shutil.rmtree(old, ignore_errors=True)
+        return updates
+
+    def _write(self, visit: Visit, folder: Path, settings: Settings, progress: gr.Progress) -> dict:
+        """Write drawings, data and an archive of them; updates that show them."""
+        name, updates = visit.upload.path.name, {}
+        for model, predicted in visit.predicted.items():
+            report = reporter(progress, f'{model} is drawn')
+            drawn = visit.upload.draw(
+                self.models[model], predicted, settings, folder / 'results' / model, report
+            )
+            updates |= filled(self.panels[model], drawn, predicted)
+        archive = folder / f'{without_suffix(name)}.zip'
+        write_archive(archive, folder / 'results')
         problems = [visit.upload.problem, *(each.problem for each in visit.predicted.values())]
         said = '; '.join(dict.fromkeys(filter(None, problems)))
         return {
@@ -281,8 +301,14 @@ class Page:
             visit.upload.stopping.set()
 
     def leave(self, request: gr.Request) -> None:
+        """Forget a tab that was closed."""
+        self._forget(request)
+        self.settings.pop(request.session_hash, None)
+
+    def _forget(self, request: gr.Request) -> None:
         """Forget what a tab has shown."""
         if visit := self.visits.pop(request.session_hash, None):
+            visit.newest = None
             visit.upload.stopping.set()
             shutil.rmtree(visit.folder, ignore_errors=True)
 

@@ -152,7 +152,7 @@ class Upload:
                         break
                     frames.append(pack(result.prediction) or InputError(result.problem))
                     report(len(frames), self.num_frames)
-                    if self.stopping.is_set():
+                    if self.stopping.is_set() and result.time is not None:
                         self.stopping.clear()
                         self.clip = Clip(end=result.time + 1e-3)
                         self.problem = f'was stopped at {result.time:.1f} s'

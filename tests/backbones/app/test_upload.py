@@ -73,6 +73,12 @@ def test_a_stopped_video_ends_there_for_every_model(video, models, tmp_path):
     assert 'stopped' in upload.problem
 
 
+def test_an_image_that_is_replaced_is_predicted_to_its_end(image, models):
+    upload = Upload(image, Limits())
+    upload.stopping.set()
+    assert len(upload.predict(models['fpn'], ignore).frames) == 1
+
+
 def count_frames(path) -> int:
     return int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT))
 
