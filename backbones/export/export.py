@@ -20,6 +20,7 @@ from backbones.engine.config import load_config
 from backbones.errors import ExportError
 from backbones.inference.exported_file import RUNNABLE, Description, ExportedModel, open_exported
 from backbones.inference.model import TorchModel, build_model, classes_and_palette
+from backbones.inference.palette import saved_palette
 from backbones.inference.testing import HARMLESS_TRANSFORMS
 from backbones.weights import load_checkpoint
 
@@ -80,14 +81,15 @@ def export(
     classes, palette = classes_and_palette(cfg, loaded)
     set_num_classes(cfg, len(classes))
     model = revert_sync_batchnorm(build_model(cfg, loaded, checkpoint)).eval()
+    # First of all, as no other detector need have what is described.
+    open_sizes = out.suffix in RUNNABLE
+    traceable = exportable(model, options.logits, options.backbone_only, open_sizes)
     description = describe(cfg, model, options, Path(config).stem, classes, palette)
     if out.suffix == '.mlpackage' and description.task == 'detection':
         raise ExportError(
             '.mlpackage holds segmentors, and the backbone of a detector with --backbone-only: '
             'Core ML has no operators for what comes after it'
         )
-    open_sizes = out.suffix in RUNNABLE
-    traceable = exportable(model, options.logits, options.backbone_only, open_sizes)
     if options.deploy:
         traceable = switch_to_deploy(traceable)
     for transform in description.missing_transforms:
@@ -188,6 +190,7 @@ def describe(
 ) -> Description:
     """The metadata of the file that is to be written."""
     preprocessing = Preprocessing(model.data_preprocessor)
+    colors = saved_palette(palette, len(classes))
     resize, missing = resizing(cfg)
     min_size = min_image_size(model) if options.dynamic else 1
     size = options.size
@@ -197,7 +200,7 @@ def describe(
         **task_of(model, options),
         model=name,
         classes=classes,
-        palette=[list(map(int, color)) for color in palette] if palette else None,
+        palette=[list(color) for color in colors] if colors else None,
         size=size,
         min_size=min_size,
         batch=options.batch,
@@ -235,7 +238,7 @@ def task_of(model: nn.Module, options: Options) -> dict[str, Any]:
         outputs=['boxes', 'scores', 'labels', *(['masks'] if has_masks else [])],
         score_threshold=settings.score_thr,
         max_per_image=settings.max_per_img,
-        nms_threshold=settings.nms.iou_threshold,
+        nms_threshold=settings.nms.get('iou_threshold', settings.nms.get('iou_thr')),
         mask_threshold=settings.mask_thr_binary if has_masks else None,
     )
 

@@ -3,12 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
 from exporting import needs_export
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -120,6 +124,37 @@ def test_images_are_prepared_as_in_the_test_pipeline(exported, images):
             np.testing.assert_array_equal(
                 ExportedModel(made.path, 'cpu').preprocess(image)['inputs'], expected
             )
+
+
+def test_another_detector_is_refused_by_what_it_is(tmp_path, images):
+    """Not by an entry of test_cfg that it does not have: YOLOX limits no image's detections."""
+    config = tmp_path / 'yolox.py'
+    config.write_text("_base_ = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'")
+    model = MODELS.build(load_config(str(config)).model)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'yolox.pth')
+    cv2.imwrite(str(tmp_path / 'image.png'), images[0])
+    options = Options(image=str(tmp_path / 'image.png'))
+    with pytest.raises(ExportError, match='YOLOXHead'):
+        export(config, tmp_path / 'yolox.pth', tmp_path / 'a.onnx', options, report=str)
+
+
+@pytest.mark.parametrize('key', ['iou_threshold', 'iou_thr'])
+def test_both_names_of_nms_threshold(key):
+    settings = ConfigDict(score_thr=0.1, max_per_img=5, nms={'type': 'nms', key: 0.6})
+    model = SimpleNamespace(test_cfg=settings)
+    assert export_module.task_of(model, Options())['nms_threshold'] == 0.6
+
+
+@pytest.mark.parametrize(
+    ('saved', 'expected'),
+    [((220, 20, 60), [[220, 20, 60]]), ('random', None), ([[1, 2, 3.0]], [[1, 2, 3]])],
+)
+def test_palettes_that_checkpoints_have(saved, expected, tiny_model):
+    """mmdet gives a single class one color, and 'random' where it has none."""
+    config = load_config(tiny_model('fpn').config)
+    model = MODELS.build(config.model)
+    description = export_module.describe(config, model, Options(), 'fpn', ('thing',), saved)
+    assert json.loads(description.to_json())['palette'] == expected
 
 
 def test_transforms_that_a_file_does_not_do_are_named(exported):
