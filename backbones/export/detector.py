@@ -1,7 +1,7 @@
 """RetinaNet, Faster and Mask R-CNN as one function that can be traced.
 
 The networks are mmdet's own modules. The code around them there cannot be traced, because its
-shapes depend on values; here it is written with fixed shapes: anchors, box decoding, non-maximum
+shapes depend on values; here it is written with fixed shapes: box decoding, non-maximum
 suppression, the choice of pyramid levels. Results are those of mmdet's ``predict`` with
 ``rescale=False``.
 """
@@ -104,8 +104,8 @@ def best_anchors(
     generator, classes = head.prior_generator, head.cls_out_channels
     found = []
     for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
-        anchors = grid_anchors(
-            generator.base_anchors[level], generator.strides[level], logits.shape[-2:]
+        anchors = generator.single_level_grid_priors(
+            logits.shape[-2:], level, dtype=logits.dtype, device=logits.device
         )
         logits, deltas = by_anchor(logits, head), by_anchor(deltas, head)
         best, index = top_k(score(logits.flatten(1)), settings.nms_pre)
@@ -146,24 +146,6 @@ def by_anchor(values: Tensor, head: nn.Module) -> Tensor:
     count = head.num_base_priors
     rows = values.unflatten(1, (count, -1)).permute(0, 3, 4, 1, 2)
     return rows.reshape(batch, height * width * count, rows.shape[-1])
-
-
-def grid_anchors(base_anchors: Tensor, stride: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """The anchors of one level, in the order of mmdet's AnchorGenerator.
-
-    Args:
-        base_anchors: (A, 4), those of the first cell.
-        stride: Pixels from a cell to the next, (x, y).
-        grid: Height and width of the level's map.
-
-    Returns:
-        (height * width * A, 4), the anchors of a cell next to each other, cells in row-major order.
-    """
-    x = torch.arange(grid[1], device=base_anchors.device).to(base_anchors) * stride[0]
-    y = torch.arange(grid[0], device=base_anchors.device).to(base_anchors) * stride[1]
-    left, top = x.expand(grid[0], grid[1]), y[:, None].expand(grid[0], grid[1])
-    shifts = torch.stack([left, top, left, top], dim=-1)
-    return (shifts[:, :, None] + base_anchors).reshape(-1, 4)
 
 
 def decode_boxes(coder: object, anchors: Tensor, deltas: Tensor, size: tuple[int, int]) -> Tensor:
