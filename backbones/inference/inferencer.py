@@ -43,8 +43,8 @@ class Result:
 
     Attributes:
         source: Where the image comes from: a path, a URL, or 'array 3' for the fourth array.
-        frame: Which frame of a video it is, from 0; 0 for an image; None where ``problem`` is
-            about the whole input.
+        frame: Which frame of a video it is, counted from 0 at the clip's start; 0 for an image;
+            None where ``problem`` is about the whole input.
         time: When that frame is shown, in seconds; None for an image.
         image: (height, width, 3), uint8, BGR; None where it could not be read.
         prediction: What the model predicts; None where there is a problem.
@@ -171,6 +171,10 @@ class Inferencer:
     ) -> None:
         check_tile(tile, overlap)
         if not is_exported(config):
+            if checkpoint is None:
+                raise ConfigError(f'{config} is a config: give its checkpoint too')
+            if is_exported(checkpoint):
+                raise ConfigError(f'{checkpoint} is an exported file: give it without {config}')
             model = TorchModel(str(config), str(checkpoint), device, amp, deploy, cfg_options)
         elif cfg_options or not deploy:
             raise ConfigError(

@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from itertools import chain
+from itertools import chain, dropwhile, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -62,7 +62,7 @@ class Clip:
     """Which part of videos and how much of live sources is taken.
 
     Attributes:
-        every: Every so many frames one is taken.
+        every: Every so many frames one is taken, counted from ``start`` on.
         start: Seconds from which on frames are taken.
         end: Seconds before which frames are taken; None: to the end.
         policy: Of live sources: 'latest' drops what there was no time for, 'all' drops nothing.
@@ -119,8 +119,8 @@ class Frame:
     # (height, width, 3), uint8, BGR; or what loads it.
     image: np.ndarray | None = None
     load: Callable[[], np.ndarray] | None = None
-    # Of a video: the video, which of its frames, when that is shown in seconds, and the same and
-    # for how long in units of the video's time base.
+    # Of a video: the video, which frame, counted from the clip's start on, when that is shown in
+    # seconds, and the same and for how long in units of the video's time base.
     stream: Stream | None = None
     index: int = 0
     time: float | None = None
@@ -207,12 +207,20 @@ def _read_video(item: Input, source: Source, clip: Clip) -> StreamParts:
 
 def _read_animation(item: Input, source: Source, clip: Clip) -> StreamParts:
     with open_image(source.file) as image:
+        frames = dropwhile(lambda frame: frame.time < clip.start, read_frames(image))
+        if clip.end is not None:
+            frames = takewhile(lambda frame: frame.time < clip.end, frames)
+        first = next(frames, None)
+        if first is None:
+            span = f'from {clip.start:g} s on'
+            if clip.end is not None:
+                span = f'between {clip.start:g} and {clip.end:g} s'
+            raise InputError(f'has no frame {span}')
         height, width = source.size
         yield Stream(item, 'animation', width, height, num_frames=count_frames(image))
-        for frame in read_frames(image):
-            is_inside = clip.start <= frame.time and (not clip.end or frame.time < clip.end)
-            if frame.index % clip.every == 0 and is_inside:
-                yield frame
+        for index, frame in enumerate(chain([first], frames)):
+            if index % clip.every == 0:
+                yield frame._replace(index=index)
 
 
 def _read_live(item: Input, source: Source, clip: Clip) -> StreamParts:

@@ -246,6 +246,11 @@ def test_a_config_that_builds_no_model(tmp_path, shapes):
         Inferencer(config, checkpoint, cfg_options={'model.bckbone': 1})
 
 
+def test_a_config_without_a_checkpoint():
+    with pytest.raises(ConfigError, match='give its checkpoint'):
+        Inferencer('config.py')
+
+
 def test_the_example_of_the_docs(tmp_path, shapes, monkeypatch):
     """As it stands there, with the tiny model's files under the names it has."""
     text = (ROOT / 'docs' / 'inference.md').read_text(encoding='utf-8')

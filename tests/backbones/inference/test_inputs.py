@@ -17,6 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 import skimage
+from PIL import Image
 from videos import read_number, write_video
 
 from backbones.errors import InputError, NotMediaError
@@ -274,6 +275,27 @@ def test_a_bad_input_stops_no_other(tmp_path: Path):
         ('Closed', 'c.mp4', True),
         'image',
     ]
+
+
+@pytest.mark.parametrize('kind', ['gif', 'mp4'])
+def test_frames_are_counted_from_the_start_on(kind: str, tmp_path: Path):
+    """At 10 frames a second, in animations as in videos."""
+    path = tmp_path / f'a.{kind}'
+    if kind == 'mp4':
+        write_video(path, 8, rate=10)
+    else:
+        first, *others = [Image.new('L', (32, 32), 30 * number) for number in range(8)]
+        first.save(path, save_all=True, append_images=others, duration=100)
+
+    def read(clip: Clip) -> list:
+        return list(read_inputs([Input(str(path))], clip, Event()))
+
+    _, *frames, closed = read(Clip(every=2, start=0.3, end=0.7))
+    assert [(frame.index, round(frame.time, 3)) for frame in frames] == [(0, 0.3), (2, 0.5)]
+    assert closed.problem is None
+    for clip, reason in ((Clip(start=5.0), ''), (Clip(start=0.31, end=0.39), 'no frame between')):
+        (closed,) = read(clip)
+        assert closed.stream is None and reason in closed.problem
 
 
 def test_without_pyav_images_are_read_and_videos_say_what_is_missing(tmp_path: Path):
