@@ -1,6 +1,7 @@
 """What the tools' command lines have in common."""
 
 import argparse
+import math
 import os
 from collections.abc import Callable
 
@@ -156,9 +157,13 @@ def number(low: float, high: float) -> Callable[[str], float]:
     """A type for argparse: a number in this range."""
 
     def parse_number(text: str) -> float:
-        if not low <= float(text) <= high:
-            raise argparse.ArgumentTypeError(f'{text} is not from {low} to {high:g}')
-        return float(text)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f'{text!r} is not a number from {low} to {high:g}')
+        return value
 
     return parse_number
 

@@ -136,6 +136,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f'--end {args.end:g} is not after --start {args.start:g}')
     if args.data_only and args.no_data:
         parser.error('--data-only and --no-data leave nothing to write')
+    if args.data_only and args.show:
+        parser.error('--show shows drawings, which --data-only leaves out')
     return args
 
 

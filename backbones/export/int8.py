@@ -121,7 +121,7 @@ def quantize(
             'metrics': {name: [before[name], after[name]] for name in before},
             'drop': drop,
             'float_layers': [name.removesuffix('/WithoutBiases') for name in kept],
-            'calibration_images': calibration_images,
+            'calibration_images': len(batches),
             'speed_up': round(speed_up(path, made, batches[0][INPUT_NAME]), 2),
         }
         description = replace(description, int8=measured)

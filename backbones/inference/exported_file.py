@@ -196,7 +196,8 @@ def open_exported(
         amp: Mixed precision, of an .xml only: bfloat16 or float16 where OpenVINO chooses so.
     """
     path = Path(path)
-    threads = threads or int(os.environ.get('OMP_NUM_THREADS') or 0)
+    # 4,2 are 4 threads, and 2 for each of those that start some.
+    threads = threads or int(os.environ.get('OMP_NUM_THREADS', '').partition(',')[0] or 0)
     if path.suffix not in RUNNABLE:
         raise ExportError(f'{path} cannot be run here: {", ".join(RUNNABLE)} can be')
     if not path.is_file():

@@ -533,9 +533,11 @@ class TestMistakes:
             (['webcam:0'], 1, 'webcam:0 has no end of its own: give it as the only input'),
             (['--start', '5', '--end', '4'], 2, '--end 4 is not after --start 5'),
             (['--data-only', '--no-data'], 2, 'leave nothing to write'),
+            (['--data-only', '--show'], 2, '--show'),
             (['--every', '0'], 2, "'0' is not a number from 1 on"),
-            (['--score-thr', '50'], 2, '50 is not from 0'),
-            (['--start', '-1'], 2, '-1 is not from 0'),
+            (['--score-thr', '50'], 2, "'50' is not a number from 0"),
+            (['--score-thr', 'high'], 2, "'high' is not a number from 0"),
+            (['--start', '-1'], 2, "'-1' is not a number from 0"),
         ],
     )
     def test_of_the_command(self, arguments, code, said, models, call, tmp_path):
@@ -552,6 +554,8 @@ class TestMistakes:
         assert code == 1 and 'nowhere.pth does not exist' in said
         code, said = call(checkpoint, config, photograph, '--out-dir', tmp_path / 'a')
         assert code == 1 and str(checkpoint) in said and 'before the checkpoint' in said
+        code, said = call(config, 'model.onnx', photograph, '--out-dir', tmp_path / 'a')
+        assert code == 1 and f'without {config}' in said
         code, said = call('nowhere.py', checkpoint, photograph, '--out-dir', tmp_path / 'a')
         assert code == 1 and 'nowhere.py' in said
         code, said = call(config, checkpoint, photograph, '--out-dir', checkpoint)

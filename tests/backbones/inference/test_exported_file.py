@@ -83,11 +83,11 @@ def test_threads_are_those_of_the_environment(monkeypatch, tmp_path):
 
     monkeypatch.setattr(onnxruntime, 'InferenceSession', session)
     (tmp_path / 'a.onnx').touch()
-    for value, given in (('2', None), ('2', 3), ('', None)):
+    for value, given in (('2', None), ('2', 3), ('', None), ('4,2', None)):
         monkeypatch.setenv('OMP_NUM_THREADS', value)
         with pytest.raises(ExportError, match='enough'):
             open_exported(tmp_path / 'a.onnx', 'cpu', given)
-    assert threads == [2, 3, 0]
+    assert threads == [2, 3, 0, 4]
 
 
 def test_a_file_is_closed_with_its_last_use(monkeypatch):
