@@ -43,8 +43,9 @@ def write_supernet(config: Config, path: Path, space: bool = True) -> Path:
     return path
 
 
-def write_latency(space: Space, folder: Path, noise: float = 0.0) -> None:
+def write_latency(config: Config, folder: Path, noise: float = 0.0) -> None:
     """A model of the latency on some other device."""
+    space = Space.from_config(config)
     rng = np.random.default_rng(0)
     choices = [space.sample(rng) for _ in range(40)]
     times = [
@@ -52,7 +53,7 @@ def write_latency(space: Space, folder: Path, noise: float = 0.0) -> None:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     measured = dict(zip(choices, times, strict=True))
-    fit(space, choices, times).save(latency_path(folder, 'csv'), measured)
+    fit(space, choices, times).save(latency_path(folder, 'csv'), config, measured)
 
 
 # Invented costs and metrics of the networks of a real space.

@@ -23,7 +23,6 @@ with explain_missing():
 
     from backbones.engine.config import load_config
     from backbones.search.latency import LatencyModel, find_latency
-    from backbones.search.space import Space
 
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
@@ -143,9 +142,8 @@ def demonstrate_search() -> None:
 def latency_of(name: str, work_dir: Path) -> float:
     """Milliseconds of a published network, as `search.py latency` predicts them."""
     config = load_config(str(ROOT / SEARCH_CONFIG))
-    space = Space.from_config(config)
-    model = LatencyModel.load(find_latency(ROOT / work_dir), space)
-    return round(model.predict(space.published()[name]), 2)
+    model = LatencyModel.load(find_latency(ROOT / work_dir), config)
+    return round(model.predict(model.space.published()[name]), 2)
 
 
 def best_checkpoint(work_dir: Path) -> Path:

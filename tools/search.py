@@ -164,10 +164,10 @@ def latency(args: argparse.Namespace) -> None:
         return
     if args.table:
         backend, space = ELSEWHERE, Space.from_config(config)
-        measured = read_measurements(args.table, space)
+        measured = read_measurements(args.table, config)
         number = len(measured)
         model = fit(space, list(measured), list(measured.values()))
-        model.save(latency_path(config.work_dir, backend), measured)
+        model.save(latency_path(config.work_dir, backend), config, measured)
     else:
         backend, number = args.backend, args.networks or 40
         device, threads = str(choose_device(args.device)), args.threads or default_threads()

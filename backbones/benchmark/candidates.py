@@ -49,12 +49,7 @@ class Candidate:
         config = load_config(self.config_path, self.options)
         if 'classes' in config:
             set_classes(config, splits=())
-        for node in walk(config.model):
-            node.pop('init_cfg', None)
-            node.pop('pretrained', None)
-            # Random weights with large layer scales make attention's scores so large that most of
-            # their softmax is denormal, for which a processor takes many times as long.
-            node.pop('layer_scale_init_value', None)
+        drop_weights(config.model)
         if self.peer:
             backbone, channels = PEERS[self.peer]
             part = behind_backbone(config.model)
@@ -147,6 +142,16 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
             candidate.load()
             group.candidates.setdefault(peer, candidate)
     return list(groups.values())
+
+
+def drop_weights(model: ConfigDict) -> None:
+    """Take out of a model what says which weights it begins with."""
+    for node in walk(model):
+        node.pop('init_cfg', None)
+        node.pop('pretrained', None)
+        # Random weights with large layer scales make attention's scores so large that most of
+        # their softmax is denormal, for which a processor takes many times as long.
+        node.pop('layer_scale_init_value', None)
 
 
 def behind_backbone(model: dict) -> dict | None:

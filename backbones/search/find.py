@@ -1,5 +1,6 @@
 """``search.py find``: from a supernet and targets to the networks that are worth having."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from .front import Network, format_front, make_front, write_front
 from .holdout import prepare_holdout
 from .latency import HIGH_ERROR, LatencyModel, find_latency
 from .methods import EXPONENTS, METHODS, Search
-from .space import Choice, Space, search_options
+from .space import Choice, search_options
 
 
 def find_networks(
@@ -62,18 +63,21 @@ def find_networks(
     """
     limits = dict(latency=max_latency, parameters=max_parameters)
     targets = {name: limit for name, limit in limits.items() if limit is not None}
-    read_model = partial(latency_model, backend=backend, is_needed=max_latency is not None)
+    # The config as it was measured, before the classes of the data are set.
+    read_model = partial(
+        latency_model, copy.deepcopy(config), backend=backend, is_needed=max_latency is not None
+    )
 
     def prepare(config: Config) -> None:
         if not targets:
             raise ConfigError('give --max-latency, --max-parameters or both: what is searched for?')
-        model = read_model(config)
+        model = read_model()
         if model and model.error > HIGH_ERROR:
             print(f'warning: latency is predicted with a mean error of {model.error:.0%}')
         prepare_holdout(config)
 
     config = prepare_on_first(config, prepare)
-    model = read_model(config)
+    model = read_model()
     layout, state_dict = load_supernet(config, source)
     space = layout.space
 
@@ -152,10 +156,9 @@ def latency_model(config: Config, backend: str | None, is_needed: bool) -> Laten
     Raises:
         ConfigError: One is needed, and there is none that can be trusted.
     """
-    space = Space.from_config(config)
     try:
         path = find_latency(config.work_dir, backend)
-        model = LatencyModel.load(path, space)
+        model = LatencyModel.load(path, config)
     except ConfigError:
         if is_needed or backend:
             raise

@@ -5,6 +5,8 @@ look-up table of operators would have the same entries, but these come from whol
 they hold for any runtime, with all that it fuses.
 """
 
+import copy
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -13,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
 from scipy.optimize import nnls
 from scipy.stats import kendalltau
 
+from backbones.benchmark.candidates import drop_weights
 from backbones.benchmark.report import format_rows
 from backbones.benchmark.work import Setting
 from backbones.efficientformer_v2.backbone import NUM_STAGES
@@ -57,7 +61,11 @@ class LatencyModel:
         return sum(self.coefficients[name] * value for name, value in terms.items())
 
     def save(
-        self, path: Path, measured: dict[Choice, float], machine: dict[str, Any] | None = None
+        self,
+        path: Path,
+        config: Config,
+        measured: dict[Choice, float],
+        machine: dict[str, Any] | None = None,
     ) -> None:
         """Write it as JSON, with the networks that were measured and the machine they ran on."""
         values = dict(
@@ -69,32 +77,46 @@ class LatencyModel:
             padding=self.padding,
             coefficients=self.coefficients,
             networks=[dict(choice=asdict(choice), ms=ms) for choice, ms in measured.items()],
-            space=self.space.to_json(),
+            **identify(config),
         )
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(values, indent=2) + '\n')
 
     @classmethod
-    def load(cls, path: Path, space: Space) -> 'LatencyModel':
+    def load(cls, path: Path, config: Config) -> 'LatencyModel':
         """Read what :meth:`save` wrote.
 
         Raises:
-            ConfigError: It is no such file, or of another space than the given one.
+            ConfigError: It is no such file, or of another space or model than the config's.
         """
         try:
             values = json.loads(path.read_text())
             setting = values['setting'] and Setting(**values['setting'])
-            own, *fitted = (values[k] for k in ('space', 'padding', 'coefficients', 'error', 'tau'))
+            fitted = [values[key] for key in ('padding', 'coefficients', 'error', 'tau')]
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigError(f'{path} is not a file that `search.py latency` wrote') from error
-        if own != space.to_json():
-            raise ConfigError(
-                f'{path} is of another space than that of the config, whose model or `search` has '
-                'changed since: run `search.py latency` again'
-            )
+        check_identity(path, values, config, 'run `search.py latency` again')
         if setting:
             setting = replace(setting, size=tuple(setting.size))
-        return cls(space, setting, *fitted)
+        return cls(Space.from_config(config), setting, *fitted)
+
+
+def identify(config: Config) -> dict[str, str]:
+    """What latencies are of: the space, and the rest of the model, whatever its weights."""
+    model = copy.deepcopy(config.model)
+    drop_weights(model)
+    content = json.dumps([model, config.get('classes')], sort_keys=True, default=str)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return dict(space=Space.from_config(config).to_json(), model=digest)
+
+
+def check_identity(path: Path, values: dict[str, Any], config: Config, advice: str) -> None:
+    """Raise ConfigError where what was read from a file is not of a config's networks."""
+    if {key: values.get(key) for key in ('space', 'model')} != identify(config):
+        raise ConfigError(
+            f'{path} is of other networks than those of the config, whose model or `search` has '
+            f'changed since: {advice}'
+        )
 
 
 def latency_path(work_dir: str | Path, backend: str) -> Path:

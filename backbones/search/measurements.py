@@ -28,7 +28,7 @@ from backbones.files import atomic_write
 from backbones.inference.run import progress_bar
 
 from .evaluate import append_record, read_records
-from .latency import LatencyModel, check_number, fit, latency_path
+from .latency import LatencyModel, check_identity, check_number, fit, identify, latency_path
 from .space import Choice, Space, search_options
 
 # Networks that are in memory at once, besides the one that all groups are compared with.
@@ -102,7 +102,7 @@ def measure_latency(
     measured = measure(config_path, options, choices, setting, rounds, seconds, log)
     model = fit(space, choices[:number], measured[:number], setting)
     by_choice = dict(zip(choices, measured, strict=True))
-    model.save(path, by_choice, describe_machine(setting.device, setting.threads, None))
+    model.save(path, config, by_choice, describe_machine(setting.device, setting.threads, None))
     return model, by_choice
 
 
@@ -129,13 +129,13 @@ def measure(
         setting: How they run.
         rounds, seconds: How long each is measured, see :func:`.measure.measure_in_turns`.
         log: A JSON Lines file that every group is appended to; what stands there for the same
-            space, options and setting is not measured again. Default: none.
+            model, space, options and setting is not measured again. Default: none.
     """
     config = load_config(config_path, options)
     options = with_classes(config, options)
     space = Space.from_config(config)
     machine = describe_machine(setting.device, setting.threads, None)
-    what = [space.to_json(), options, asdict(setting), machine['cpu'], machine.get('gpu')]
+    what = [identify(config), options, asdict(setting), machine['cpu'], machine.get('gpu')]
     key = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
     records = {r['choice']: r for r in (read_records(log) if log else ()) if r['key'] == key}
     todo = [choice for choice in choices if choice.to_json() not in records]
@@ -234,7 +234,7 @@ def write_files(
     files = {f'network_{n + 1:02}{suffix}': choice for n, choice in enumerate(chosen)}
     setting = make_setting(config, 'onnxruntime', size)
     names = {name: choice.to_json() for name, choice in files.items()}
-    content = dict(files=names, size=setting.size, space=space.to_json())
+    content = dict(files=names, size=setting.size, **identify(config))
     description = json.dumps(content, indent=2)
     networks, table = folder / NETWORKS_NAME, folder / CSV_NAME
     if networks.is_file() and networks.read_text() != description:
@@ -257,23 +257,19 @@ def write_files(
     return table
 
 
-def read_measurements(table: Path, space: Space) -> dict[Choice, float]:
+def read_measurements(table: Path, config: Config) -> dict[Choice, float]:
     """The milliseconds in a table that :func:`write_files` wrote, once it is filled in.
 
     Raises:
-        ConfigError: It, or what was written beside it, is missing or of another space, or a line
-            is not a file and its milliseconds.
+        ConfigError: It, or what was written beside it, is missing or of other networks than the
+            config's, or a line is not a file and its milliseconds.
     """
     networks = table.with_name(NETWORKS_NAME)
     for path in (table, networks):
         if not path.is_file():
             raise ConfigError(f'there is no {path}, which `search.py latency --write-files` writes')
     known = json.loads(networks.read_text())
-    if known['space'] != space.to_json():
-        raise ConfigError(
-            f'{networks} is of another space than that of the config, whose model or `search` has '
-            'changed since'
-        )
+    check_identity(networks, known, config, 'write and measure them again, in a new folder')
     measured: dict[str, float] = {}
     problems = []
     # Spreadsheets put a byte order mark first.

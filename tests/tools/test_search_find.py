@@ -11,7 +11,6 @@ from tiny import draw_shapes
 from tool_process import TOOLS, run_in_two, run_tool
 
 from backbones.engine.config import load_config
-from backbones.search.space import Space
 
 ARGUMENTS = ('tiny_fpn.py', 'supernet.pth', '--work-dir', 'work')
 TARGETS = ('--max-latency', 110, '--max-parameters', '1e5', '--evaluations', 40)
@@ -22,9 +21,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny_fpn.py, supernet.pth, a model of latency and what a search wrote."""
     folder = tmp_path_factory.mktemp('searched')
     shapes = draw_shapes(folder / 'many', train=24, val=4, size=64)
-    config = prepared(write_search_config(folder, 'fpn', shapes))
-    write_supernet(config, folder / 'supernet.pth')
-    write_latency(Space.from_config(config), folder / 'work')
+    path = write_search_config(folder, 'fpn', shapes)
+    write_supernet(prepared(path), folder / 'supernet.pth')
+    write_latency(load_config(str(path)), folder / 'work')
     done = run_tool(folder, 'search.py', 'find', *ARGUMENTS, *TARGETS)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f'number {results(folder)[0]["found"]}' in done.stdout and 'left' in done.stdout

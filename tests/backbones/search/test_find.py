@@ -9,7 +9,6 @@ from backbones.data.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
 from backbones.errors import ConfigError
 from backbones.search.find import find_networks
-from backbones.search.space import Space
 
 
 @pytest.mark.parametrize(
@@ -30,7 +29,7 @@ def test_errors(request_, latency, word, tmp_path: Path, many_shapes):
     fit_to_device(config)
     set_classes(config, ('train',))
     if latency is not None:
-        write_latency(Space.from_config(config), tmp_path, noise=latency)
+        write_latency(config, tmp_path, noise=latency)
     supernet = write_supernet(config, tmp_path / 'supernet.pth')
     with pytest.raises(ConfigError, match=word):
         find_networks(config, str(supernet), str(path), {}, **request_)

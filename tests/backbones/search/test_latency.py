@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from tiny import ROOT
 
 from backbones.benchmark.measure import Timed
@@ -12,7 +14,14 @@ from backbones.benchmark.work import Setting
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError
 from backbones.search import measurements
-from backbones.search.latency import LatencyModel, find_latency, fit, latency_path, terms_of
+from backbones.search.latency import (
+    LatencyModel,
+    find_latency,
+    fit,
+    identify,
+    latency_path,
+    terms_of,
+)
 from backbones.search.measurements import (
     COLUMNS,
     CSV_NAME,
@@ -25,14 +34,18 @@ from backbones.search.measurements import (
 from backbones.search.space import Space
 
 
-def space_of(arch: str, **search) -> Space:
-    config = load_config(str(ROOT / 'seg_configs' / f'fpn_effv2_{arch}.py'), {'search': search})
-    return Space.from_config(config)
+def config_of(arch: str, **options) -> Config:
+    return load_config(str(ROOT / f'seg_configs/fpn_effv2_{arch}.py'), {'search': {}, **options})
 
 
 @pytest.fixture(scope='module')
-def space() -> Space:
-    return space_of('s1')
+def config() -> Config:
+    return config_of('s1')
+
+
+@pytest.fixture(scope='module')
+def space(config) -> Space:
+    return Space.from_config(config)
 
 
 def additive(space: Space, choices, padding: int = 1) -> list[float]:
@@ -73,49 +86,54 @@ def test_networks_are_the_extremes_and_published_and_others(space):
     assert all(choice in space for choice in many)
 
 
-def test_a_model_is_read_for_its_own_space_only(space, tmp_path):
+def test_a_model_is_read_for_its_own_networks_only(config, space, tmp_path):
     with pytest.raises(ConfigError, match='latency CONFIG'):
         find_latency(tmp_path)
     choices = choose_networks(space, 0, 12)
     model = fit(space, choices, additive(space, choices))
     path = latency_path(tmp_path, 'torch')
-    model.save(path, dict(zip(choices, additive(space, choices), strict=True)))
+    model.save(path, config, dict(zip(choices, additive(space, choices), strict=True)))
     assert find_latency(tmp_path) == find_latency(tmp_path, 'torch') == path
-    assert LatencyModel.load(path, space) == model
-    with pytest.raises(ConfigError, match='space'):
-        LatencyModel.load(path, space_of('s0'))
-    model.save(latency_path(tmp_path, 'csv'), {})
+    assert LatencyModel.load(path, config) == model
+    weights = {'model.backbone.init_cfg.checkpoint': 'other.pth'}
+    assert LatencyModel.load(path, config_of('s1', **weights)) == model
+    for other in (config_of('s0'), config_of('s1', **{'model.decode_head.num_classes': 7})):
+        with pytest.raises(ConfigError, match='other networks'):
+            LatencyModel.load(path, other)
+    model.save(latency_path(tmp_path, 'csv'), config, {})
     with pytest.raises(ConfigError, match='--backend'):
         find_latency(tmp_path)
     path.write_text('{}')
     with pytest.raises(ConfigError, match='torch'):
-        LatencyModel.load(path, space)
+        LatencyModel.load(path, config)
 
 
-def write_table(space: Space, folder, lines: list[str]):
+def write_table(config: Config, folder, lines: list[str]):
+    space = Space.from_config(config)
     files = {f'n{k}.onnx': each.to_json() for k, each in enumerate(choose_networks(space, 0, 4))}
-    (folder / NETWORKS_NAME).write_text(json.dumps(dict(files=files, space=space.to_json())))
+    (folder / NETWORKS_NAME).write_text(json.dumps(dict(files=files, **identify(config))))
     (folder / CSV_NAME).write_text('\n'.join([','.join(COLUMNS), *lines]))
     return folder / CSV_NAME
 
 
-def test_a_filled_in_table_is_read(space, tmp_path):
-    table = write_table(space, tmp_path, ['n1.onnx,12.5', 'n0.onnx, 40', ''])
-    assert read_measurements(table, space) == {space.smallest: 12.5, space.largest: 40}
+def test_a_filled_in_table_is_read(config, space, tmp_path):
+    table = write_table(config, tmp_path, ['n1.onnx,12.5', 'n0.onnx, 40', ''])
+    assert read_measurements(table, config) == {space.smallest: 12.5, space.largest: 40}
     with pytest.raises(ConfigError, match='at least'):
         fit(space, [space.smallest, space.largest], [12.5, 40])
-    with pytest.raises(ConfigError, match='space'):
-        read_measurements(table, space_of('s0'))
+    for other in (config_of('s0'), config_of('s1', **{'model.decode_head.num_classes': 7})):
+        with pytest.raises(ConfigError, match='other networks'):
+            read_measurements(table, other)
 
 
 @pytest.mark.parametrize(
     'line',
     ['n2.onnx,', 'n2.onnx', 'n2.onnx,x', 'n2.onnx,-1', 'n2.onnx,nan', 'n2.onnx,12,5', 'n9.onnx,3'],
 )
-def test_a_line_of_a_table_that_is_wrong_is_named(space, tmp_path, line):
-    table = write_table(space, tmp_path, ['n1.onnx,12.5', line, 'n3.onnx,7'])
+def test_a_line_of_a_table_that_is_wrong_is_named(config, tmp_path, line):
+    table = write_table(config, tmp_path, ['n1.onnx,12.5', line, 'n3.onnx,7'])
     with pytest.raises(ConfigError, match='line 3'):
-        read_measurements(table, space)
+        read_measurements(table, config)
 
 
 def test_a_folder_of_files_is_completed_and_keeps_what_was_filled_in(
@@ -142,12 +160,15 @@ def test_a_folder_of_files_is_completed_and_keeps_what_was_filled_in(
     table.write_text('\n'.join([lines[0], *(line + '7' for line in lines[1:])]))
     assert write_files(config, options, folder, size=(64, 96), number=10) == table
     assert len(written) == 11
-    space = Space.from_config(load_config(config, options))
-    measured = read_measurements(table, space)
+    read = load_config(config, options)
+    space, measured = Space.from_config(read), read_measurements(table, read)
     assert list(measured.values()) == [7] * 10
     assert fit(space, list(measured), list(measured.values())).predict(space.smallest) > 6
     with pytest.raises(ConfigError, match='new folder'):
         write_files(config, options, folder, size=(64, 96), number=11)
+    with pytest.raises(ConfigError, match='new folder'):
+        other = {**options, 'model.decode_head.dropout_ratio': 0.5}
+        write_files(config, other, folder, size=(64, 96), number=10)
 
 
 def test_measuring_compares_all_groups_with_one_network(tiny_config, tmp_path, monkeypatch):
@@ -179,3 +200,8 @@ def test_measuring_compares_all_groups_with_one_network(tiny_config, tmp_path, m
     # Another size is measured, not taken from the log.
     measure(config, options, choices[:1], dataclasses.replace(setting, size=(32, 32)), log=log)
     assert len(timed) == 4
+    # So is another model, though its space is the same.
+    with Path(config).open('a') as file:
+        file.write('model.update(test_cfg=dict(mode="slide", crop_size=(64, 64), stride=(32, 32)))')
+    measure(config, options, choices[:1], setting, log=log)
+    assert len(timed) == 5
