@@ -107,9 +107,11 @@ class PackedWeight:
     def __call__(self, weight: Tensor, geometry: Geometry, input_size: torch.Size) -> Tensor:
         # Which order is best depends on the size, and oneDNN is slow to reorder one that is not.
         described = (*version_of(weight), input_size)
-        if self._cached is None or self._cached[0] != described:
-            self._cached = described, pack(weight, geometry, input_size)
-        return self._cached[1]
+        # Read once, since another thread may replace it.
+        cached = self._cached
+        if cached is None or cached[0] != described:
+            cached = self._cached = described, pack(weight, geometry, input_size)
+        return cached[1]
 
     def __deepcopy__(self, memo: dict) -> 'PackedWeight':
         return PackedWeight()

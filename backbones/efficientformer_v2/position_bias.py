@@ -43,9 +43,11 @@ class RelativePositionBias(nn.Module):
         if self.training or torch.is_grad_enabled() or is_compiling() or is_recorded:
             return self._look_up(grid, dtype)
         described = (tuple(grid), dtype, self.table.device, *version_of(self.table))
-        if self._cached is None or self._cached[0] != described:
-            self._cached = described, self._look_up(grid, dtype)
-        return self._cached[1]
+        # Read once, since another thread may replace it.
+        cached = self._cached
+        if cached is None or cached[0] != described:
+            cached = self._cached = described, self._look_up(grid, dtype)
+        return cached[1]
 
     def train(self, mode: bool = True) -> 'RelativePositionBias':
         # Writing to a parameter's `data`, as moving averages do, leaves no trace in its version.

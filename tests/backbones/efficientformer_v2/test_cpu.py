@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from backbones.efficientformer_v2 import cpu
-from backbones.efficientformer_v2.cpu import FusedConv, can_use_onednn, even_step, in_strips
+from backbones.efficientformer_v2.cpu import (
+    FusedConv,
+    PackedWeight,
+    can_use_onednn,
+    even_step,
+    in_strips,
+)
 
 needs_onednn = pytest.mark.skipif(
     not cpu.has_operators(), reason='this torch or processor is without'
@@ -71,6 +77,15 @@ def test_follows_its_weights_and_its_input():
     assert_fused(conv, small)
     # The way through bfloat16 changes values, maybe at the address and version of before.
     assert_fused(conv.bfloat16().float(), small)
+
+
+def test_another_thread_may_replace_the_packed_weight(monkeypatch):
+    monkeypatch.setattr(cpu, 'pack', lambda weight, geometry, input_size: input_size)
+    packed, weight = PackedWeight(), torch.ones(1)
+    packed(weight, (), (1, 2))
+    others = property(lambda self, cached=packed._cached: cached, lambda self, value: None)
+    monkeypatch.setattr(PackedWeight, '_cached', others, raising=False)
+    assert packed(weight, (), (3, 4)) == (3, 4)
 
 
 @needs_onednn
