@@ -26,9 +26,11 @@ with explain_missing():
     )
 
     from backbones.benchmark.benchmark import benchmark, default_threads
+    from backbones.benchmark.candidates import group_configs
     from backbones.benchmark.report import draw_plot, format_outcome
     from backbones.benchmark.work import BACKENDS, PARTS, Setting
     from backbones.errors import exit_on_user_error
+    from backbones.files import atomic_write
     from backbones.inference.model import choose_device
     from backbones.weights import use_safe_loading
 
@@ -130,21 +132,26 @@ def main() -> int:
                 args.sizes or [None], args.batch, args.part, steps
             )
         ]
+        groups = group_configs(args.configs, args.peers, args.cfg_options)
+        # Measuring takes long: what cannot be written to is said before.
+        args.out_dir.mkdir(parents=True, exist_ok=True)
         outcome = benchmark(
-            args.configs,
+            groups,
             settings,
-            args.peers,
             args.rounds,
             args.seconds,
-            args.cfg_options,
             lambda line: print(line, file=sys.stderr, flush=True),
         )
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    text = format_outcome(outcome)
-    (args.out_dir / 'benchmark.json').write_text(json.dumps(outcome, indent=2) + '\n')
-    (args.out_dir / 'benchmark.md').write_text(f'{text}\n', encoding='utf-8')
-    print(f'\n{text}\n\nwritten: {args.out_dir}/benchmark.json, benchmark.md', end='')
-    print(', benchmark.png' if draw_plot(outcome, args.out_dir / 'benchmark.png') else '')
+        text = format_outcome(outcome)
+        print(f'\n{text}\n')
+        for name, content in (
+            ('benchmark.json', json.dumps(outcome, indent=2)),
+            ('benchmark.md', text),
+        ):
+            with atomic_write(args.out_dir / name) as partial:
+                partial.write_text(f'{content}\n', encoding='utf-8')
+        print(f'written: {args.out_dir}/benchmark.json, benchmark.md', end='')
+        print(', benchmark.png' if draw_plot(outcome, args.out_dir / 'benchmark.png') else '')
     return SOME_FAILED if any(each['problem'] for each in outcome['results']) else 0
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import cv2
 import torch
 
-from backbones.errors import ConfigError, in_one_line
+from backbones.errors import in_one_line
 
-from .candidates import OURS, Group, group_configs
+from .candidates import OURS, Group
 from .measure import Timed, count_macs, measure_in_turns, peak_memory, synchronizer
 from .work import SUFFIXES, Setting, export_model, make_batch, make_runner
 
@@ -30,34 +30,26 @@ LIBRARIES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'numpy', 'onnxruntim
 
 
 def benchmark(
-    configs: Sequence[str],
+    groups: Sequence[Group],
     settings: Sequence[Setting],
-    with_peers: bool,
     rounds: int,
     seconds: float,
-    options: dict[str, Any],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Measure models side by side.
 
     Args:
-        configs: Paths of configs.
+        groups: The models, as :func:`.candidates.group_configs` puts them together.
         settings: What is measured; device, threads, deploy and amp are the same in all.
-        with_peers: Add MobileNetV2, ResNet-18 and ResNet-50 under the same neck and head.
         rounds, seconds: How long is measured, see :func:`.measure.measure_in_turns`.
-        options: Overrides for the configs, by dotted key.
         report: Called with a line about what is going on.
 
     Returns:
         What can be written as JSON: ``machine``, ``deploy``, ``amp``, ``seconds`` and ``results``,
         one for each model and setting.
-
-    Raises:
-        ConfigError: A config cannot be read.
     """
     first = settings[0]
     start = time.perf_counter()
-    groups = group_configs(configs, with_peers, options)
     cpus = use_threads(first.threads)
     results = []
     for group in groups:
@@ -81,7 +73,12 @@ def compare(
     height, width = setting.size
     names = (group.name, setting.part, setting.step, setting.backend)
     what = f'{", ".join(names)}, {height}x{width}, batch {setting.batch}'
-    results, runners = {}, {}
+    results, runners, timed = {}, {}, {}
+
+    def fail(name: str, error: Exception) -> None:
+        results[name]['problem'] = in_one_line(error)
+        report(f'{what}: {name} failed: {results[name]["problem"]}')
+
     with TemporaryDirectory() as folder:
         for name, candidate in group.candidates.items():
             report(f'{what}: {name}')
@@ -108,17 +105,20 @@ def compare(
                 result['peak_memory_mib'] = peak_memory(candidate, setting, group.scope, file)
                 runner()
                 runners[name] = runner
-            # RuntimeError is what torch and the other libraries raise, want of memory included.
-            except (ConfigError, RuntimeError) as error:
-                result['problem'] = in_one_line(error)
-                report(f'{what}: {name} failed: {result["problem"]}')
-        timed = measure_in_turns(
-            runners,
-            synchronizer(setting.device),
-            rounds,
-            seconds,
-            lambda line: report(f'{what}: {line}'),
-        )
+            # torch and the other libraries raise nearly anything.
+            except Exception as error:
+                fail(name, error)
+        try:
+            timed = measure_in_turns(
+                runners,
+                synchronizer(setting.device),
+                rounds,
+                seconds,
+                lambda line: report(f'{what}: {line}'),
+            )
+        except Exception as error:
+            for name in runners:
+                fail(name, error)
     first = next(iter(timed.values()), None)
     for name, each in timed.items():
         results[name] |= figures(each, first, setting.batch)

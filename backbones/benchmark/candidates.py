@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +123,9 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
     Raises:
         ConfigError: A config cannot be read, is given twice, or no peer fits its neck.
     """
+    for path, count in Counter(Path(path).resolve() for path in paths).items():
+        if count > 1:
+            raise ConfigError(f'{path} is given twice')
     groups: dict[str, Group] = {}
     for path in paths:
         candidate = Candidate(path, options=options)
@@ -130,10 +135,11 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
             del part['in_channels']
         key = json.dumps(rest, sort_keys=True, default=str)
         group = groups.setdefault(key, Group(head_name(config.model), config.default_scope, {}))
-        # Two variants of one backbone are told apart by the names of their configs.
-        name = candidate.name if candidate.name not in group.candidates else Path(path).stem
-        if name in group.candidates:
-            raise ConfigError(f'{path} is given twice')
+        # Variants of one backbone are told apart by the names of their configs, which become names
+        # of files.
+        file = Path(path).with_suffix('')
+        names = (candidate.name, file.stem, str(file).replace(os.sep, '-'))
+        name = next(name for name in names if name not in group.candidates)
         group.candidates[name] = candidate
     for group in groups.values() if with_peers else ():
         first = next(iter(group.candidates.values()))

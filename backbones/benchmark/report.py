@@ -5,6 +5,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from backbones.files import atomic_write
+
 Result = dict[str, Any]
 COLUMNS = (
     *('model', 'parameters', 'multiply-adds', 'median', 'p90', 'spread', 'images/s'),
@@ -122,7 +124,8 @@ def draw_plot(outcome: dict[str, Any], path: Path) -> bool:
     precision = 'mixed precision' if outcome['amp'] else 'float32'
     below = f'{processor(machine)}; {folded}; {precision}; {machine["date"][:10]}'
     figure.supxlabel(below, fontsize=8, color='#555555')
-    figure.savefig(path, dpi=150)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, dpi=150, format='png')
     return True
 
 

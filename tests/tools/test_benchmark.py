@@ -1,5 +1,6 @@
 """tools/benchmark.py: what it counts is exact, and what it writes is complete."""
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -120,6 +121,28 @@ def test_what_fails_for_one_model_leaves_the_others(tiny_config, monkeypatch, co
     assert 'ResNet-50: not enough memory' in format_table(results)
 
 
+def test_a_model_that_cannot_train_leaves_what_was_measured(tiny_config, compare):
+    """UPerNet pools to one pixel, of which a batch of one has too few for BatchNorm."""
+    upernet = """
+        model.update(neck=None, decode_head=dict(
+            _delete_=True, type='UPerHead', in_channels=[4, 8, 8, 16], in_index=[0, 1, 2, 3],
+            pool_scales=(1, 2), channels=8, num_classes=7, norm_cfg=dict(type='BN'),
+            loss_decode=dict(type='CrossEntropyLoss')))
+    """
+    group = group_of(tiny_config('fpn', upernet))
+    [result] = compare(group, dataclasses.replace(setting('model', 'train'), batch=1))
+    assert 'more than 1 value' in result['problem'] and 'latency_ms' not in result
+
+
+def test_an_error_while_models_take_turns_is_theirs(tiny_config, monkeypatch, compare):
+    def fail(*_):
+        raise RuntimeError('not enough memory')
+
+    monkeypatch.setattr(benchmarking, 'measure_in_turns', fail)
+    [result] = compare(group_of(tiny_config('fpn')), setting())
+    assert result['problem'] == 'not enough memory' and result['parameters'] > 0
+
+
 @pytest.mark.skipif(not (which('g++') or which('clang++')), reason='no C++ compiler')
 def test_compiling_freezes_the_weights(monkeypatch):
     """Without it, convolutions are those of eager mode, and compiled models hardly faster."""
@@ -174,6 +197,17 @@ def test_models_that_differ_in_more_than_the_backbone_are_not_compared():
         group_configs([FPN, FPN, FPN], False, {})
 
 
+def test_configs_of_one_name_in_several_folders(tiny_config, tmp_path):
+    text, paths = tiny_config('fpn').read_text(), []
+    for folder in 'abc':
+        paths.append(tmp_path / folder / 'net.py')
+        paths[-1].parent.mkdir()
+        paths[-1].write_text(text)
+    [group] = group_configs(list(map(str, paths)), False, {})
+    assert [each.config_path for each in group.candidates.values()] == list(map(str, paths))
+    assert not any('/' in name for name in group.candidates)
+
+
 def test_peers_without_a_neck_are_under_the_same_head():
     ham = str(ROOT / 'seg_configs' / 'ham_effv2_s0.py')
     [group] = group_configs([ham, ham.replace('s0', 's2')], True, {})
@@ -206,10 +240,22 @@ def test_ratio_is_that_of_rounds():
     [((FPN, '--sizes', '512'), '512'), ((FPN, '--batch', '0'), "'0'"), (('none.py',), 'none.py')],
 )
 def test_bad_arguments_are_said(arguments, message, monkeypatch, capsys, tmp_path: Path):
-    tool = ROOT / 'tools' / 'benchmark.py'
-    monkeypatch.setattr(sys, 'argv', [str(tool), *arguments, '--out-dir', str(tmp_path / 'out')])
-    with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(tool), run_name='__main__')
-    assert left.value.code in (1, 2)
-    assert message in capsys.readouterr().err
+    assert message in error_of(monkeypatch, capsys, *arguments, '--out-dir', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_measuring(monkeypatch, capsys, tmp_path: Path):
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr(benchmarking, 'benchmark', None)
+    said = error_of(monkeypatch, capsys, FPN, '--out-dir', tmp_path / 'file' / 'out')
+    assert str(tmp_path / 'file') in said and 'Traceback' not in said
+
+
+def error_of(monkeypatch, capsys, *arguments: object) -> str:
+    """What the tool says as it ends with an error."""
+    tool = str(ROOT / 'tools' / 'benchmark.py')
+    monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(tool, run_name='__main__')
+    assert left.value.code in (1, 2)
+    return capsys.readouterr().err
