@@ -241,7 +241,7 @@ def take(args: argparse.Namespace) -> None:
     The weights are the supernet's, to go on from with tools/train.py; with norms calibrated, they
     can be tested as they are.
     """
-    take_network(load_search(args), args.checkpoint, args.number, args.out)
+    take_network(load_search(args), args.checkpoint, args.number, args.out, args.cfg_options)
     print(f'written: {args.out}, {args.out.with_suffix(".pth")}')
 
 

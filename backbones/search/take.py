@@ -10,6 +10,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from backbones.data.config_datasets import datasets_of
+from backbones.engine.config import load_config
 from backbones.errors import ConfigError
 from backbones.files import atomic_write
 
@@ -18,9 +19,13 @@ from .holdout import prepare_holdout
 from .space import Choice, Space
 
 LINE_LENGTH = 100
+# What an override says about the search, not about the recipe.
+RUN_ONLY = ('search', 'work_dir', 'load_from', 'resume')
 
 
-def take_network(config: Config, source: str, number: int, path: Path) -> None:
+def take_network(
+    config: Config, source: str, number: int, path: Path, options: dict[str, Any]
+) -> None:
     """Write a network of a search's front as a config and a checkpoint.
 
     Args:
@@ -28,6 +33,7 @@ def take_network(config: Config, source: str, number: int, path: Path) -> None:
         source: The checkpoint that was searched.
         number: The network's in front.md.
         path: The config to write.
+        options: The overrides that the config was read with, by dotted key.
 
     Raises:
         CheckpointError: The checkpoint does not fit.
@@ -46,7 +52,7 @@ def take_network(config: Config, source: str, number: int, path: Path) -> None:
             'with: give that one, or search again'
         )
     comment = comment_of(member, front['metric'])
-    write_network(config, choice, evaluator.calibrated_state_dict(choice), path, comment)
+    write_network(config, choice, evaluator.calibrated_state_dict(choice), path, comment, options)
 
 
 def read_front(path: Path, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -70,7 +76,12 @@ def check_free(path: Path) -> None:
 
 
 def write_network(
-    config: Config, choice: Choice, state_dict: dict[str, Tensor], path: Path, comment: str
+    config: Config,
+    choice: Choice,
+    state_dict: dict[str, Tensor],
+    path: Path,
+    comment: str,
+    options: dict[str, Any],
 ) -> None:
     """Write a network's config, and its weights beside it with the suffix ``.pth``.
 
@@ -80,6 +91,7 @@ def write_network(
         state_dict: Its weights, from which its training starts.
         path: The config to write.
         comment: Its first line.
+        options: The overrides that the config of the search was read with, by dotted key.
     """
     weights = path.with_suffix('.pth')
     metainfo = next(datasets_of(config, ('train',))).get('metainfo') or {}
@@ -88,10 +100,13 @@ def write_network(
         meta = {'dataset_meta': {'classes': tuple(classes)}} if classes else {}
         torch.save({'state_dict': state_dict, 'meta': meta}, partial)
     base = os.path.relpath(config.filename, path.parent.resolve())
-    options = Space.from_config(config).options(choice, config)
-    model = nest(options)['model']
+    given = {key: each for key, each in options.items() if key.partition('.')[0] not in RUN_ONLY}
+    # What follows these in the base follows them in the new config too.
+    settings = {key: each for key, each in given.items() if key in config.get('settings', ())}
+    given |= Space.from_config(config).options(choice, config)
     # The weights are loaded with the rest of the model.
-    model['backbone']['init_cfg'] = None
+    given['model.backbone.init_cfg'] = None
+    read = [load_config(config.filename, each).to_dict() for each in (given, settings)]
     lines = [
         f'# {comment}',
         f'_base_ = {base!r}',
@@ -99,22 +114,24 @@ def write_network(
         '# An ordinary training, and no longer a search.',
         'search = None',
         f'load_from = {str(weights)!r}',
-        f'model = {format_value(model)}',
+        *(f'{key} = {format_value(each)}' for key, each in (settings | changes(*read)).items()),
     ]
     with atomic_write(path) as partial:
         partial.write_text('\n'.join(lines) + '\n')
 
 
-def nest(options: dict[str, Any]) -> dict[str, Any]:
-    """A dict of dicts out of dotted keys."""
-    nested: dict[str, Any] = {}
-    for key, value in options.items():
-        *parents, last = key.split('.')
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return nested
+def changes(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """What a config that inherits `old` has to say to be `new`."""
+    found = {}
+    for key, value in new.items():
+        if key in old and value == old[key]:
+            continue
+        if isinstance(value, dict) and key in old:
+            # mmengine merges dicts alone, and never drops a key.
+            is_merged = isinstance(old[key], dict) and old[key].keys() <= value.keys()
+            value = changes(value, old[key]) if is_merged else dict(value, _delete_=True)
+        found[key] = value
+    return found
 
 
 def format_value(value: Any, indent: int = 0, room: int = LINE_LENGTH) -> str:
@@ -126,7 +143,7 @@ def format_value(value: Any, indent: int = 0, room: int = LINE_LENGTH) -> str:
         opening, closing = ('(', ')') if isinstance(value, tuple) else ('[', ']')
         items = [('', item) for item in value]
     else:
-        return f'{value:g}' if isinstance(value, float) else repr(value)
+        return repr(value).removesuffix('.0') if isinstance(value, float) else repr(value)
     comma = ',' if isinstance(value, tuple) and len(value) == 1 else ''
     line = f'{opening}{", ".join(k + format_value(v, 0, 10**9) for k, v in items)}{comma}{closing}'
     # Of dicts, those in others on lines of their own.
