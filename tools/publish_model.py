@@ -62,7 +62,7 @@ def main() -> None:
         path = args.out.with_name(f'{args.out.stem}-{digest}{args.out.suffix}')
         with atomic_write(path) as partial:
             partial.write_bytes(content)
-    dropped = sorted(key for key in checkpoint if key not in ('state_dict', 'meta'))
+    dropped = sorted(checkpoint.keys() - {'state_dict', 'meta', *meta})
     classes = meta['dataset_meta'].get('classes', ())
     print(f'weights:  {len(tensors)} tensors, {kind}')
     print(f'inside:   {"the config" if "cfg" in meta else "no config"}, {len(classes)} class names')
@@ -99,6 +99,9 @@ def published_meta(checkpoint: dict) -> dict:
         for key in RUN_ONLY:
             config.pop(key, None)
         meta['cfg'] = config.pretty_text
+    # Tells a supernet from an ordinary model.
+    if 'search_space' in checkpoint:
+        meta['search_space'] = checkpoint['search_space']
     return meta
 
 

@@ -198,7 +198,8 @@ class Space:
         Raises:
             CheckpointError: It is of another space.
         """
-        found = checkpoint.get('search_space')
+        # In one that was published it is beside the config.
+        found = checkpoint.get('search_space') or checkpoint.get('meta', {}).get('search_space')
         if found is not None and found != self.to_json():
             raise CheckpointError(
                 'the checkpoint is a supernet of another space: use the config that it was trained '

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from searching import SPACE
 
-from backbones.weights import read_checkpoint
+from backbones.weights import load_checkpoint, read_checkpoint
 
 AVERAGE = {'backbone.a': torch.full((2,), 1.0), 'head.b': torch.full((3,), 2.0)}
 PLAIN = {'backbone.a': torch.full((2,), 10.0), 'head.b': torch.full((3,), 20.0)}
@@ -63,6 +64,15 @@ def test_weights_config_and_classes_are_all_that_is_published(suffix, run_tool, 
     betas = {'a': 0.9, '0.1': [1, {'b': 2}]}
     assert values['optim_wrapper']['optimizer'] == {'lr': -1e-4, 'betas': betas}
     assert not {'work_dir', 'load_from', 'resume'} & set(values)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_a_supernet_stays_one(suffix, run_tool, tmp_path):
+    save_training(tmp_path / 'in.pth')
+    supernet = {**read_checkpoint(tmp_path / 'in.pth'), 'search_space': SPACE.to_json()}
+    torch.save(supernet, tmp_path / 'in.pth')
+    published = load_checkpoint(str(publish(run_tool, tmp_path, suffix=suffix)))
+    assert SPACE.check_checkpoint(published)
 
 
 @pytest.mark.parametrize(
