@@ -129,10 +129,12 @@ class Space:
         if tuple(backbone.get('out_indices', (3,)))[-1] != NUM_STAGES - 1:
             raise ConfigError('a search needs all four stages: end out_indices with 3')
         neck = model.get('neck') or {}
-        if str(neck.get('type')).rpartition('.')[2] != 'FPN':
+        several = isinstance(neck, list | tuple)
+        kind = [each.type for each in neck] if several else neck.get('type', 'none')
+        if str(kind).rpartition('.')[2] != 'FPN':
             raise ConfigError(
                 'a search needs an FPN as its neck, whose channels it can slice; the neck of this '
-                f'model: {neck.get("type", "none")}'
+                f'model: {kind}'
             )
         try:
             arch = resolve_architecture(backbone.get('arch', 's0'))
@@ -404,7 +406,8 @@ def search_options(config: Config) -> dict[str, Any]:
     """``search`` of a config, with defaults for what it does not say.
 
     Raises:
-        ConfigError: There is no ``search``, or it has unknown options.
+        ConfigError: There is no ``search``, it has unknown options, or one of them is not the list
+            that it has to be.
     """
     given = config.get('search')
     if given is None:
@@ -414,7 +417,33 @@ def search_options(config: Config) -> dict[str, Any]:
         )
     if unknown := sorted(set(given) - set(DEFAULTS)):
         raise ConfigError(f'search has no options {unknown}; it has {sorted(DEFAULTS)}')
-    return DEFAULTS | given
+    options = DEFAULTS | given
+    check_lists(options)
+    return options
+
+
+def check_lists(options: dict[str, Any]) -> None:
+    """Raise ConfigError where an option is not the list that it has to be."""
+    channels, depths = options['channels'], options['min_depths']
+    of_channels = map(are_numbers, channels) if isinstance(channels, list | tuple) else ()
+    is_right = dict(
+        ratios=are_numbers(options['ratios']),
+        necks=are_numbers(options['necks']),
+        min_depths=not depths or (are_numbers(depths) and len(depths) == NUM_STAGES),
+        channels=not channels or [*of_channels] == [True] * NUM_STAGES,
+    )
+    if wrong := [name for name, right in is_right.items() if not right]:
+        name = wrong[0]
+        raise ConfigError(
+            f'search.{name} cannot be {options[name]}: ratios and necks are lists of numbers; '
+            f'min_depths has a number, and channels a list of widths, for each of the {NUM_STAGES} '
+            'stages'
+        )
+
+
+def are_numbers(values: Any) -> bool:
+    """Whether these are a list or tuple of numbers."""
+    return isinstance(values, list | tuple) and all(isinstance(n, int | float) for n in values)
 
 
 def find_head(model: ConfigDict) -> tuple[str, str, float] | None:

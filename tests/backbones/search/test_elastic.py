@@ -144,6 +144,14 @@ def test_networks_of_a_space():
         ({'search.neck': [64]}, "'neck'"),
         ({'search.min_depths': [1, 1, 7, 1]}, 'min_depths'),
         ({'search.channels': [[32], [64], [96], [176]]}, 'channels'),
+        ({'search.channels': [24, 32, 48, 64]}, 'channels'),
+        ({'search.channels': [[24], [32], [48]]}, 'channels'),
+        ({'search.channels': 24}, 'channels'),
+        ({'search.min_depths': (1, 1, 2)}, 'min_depths'),
+        ({'search.necks': 128}, 'necks'),
+        ({'search.ratios': 3}, 'ratios'),
+        ({'search.ratios': ['3']}, 'ratios'),
+        ({'model.neck': [dict(type='FPN'), dict(type='BFP')]}, 'FPN as its neck.*BFP'),
     ],
 )
 def test_what_cannot_be_searched_is_refused(options, problem):
