@@ -78,7 +78,7 @@ def use_safe_loading(trust: bool = False) -> None:
     mmengine_checkpoint._safe_torch_load = load_from_source
 
 
-def load_checkpoint(source: str, map_location: MapLocation = 'cpu') -> dict:
+def load_checkpoint(source: str | Path, map_location: MapLocation = 'cpu') -> dict:
     """Read a checkpoint, and bring it into the form that mmengine works with.
 
     Args and errors are those of :func:`read_checkpoint`; after :func:`use_safe_loading` ``source``
@@ -89,7 +89,7 @@ def load_checkpoint(source: str, map_location: MapLocation = 'cpu') -> dict:
         bare EfficientFormerV2 are under ``backbone.``, so that they find their place in a whole
         model as well as in the backbone.
     """
-    scheme = source.partition('://')[0]
+    scheme = str(source).partition('://')[0]
     if scheme in MODEL_ZOOS and mmengine_checkpoint.load_from_http is load_from_source:
         try:
             return {'meta': {}, **CheckpointLoader.load_checkpoint(source, map_location)}
@@ -204,8 +204,9 @@ def encode_checkpoint(tensors: Mapping[str, Tensor], meta: dict, suffix: str) ->
         torch.save({'meta': meta, 'state_dict': dict(tensors)}, buffer)
         return buffer.getvalue()
     safetensors = import_optional('safetensors.torch', 'writing .safetensors', 'runtime')
-    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    content = safetensors.save(contiguous, {'format': 'pt', 'meta': json.dumps(meta)})
+    # It refuses tensors that share memory, as heads that share convolutions have.
+    apart = {k: each.clone(memory_format=torch.contiguous_format) for k, each in tensors.items()}
+    content = safetensors.save(apart, {'format': 'pt', 'meta': json.dumps(meta)})
     # The header's length, the header as JSON, whose order changes from run to run, the tensors.
     begin = 8 + int.from_bytes(content[:8], 'little')
     header = json.dumps(json.loads(content[8:begin]), sort_keys=True).encode()

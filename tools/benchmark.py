@@ -106,7 +106,8 @@ def parse_args() -> argparse.Namespace:
         type=float,
         default=5.0,
         metavar='S',
-        help='for each model and setting; three rounds are measured in any case (default: 5)',
+        help='for each model and setting, after which no round but the first three begins '
+        '(default: 5)',
     )
     parser.add_argument(
         '--out-dir',

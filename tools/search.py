@@ -139,7 +139,7 @@ def add_latency(parser: argparse.ArgumentParser) -> None:
     text = 'of the processor (default: OMP_NUM_THREADS, else one for each physical core)'
     add('--threads', **number, help=text)
     add('--rounds', **number, default=10, help='turns of every network, at most (default: 10)')
-    text = 'for each network; three rounds are measured in any case (default: 5)'
+    text = 'for each network, after which no round but the first three begins (default: 5)'
     add('--seconds', type=float, default=5.0, metavar='S', help=text)
     add = parser.add_argument_group('for another device, such as a phone').add_argument
     text = 'write the networks as files, and measurements.csv to fill in'
@@ -159,8 +159,8 @@ def latency(args: argparse.Namespace) -> None:
     if args.write_files:
         number = args.networks or 25
         table = write_files(*source, args.write_files, args.format, args.size, number)
-        print(f'written: {number} networks. Measure each on the device, fill in {table}, then run')
-        print(f'python tools/search.py latency {args.config} --from {table}')
+        print(f'written: {number} networks. Measure each on the device, fill in {table}, then give')
+        print(f'this command again with --from {table} in place of --write-files')
         return
     if args.table:
         backend, space = ELSEWHERE, Space.from_config(config)

@@ -64,7 +64,7 @@ def measure_in_turns(
         functions: By name.
         synchronize: Waits until the device has done all it was given.
         rounds: How many turns every function gets, at most.
-        seconds: Time for each function, after which no new round begins (but three at least).
+        seconds: Time for each function, after which no round but the first three begins.
         report: Called with a line for each round.
     """
     for function in functions.values():

@@ -96,6 +96,7 @@ def greedy(search: Search) -> list[Choice]:
     Raises:
         ConfigError: There are too few evaluations for the first step.
     """
+    check_evaluations(search)
     return climb(search, *descend(search))
 
 
@@ -151,6 +152,16 @@ def climb(search: Search, path: list[Choice], drops: dict[str, float]) -> list[C
     return path
 
 
+def check_evaluations(search: Search, share: int = 1) -> None:
+    """Raise ConfigError where one of so many shares is too few for the first step."""
+    number = len(useful_actions(search, search.space.largest))
+    if number and search.evaluations // share < number + 2:
+        raise ConfigError(
+            f'--evaluations {search.evaluations} is too few: the first step of the greedy search '
+            f'evaluates {number} networks; set {share * (number + 2)} or more'
+        )
+
+
 def useful_actions(search: Search, state: Choice) -> dict[str, tuple[Choice, float]]:
     """The next smaller networks that have a higher score, and by how much, while one is needed."""
     unmet = search.unmet(state)
@@ -173,11 +184,6 @@ def affordable(search: Search, path: list[Choice], actions: dict[str, tuple[Choi
     state, steps = path[-1], len(path) - 1
     excess = search.excess(state)
     if steps == 0:
-        if search.left < len(actions) + 2:
-            raise ConfigError(
-                f'--evaluations {search.evaluations} is too few: the first step of the greedy '
-                f'search evaluates {len(actions)} networks; set {3 * len(actions)} or more'
-            )
         return len(actions)
     pace = (search.excess(path[0]) - excess) / steps
     steps_left = max(excess / pace, 1.0) if pace > 0 else len(actions)
@@ -214,6 +220,7 @@ def nsga2(search: Search) -> list[Choice]:
     from pymoo.operators.repair.rounding import RoundingRepair
     from pymoo.problems.static import StaticProblem
 
+    check_evaluations(search, share=2)
     path = greedy(half := replace(search, evaluations=search.evaluations // 2, found={}))
     search.found.update(half.found)
     genome = Genome(search.space)

@@ -76,7 +76,8 @@ class Choice:
 
     def to_json(self) -> str:
         """The same for equal choices."""
-        return json.dumps(asdict(self))
+        ratios = [list(map(float, row)) for row in self.ratios]
+        return json.dumps(asdict(self) | dict(ratios=ratios))
 
     @classmethod
     def from_json(cls, text: str) -> 'Choice':

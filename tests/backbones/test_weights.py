@@ -293,6 +293,15 @@ def test_files_are_written_and_read_again(suffix, tmp_path):
     torch.testing.assert_close(found['state_dict'], TENSORS)
 
 
+def test_tensors_that_share_memory_are_written(tmp_path):
+    tensors = {'a': (ones := torch.ones(2, 3)), 'b': ones, 'c': ones.t()}
+    (tmp_path / 'a.safetensors').write_bytes(encode_checkpoint(tensors, {}, '.safetensors'))
+    # A Path will do as a name does.
+    torch.testing.assert_close(
+        dict(load_checkpoint(tmp_path / 'a.safetensors')['state_dict']), tensors
+    )
+
+
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_a_bare_backbone_finds_its_place_in_a_whole_model(
     suffix, timm_tensors, timm_backbone, tmp_path

@@ -1,6 +1,7 @@
 """One model computes every network of a space, and gives each of them away."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -118,6 +119,9 @@ def test_networks_of_a_space():
     sampled = [space.sample(rng) for _ in range(200)]
     assert all(choice in space for choice in sampled)
     assert all(Choice.from_json(choice.to_json()) == choice for choice in sampled)
+    floats = [tuple(map(float, row)) for row in space.smallest.ratios]
+    same = dataclasses.replace(space.smallest, ratios=tuple(floats))
+    assert same == space.smallest and same.to_json() == space.smallest.to_json()
     channels = np.array([choice.channels[2] for choice in sampled])
     # From the smallest to the largest, where independent draws would gather in the middle.
     assert (channels == 144).mean() > 0.15 and (channels == min(space.channels[2])).mean() > 0.15

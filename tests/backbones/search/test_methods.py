@@ -1,6 +1,7 @@
 """The methods: what they find on invented metrics, and what they ask for."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -110,6 +111,20 @@ def test_nsga2_goes_on_from_the_greedy_search():
         return max(value for choice, value in one.found.items() if not search.unmet(choice))
 
     assert best(search) >= best(half) and len(search.found) > len(half.found)
+
+
+@pytest.mark.parametrize(('name', 'share'), [('greedy', 1), ('nsga2', 2)])
+def test_the_fewest_evaluations_that_are_named_do(name, share):
+    if name == 'nsga2':
+        pytest.importorskip('pymoo', reason='pymoo is not installed')
+    with pytest.raises(ConfigError, match='--evaluations 20 ') as error:
+        METHODS[name](make(evaluations=20))
+    *_, least = map(int, re.findall(r'\d+', str(error.value)))
+    assert least >= share * len(SPACE.smaller(SPACE.largest))
+    METHODS[name](search := make(evaluations=least))
+    assert len(search.found) <= least
+    with pytest.raises(ConfigError):
+        METHODS[name](make(evaluations=least - 1))
 
 
 def test_nothing_meets_the_targets():
