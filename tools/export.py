@@ -59,8 +59,8 @@ def parse_args() -> argparse.Namespace:
         '--size',
         type=image_size,
         metavar='HEIGHTxWIDTH',
-        help='of the input (default: 512x512 or 800x1344, from the config); images are resized, '
-        'for detection padded too, which changes scores a little',
+        help="of the input (default: that of a segmentor's crops, or a detector's test scale); "
+        'images are resized, for detection padded too, which changes scores a little',
     )
     parser.add_argument(
         '--dynamic',

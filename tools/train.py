@@ -33,8 +33,9 @@ examples:
       train for an hour at a time: repeat it while it ends with exit code 75
   python tools/train.py seg_configs/fpn_effv2_s2.py --cfg-options load_from=published.safetensors
       start from a whole model, of other classes too
-  python tools/train.py my_config.py --cfg-options model.backbone.init_cfg=None
-      start from random weights instead of from ImageNet's
+  python tools/train.py my_config.py --cfg-options model.backbone.init_cfg=None \\
+          model.backbone.norm_eval=False
+      start from random weights instead of from ImageNet's; BatchNorms have to learn too
   python tools/train.py seg_configs/fpn_effv2_s1_search.py
       a supernet, for tools/search.py, since this config has `search`
   tools/dist_train.sh det_configs/retinanet_effv2_s1.py 8 --auto-scale-lr

@@ -64,10 +64,17 @@ def check_start(config: Config) -> dict | None:
     backbone = whole_model(config).get('backbone', {})
     source, pretrained = config.get('load_from'), pretrained_backbone(config)
     if source is None and pretrained is None:
+        if is_ours(backbone) and backbone.get('norm_eval'):
+            print(
+                'warning: the backbone starts from random weights, and norm_eval=True keeps its '
+                'BatchNorms from learning: add --cfg-options model.backbone.norm_eval=False',
+                file=sys.stderr,
+                flush=True,
+            )
         return None
     checkpoint = load_checkpoint(source or pretrained)
     # Other backbones than ours have rules of their own for what may be missing.
-    if MODELS.get(backbone.get('type', '')) is EfficientFormerV2:
+    if is_ours(backbone):
         fitted = MODELS.build({**backbone, 'init_cfg': None})
         model = fitted if source is None else nn.ModuleDict({'backbone': fitted})
         fit(model, checkpoint, source or pretrained)
@@ -77,6 +84,10 @@ def check_start(config: Config) -> dict | None:
         # What the model does not use does no harm, and buffers may have NaN by design.
         print(f'warning: {error}', file=sys.stderr, flush=True)
     return checkpoint if source else None
+
+
+def is_ours(backbone: dict) -> bool:
+    return MODELS.get(backbone.get('type', '')) is EfficientFormerV2
 
 
 def check_whole(config: Config, checkpoint: dict, classes: Sequence[str]) -> None:

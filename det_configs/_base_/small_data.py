@@ -14,7 +14,7 @@ image_size = 640  # of the longer side, in pixels
 batch_size = 4  # on each GPU; larger ones make too few steps of a small set
 epochs = 60
 learning_rate = 3e-4 if pretrained else 1e-3
-patience = 12  # validations without a better result that end the training; there are 20 in all
+patience = 12  # validations without a better result that end the training, of about 20
 num_workers = 2
 with_mask = False
 

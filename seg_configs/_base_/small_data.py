@@ -16,7 +16,7 @@ image_size = 512  # of the shorter side, in pixels; crops of this size are train
 batch_size = 4  # on each GPU; larger ones make too few steps of a small set
 epochs = 120
 learning_rate = 3e-4 if pretrained else 1.5e-3
-patience = 12  # validations without a better result that end the training; there are 20 in all
+patience = 12  # validations without a better result that end the training, of about 20
 num_workers = 2
 img_suffix = '.jpg'
 

@@ -148,7 +148,13 @@ INHERITING = {
         _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
         custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
         model = dict(
-            backbone=dict(_delete_=True, type='EfficientFormerV2', arch='s1', norm_eval=True),
+            backbone=dict(
+                _delete_=True,
+                type='EfficientFormerV2',
+                arch='s1',
+                norm_eval=True,
+                init_cfg=dict(type='Pretrained', checkpoint='timm://efficientformerv2_s1.snap_dist_in1k'),
+            ),
             neck=dict(in_channels=[32, 48, 120, 224]),
         )
         """,
@@ -157,7 +163,13 @@ INHERITING = {
         custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
         model = dict(
             pretrained=None,
-            backbone=dict(_delete_=True, type='EfficientFormerV2', arch='s1', norm_eval=True),
+            backbone=dict(
+                _delete_=True,
+                type='EfficientFormerV2',
+                arch='s1',
+                norm_eval=True,
+                init_cfg=dict(type='Pretrained', checkpoint='timm://efficientformerv2_s1.snap_dist_in1k'),
+            ),
             decode_head=dict(in_channels=[32, 48, 120, 224]),
             auxiliary_head=dict(in_channels=120),
         )

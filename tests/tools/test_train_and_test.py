@@ -196,6 +196,7 @@ val_evaluator = dict(
     size = 'train_dataloader.dataset.pipeline.2.scale="(128,128)"'
     done = run_tool('train.py', config, '--work-dir', 'run', '--cfg-options', size)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert 'warning' in done.stderr and 'norm_eval=False' in done.stderr
     assert list((tmp_path / 'run').glob('best_coco_bbox_mAP_epoch_1.pth'))
     assert list((tmp_path / 'run').glob('*/vis_data/events.out.tfevents.*'))
 
