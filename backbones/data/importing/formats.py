@@ -178,7 +178,7 @@ def read_yolo(
             for path in source.files
             if path.suffix in ('.yaml', '.yml')
             and isinstance(content := parse_yaml(path), dict)
-            and 'names' in content
+            and content.keys() & {'names', 'train'}
         ),
         (None, {}),
     )

@@ -465,6 +465,13 @@ def test_the_names_of_yolo_are_where_there_are_some(tmp_path):
     write(tmp_path / 'source/data.yaml', f'names:\n{numbered}')
     written, _ = run(tmp_path / 'source', tmp_path / 'out')
     assert written.classes == NAMES
+    write(tmp_path / 'source/train.txt', '\n'.join(f'images/{name}.png' for name in IMAGES))
+    write(tmp_path / 'source/val.txt', 'images/clip_c_001.png')
+    write(tmp_path / 'source/data.yaml', 'train: train.txt\nval: val.txt\n')
+    write(tmp_path / 'source/classes.txt', '\n'.join(NAMES))
+    written, _ = run(tmp_path / 'source', tmp_path / 'again')
+    assert written.classes == NAMES
+    assert [record.image.stem for record in written.splits['val']] == ['clip_c_001']
 
 
 def spoil_coco(root: Path, **fields: object) -> None:
