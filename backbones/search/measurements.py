@@ -103,6 +103,8 @@ def measure_latency(
     model = fit(space, choices[:number], measured[:number], setting)
     by_choice = dict(zip(choices, measured, strict=True))
     model.save(path, config, by_choice, describe_machine(setting.device, setting.threads, None))
+    # It is for a command that was ended; the next one measures anew, on a quieter machine maybe.
+    log.unlink()
     return model, by_choice
 
 

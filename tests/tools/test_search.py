@@ -18,4 +18,4 @@ def test_latency_is_measured_and_predicted(run_tool, tiny_config, tmp_path, task
     assert len(model['networks']) == 12 and all(each['ms'] > 0 for each in model['networks'])
     assert model['setting']['size'] == [64, 96]
     assert all(name in done.stdout for name in ('smallest', 'largest', 'tau', str(file.name)))
-    assert len(log.read_text().splitlines()) == 12
+    assert not log.exists()
