@@ -109,7 +109,7 @@ def _choose(found: Sequence[str], destination: Destination) -> list[str]:
     for kind, suffixes in (('images or videos', MEDIA_SUFFIXES), ('Parquet', '.parquet')):
         if chosen := [path for path in found if path.lower().endswith(suffixes)]:
             if num_others := len(found) - len(chosen):
-                print(f'{num_others} files left out, which are not named as {kind}')
+                print(f'left out, since not named as {kind}: {num_others}')
             return chosen
     return found
 

@@ -117,9 +117,9 @@ class CocoCheck:
     def __init__(self, checked: CheckedDataset, config: Config) -> None:
         dataset = checked.dataset
         filters = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
-        metrics = [n.get('metric') or [] for n in walk(config.get(f'{checked.split}_evaluator'))]
-        files = [node.get('ann_file') for node in walk(config.get(f'{checked.split}_evaluator'))]
-        self.metric_files = {Path(file) for file in files if file}
+        nodes = list(walk(config.get(f'{checked.split}_evaluator')))
+        metrics = [node.get('metric') or [] for node in nodes]
+        self.metric_files = {Path(node.ann_file) for node in nodes if node.get('ann_file')}
         self.checked = checked
         self.folder = data_folder(dataset, 'img')
         # Whether COCO's metrics are computed with the file.

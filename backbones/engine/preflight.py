@@ -87,6 +87,7 @@ def check_start(config: Config) -> dict | None:
 
 
 def is_ours(backbone: dict) -> bool:
+    """Whether a config's backbone is an EfficientFormerV2."""
     return MODELS.get(backbone.get('type', '')) is EfficientFormerV2
 
 

@@ -81,7 +81,7 @@ def export(
     classes, palette = classes_and_palette(cfg, loaded)
     set_num_classes(cfg, len(classes))
     model = revert_sync_batchnorm(build_model(cfg, loaded, checkpoint)).eval()
-    # First of all, as no other detector need have what is described.
+    # Before the description, parts of which the detectors that it refuses lack.
     open_sizes = out.suffix in RUNNABLE
     traceable = exportable(model, options.logits, options.backbone_only, open_sizes)
     description = describe(cfg, model, options, Path(config).stem, classes, palette)

@@ -65,7 +65,6 @@ def test_sigterm_saves_and_has_an_exit_code_of_its_own(shapes, tmp_path, run_too
     assert kill_and_resume.steps(tmp_path / 'run')[-1] == step + 1
 
 
-@pytest.mark.slow
 def test_sigterm_in_two_processes(shapes, tmp_path):
     config = write_tiny_config(tmp_path, 'fpn', shapes, LONG)
     launcher = ROOT / 'tools' / 'dist_train.sh'

@@ -152,6 +152,7 @@ def measure(path: Path) -> tuple[tuple[int, int], tuple[int, int], int]:
 
 
 def is_readable(image: Path, notes: Notes) -> bool:
+    """Whether an image can be opened; notes why it cannot."""
     try:
         measure(image)
     except DataError as error:

@@ -155,7 +155,6 @@ def test_an_image_as_small_as_a_masks_cells(tmp_path, shapes):
     np.testing.assert_allclose(areas, expected.sum(axis=(1, 2)), atol=1)
 
 
-@pytest.mark.slow
 def test_masks_of_a_model_without_boxes(tmp_path):
     """SOLOv2's boxes are zeros."""
     from mmdet.apis import inference_detector, init_detector

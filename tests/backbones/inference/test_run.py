@@ -138,7 +138,6 @@ def test_images_in_the_pipeline_stay_within_the_budget(folder, tmp_path, monkeyp
     assert counts.most == budget
 
 
-@pytest.mark.slow
 def test_an_image_of_144_megapixels(folder, tmp_path, shapes):
     side = 12_000
     Image.new('P', (side, side), 3).save(folder / 'huge.png')
