@@ -75,6 +75,17 @@ def add_no_deploy(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, ``--threads``, ``--rounds`` and ``--seconds``, for measuring in turns."""
+    add, number = parser.add_argument, dict(type=positive, metavar='N')
+    add('--device', help='for instance cuda:1 (default: the first GPU, else cpu)')
+    text = 'of the processor (default: OMP_NUM_THREADS, else one for each physical core)'
+    add('--threads', **number, help=text)
+    add('--rounds', **number, default=10, help='turns of every model, at most (default: 10)')
+    text = 'for each model, after which no round but the first three begins (default: 5)'
+    add('--seconds', type=float, default=5.0, metavar='S', help=text)
+
+
 def add_selection(parser: argparse._ActionsContainer, hint: str = '') -> None:
     """Add ``--score-thr``, with a hint behind its default, and ``--classes``."""
     parser.add_argument(

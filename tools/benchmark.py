@@ -18,6 +18,7 @@ from _requirements import explain_missing
 with explain_missing():
     from _arguments import (
         add_cfg_options,
+        add_measuring,
         add_no_deploy,
         image_size,
         make_parser,
@@ -50,72 +51,24 @@ examples:
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='configs to compare')
-    parser.add_argument(
-        '--peers',
-        action='store_true',
-        help='add MobileNetV2, ResNet-18 and ResNet-50 under the same neck and head',
-    )
-    parser.add_argument(
-        '--part',
-        nargs='+',
-        choices=PARTS,
-        default=list(PARTS),
-        help='the backbone alone, the whole model (default: both)',
-    )
-    parser.add_argument(
-        '--sizes',
-        nargs='+',
-        type=image_size,
-        metavar='HEIGHTxWIDTH',
-        help='of the images (default: 512x512 for segmentors, 800x1333 for detectors)',
-    )
-    parser.add_argument(
-        '--batch', nargs='+', type=positive, default=[1], metavar='N', help='images at once'
-    )
-    parser.add_argument(
-        '--backend',
-        nargs='+',
-        choices=BACKENDS,
-        default=['torch'],
-        help='what runs the models (default: torch)',
-    )
-    parser.add_argument('--train', action='store_true', help='measure training steps too')
+    add = parser.add_argument
+    add('configs', nargs='+', metavar='CONFIG', help='configs to compare')
+    text = 'add MobileNetV2, ResNet-18 and ResNet-50 under the same neck and head'
+    add('--peers', action='store_true', help=text)
+    text = 'the backbone alone, the whole model (default: both)'
+    add('--part', nargs='+', choices=PARTS, default=list(PARTS), help=text)
+    text = 'of the images (default: 512x512 for segmentors, 800x1333 for detectors)'
+    add('--sizes', nargs='+', type=image_size, metavar='HEIGHTxWIDTH', help=text)
+    add('--batch', nargs='+', type=positive, default=[1], metavar='N', help='images at once')
+    text = 'what runs the models (default: torch)'
+    add('--backend', nargs='+', choices=BACKENDS, default=['torch'], help=text)
+    add('--train', action='store_true', help='measure training steps too')
     add_no_deploy(parser)
-    parser.add_argument(
-        '--amp',
-        action='store_true',
-        help='mixed precision, as infer.py and train.py have it; not in onnxruntime',
-    )
-    parser.add_argument('--device', help='for instance cuda:1 (default: the first GPU, else cpu)')
-    parser.add_argument(
-        '--threads',
-        type=positive,
-        metavar='N',
-        help='of the processor (default: OMP_NUM_THREADS, else one for each physical core)',
-    )
-    parser.add_argument(
-        '--rounds',
-        type=positive,
-        default=10,
-        metavar='N',
-        help='turns of every model, at most (default: 10)',
-    )
-    parser.add_argument(
-        '--seconds',
-        type=float,
-        default=5.0,
-        metavar='S',
-        help='for each model and setting, after which no round but the first three begins '
-        '(default: 5)',
-    )
-    parser.add_argument(
-        '--out-dir',
-        type=Path,
-        default=Path('work_dirs/benchmark'),
-        metavar='DIR',
-        help='output folder (default: work_dirs/benchmark)',
-    )
+    text = 'mixed precision, as infer.py and train.py have it; not in onnxruntime'
+    add('--amp', action='store_true', help=text)
+    add_measuring(parser)
+    text = 'output folder (default: work_dirs/benchmark)'
+    add('--out-dir', type=Path, default=Path('work_dirs/benchmark'), metavar='DIR', help=text)
     add_cfg_options(parser, 'model.test_cfg.rpn.max_per_img=300')
     return parse(parser)
 
@@ -136,19 +89,11 @@ def main() -> int:
         groups = group_configs(args.configs, args.peers, args.cfg_options)
         # Measuring takes long: what cannot be written to is said before.
         args.out_dir.mkdir(parents=True, exist_ok=True)
-        outcome = benchmark(
-            groups,
-            settings,
-            args.rounds,
-            args.seconds,
-            lambda line: print(line, file=sys.stderr, flush=True),
-        )
+        outcome = benchmark(groups, settings, args.rounds, args.seconds)
         text = format_outcome(outcome)
         print(f'\n{text}\n')
-        for name, content in (
-            ('benchmark.json', json.dumps(outcome, indent=2)),
-            ('benchmark.md', text),
-        ):
+        texts = {'benchmark.json': json.dumps(outcome, indent=2), 'benchmark.md': text}
+        for name, content in texts.items():
             with atomic_write(args.out_dir / name) as partial:
                 partial.write_text(f'{content}\n', encoding='utf-8')
         print(f'written: {args.out_dir}/benchmark.json, benchmark.md', end='')

@@ -6,10 +6,9 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,33 +29,21 @@ LIBRARIES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'numpy', 'onnxruntim
 
 
 def benchmark(
-    groups: Sequence[Group],
-    settings: Sequence[Setting],
-    rounds: int,
-    seconds: float,
-    report: Callable[[str], None],
+    groups: Sequence[Group], settings: Sequence[Setting], rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Measure models side by side.
+    """Measure models side by side; returns what can be written as JSON.
 
-    Args:
-        groups: The models, as :func:`.candidates.group_configs` puts them together.
-        settings: What is measured; device, threads, deploy and amp are the same in all.
-        rounds, seconds: How long is measured, see :func:`.measure.measure_in_turns`.
-        report: Called with a line about what is going on.
-
-    Returns:
-        What can be written as JSON: ``machine``, ``deploy``, ``amp``, ``seconds`` and ``results``,
-        one for each model and setting.
+    Device, threads, deploy and amp are the same in all settings; for ``rounds`` and ``seconds`` see
+    :func:`.measure.measure_in_turns`.
     """
     first = settings[0]
     start = time.perf_counter()
     cpus = use_threads(first.threads)
     results = []
     for group in groups:
-        import_module(f'{group.scope}.models')
         for setting in settings:
             sized = replace(setting, size=setting.size or DEFAULT_SIZES[group.scope])
-            results += compare(group, sized, rounds, seconds, report)
+            results += compare(group, sized, rounds, seconds)
     return dict(
         machine=describe_machine(first.device, first.threads, cpus),
         deploy=first.deploy,
@@ -66,22 +53,23 @@ def benchmark(
     )
 
 
-def compare(
-    group: Group, setting: Setting, rounds: int, seconds: float, report: Callable[[str], None]
-) -> list[dict[str, Any]]:
+def compare(group: Group, setting: Setting, rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Measure the models of a group at one setting; one that fails leaves the others alone."""
     height, width = setting.size
     names = (group.name, setting.part, setting.step, setting.backend)
     what = f'{", ".join(names)}, {height}x{width}, batch {setting.batch}'
     results, runners, timed = {}, {}, {}
 
+    def report(line: str) -> None:
+        print(f'{what}: {line}', file=sys.stderr, flush=True)
+
     def fail(name: str, error: Exception) -> None:
         results[name]['problem'] = in_one_line(error)
-        report(f'{what}: {name} failed: {results[name]["problem"]}')
+        report(f'{name} failed: {results[name]["problem"]}')
 
     with TemporaryDirectory() as folder:
         for name, candidate in group.candidates.items():
-            report(f'{what}: {name}')
+            report(name)
             result = results[name] = dict(
                 model=name,
                 head=group.name,
@@ -109,13 +97,8 @@ def compare(
             except Exception as error:
                 fail(name, error)
         try:
-            timed = measure_in_turns(
-                runners,
-                synchronizer(setting.device),
-                rounds,
-                seconds,
-                lambda line: report(f'{what}: {line}'),
-            )
+            wait = synchronizer(setting.device)
+            timed = measure_in_turns(runners, wait, rounds, seconds, report)
         except Exception as error:
             for name in runners:
                 fail(name, error)
@@ -158,21 +141,18 @@ def one_cpu_per_core() -> list[int]:
 
 
 def use_threads(threads: int) -> list[int] | None:
-    """Let this process compute with so many threads; returns the processors it is kept on."""
-    cpus = pin(threads)
+    """Let this process compute with so many threads, on one processor for each where possible.
+
+    Returns these processors, on which the processes that it starts are kept as well.
+    """
+    cpus = one_cpu_per_core()[:threads]
+    can_pin = hasattr(os, 'sched_setaffinity') and threads == len(cpus)
+    if can_pin:
+        # Threads that exist already stay where they are.
+        os.sched_setaffinity(0, cpus)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    return cpus
-
-
-def pin(threads: int) -> list[int] | None:
-    """Keep this process, and those it starts, on one processor for each thread, if possible."""
-    # Threads that exist already stay where they are.
-    cpus = one_cpu_per_core()[:threads]
-    if not hasattr(os, 'sched_setaffinity') or threads > len(cpus):
-        return None
-    os.sched_setaffinity(0, cpus)
-    return cpus
+    return cpus if can_pin else None
 
 
 def describe_machine(device: str, threads: int, cpus: list[int] | None) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """What is compared: the models of configs, and the same models on the usual small backbones."""
 
 import json
-import logging
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from backbones.data.classes import set_classes
 from backbones.data.config_datasets import walk
 from backbones.engine.config import load_config
+from backbones.engine.console import quiet
 from backbones.errors import ConfigError
 
 # Backbones that both mmdet and mmseg have, at strides 4, 8, 16 and 32, and their channels. Of
@@ -43,11 +42,7 @@ class Candidate:
     options: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> Config:
-        """The config, with the peer for its backbone, that loads no weights.
-
-        Raises:
-            ConfigError: The config cannot be read, or no peer fits its neck.
-        """
+        """The config, with the peer for its backbone, that loads no weights."""
         config = load_config(self.config_path, self.options)
         if 'classes' in config:
             set_classes(config, splits=())
@@ -71,15 +66,10 @@ class Candidate:
         """The model, with random weights and statistics that fit them, in evaluation mode."""
         torch.manual_seed(0)
         config = self.load()
-        logger = MMLogger.get_current_instance()
-        level = logger.level
         # mmengine logs a line about every weight, and mmseg warns those who train.
-        logger.setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'Default ``avg_non_ignore``', UserWarning)
-            model = revert_sync_batchnorm(MODELS.build(config.model))
-            model.init_weights()
-        logger.setLevel(level)
+        quiet(MMLogger.get_current_instance())
+        model = revert_sync_batchnorm(MODELS.build(config.model))
+        model.init_weights()
         # With other statistics values vanish on their way through a deep network, and a processor
         # takes many times as long for numbers close to zero (denormal ones).
         for module in model.backbone.modules():
@@ -118,11 +108,7 @@ class Group:
 
 
 def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any]) -> list[Group]:
-    """Put the models that differ in their backbone alone together, and ``PEERS`` beside them.
-
-    Raises:
-        ConfigError: A config cannot be read, is given twice, or no peer fits its neck.
-    """
+    """Put the models that differ in their backbone alone together, and ``PEERS`` beside them."""
     for path, count in Counter(Path(path).resolve() for path in paths).items():
         if count > 1:
             raise ConfigError(f'{path} is given twice')

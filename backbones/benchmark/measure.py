@@ -7,11 +7,11 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from backbones.errors import in_one_line
 from backbones.inference.cuda_graphs import CALLS_BEFORE_RECORDING
 
 from .candidates import Candidate
@@ -129,8 +130,7 @@ def peak_memory(
 ) -> float | None:
     """MiB that a model, or the file that it was exported to, takes at most in its own process.
 
-    Returns:
-        None where it cannot be measured so, or where memory was not enough.
+    None where it cannot be measured so, or where memory was not enough.
     """
     if setting.device.startswith('cuda'):
         return None if file else gpu_peak(candidate, setting)
@@ -139,16 +139,13 @@ def peak_memory(
     context = multiprocessing.get_context('forkserver')
     # Loaded once; each process begins as a copy of one that has them.
     context.set_forkserver_preload([__name__, f'{scope}.models'])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_peak, args=(sender, candidate, setting, scope, file))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv() / 2**20
-    except EOFError:
-        return None
-    finally:
-        process.join()
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(cpu_peak, candidate, setting, scope, file).result() / 2**20
+        # The process was ended, or torch raised what it may.
+        except Exception as error:
+            print(f'peak memory was not measured: {in_one_line(error)}', file=sys.stderr)
+            return None
 
 
 def gpu_peak(candidate: Candidate, setting: Setting) -> float | None:
@@ -165,10 +162,8 @@ def gpu_peak(candidate: Candidate, setting: Setting) -> float | None:
     return (torch.cuda.max_memory_allocated(setting.device) - before) / 2**20
 
 
-def send_peak(
-    sender: Connection, candidate: Candidate, setting: Setting, scope: str, file: Path | None
-) -> None:
-    """What the other process does."""
+def cpu_peak(candidate: Candidate, setting: Setting, scope: str, file: Path | None) -> int:
+    """Bytes that this process, a new one, takes for a model."""
     for module in (f'{scope}.models', *([setting.backend] if file else [])):
         import_module(module)
     torch.set_num_threads(setting.threads)
@@ -178,7 +173,7 @@ def send_peak(
     resident_peak()
     run()
     run()
-    sender.send(max(0, resident_peak() - before))
+    return max(0, resident_peak() - before)
 
 
 def resident_peak() -> int:

@@ -12,26 +12,6 @@ COLUMNS = (
     *('model', 'parameters', 'multiply-adds', 'median', 'p90', 'spread', 'images/s'),
     *('time ratio', 'peak memory'),
 )
-FOLDED = (
-    "All networks were folded for inference, in channels last, the peers' too; training "
-    'steps are left as they are.'
-)
-NOT_FOLDED = "No network was folded (--no-deploy): the peers are as mmdet's and mmseg's users have."
-MIXED = (
-    'Mixed precision (--amp): float16 on a GPU; on a CPU bfloat16, for all of a segmentor, in '
-    'detectors and in training for backbone and neck; in OpenVINO what it chooses.'
-)
-NOTES = (
-    "'Whole model' goes from pixels to segmentation maps, or to boxes, scores, labels and mask "
-    'probabilities. Weights are random, so detectors find other objects than trained ones would; '
-    'the segmentation map is of one class, and one of a street scene takes up to 10 ms more.',
-    'Models take turns of a quarter of a second. Spread is p90 less p10 in percent of the median; '
-    'the time ratio is to the first model, the median over the rounds.',
-    'Multiply-adds are those of convolutions and matrix products for one image before folding, '
-    'without RoI heads and backward passes.',
-    'Peak memory is what torch allocated on a GPU; on a CPU what the resident memory of a process '
-    'with the model alone grew by.',
-)
 
 
 def format_outcome(outcome: dict[str, Any]) -> str:
@@ -44,12 +24,13 @@ def format_outcome(outcome: dict[str, Any]) -> str:
     pinned = machine['pinned_to']
     where = f'pinned to processors {", ".join(map(str, pinned))}' if pinned else 'not pinned'
     versions = ', '.join(f'{name} {number}' for name, number in machine['versions'].items())
+    folded = 'Folded for inference, the peers too.'
     notes = [
         f'{processor(machine)} ({where}); {machine["system"]}, Python {machine["python"]}, '
         f'{versions}; {machine["date"]}; it took {outcome["seconds"]:.0f} s.',
-        FOLDED if outcome['deploy'] else NOT_FOLDED,
-        *([MIXED] if outcome['amp'] else []),
-        *NOTES,
+        folded if outcome['deploy'] else 'Not folded (--no-deploy).',
+        *(['Mixed precision (--amp).'] if outcome['amp'] else []),
+        'Weights are random. What the columns mean: docs/speed.md.',
     ]
     how = '\n'.join(f'- {note}' for note in notes)
     return '\n\n'.join([*sections, f'## How it was measured\n\n{how}'])

@@ -36,15 +36,15 @@ NUM_OBJECTS = 8
 class Setting:
     """What all models that are compared with each other have in common."""
 
-    part: str  # 'backbone', or 'model' for all of it, post-processing included
-    step: str  # 'predict', or 'train' for forward and backward pass and the optimizer's step
-    backend: str  # one of BACKENDS
-    size: tuple[int, int] | None  # of the images; None: 512x512 in mmseg, 800x1333 in mmdet
-    batch: int  # images at once
-    deploy: bool  # fold the networks for inference, the peers' too
-    amp: bool  # mixed precision, as infer.py and train.py have it
-    device: str  # for instance 'cuda:0'
-    threads: int  # of the processor
+    part: str = 'model'  # 'backbone', or 'model' for all of it, post-processing included
+    step: str = 'predict'  # 'train': forward and backward pass and the optimizer's step
+    backend: str = 'torch'  # one of BACKENDS
+    size: tuple[int, int] | None = None  # of the images; None: 512x512 in mmseg, 800x1333 in mmdet
+    batch: int = 1  # images at once
+    deploy: bool = True  # fold the networks for inference, the peers' too
+    amp: bool = False  # mixed precision, as infer.py and train.py have it
+    device: str = 'cpu'  # for instance 'cuda:0'
+    threads: int = 1  # of the processor
 
 
 def make_runner(

@@ -35,7 +35,7 @@ def setting(
 def compare(monkeypatch):
     """Measures a group in one round, without memory, which takes a process for each model."""
     monkeypatch.setattr(benchmarking, 'peak_memory', lambda *_: None)
-    return lambda group, what: benchmarking.compare(group, what, 1, 0, lambda _: None)
+    return lambda group, what: benchmarking.compare(group, what, 1, 0)
 
 
 def group_of(config: object, with_peers: bool = False) -> Group:
