@@ -62,16 +62,11 @@ class Axes(NamedTuple):
 
 
 class Layout:
-    """What every dimension of the tensors of a space's largest network belongs to.
-
-    Args:
-        model: The detector or segmentor of the space's config; not changed.
-        space: The space.
-    """
+    """What every dimension of the tensors of a space's largest network, ``model``, belongs to."""
 
     def __init__(self, model: nn.Module, space: Space) -> None:
         self.space = space
-        layers = {**behind_backbone(model, space)}
+        layers = behind_backbone(model, space)
         parameters = dict(model.named_parameters())
         self.tensors = {}
         for name, tensor in model.state_dict().items():
@@ -246,17 +241,13 @@ class MeanOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return averaged(x)
+        x = x.clone()
+        all_reduce(x, op='mean')
+        return x
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return averaged(gradient)
-
-
-def averaged(x: Tensor) -> Tensor:
-    x = x.clone()
-    all_reduce(x, op='mean')
-    return x
+        return MeanOverProcesses.apply(gradient)
 
 
 class ElasticLayerScale(LayerScale):
@@ -283,22 +274,14 @@ class ElasticBlock(Block):
 def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
     """Let a model compute any network of a space with slices of its own weights.
 
-    Modules change their classes, so that the keys of its state_dict stay what they are.
-
-    Args:
-        model: The detector or segmentor of the space's config; changed in place.
-        layout: The layout of its tensors.
-
-    Returns:
-        The model itself, set to the largest network.
-
-    Raises:
-        ConfigError: It has a layer that cannot be sliced.
+    Modules change their classes, so that the keys of its state_dict stay what they are. Raises
+    ConfigError where a layer cannot be sliced.
     """
     if not isinstance(model.backbone, EfficientFormerV2) or model.backbone.deployed:
         raise ConfigError('a supernet is made of an EfficientFormerV2 that is not yet deployed')
     elastic = {layer_of(name) for name, axes in layout.tensors.items() if any(axes.groups)}
     for name, module in model.named_modules():
+        own_parameters = list(module.parameters(recurse=False))
         if isinstance(module, Block):
             module.__class__ = ElasticBlock
         elif isinstance(module, LayerScale):
@@ -306,7 +289,7 @@ def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
         elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             # All of them, since every network has other statistics behind what it shares, too.
             module.__class__ = ElasticBatchNorm
-        elif layer_of(f'{name}.weight') not in elastic or not has_own_tensors(module):
+        elif layer_of(f'{name}.weight') not in elastic or not own_parameters:
             continue
         elif type(module) in (nn.Conv2d, Conv2d):
             module.__class__ = ElasticConv2d
@@ -317,11 +300,6 @@ def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
             )
     set_choice(model, layout, layout.space.largest)
     return model
-
-
-def has_own_tensors(module: nn.Module) -> bool:
-    """Whether a module has tensors that are not those of modules inside of it."""
-    return any(True for _ in module.parameters(recurse=False))
 
 
 def set_choice(model: nn.Module, layout: Layout, choice: Choice) -> None:

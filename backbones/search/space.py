@@ -7,7 +7,7 @@ than the backbone, so that here their width is a dimension too.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -40,21 +40,13 @@ DEFAULTS = dict(
 
 @dataclass(frozen=True)
 class Choice:
-    """One network of a space.
+    """One network of a space."""
 
-    Attributes:
-        channels: Channels of each stage.
-        ratios: For each stage, the expansion ratio of each block of the largest network, or 0
-            where the block is left out.
-        num_attention_blocks: How many of the last blocks that are left have attention, in stages 3
-            and 4.
-        neck: Channels of the neck, or None where it is the config's own.
-    """
-
-    channels: tuple[int, ...]
+    channels: tuple[int, ...]  # of each stage
+    # Of each block of the largest network, by stage; 0 where it is left out.
     ratios: tuple[tuple[float, ...], ...]
-    num_attention_blocks: tuple[int, int]
-    neck: int | None
+    num_attention_blocks: tuple[int, int]  # the last ones that are left, in stages 3 and 4
+    neck: int | None  # its channels; None: the config's own
 
     def blocks(self, stage: int) -> list[int]:
         """The blocks of a stage that are left, by their number in the largest network."""
@@ -82,42 +74,28 @@ class Choice:
     @classmethod
     def from_json(cls, text: str) -> 'Choice':
         values = json.loads(text)
+        ratios, attention = values['ratios'], values['num_attention_blocks']
         return cls(
-            tuple(values['channels']),
-            tuple(map(tuple, values['ratios'])),
-            tuple(values['num_attention_blocks']),
-            values['neck'],
+            tuple(values['channels']), tuple(map(tuple, ratios)), tuple(attention), values['neck']
         )
 
 
 @dataclass(frozen=True)
 class Space:
-    """All networks that a config can be searched for.
+    """All networks that a config can be searched for; settings are in rising order."""
 
-    Attributes:
-        largest: The config's own network.
-        channels: For each stage its widths, rising.
-        min_depths: For each stage the fewest blocks.
-        ratios: Expansion ratios, rising; each block takes those up to its own in ``largest``.
-        necks: Widths of the neck, rising; empty where it is not searched.
-        head: The head whose width follows the neck's: its key in the model, the option that sets
-            its width, and that width over the neck's; or None.
-    """
-
-    largest: Choice
-    channels: tuple[tuple[int, ...], ...]
-    min_depths: tuple[int, ...]
-    ratios: tuple[float, ...]
-    necks: tuple[int, ...]
+    largest: Choice  # the config's own network
+    channels: tuple[tuple[int, ...], ...]  # of each stage
+    min_depths: tuple[int, ...]  # of each stage
+    ratios: tuple[float, ...]  # each block takes those up to its own in `largest`
+    necks: tuple[int, ...]  # widths; empty where the neck is not searched
+    # The head whose width follows the neck's: its key in the model, the option that sets its width,
+    # and that width over the neck's.
     head: tuple[str, str, float] | None
 
     @classmethod
     def from_config(cls, config: Config) -> 'Space':
-        """The space of a config with ``search = dict(...)``.
-
-        Raises:
-            ConfigError: Its model cannot be searched, or an option in ``search`` is none.
-        """
+        """The space of a config with ``search = dict(...)``, or ConfigError."""
         options = search_options(config)
         model = config.model
         backbone = model.get('backbone') or {}
@@ -158,49 +136,44 @@ class Space:
             max(1, min(full // 2, *(row['depths'][stage] for row in published), full))
             for stage, full in enumerate(arch['depths'])
         ]
-        space = cls(
-            largest,
-            tuple(
-                tuple(sorted({*widths, full}))
-                for widths, full in zip(channels, largest.channels, strict=True)
-            ),
-            tuple(min_depths),
-            tuple(sorted(options['ratios'])),
-            tuple(sorted({n for n in options['necks'] if n < width} | {width})) if head else (),
-            head,
-        )
-        space.check()
+        try:
+            space = cls(
+                largest,
+                tuple(
+                    tuple(sorted({*widths, full}))
+                    for widths, full in zip(channels, largest.channels, strict=True)
+                ),
+                tuple(min_depths),
+                tuple(sorted(options['ratios'])),
+                tuple(sorted({n for n in options['necks'] if n < width} | {width})) if head else (),
+                head,
+            )
+            space.check()
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f'search cannot be {config.search} ({error}): ratios are numbers above 0, necks '
+                f'numbers; for each of {NUM_STAGES} stages channels has a list of widths from 2 to '
+                'those of the config, and min_depths a number from 1 to its blocks'
+            ) from error
         return space
 
     def check(self) -> None:
-        """See that the settings are possible.
-
-        Raises:
-            ConfigError: One is not.
-        """
-        for stage, widths in enumerate(self.channels):
-            if widths[0] < 2 or widths[-1] > self.largest.channels[stage]:
-                raise ConfigError(
-                    f'search.channels[{stage}] are from 2 to {self.largest.channels[stage]}, what '
-                    f'the stage has, not {widths}'
-                )
-        for stage, depth in enumerate(self.min_depths):
-            full = len(self.largest.ratios[stage])
-            if not 1 <= depth <= full:
-                raise ConfigError(f'search.min_depths[{stage}] is from 1 to {full}, not {depth}')
+        """Raise ValueError or TypeError where a setting is impossible."""
+        for widths, full in zip(self.channels, self.largest.channels, strict=True):
+            if widths[0] < 2 or widths[-1] > full:
+                raise ValueError(f'channels {widths}')
+        for depth, ratios in zip(self.min_depths, self.largest.ratios, strict=True):
+            if not 1 <= depth <= len(ratios):
+                raise ValueError(f'min_depths {depth}')
         if not self.ratios or self.ratios[0] <= 0:
-            raise ConfigError(f'search.ratios are above 0, not {self.ratios}')
+            raise ValueError(f'ratios {self.ratios}')
 
     def to_json(self) -> str:
         """The same for equal spaces."""
         return json.dumps(asdict(self))
 
     def check_checkpoint(self, checkpoint: dict) -> bool:
-        """Whether a checkpoint is one of a supernet; False where it is an ordinary one.
-
-        Raises:
-            CheckpointError: It is of another space.
-        """
+        """Whether a checkpoint is a supernet's; CheckpointError where it is of another space."""
         # In one that was published it is beside the config.
         found = checkpoint.get('search_space') or checkpoint.get('meta', {}).get('search_space')
         if found is not None and found != self.to_json():
@@ -213,19 +186,8 @@ class Space:
     @property
     def smallest(self) -> Choice:
         """The network with the smallest setting in every dimension."""
-        ratios = []
-        for stage, full in enumerate(self.largest.ratios):
-            # The last blocks are the ones that can attend, and none of them has to.
-            first = len(full) - self.min_depths[stage]
-            ratios.append(
-                tuple(
-                    self.ratios_of(stage, block)[0] if block >= first else 0
-                    for block in range(len(full))
-                )
-            )
-        neck = self.necks[0] if self.necks else None
-        channels = tuple(widths[0] for widths in self.channels)
-        return Choice(channels, tuple(ratios), (0, 0), neck)
+        # The last blocks are the ones that can attend, and none of them has to.
+        return self.draw(lambda settings: settings[0], lambda number: range(number)[::-1])
 
     def ratios_of(self, stage: int, block: int) -> tuple[float, ...]:
         """The ratios that a block can have, rising; the last is its own in the largest network."""
@@ -239,39 +201,46 @@ class Space:
 
     def smaller(self, choice: Choice) -> dict[str, Choice]:
         """What the next smaller setting of each dimension makes of a network, by its name."""
-        return self.neighbors(choice, next_below)
+        return self.neighbors(choice, -1)
 
     def larger(self, choice: Choice) -> dict[str, Choice]:
         """What the next larger setting of each dimension makes of a network, by its name."""
-        return self.neighbors(choice, next_above)
+        return self.neighbors(choice, 1)
 
-    def neighbors(self, choice: Choice, move: Callable[[Sequence[Any], Any], Any]) -> dict:
-        """The networks that differ in one dimension by one setting, which `move` chooses."""
+    def neighbors(self, choice: Choice, step: int) -> dict[str, Choice]:
+        """The networks that differ in one dimension by one setting: step is 1 up or -1 down."""
+
+        def beside(settings: Sequence[Any], own: Any) -> Sequence[Any]:
+            """The setting next to a network's own, or none where that is the last one."""
+            place = settings.index(own) + step
+            return settings[place : place + 1] if place >= 0 else ()
+
         found = {}
         for stage, widths in enumerate(self.channels):
-            if (width := move(widths, choice.channels[stage])) is not None:
+            for width in beside(widths, choice.channels[stage]):
                 channels = put(choice.channels, stage, width)
                 found[f'stage {stage + 1}: {width} channels'] = replace(choice, channels=channels)
         for stage, ratios in enumerate(choice.ratios):
+            can_lose = len(choice.blocks(stage)) > self.min_depths[stage]
             for block, ratio in enumerate(ratios):
-                where = f'stage {stage + 1}, block {block + 1}'
-                other = move(self.ratios_of(stage, block), ratio) if ratio else None
-                if other is not None:
+                where, settings = (
+                    f'stage {stage + 1}, block {block + 1}',
+                    self.ratios_of(stage, block),
+                )
+                for other in beside(settings, ratio) if ratio else ():
                     name = f'{where}: ratio {other:g}'
                     found[name] = self.with_ratio(choice, stage, block, other)
-                is_needed = len(choice.blocks(stage)) <= self.min_depths[stage]
-                if move is next_below and ratio and not is_needed:
+                if step < 0 and ratio and can_lose:
                     found[f'{where}: left out'] = self.with_ratio(choice, stage, block, 0)
-                if move is next_above and not ratio:
-                    smallest = self.ratios_of(stage, block)[0]
-                    found[f'{where}: put back'] = self.with_ratio(choice, stage, block, smallest)
+                if step > 0 and not ratio:
+                    found[f'{where}: put back'] = self.with_ratio(choice, stage, block, settings[0])
         for index, number in enumerate(choice.num_attention_blocks):
             possible = range(self.can_attend(index + 2, choice.blocks(index + 2)) + 1)
-            if (other := move(possible, number)) is not None:
+            for other in beside(possible, number):
                 numbers = put(choice.num_attention_blocks, index, other)
                 name = f'stage {index + 3}: {other} attention blocks'
                 found[name] = replace(choice, num_attention_blocks=numbers)
-        if self.necks and (neck := move(self.necks, choice.neck)) is not None:
+        for neck in beside(self.necks, choice.neck) if self.necks else ():
             found[f'neck: {neck} channels'] = replace(choice, neck=neck)
         return found
 
@@ -295,71 +264,54 @@ class Space:
         """
         level = rng.uniform()
 
-        def draw(settings: Sequence[Any]) -> Any:
+        def pick(settings: Sequence[Any]) -> Any:
             position = np.clip(rng.normal(level, 0.3), 0, 1 - 1e-9)
             return settings[int(position * len(settings))]
 
+        return self.draw(pick, rng.permutation)
+
+    def draw(self, pick: Callable[[Sequence], Any], order: Callable[[int], Sequence]) -> Choice:
+        """A network of picked settings; of a stage's blocks the first in ``order`` are left."""
         ratios = []
         for stage, full in enumerate(self.largest.ratios):
-            depth = draw(range(self.min_depths[stage], len(full) + 1))
-            left = set(rng.permutation(len(full))[:depth].tolist())
+            depth = pick(range(self.min_depths[stage], len(full) + 1))
+            left = set(order(len(full))[:depth])
             ratios.append(
                 tuple(
-                    draw(self.ratios_of(stage, block)) if block in left else 0
+                    pick(self.ratios_of(stage, block)) if block in left else 0
                     for block in range(len(full))
                 )
             )
-        numbers = tuple(draw(range(n + 1)) for n in self.largest.num_attention_blocks)
-        channels = tuple(map(draw, self.channels))
-        neck = draw(self.necks) if self.necks else None
+        numbers = tuple(pick(range(n + 1)) for n in self.largest.num_attention_blocks)
+        channels = tuple(map(pick, self.channels))
+        neck = pick(self.necks) if self.necks else None
         return self.with_possible_attention(Choice(channels, tuple(ratios), numbers, neck))
 
     def __contains__(self, choice: Choice) -> bool:
         return (
             all(c in widths for c, widths in zip(choice.channels, self.channels, strict=True))
-            and list(map(len, choice.ratios)) == list(map(len, self.largest.ratios))
-            and all(
-                len(choice.blocks(stage)) >= self.min_depths[stage] for stage in range(NUM_STAGES)
-            )
+            and all(len(choice.blocks(n)) >= depth for n, depth in enumerate(self.min_depths))
             and all(
                 choice.ratios[stage][block] in self.ratios_of(stage, block)
                 for stage in range(NUM_STAGES)
                 for block in choice.blocks(stage)
             )
             and self.with_possible_attention(choice) == choice
-            and (choice.neck in self.necks if self.necks else choice.neck is None)
+            and choice.neck in (self.necks or (None,))
         )
-
-    def embed(self, arch: str | dict, neck: int | None) -> Choice | None:
-        """A network of the family as a choice of this space, or None where it is not in it.
-
-        Args:
-            arch: Its name or its row.
-            neck: Channels of its neck; None where the neck is not searched.
-        """
-        arch = resolve_architecture(arch)
-        ratios: list[tuple[float, ...]] = []
-        for full, own in zip(self.largest.ratios, arch['mlp_ratios'], strict=True):
-            # From the last block on, since the last ones attend.
-            found, block = [0.0] * len(full), len(full)
-            for ratio in reversed(own):
-                block -= 1
-                while block >= 0 and full[block] < ratio:
-                    block -= 1
-                if block < 0:
-                    return None
-                found[block] = ratio
-            ratios.append(tuple(found))
-        numbers = tuple(arch['num_attention_blocks'])
-        choice = Choice(tuple(arch['channels']), tuple(ratios), numbers, neck)
-        return choice if choice in self else None
 
     def published(self) -> dict[str, Choice]:
         """The published networks in this space, with every width of the neck, by their names."""
         members = {}
         for name in ARCHITECTURES:
+            arch = resolve_architecture(name)
+            ratios = tuple(map(align, arch['mlp_ratios'], self.largest.ratios))
+            if None in ratios:
+                continue
+            numbers = tuple(arch['num_attention_blocks'])
             for neck in self.necks or (None,):
-                if choice := self.embed(name, neck):
+                choice = Choice(tuple(arch['channels']), ratios, numbers, neck)
+                if choice in self:
                     members[f'{name}, neck {neck}' if neck else name] = choice
         return members
 
@@ -404,12 +356,7 @@ class Space:
 
 
 def search_options(config: Config) -> dict[str, Any]:
-    """``search`` of a config, with defaults for what it does not say.
-
-    Raises:
-        ConfigError: There is no ``search``, it has unknown options, or one of them is not the list
-            that it has to be.
-    """
+    """``search`` of a config, with defaults for what it does not say, or ConfigError."""
     given = config.get('search')
     if given is None:
         raise ConfigError(
@@ -418,33 +365,7 @@ def search_options(config: Config) -> dict[str, Any]:
         )
     if unknown := sorted(set(given) - set(DEFAULTS)):
         raise ConfigError(f'search has no options {unknown}; it has {sorted(DEFAULTS)}')
-    options = DEFAULTS | given
-    check_lists(options)
-    return options
-
-
-def check_lists(options: dict[str, Any]) -> None:
-    """Raise ConfigError where an option is not the list that it has to be."""
-    channels, depths = options['channels'], options['min_depths']
-    of_channels = map(are_numbers, channels) if isinstance(channels, list | tuple) else ()
-    is_right = dict(
-        ratios=are_numbers(options['ratios']),
-        necks=are_numbers(options['necks']),
-        min_depths=not depths or (are_numbers(depths) and len(depths) == NUM_STAGES),
-        channels=not channels or [*of_channels] == [True] * NUM_STAGES,
-    )
-    if wrong := [name for name, right in is_right.items() if not right]:
-        name = wrong[0]
-        raise ConfigError(
-            f'search.{name} cannot be {options[name]}: ratios and necks are lists of numbers; '
-            f'min_depths has a number, and channels a list of widths, for each of the {NUM_STAGES} '
-            'stages'
-        )
-
-
-def are_numbers(values: Any) -> bool:
-    """Whether these are a list or tuple of numbers."""
-    return isinstance(values, list | tuple) and all(isinstance(n, int | float) for n in values)
+    return DEFAULTS | given
 
 
 def find_head(model: ConfigDict) -> tuple[str, str, float] | None:
@@ -474,14 +395,13 @@ def widths_of(full: int, published: Sequence[int]) -> list[int]:
     return sorted({width for width in rounded | set(published) if width <= full} | {full})
 
 
-def next_below(settings: Sequence[Any], setting: Any) -> Any:
-    """The largest of some rising settings below one, or None."""
-    return max((each for each in settings if each < setting), default=None)
-
-
-def next_above(settings: Sequence[Any], setting: Any) -> Any:
-    """The smallest of some rising settings above one, or None."""
-    return min((each for each in settings if each > setting), default=None)
+def align(own: Sequence[float], full: Sequence[float]) -> tuple[float, ...] | None:
+    """A stage's ratios among a larger one's, 0 for blocks that it lacks; None if it is larger."""
+    placed, rest = [], list(own)
+    # From the last block on, since the last ones attend.
+    for ratio in reversed(full):
+        placed.append(rest.pop() if rest and rest[-1] <= ratio else 0)
+    return None if rest else tuple(reversed(placed))
 
 
 def put(values: tuple, index: int, value: Any) -> tuple:
@@ -498,16 +418,3 @@ def describe(choice: Choice) -> str:
     attention = '+'.join(map(str, choice.num_attention_blocks))
     neck = f', neck {choice.neck}' if choice.neck else ''
     return f'channels {channels}, blocks {depths}, ratios {ratios}, attention {attention}{neck}'
-
-
-def iterate_dimensions(space: Space) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Every dimension of a space with its settings, for reports."""
-    for stage, widths in enumerate(space.channels):
-        yield f'channels of stage {stage + 1}', widths
-        full = len(space.largest.ratios[stage])
-        yield f'blocks of stage {stage + 1}', range(space.min_depths[stage], full + 1)
-    yield 'expansion ratios', space.ratios
-    for index, number in enumerate(space.largest.num_attention_blocks):
-        yield f'attention blocks of stage {index + 3}', range(number + 1)
-    if space.necks:
-        yield 'channels of the neck', space.necks

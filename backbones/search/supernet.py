@@ -28,21 +28,16 @@ from backbones.errors import ConfigError
 
 from .elastic import Layout, make_elastic, set_choice
 from .holdout import leave_out_holdout
-from .space import Choice, Space, iterate_dimensions
+from .space import Space, describe
 
 NUM_RANDOM = 2
 
 
 def prepare_supernet(config: Config) -> None:
-    """Make the config of an ordinary training one of a supernet's.
+    """Make the config of an ordinary training one of a supernet's, in place.
 
-    Args:
-        config: A config with ``search``; changed in place: its training does not read the held-out
-            images, and its BatchNorms learn.
-
-    Raises:
-        ConfigError: Its model cannot be searched, or its training not be one of a supernet.
-        DataError: There are too few training images to hold some of them out.
+    The training then leaves out the hold-out, and its BatchNorms learn. Raises ConfigError or
+    DataError where there can be none.
     """
     space = Space.from_config(config)
     if config.optim_wrapper.get('accumulative_counts', 1) != 1:
@@ -50,11 +45,11 @@ def prepare_supernet(config: Config) -> None:
             'a supernet adds up the gradients of its networks: leave out '
             'optim_wrapper.accumulative_counts'
         )
-    lines = [f'{name}: {", ".join(map(str, each))}' for name, each in iterate_dimensions(space)]
+    ends = [describe(choice) for choice in (space.smallest, space.largest)]
+    print(f'supernet\n  from {ends[0]}\n  to {ends[1]}', flush=True)
     if config.model.backbone.get('norm_eval'):
         config.model.backbone.norm_eval = False
-        lines.append('norm_eval is off: the networks need statistics of their own')
-    print('\n  '.join(['supernet', *lines]), flush=True)
+        print('  norm_eval is off: the networks need statistics of their own', flush=True)
     leave_out_holdout(config)
 
 
@@ -65,10 +60,8 @@ class Supernet(nn.Module):
     Several processes add up their gradients without DistributedDataParallel, which knows neither
     several forward passes a step nor parameters that take part in some steps only.
 
-    Args:
-        module: The model of the space's config; made elastic.
-        layout: The layout of its tensors.
-        generator: Gives the random numbers of a step, the same in all processes.
+    ``module``, the model of the space's config, is made elastic. ``generator`` gives the random
+    numbers of a step, the same in all processes.
     """
 
     def __init__(
@@ -80,51 +73,29 @@ class Supernet(nn.Module):
         self.generator = generator
 
     def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """One step of the optimizer.
-
-        Returns:
-            ``loss``, the mean over the networks, and the losses of the largest, the smallest and
-            the random ones.
-        """
+        """One step of the optimizer; the loss is the mean over the networks."""
         data = self.module.data_preprocessor(data, True)
-        losses = {}
-        choices = self.draw_choices()
-        for name, choice in choices.items():
+        space, rng = self.layout.space, self.generator()
+        choices = [space.largest, space.smallest, *(space.sample(rng) for _ in range(NUM_RANDOM))]
+        losses = []
+        for choice in choices:
             set_choice(self.module, self.layout, choice)
             with optim_wrapper.optim_context(self.module):
                 loss, _ = self.module.parse_losses(self.module(**data, mode='loss'))
             optim_wrapper.backward(optim_wrapper.scale_loss(loss / len(choices)))
-            losses[name] = loss.detach()
-        self.average_gradients()
+            losses.append(loss.detach())
+        # All processes trained the same networks.
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        dist.all_reduce_params(gradients, op='mean')
         optim_wrapper.step()
         optim_wrapper.zero_grad()
-        random = [loss for name, loss in losses.items() if name.startswith('random')]
+        largest, smallest, *random = losses
         return dict(
-            loss=torch.stack(list(losses.values())).mean(),
-            loss_largest=losses['largest'],
-            loss_smallest=losses['smallest'],
+            loss=torch.stack(losses).mean(),
+            loss_largest=largest,
+            loss_smallest=smallest,
             loss_random=torch.stack(random).mean(),
         )
-
-    def draw_choices(self) -> dict[str, Choice]:
-        """The networks of a step."""
-        space, rng = self.layout.space, self.generator()
-        return dict(
-            largest=space.largest,
-            smallest=space.smallest,
-            **{f'random_{number}': space.sample(rng) for number in range(NUM_RANDOM)},
-        )
-
-    def average_gradients(self) -> None:
-        """Make every gradient the mean over all processes, which all trained the same networks."""
-        if dist.get_world_size() == 1:
-            return
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat, op='mean')
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
 
     def val_step(self, data: Any) -> Any:
         """Predictions of the largest network."""
