@@ -91,11 +91,7 @@ def format_costs(costs: dict[str, float]) -> str:
 
 
 def greedy(search: Search) -> list[Choice]:
-    """The networks from the largest one to the best that meets the targets.
-
-    Raises:
-        ConfigError: There are too few evaluations for the first step.
-    """
+    """The networks from the largest one to the best that meets the targets."""
     check_evaluations(search)
     return climb(search, *descend(search))
 
@@ -104,10 +100,8 @@ def descend(search: Search) -> tuple[list[Choice], dict[str, float]]:
     """The paper's search: the networks from the largest one to the first that meets the targets.
 
     A target that is met no longer counts. Where the evaluations would not last, fewer actions are
-    evaluated in a step, and at worst none: then the one with the least known drop is taken.
-
-    Returns:
-        The networks, and the last known drop of the metric for every kind of action.
+    evaluated in a step, and at worst none: then the one with the least known drop is taken. The
+    last known drop of the metric is returned too, for every kind of action.
     """
     state, path, drops = search.space.largest, [search.space.largest], {}
     metric = None
