@@ -11,7 +11,6 @@ import io
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from itertools import chain
@@ -27,6 +26,7 @@ from mmengine.device import get_device
 from mmengine.evaluator import Evaluator as Metrics
 from mmengine.evaluator.metric import _to_cpu
 from mmengine.logging import MMLogger
+from mmengine.model import stack_batch
 from mmengine.registry import DATASETS, MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -52,14 +52,8 @@ CALIBRATION_BATCH = 16
 def load_supernet(config: Config, source: str) -> tuple[Layout, dict[str, Tensor]]:
     """Read the weights that all networks of a config's space have a part of, and their layout.
 
-    Args:
-        config: A config with ``search``, whose classes are set.
-        source: A checkpoint of its supernet, or of the config itself as any training leaves it; the
-            important channels of the latter are put first.
-
-    Raises:
-        CheckpointError: It cannot be read, is of another model, or a supernet of another space.
-        ConfigError: The config cannot be searched.
+    ``source`` is a checkpoint of its supernet, or of the config itself as any training leaves it,
+    whose important channels are put first. CheckpointError where it is of another model or space.
     """
     quiet(MMLogger.get_instance('search', log_level='WARNING'))
     space = Space.from_config(config)
@@ -89,18 +83,13 @@ class Evaluator:
         layout: The layout of the tensors.
         state_dict: The supernet's weights.
         work_dir: The work folder; evaluations are kept in ``search`` inside it.
-
-    Attributes:
-        metric: The name of what networks are compared by; the larger the better.
-        known: The metric of every network that was evaluated, now or in an earlier run.
-        path: Where they are kept.
-        report: Called with every choice that was asked for, its metric and whether it is new.
     """
 
     def __init__(
         self, config: Config, layout: Layout, state_dict: dict[str, Tensor], work_dir: str | Path
     ) -> None:
         self.config, self.layout, self.state_dict = config, layout, state_dict
+        # Called with every choice that was asked for, its metric and whether it is new.
         self.report: Callable[[Choice, float, bool], None] = lambda *result: None
         self.device = torch.device(get_device())
         self.metric = main_metric(config)
@@ -117,6 +106,7 @@ class Evaluator:
         self.path = Path(work_dir) / 'search' / f'evaluations_{self.fingerprint()}.jsonl'
         records = [read_records(self.path) if dist.is_main_process() else None]
         dist.broadcast_object_list(records)
+        # The metric of every network that was evaluated, now or in an earlier run.
         self.known: dict[Choice, float] = {
             Choice.from_json(json.dumps(record['choice'])): record['metric']
             for record in records[0]
@@ -146,19 +136,14 @@ class Evaluator:
             self.report(choice, self.known[choice], False)
         rank, processes = dist.get_rank(), dist.get_world_size()
         for start in range(rank, len(todo) + rank, processes):
-            results = [(choice, *self.timed(choice)) for choice in todo[start : start + 1]]
-            for choice, metric, seconds in chain.from_iterable(dist.all_gather_object(results)):
+            results = [(choice, self.measure(choice)) for choice in todo[start : start + 1]]
+            for choice, metric in chain.from_iterable(dist.all_gather_object(results)):
                 self.known[choice] = metric
                 self.report(choice, metric, True)
                 if dist.is_main_process():
                     content = json.loads(choice.to_json())
-                    append_record(self.path, dict(choice=content, metric=metric, seconds=seconds))
+                    append_record(self.path, dict(choice=content, metric=metric))
         return [self.known[choice] for choice in choices]
-
-    def timed(self, choice: Choice) -> tuple[float, float]:
-        """The metric of a network, and the seconds that it took."""
-        started = time.perf_counter()
-        return self.measure(choice), round(time.perf_counter() - started, 3)
 
     @torch.no_grad()
     def measure(self, choice: Choice) -> float:
@@ -227,12 +212,7 @@ def calibration_batches(config: Config, preprocessor: nn.Module) -> list[dict[st
 def stack(samples: list[tuple[Tensor, Any]]) -> dict[str, Any]:
     """One batch of images, which are padded to the largest."""
     images, data_samples = zip(*samples, strict=True)
-    height, width = (max(image.shape[dim] for image in images) for dim in (2, 3))
-    padded = [
-        nn.functional.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
-        for image in images
-    ]
-    return dict(inputs=torch.cat(padded), data_samples=list(data_samples))
+    return dict(inputs=stack_batch([image[0] for image in images]), data_samples=list(data_samples))
 
 
 @torch.no_grad()
