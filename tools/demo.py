@@ -146,7 +146,9 @@ def demonstrate_search() -> None:
 
 def read_latency(work_dir: Path) -> LatencyModel:
     """What `search.py latency` wrote."""
-    return LatencyModel.load(find_latency(ROOT / work_dir), load_config(str(ROOT / SEARCH_CONFIG)))
+    config = load_config(str(ROOT / SEARCH_CONFIG))
+    config.work_dir = str(ROOT / work_dir)
+    return find_latency(config)
 
 
 def best_checkpoint(work_dir: Path) -> Path:

@@ -15,6 +15,7 @@ with explain_missing():
     from _arguments import (
         add_cfg_options,
         add_launcher,
+        add_measuring,
         add_trust_checkpoint,
         image_size,
         make_parser,
@@ -23,23 +24,22 @@ with explain_missing():
     )
     from mmengine.config import Config
 
-    from backbones.benchmark.benchmark import default_threads
-    from backbones.benchmark.candidates import Candidate
+    from backbones.benchmark.benchmark import DEFAULT_SIZES, default_threads
+    from backbones.benchmark.work import Setting
     from backbones.engine.config import load_run_config
     from backbones.engine.distributed import disconnect
     from backbones.errors import exit_on_user_error
     from backbones.export.formats import FORMATS
     from backbones.inference.model import choose_device
-    from backbones.search.elastic import Layout
-    from backbones.search.find import EXPONENTS, METHODS, find_networks
+    from backbones.search.find import find_networks
     from backbones.search.latency import ELSEWHERE, fit, format_latency, latency_path
     from backbones.search.measurements import (
         BACKENDS,
-        make_setting,
         measure_latency,
         read_measurements,
         write_files,
     )
+    from backbones.search.methods import EXPONENTS, METHODS
     from backbones.search.space import Space
     from backbones.search.take import take_network
     from backbones.weights import use_safe_loading
@@ -135,12 +135,7 @@ def add_latency(parser: argparse.ArgumentParser) -> None:
     add('--networks', **number, help='to measure (default: 40; 25 with --write-files)')
     text = 'measure N more, which the model does not see, and report its error on them'
     add('--held-out', **number, default=0, help=text)
-    add('--device', help='for instance cuda:1 (default: the first GPU, else cpu)')
-    text = 'of the processor (default: OMP_NUM_THREADS, else one for each physical core)'
-    add('--threads', **number, help=text)
-    add('--rounds', **number, default=10, help='turns of every network, at most (default: 10)')
-    text = 'for each network, after which no round but the first three begins (default: 5)'
-    add('--seconds', type=float, default=5.0, metavar='S', help=text)
+    add_measuring(parser)
     add = parser.add_argument_group('for another device, such as a phone').add_argument
     text = 'write the networks as files, and measurements.csv to fill in'
     add('--write-files', type=Path, metavar='DIR', help=text)
@@ -155,27 +150,30 @@ def latency(args: argparse.Namespace) -> None:
     What is measured is kept: a command that was ended goes on where it was.
     """
     config = load_run_config(args)
-    source = (args.config, args.cfg_options)
+    number = args.networks or (25 if args.write_files else 40)
     if args.write_files:
-        number = args.networks or 25
-        table = write_files(*source, args.write_files, args.format, args.size, number)
+        options = (args.write_files, args.format, args.size, number)
+        table = write_files(args.config, args.cfg_options, *options)
         print(f'written: {number} networks. Measure each on the device, fill in {table}, then give')
         print(f'this command again with --from {table} in place of --write-files')
         return
     if args.table:
-        backend, space = ELSEWHERE, Space.from_config(config)
+        backend = ELSEWHERE
         measured = read_measurements(args.table, config)
         number = len(measured)
-        model = fit(space, list(measured), list(measured.values()))
+        model = fit(Space.from_config(config), list(measured), list(measured.values()))
         model.save(latency_path(config.work_dir, backend), config, measured)
     else:
-        backend, number = args.backend, args.networks or 40
-        device, threads = str(choose_device(args.device)), args.threads or default_threads()
-        setting = make_setting(config, backend, args.size, device, threads)
+        backend = args.backend
+        setting = Setting(
+            backend=backend,
+            size=args.size or DEFAULT_SIZES[config.default_scope],
+            device=str(choose_device(args.device)),
+            threads=args.threads or default_threads(),
+        )
         counts = (number, args.held_out, args.rounds, args.seconds)
-        model, measured = measure_latency(*source, setting, config.work_dir, *counts)
-    layout = Layout(Candidate(args.config, options=args.cfg_options).build(), model.space)
-    print(format_latency(model, measured, number, layout))
+        model, measured = measure_latency(config, args.cfg_options, setting, *counts)
+    print(format_latency(model, measured, number))
     print(f'written: {latency_path(config.work_dir, backend)}')
 
 
@@ -210,19 +208,7 @@ def find(args: argparse.Namespace) -> None:
     WORK_DIR/search: front.md (what the console shows), front.json, front.png, and every
     evaluation, so that a search that was ended goes on where it was.
     """
-    text = find_networks(
-        load_search(args),
-        args.checkpoint,
-        args.config,
-        args.cfg_options,
-        max_latency=args.max_latency,
-        max_parameters=args.max_parameters,
-        backend=args.backend,
-        method=args.method,
-        evaluations=args.evaluations,
-        exponents=args.exponents,
-        measures=args.measures,
-    )
+    text = find_networks(load_search(args), args)
     if text:
         print(f'\n{text}')
 

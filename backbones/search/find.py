@@ -2,11 +2,9 @@
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from argparse import Namespace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -19,54 +17,24 @@ from .evaluate import Evaluator, load_supernet
 from .front import Network, format_front, make_front, write_front
 from .holdout import prepare_holdout
 from .latency import HIGH_ERROR, LatencyModel, find_latency
-from .methods import EXPONENTS, METHODS, Search
+from .measurements import measure as measure_networks
+from .methods import METHODS, Search
 from .space import Choice, search_options
 
 
-def find_networks(
-    config: Config,
-    source: str,
-    config_path: str,
-    options: dict[str, Any],
-    max_latency: float | None = None,
-    max_parameters: float | None = None,
-    backend: str | None = None,
-    method: str = 'greedy',
-    evaluations: int = 250,
-    exponents: Sequence[float] = EXPONENTS,
-    measures: bool = True,
-) -> str | None:
-    """Search a config's space with the weights of a supernet; write and return what is found.
+def find_networks(config: Config, args: Namespace) -> str | None:
+    """``search.py find``: search a config's space with the weights of a supernet.
 
-    Files go to ``search`` in the work folder: front.json, front.md, front.png, and evaluations that
-    a second call does not repeat.
-
-    Args:
-        config: A config with ``search``, ``work_dir`` and ``launcher``; changed in place.
-        source: The checkpoint of its supernet, or of an ordinary training of it.
-        config_path, options: What the config was read from, for measuring.
-        max_latency: The most milliseconds for an image. Default: any.
-        max_parameters: The most parameters. Default: any.
-        backend: Whose latency counts. Default: the only one that there is a model of.
-        method: A key of ``METHODS``.
-        evaluations: How many networks may be evaluated, besides the published ones.
-        exponents: The weights of parameters and latency while neither target is met.
-        measures: Whether networks of the front are measured again.
+    Writes to ``search`` in the work folder: front.json, front.md, front.png, and evaluations that a
+    second call does not repeat. Changes ``config`` in place.
 
     Returns:
         The table of the front and what to do, in the first process; None in others.
-
-    Raises:
-        CheckpointError: The checkpoint does not fit.
-        ConfigError: The config cannot be searched, or nothing meets the targets.
-        DataError: The data cannot be read, or have errors.
     """
-    limits = dict(latency=max_latency, parameters=max_parameters)
+    limits = dict(latency=args.max_latency, parameters=args.max_parameters)
     targets = {name: limit for name, limit in limits.items() if limit is not None}
     # The config as it was measured, before the classes of the data are set.
-    read_model = partial(
-        latency_model, copy.deepcopy(config), backend=backend, is_needed=max_latency is not None
-    )
+    read_model = partial(latency_model, copy.deepcopy(config), args.backend, 'latency' in targets)
 
     def prepare(config: Config) -> None:
         if not targets:
@@ -78,7 +46,7 @@ def find_networks(
 
     config = prepare_on_first(config, prepare)
     model = read_model()
-    layout, state_dict = load_supernet(config, source)
+    layout, state_dict = load_supernet(config, args.checkpoint)
     space = layout.space
 
     @cache
@@ -87,13 +55,13 @@ def find_networks(
         return {**latency, 'parameters': layout.count_parameters(choice)}
 
     evaluator = Evaluator(config, layout, state_dict, config.work_dir)
-    weights = dict(zip(('parameters', 'latency'), exponents, strict=True))
+    weights = dict(zip(('parameters', 'latency'), args.exponents, strict=True))
     seed = search_options(config)['seed']
-    search = Search(space, evaluator.evaluate, costs, targets, weights, evaluations, seed)
+    search = Search(space, evaluator.evaluate, costs, targets, weights, args.evaluations, seed)
     search.check_targets()
     if is_main_process():
         show_progress(evaluator, search)
-    METHODS[method](search)
+    METHODS[args.method](search)
     asked = list(search.found)
     evaluate_others(search)
     if not is_main_process():
@@ -106,21 +74,20 @@ def find_networks(
     ]
     folder, measure = Path(config.work_dir) / 'search', None
     log = folder / 'measured.jsonl'
-    if measures and model and model.setting:
-        from .measurements import measure as measure_networks
-
-        measure = partial(measure_networks, config_path, options, setting=model.setting, log=log)
+    if args.measures and model and model.setting:
+        source = (args.config, args.cfg_options)
+        measure = partial(measure_networks, *source, setting=model.setting, log=log)
     front = make_front(networks, targets, evaluator.metric, measure)
     # How the figures came about.
     front.notes = [
-        f'{front.metric} on {config.holdout.images} training images that were held out, with the '
+        f'{front.metric} on {len(evaluator.holdout)} training images that were held out, with the '
         'weights of the supernet, published networks too; norms calibrated. Training a network on '
         'raises it.',
-        f'{method}: {len(asked)} networks; {len(evaluator.known)} were evaluated in all, by '
+        f'{args.method}: {len(asked)} networks; {len(evaluator.known)} were evaluated in all, by '
         f'earlier searches too, which are in {evaluator.path.name}.',
     ]
-    if config.holdout.unseen_classes:
-        front.notes.append(f'Not in the hold-out: {", ".join(config.holdout.unseen_classes)}.')
+    if config.unseen_classes:
+        front.notes.append(f'Not in the hold-out: {", ".join(config.unseen_classes)}.')
     if model:
         front.notes.append(
             'Latency of a whole network on one image, predicted from '
@@ -135,39 +102,23 @@ def find_networks(
             'not count: the machine is busy, or another one. Give the same command again on '
             'a quiet one, or run `search.py latency` here.'
         )
-    request = dict(max_latency=max_latency, max_parameters=max_parameters, backend=backend)
-    request |= dict(method=method, evaluations=evaluations, exponents=exponents, measures=measures)
-    write_front(
-        front,
-        folder,
-        holdout=config.holdout.to_dict(),
-        request=request,
-        latency=model and dict(setting=model.setting and asdict(model.setting), error=model.error),
-        evaluated=[
-            dict(choice=one.to_json(), metric=search.found[one], **costs(one)) for one in asked
-        ],
-    )
+    write_front(front, folder)
     return f'{format_front(front)}\nwritten: {folder}/front.json, front.md, front.png'
 
 
 def latency_model(config: Config, backend: str | None, is_needed: bool) -> LatencyModel | None:
-    """The model of latency that counts; None where there is none and none is needed.
-
-    Raises:
-        ConfigError: One is needed, and there is none that can be trusted.
-    """
+    """The model of latency that counts, or None where none is needed; else ConfigError."""
     try:
-        path = find_latency(config.work_dir, backend)
-        model = LatencyModel.load(path, config)
+        model = find_latency(config, backend)
     except ConfigError:
         if is_needed or backend:
             raise
         return None
     if not model.is_trusted and is_needed:
         raise ConfigError(
-            f'{path} predicts networks that it has not seen with a mean error of '
-            f'{model.error:.0%}, too much to search by: measure on a quiet machine, or more '
-            'networks (search.py latency --networks 80)'
+            f'latency is predicted with a mean error of {model.error:.0%} on networks that the fit '
+            'has not seen, too much to search by: measure on a quiet machine, or more networks '
+            '(search.py latency --networks 80)'
         )
     return model if model.is_trusted else None
 

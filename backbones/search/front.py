@@ -99,19 +99,13 @@ def make_front(
 ) -> Front:
     """Choose which networks are shown, and measure some of them again.
 
-    Where these are all faster or slower than predicted, by more than ``MAX_ERROR``, the machine is
-    busy or another one, and what was measured does not count.
-
-    Args:
-        networks: All that were evaluated; one that is not published has to meet the targets.
-        targets: The most that a network may cost: 'latency' in ms, 'parameters'.
-        metric: The name of the metric.
-        measure: Returns the milliseconds of networks, whose latency is predicted. Default: none is
-            measured.
+    ``measure`` returns the milliseconds of networks whose latency is predicted. Where these are all
+    faster or slower than predicted, by more than ``MAX_ERROR``, the machine is busy or another one,
+    and what was measured does not count.
     """
     off_pace = None
     networks = sorted(networks, key=lambda one: (one.latency or 0, one.parameters, -one.metric))
-    best = not_dominated(networks)
+    best = [one for one in networks if not any(other.dominates(one) for other in networks)]
     own, published = (
         sorted(
             (n for n in networks if bool(n.name) == is_published and n.meets(targets)),
@@ -139,11 +133,6 @@ def make_front(
         one.number = number
     best = [one for one in best if one.number]
     return Front(shown, best, found, baseline, targets, metric, off_pace)
-
-
-def not_dominated(networks: Sequence[Network]) -> list[Network]:
-    """Those that no other network is better than in everything."""
-    return [one for one in networks if not any(other.dominates(one) for other in networks)]
 
 
 def spread(networks: Sequence[Network], number: int) -> list[Network]:
@@ -184,8 +173,8 @@ def row_of(one: Network, front: Front) -> list[str]:
     ]
 
 
-def write_front(front: Front, folder: Path, **extra: Any) -> None:
-    """Write front.json, with other entries beside its own, front.md and front.png."""
+def write_front(front: Front, folder: Path) -> None:
+    """Write front.json, front.md and front.png."""
     networks = [
         dict(
             number=one.number,
@@ -207,8 +196,8 @@ def write_front(front: Front, folder: Path, **extra: Any) -> None:
         found=front.found.number,
         baseline=front.baseline and front.baseline.number,
         is_worth_it=front.is_worth_it,
+        notes=front.notes,
         networks=networks,
-        **extra,
     )
     texts = {'front.json': json.dumps(values, indent=1), 'front.md': format_front(front)}
     for name, text in texts.items():

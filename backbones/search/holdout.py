@@ -37,22 +37,22 @@ from .space import search_options
 MIN_IMAGES = 8
 
 
-def leave_out_holdout(config: Config) -> None:
+def leave_out_holdout(config: Config) -> list[ConfigDict]:
     """Let a config train on lists without the images of the hold-out, in ``WORK_DIR/search``.
 
     The same for every call, before and after the classes are set, and with ``--skip-bad`` if that
-    comes later.
+    comes later. Raises ConfigError or DataError where no images can be held out.
 
-    Args:
-        config: A config with ``search`` and ``work_dir``; its training datasets are changed.
-
-    Raises:
-        ConfigError: The hold-out would be too small, or a dataset's layout is unknown.
-        DataError: A dataset cannot be read.
+    Returns:
+        The datasets that read the hold-out, as a test does.
     """
+    parts = []
     for number, (dataset, held_out, rest) in enumerate(split_training(config)):
+        parts.append(as_test(dataset, config))
+        read_part(parts[-1], held_out, rest, config, f'holdout_{number}')
         read_part(dataset, rest, held_out, config, f'train_{number}')
     read_coco.cache_clear()
+    return parts
 
 
 def prepare_holdout(config: Config) -> None:
@@ -60,8 +60,6 @@ def prepare_holdout(config: Config) -> None:
 
     With ``skip_bad`` in the config, images with errors are left out before the split, as in the
     training of the supernet.
-
-    Raises the errors of :func:`leave_out_holdout`, and DataError for errors in the images.
     """
     set_classes(config, ('train', 'val'))
     if config.get('skip_bad'):
@@ -71,39 +69,27 @@ def prepare_holdout(config: Config) -> None:
 
 
 def use_holdout(config: Config) -> None:
-    """Let a config validate on the hold-out and train on the rest.
+    """Let a config whose classes are set validate on the hold-out and train on the rest.
 
-    ``config.holdout`` then has its number of ``images`` and the names of ``unseen_classes``, of
-    which it has no pixel and no box; these are printed as a warning too.
-
-    Args:
-        config: A config with ``search`` and ``work_dir``, whose classes are set; changed in place.
-
-    Raises the errors of :func:`leave_out_holdout`.
+    ``config.unseen_classes`` has the names of the classes that the hold-out has no pixel and no box
+    of; these are printed as a warning too.
     """
     if not config.get('val_dataloader') or not config.get('val_evaluator'):
         raise ConfigError('a search needs a val_dataloader and a val_evaluator in the config')
-    datasets, images, seen = [], 0, set()
-    for number, (dataset, held_out, rest) in enumerate(split_training(config)):
-        copied = as_test(dataset, config)
-        read_part(copied, held_out, rest, config, f'holdout_{number}')
-        read_part(dataset, rest, held_out, config, f'train_{number}')
-        datasets.append(copied)
-        images += len(held_out)
-        seen |= seen_classes(copied, config)
-    read_coco.cache_clear()
     classes = next(datasets_of(config, ('val',))).get('metainfo', {}).get('classes') or ()
+    datasets = leave_out_holdout(config)
     config.val_dataloader.dataset = join_datasets(datasets)
     for node in walk(config.val_evaluator):
         if node.get('ann_file'):
             node.ann_file = datasets[0].ann_file
-    unseen = [name for name in classes if name not in seen]
-    config.holdout = ConfigDict(images=images, unseen_classes=unseen)
-    if unseen:
+    seen = set().union(*(seen_classes(dataset, config) for dataset in datasets))
+    read_coco.cache_clear()
+    config.unseen_classes = [name for name in classes if name not in seen]
+    if config.unseen_classes:
         print(
-            f'warning: none of the {images} images of the hold-out has {", ".join(unseen)}, so '
-            'that the search cannot see how well a network does there; a larger search.holdout '
-            'may have them',
+            f'warning: no image of the hold-out has {", ".join(config.unseen_classes)}, so that '
+            'the search cannot see how well a network does there; a larger search.holdout may '
+            'have them',
             file=sys.stderr,
         )
 
@@ -111,7 +97,7 @@ def use_holdout(config: Config) -> None:
 def as_test(dataset: ConfigDict, config: Config) -> ConfigDict:
     """A training dataset that reads all of its images as a test does."""
     dataset = copy.deepcopy(dataset)
-    pipeline = next(datasets_of(config, ('val',))).get('pipeline', [])
+    pipeline = next(datasets_of(config, ('val',)), {}).get('pipeline', [])
     dataset.update(pipeline=pipeline, test_mode=True)
     for key in ('filter_cfg', 'indices'):
         dataset.pop(key, None)

@@ -19,6 +19,7 @@ from mmengine.config import Config
 from scipy.optimize import nnls
 from scipy.stats import kendalltau
 
+from backbones.benchmark.benchmark import describe_machine
 from backbones.benchmark.candidates import drop_weights
 from backbones.benchmark.report import format_rows
 from backbones.benchmark.work import Setting
@@ -26,7 +27,6 @@ from backbones.efficientformer_v2.backbone import NUM_STAGES
 from backbones.errors import ConfigError
 from backbones.files import atomic_write
 
-from .elastic import Layout
 from .space import Choice, Space
 
 # The mean relative error that is remarked on, and the one above which latency is not searched by.
@@ -60,17 +60,12 @@ class LatencyModel:
         terms = terms_of(self.space, choice, self.padding)
         return sum(self.coefficients[name] * value for name, value in terms.items())
 
-    def save(
-        self,
-        path: Path,
-        config: Config,
-        measured: dict[Choice, float],
-        machine: dict[str, Any] | None = None,
-    ) -> None:
+    def save(self, path: Path, config: Config, measured: dict[Choice, float]) -> None:
         """Write it as JSON, with the networks that were measured and the machine they ran on."""
+        setting = self.setting
         values = dict(
-            machine=machine,
-            setting=self.setting and asdict(self.setting),
+            machine=setting and describe_machine(setting.device, setting.threads, None),
+            setting=setting and asdict(setting),
             error=self.error,
             tau=self.tau,
             is_trusted=self.is_trusted,
@@ -84,20 +79,13 @@ class LatencyModel:
 
     @classmethod
     def load(cls, path: Path, config: Config) -> 'LatencyModel':
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ConfigError: It is no such file, or of another space or model than the config's.
-        """
-        try:
-            values = json.loads(path.read_text())
-            setting = values['setting'] and Setting(**values['setting'])
-            fitted = [values[key] for key in ('padding', 'coefficients', 'error', 'tau')]
-        except (ValueError, LookupError, TypeError) as error:
-            raise ConfigError(f'{path} is not a file that `search.py latency` wrote') from error
+        """Read what :meth:`save` wrote, or ConfigError where it is of another space or model."""
+        values = json.loads(path.read_text())
         check_identity(path, values, config, 'run `search.py latency` again')
+        setting = values['setting'] and Setting(**values['setting'])
         if setting:
             setting = replace(setting, size=tuple(setting.size))
+        fitted = (values[key] for key in ('padding', 'coefficients', 'error', 'tau'))
         return cls(Space.from_config(config), setting, *fitted)
 
 
@@ -124,15 +112,12 @@ def latency_path(work_dir: str | Path, backend: str) -> Path:
     return Path(work_dir) / f'latency_{backend}.json'
 
 
-def find_latency(work_dir: str | Path, backend: str | None = None) -> Path:
-    """The model of a backend in a folder, or the only one there is.
-
-    Raises:
-        ConfigError: There is none, or there are several.
-    """
+def find_latency(config: Config, backend: str | None = None) -> LatencyModel:
+    """The model of a backend in the work folder, or the only one there is, or ConfigError."""
+    work_dir = config.work_dir
     found = sorted(Path(work_dir).glob(latency_path('', backend or '*').name))
     if len(found) == 1:
-        return found[0]
+        return LatencyModel.load(found[0], config)
     if found:
         names = ', '.join(path.stem.removeprefix('latency_') for path in found)
         raise ConfigError(f'{work_dir} has latencies of {names}: say which with --backend')
@@ -178,11 +163,7 @@ def fit(
     latencies: Sequence[float],
     setting: Setting | None = None,
 ) -> LatencyModel:
-    """Find what each part of a network takes, from networks of a space and their milliseconds.
-
-    Raises:
-        ConfigError: These are too few networks.
-    """
+    """Find what each part of a network takes, from networks of a space and their milliseconds."""
     check_number(len(choices))
     target = np.array(latencies)
     models = []
@@ -227,18 +208,14 @@ def compare(predicted: Sequence[float], measured: Sequence[float]) -> tuple[floa
     return float(error), float(kendalltau(predicted, measured).statistic)
 
 
-def format_latency(
-    model: LatencyModel, measured: dict[Choice, float], number: int, layout: Layout
-) -> str:
+def format_latency(model: LatencyModel, measured: dict[Choice, float], number: int) -> str:
     """A table of some networks, and how good the model is, which saw the first ``number``."""
     names = {choice: name for name, choice in model.space.published().items()}
     names |= {model.space.smallest: 'smallest', model.space.largest: 'largest'}
-    rows = [('network', 'parameters', 'predicted', 'measured')]
-    for choice in sorted(measured, key=measured.get):
-        if choice in names:
-            parameters = f'{layout.count_parameters(choice) / 1e6:.2f} M'
-            both = (model.predict(choice), measured[choice])
-            rows.append((names[choice], parameters, *(f'{ms:.2f} ms' for ms in both)))
+    rows = [('network', 'predicted', 'measured')]
+    for choice in sorted(names.keys() & measured.keys(), key=measured.get):
+        both = (model.predict(choice), measured[choice])
+        rows.append((names[choice], *(f'{ms:.2f} ms' for ms in both)))
     figures = "error {:.1%}, Kendall's tau {:.3f}".format
     text = f'\nfitted to {number} networks; on those that a fit has not seen, in {NUM_FOLDS}-fold '
     lines = [format_rows(rows), f'{text}cross-validation: {figures(model.error, model.tau)}']
@@ -247,13 +224,9 @@ def format_latency(
         found = compare(predicted, [measured[choice] for choice in others])
         lines.append(f'on {len(others)} further networks: {figures(*found)}')
     if model.error > HIGH_ERROR:
-        how = (
-            f'an error above {HIGH_ERROR:.0%} is high'
-            if model.is_trusted
-            else f'with an error above {MAX_ERROR:.0%} `search.py find` refuses to search by it'
-        )
         lines.append(
-            f'warning: {how}: measure on a machine that does nothing else, for longer (--seconds), '
-            'or more networks (--networks)'
+            f'warning: an error above {HIGH_ERROR:.0%} is high, and above {MAX_ERROR:.0%} '
+            '`search.py find` does not search by it: measure on a machine that does nothing '
+            'else, for longer (--seconds), or more networks (--networks)'
         )
     return '\n'.join(lines)

@@ -60,49 +60,29 @@ def choose_networks(space: Space, seed: int, number: int, held_out: int = 0) -> 
     return list(chosen)
 
 
-def make_setting(
-    config: Config,
-    backend: str,
-    size: tuple[int, int] | None = None,
-    device: str = 'cpu',
-    threads: int = 1,
-) -> Setting:
-    """Whole models that predict on one image, of the benchmark's usual size by default."""
-    size = size or DEFAULT_SIZES[config.default_scope]
-    return Setting('model', 'predict', backend, size, 1, True, False, device, threads)
-
-
 def measure_latency(
-    config_path: str,
+    config: Config,
     options: dict[str, Any],
     setting: Setting,
-    work_dir: str,
-    number: int = 40,
-    held_out: int = 0,
-    rounds: int = 10,
-    seconds: float = 5.0,
+    number: int,
+    held_out: int,
+    rounds: int,
+    seconds: float,
 ) -> tuple[LatencyModel, dict[Choice, float]]:
-    """Measure networks of a config's space, fit a model of latency and write it.
+    """Measure networks of a config's space, fit a model of latency and write it to the work folder.
 
-    See :func:`measure` for the arguments; the model is fitted to ``number`` networks, and
-    ``held_out`` further ones tell how good it is. It is written to ``work_dir``.
-
-    Returns:
-        The model and the milliseconds of all networks.
-
-    Raises:
-        ConfigError: The space or ``number`` is too small, or a package is missing.
+    It is fitted to ``number`` networks, and ``held_out`` further ones tell how good it is. The
+    milliseconds of all of them are returned too; see :func:`measure`.
     """
-    config = load_config(config_path, options)
     space = Space.from_config(config)
     check_number(number)
     choices = choose_networks(space, search_options(config)['seed'], number, held_out)
-    path = latency_path(work_dir, setting.backend)
+    path = latency_path(config.work_dir, setting.backend)
     log = path.with_suffix('.jsonl')
-    measured = measure(config_path, options, choices, setting, rounds, seconds, log)
+    measured = measure(config.filename, options, choices, setting, log, rounds, seconds)
     model = fit(space, choices[:number], measured[:number], setting)
     by_choice = dict(zip(choices, measured, strict=True))
-    model.save(path, config, by_choice, describe_machine(setting.device, setting.threads, None))
+    model.save(path, config, by_choice)
     # It is for a command that was ended; the next one measures anew, on a quieter machine maybe.
     log.unlink()
     return model, by_choice
@@ -113,9 +93,9 @@ def measure(
     options: dict[str, Any],
     choices: Sequence[Choice],
     setting: Setting,
+    log: Path,
     rounds: int = 10,
     seconds: float = 5.0,
-    log: Path | None = None,
 ) -> list[float]:
     """Milliseconds that whole networks take for an image.
 
@@ -124,27 +104,20 @@ def measure(
     median time of that one over all groups, so that a machine that becomes slower or faster
     meanwhile does not matter.
 
-    Args:
-        config_path: A config with ``search``.
-        options: Overrides for it, by dotted key.
-        choices: The networks.
-        setting: How they run.
-        rounds, seconds: How long each is measured, see :func:`.measure.measure_in_turns`.
-        log: A JSON Lines file that every group is appended to; what stands there for the same
-            model, space, options and setting is not measured again. Default: none.
+    Every group is appended to ``log``, a JSON Lines file; what stands there for the same model,
+    space, options and setting is not measured again.
     """
     config = load_config(config_path, options)
     options = with_classes(config, options)
     space = Space.from_config(config)
+    # The network of middle settings: it is timed most often, and should be like all others.
+    reference = space.draw(lambda settings: settings[len(settings) // 2], range)
     machine = describe_machine(setting.device, setting.threads, None)
     what = [identify(config), options, asdict(setting), machine['cpu'], machine.get('gpu')]
+    what.append(reference.to_json())
     key = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
-    records = {r['choice']: r for r in (read_records(log) if log else ()) if r['key'] == key}
+    records = {r['choice']: r for r in read_records(log) if r['key'] == key}
     todo = [choice for choice in choices if choice.to_json() not in records]
-    known = [Choice.from_json(record['reference']) for record in records.values()]
-    # One of middle size: it is timed most often, and should be like all others.
-    by_size = sorted(choices, key=lambda choice: sum(space.widths(choice).values()))
-    reference = [*known, by_size[len(by_size) // 2]][0]
     with (
         progress_bar(len(choices), 'network', 'measuring') as bar,
         TemporaryDirectory() as folder,
@@ -174,13 +147,11 @@ def measure(
                 record = dict(
                     key=key,
                     choice=choice.to_json(),
-                    reference=reference.to_json(),
                     ratio=timed[choice].ratio_to(timed[reference]),
                     reference_ms=timed[reference].percentile(50) * 1e3,
                 )
                 records[choice.to_json()] = record
-                if log:
-                    append_record(log, record)
+                append_record(log, record)
             bar.update(0.5 * len(group))
     reference_ms = median(record['reference_ms'] for record in records.values())
     return [records[choice.to_json()]['ratio'] * reference_ms for choice in choices]
@@ -213,20 +184,10 @@ def write_files(
     size: tuple[int, int] | None = None,
     number: int = 25,
 ) -> Path:
-    """Write networks as files, and a table to fill in with what they take on another device.
+    """Write so many networks as files of a format, and a table to fill in with their milliseconds.
 
-    Args:
-        config_path, options: See :func:`measure`.
-        folder: Where they go; files that are there already are kept.
-        suffix: Their format, one of ``FORMATS``.
-        size: Height and width of the images. Default: the benchmark's.
-        number: How many.
-
-    Returns:
-        The table, measurements.csv: its cells under ms are empty.
-
-    Raises:
-        ConfigError: The folder has files of other networks, or see :func:`measure_latency`.
+    Files that are there already are kept. Returns the table, measurements.csv: its cells under ms
+    are empty.
     """
     config = load_config(config_path, options)
     space = Space.from_config(config)
@@ -234,7 +195,7 @@ def write_files(
     check_packages(suffix)
     chosen = choose_networks(space, search_options(config)['seed'], number)
     files = {f'network_{n + 1:02}{suffix}': choice for n, choice in enumerate(chosen)}
-    setting = make_setting(config, 'onnxruntime', size)
+    setting = Setting(backend='onnxruntime', size=size or DEFAULT_SIZES[config.default_scope])
     names = {name: choice.to_json() for name, choice in files.items()}
     content = dict(files=names, size=setting.size, **identify(config))
     description = json.dumps(content, indent=2)
@@ -260,50 +221,29 @@ def write_files(
 
 
 def read_measurements(table: Path, config: Config) -> dict[Choice, float]:
-    """The milliseconds in a table that :func:`write_files` wrote, once it is filled in.
-
-    Raises:
-        ConfigError: It, or what was written beside it, is missing or of other networks than the
-            config's, or a line is not a file and its milliseconds.
-    """
+    """The milliseconds in a table that :func:`write_files` wrote, once it is filled in."""
     networks = table.with_name(NETWORKS_NAME)
-    for path in (table, networks):
-        if not path.is_file():
-            raise ConfigError(f'there is no {path}, which `search.py latency --write-files` writes')
     known = json.loads(networks.read_text())
     check_identity(networks, known, config, 'write and measure them again, in a new folder')
-    measured: dict[str, float] = {}
-    problems = []
+    measured = {}
     # Spreadsheets put a byte order mark first.
     with table.open(newline='', encoding='utf-8-sig') as file:
         rows = csv.reader(file)
-        if next(rows, []) != COLUMNS:
-            raise ConfigError(f'{table}, line 1: {",".join(COLUMNS)} has to stand there')
-        for name, *cells in filter(None, rows):
-            name, problem = name.strip(), None
-            if name not in known['files']:
-                problem = f'{NETWORKS_NAME} has no file {name!r}'
-            elif name in measured:
-                problem = f'{name} is there twice'
-            else:
-                measured[name] = milliseconds(cells)
-                if math.isnan(measured[name]):
-                    problem = f'{",".join(cells)!r} is no number of milliseconds, such as 12.5'
-            if problem:
-                problems.append(f'line {rows.line_num}: {problem}')
-    if problems:
-        more = f'; and {len(problems) - 5} more' if len(problems) > 5 else ''
-        raise ConfigError(
-            f'{table}, {"; ".join(problems[:5])}{more}. Remove the lines of networks that were not '
-            'measured'
-        )
-    return {Choice.from_json(known['files'][name]): ms for name, ms in measured.items()}
-
-
-def milliseconds(cells: list[str]) -> float:
-    """The number in a single cell, or NaN."""
-    try:
-        (number,) = map(float, cells)
-    except ValueError:
-        return math.nan
-    return number if 0 < number < math.inf else math.nan
+        for row in filter(None, rows):
+            if row == COLUMNS:
+                continue
+            try:
+                name, cell = row
+                ms = float(cell)
+                if not 0 < ms < math.inf:
+                    raise ValueError
+                # Taken out, so that a second line of the same file is refused.
+                choice = known['files'].pop(name.strip())
+            except (ValueError, KeyError) as error:
+                raise ConfigError(
+                    f'{table}, line {rows.line_num}: {",".join(row)!r} is not the name of one of '
+                    'the files, once, and its milliseconds, such as 12.5. Remove the lines of '
+                    'networks that were not measured'
+                ) from error
+            measured[Choice.from_json(choice)] = ms
+    return measured

@@ -1,5 +1,6 @@
 """What a search asks of its user."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,19 @@ from backbones.data.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
 from backbones.errors import ConfigError
 from backbones.search.find import find_networks
+from backbones.search.methods import EXPONENTS
+
+# What `search.py find` gives where nothing is asked for.
+DEFAULTS = dict(
+    cfg_options={},
+    max_latency=None,
+    max_parameters=None,
+    backend=None,
+    method='greedy',
+    evaluations=250,
+    exponents=EXPONENTS,
+    measures=True,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,5 +45,6 @@ def test_errors(request_, latency, word, tmp_path: Path, many_shapes):
     if latency is not None:
         write_latency(config, tmp_path, noise=latency)
     supernet = write_supernet(config, tmp_path / 'supernet.pth')
+    args = Namespace(config=str(path), checkpoint=str(supernet), **DEFAULTS | request_)
     with pytest.raises(ConfigError, match=word):
-        find_networks(config, str(supernet), str(path), {}, **request_)
+        find_networks(config, args)

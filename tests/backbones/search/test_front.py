@@ -90,10 +90,11 @@ def test_files(has_latency, tmp_path):
     if not has_latency:
         members = [replace(one, latency=None) for one in members]
     front = make_front(members, targets, 'mIoU')
-    write_front(front, tmp_path, extra=1)
+    front.notes = ['how it was done']
+    write_front(front, tmp_path)
     saved = json.loads((tmp_path / 'front.json').read_text())
     found = saved['networks'][saved['found'] - 1]
-    assert found['number'] == saved['found'] and saved['extra'] == 1
+    assert found['number'] == saved['found'] and saved['notes'] == front.notes
     choice = Choice.from_json(json.dumps(found['choice']))
     assert choice == front.found.choice and found['parameters'] == costs(choice)['parameters']
     assert found['latency_ms'] == (costs(choice)['latency'] if has_latency else None)

@@ -41,7 +41,7 @@ def test_holdout_and_rest_are_disjoint_and_complete(task, tmp_path, many_shapes)
     config = prepared(write_search_config(tmp_path, task, many_shapes))
     held_out = images(config.val_dataloader.dataset)
     rest = images(config.train_dataloader.dataset)
-    assert len(held_out) == config.holdout.images == 8
+    assert len(held_out) == 8
     assert sorted(held_out + rest) == all_images(many_shapes)
 
     path = str(tmp_path / f'tiny_{task}.py')
@@ -119,7 +119,7 @@ def test_a_class_that_is_not_in_it_is_named(tmp_path, many_shapes, capsys):
     (tmp_path / 'more.txt').write_text('\n'.join([*classes, 'unicorn']))
     palette = [(index, 0, 0) for index in range(len(classes) + 1)]
     config = prepared(path, classes=str(tmp_path / 'more.txt'), palette=palette)
-    assert config.holdout.unseen_classes == ['unicorn']
+    assert config.unseen_classes == ['unicorn']
     assert 'unicorn' in capsys.readouterr().err
 
 
