@@ -69,9 +69,11 @@ class Search:
 
     def score(self, choice: Choice, names: Sequence[str]) -> float:
         """The Mobile Efficiency Score with some of the costs, each in units of its target."""
-        costs = self.costs(choice)
-        ratios = [(costs[name] / self.targets[name]) ** -self.exponents[name] for name in names]
-        return math.prod(ratios)
+        costs, weights = self.costs(choice), self.exponents
+        # Only targets without weight are left, which are to be met too.
+        if not any(weights[name] for name in names):
+            weights = dict.fromkeys(names, 1)
+        return math.prod((costs[name] / self.targets[name]) ** -weights[name] for name in names)
 
     def check_targets(self) -> None:
         """Raise ConfigError where no network can meet the targets."""

@@ -19,8 +19,9 @@ def make(**options: object) -> Search:
         asked.extend(choices)
         return list(map(metric, choices))
 
-    options = dict(targets=dict(latency=9.0, parameters=2.5e6), evaluations=10**6) | options
-    search = Search(SPACE, evaluate, costs, exponents=dict(latency=1, parameters=0.5), **options)
+    defaults = dict(targets=dict(latency=9.0, parameters=2.5e6), evaluations=10**6)
+    defaults |= dict(exponents=dict(latency=1, parameters=0.5))
+    search = Search(SPACE, evaluate, costs, **defaults | options)
     search.asked = asked
     return search
 
@@ -50,6 +51,21 @@ def test_greedy_ends_where_evaluating_everything_does(targets):
     search = make(targets=targets)
     search_all = sum(len(SPACE.smaller(state)) for state in path[:-1])
     assert asked < search_all
+
+
+@pytest.mark.parametrize(
+    ('latency', 'parameters', 'targets'),
+    [
+        (0, 1, dict(latency=9.0)),
+        (1, 0, dict(parameters=2e6)),
+        # Latency is met long before.
+        (1, 0, dict(latency=9.0, parameters=4e5)),
+    ],
+)
+def test_a_target_without_weight_is_reached_still(latency, parameters, targets):
+    weights = dict(latency=latency, parameters=parameters)
+    path, _ = descend(search := make(targets=targets, exponents=weights))
+    assert not search.unmet(path[-1])
 
 
 def test_greedy_uses_the_room_below_the_targets():
