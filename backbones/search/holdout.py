@@ -48,8 +48,10 @@ def leave_out_holdout(config: Config) -> list[ConfigDict]:
     """
     parts = []
     for number, (dataset, held_out, rest) in enumerate(split_training(config)):
-        parts.append(as_test(dataset, config))
-        read_part(parts[-1], held_out, rest, config, f'holdout_{number}')
+        # A small dataset among others may have none.
+        if held_out:
+            parts.append(as_test(dataset, config))
+            read_part(parts[-1], held_out, rest, config, f'holdout_{number}')
         read_part(dataset, rest, held_out, config, f'train_{number}')
     read_coco.cache_clear()
     return parts
@@ -130,6 +132,10 @@ def split_training(config: Config) -> list[tuple[ConfigDict, list[str], list[str
         held_out, rest = ([n for n in names if (n in chosen) == inside] for inside in (True, False))
         parts.append((dataset, held_out, rest))
         total += len(names)
+    if not all(rest for *_, rest in parts):
+        raise ConfigError(
+            f'search.holdout={fraction} leaves a dataset with none to train on: make it smaller'
+        )
     number = sum(len(held_out) for _, held_out, _ in parts)
     if number < MIN_IMAGES:
         advice = (

@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS
 from searching import prepared, write_search_config
 
 from backbones.data.classes import set_classes
+from backbones.data.config_datasets import datasets_of
 from backbones.engine.config import load_config
 from backbones.engine.preflight import check_training
 from backbones.errors import ConfigError, DataError
@@ -92,12 +93,13 @@ def test_validation_is_through_the_test_pipeline(task, tmp_path, many_shapes):
         assert {one['image_id'] for one in content['annotations']} <= ids
 
 
-def test_datasets_inside_of_wrappers(tmp_path, many_shapes):
-    """Two halves of the data, one of them repeated."""
+@pytest.mark.parametrize('first', [12, 23])
+def test_datasets_inside_of_wrappers(first, tmp_path, many_shapes):
+    """Two parts of the data, one of them repeated; of a single image none is held out."""
     config = load_config(str(write_search_config(tmp_path, 'fpn', many_shapes)))
     config.work_dir = str(tmp_path)
     whole, names, halves = config.train_dataloader.dataset, all_images(many_shapes), []
-    for half, part in enumerate((names[:12], names[12:])):
+    for half, part in enumerate((names[:first], names[first:])):
         file = tmp_path / f'half{half}.txt'
         file.write_text('\n'.join(name[:-4] for name in part))
         halves.append(ConfigDict(whole, ann_file=str(file)))
@@ -105,12 +107,11 @@ def test_datasets_inside_of_wrappers(tmp_path, many_shapes):
     config.train_dataloader.dataset = ConfigDict(type='ConcatDataset', datasets=halves)
     set_classes(config, ('train', 'val'))
     use_holdout(config)
-    joined = config.val_dataloader.dataset
-    held_out = [name for part in joined.datasets for name in images(part)]
+    held_out = [name for part in datasets_of(config, ('val',)) for name in images(part)]
     repeated, other = config.train_dataloader.dataset.datasets
     rest = images(repeated.dataset) + images(other)
     assert len(held_out) == 8 and sorted(held_out + rest) == names
-    assert len(DATASETS.build(joined)) == 8
+    assert len(DATASETS.build(config.val_dataloader.dataset)) == 8
 
 
 def test_a_class_that_is_not_in_it_is_named(tmp_path, many_shapes, capsys):
@@ -128,6 +129,7 @@ def test_a_class_that_is_not_in_it_is_named(tmp_path, many_shapes, capsys):
     [
         ({'search.holdout': 0.1}, '0.34'),
         ({'search.holdout': 2}, 'holdout'),
+        ({'search.holdout': 0.99}, 'none to train on'),
         ({'train_dataloader.dataset.type': 'mmdet.LVISV1Dataset'}, 'LVISV1Dataset'),
         ({'train_dataloader.dataset': TWO}, 'one COCO dataset'),
     ],
