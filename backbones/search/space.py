@@ -22,10 +22,10 @@ RATIOS = (1.5, 2, 2.5, 3, 3.5, 4)
 NECKS = (64, 96, 128, 192, 256)
 # Of a stage's channels, the widths that it can have, to the nearest multiple of 8.
 WIDTH_FRACTIONS = (0.5, 0.625, 0.75, 0.875)
-# Heads whose width follows the neck's, and the options that set it.
+# Heads whose width follows the neck's, the options that set it, and its default in mmdet.
 ELASTIC_HEADS = {
-    'FPNHead': ('decode_head', 'channels'),
-    'RetinaHead': ('bbox_head', 'feat_channels'),
+    'FPNHead': ('decode_head', 'channels', None),
+    'RetinaHead': ('bbox_head', 'feat_channels', 256),
 }
 DEFAULTS = dict(
     channels=None,  # for each stage, its widths (default: by WIDTH_FRACTIONS)
@@ -159,6 +159,9 @@ class Space:
 
     def check(self) -> None:
         """Raise ValueError or TypeError where a setting is impossible."""
+        for numbers in (*self.channels, self.min_depths, self.necks):
+            if not all(isinstance(number, int) for number in numbers):
+                raise ValueError(f'{numbers} are not whole numbers')
         for widths, full in zip(self.channels, self.largest.channels, strict=True):
             if widths[0] < 2 or widths[-1] > full:
                 raise ValueError(f'channels {widths}')
@@ -374,10 +377,11 @@ def find_head(model: ConfigDict) -> tuple[str, str, float] | None:
     if len(behind) != 1 or not isinstance(model[behind[0]], dict):
         return None
     head = model[behind[0]]
-    key, name = ELASTIC_HEADS.get(str(head.get('type')).rpartition('.')[2], (None, None))
-    if key != behind[0]:
+    found = ELASTIC_HEADS.get(str(head.get('type')).rpartition('.')[2])
+    if not found or found[0] != behind[0]:
         return None
-    return key, name, head[name] / model.neck.out_channels
+    key, name, default = found
+    return key, name, head.get(name, default) / model.neck.out_channels
 
 
 def fits_in(row: dict, arch: dict) -> bool:

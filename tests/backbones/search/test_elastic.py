@@ -154,6 +154,9 @@ def test_networks_of_a_space():
         ({'search.min_depths': (1, 1, 2)}, 'min_depths'),
         ({'search.necks': 128}, 'necks'),
         ({'search.ratios': 3}, 'ratios'),
+        ({'search.channels': [[24.5], [32], [48], [88]]}, r'24\.5.*whole'),
+        ({'search.min_depths': (1, 1, 2.5, 1)}, r'2\.5.*whole'),
+        ({'search.necks': (64.5,)}, r'64\.5.*whole'),
         ({'search.ratios': ['3']}, 'ratios'),
         ({'model.neck': [dict(type='FPN'), dict(type='BFP')]}, 'FPN as its neck.*BFP'),
     ],
@@ -161,6 +164,13 @@ def test_networks_of_a_space():
 def test_what_cannot_be_searched_is_refused(options, problem):
     with pytest.raises(ConfigError, match=problem):
         Space.from_config(read(FPN.format('s0'), **options))
+
+
+def test_a_head_of_default_width_is_searched():
+    config = read(CONFIGS['retinanet'])
+    expected = Space.from_config(config)
+    del config.model.bbox_head.feat_channels
+    assert Space.from_config(config) == expected
 
 
 def test_models_without_a_neck_are_refused():
