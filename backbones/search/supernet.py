@@ -119,13 +119,14 @@ class SupernetRunner(ReliableRunner):
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         """Those of every run, and the one that keeps the space in checkpoints."""
         super().register_default_hooks(hooks)
-        self.register_hook(SpaceHook(self.model.layout.space))
+        self.space_hook = SpaceHook(self.model.layout.space)
+        self.register_hook(self.space_hook)
 
     def load_or_resume(self) -> None:
-        """Load what the config names, and put the important channels first in the beginning."""
+        """Load what the config names; put the important channels first, as a supernet has them."""
         super().load_or_resume()
         supernet = self.model
-        if self.iter == 0:
+        if self.iter == 0 and not self.space_hook.has_supernet:
             supernet.layout.sort_channels(supernet.module)
         for tensor in supernet.module.state_dict().values():
             dist.broadcast(tensor)
@@ -136,9 +137,10 @@ class SpaceHook(Hook):
 
     def __init__(self, space: Space) -> None:
         self.space = space
+        self.has_supernet = False  # whether what was loaded is one
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['search_space'] = self.space.to_json()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        self.space.check_checkpoint(checkpoint)
+        self.has_supernet = self.space.check_checkpoint(checkpoint)

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from searching import write_supernet
 from tool_process import TOOLS, run_in_two
+
+from backbones.data.classes import set_classes
+from backbones.engine.config import load_config
 
 SEARCH = """\
 search = dict(necks=(8,), channels=((2, 4), (4, 8), (4, 8), (8, 16)), holdout=1 / 3)
@@ -90,6 +94,21 @@ def test_mixed_precision(write, tmp_path, run_tool):
     full, mixed = first_losses(tmp_path / 'full'), first_losses(tmp_path / 'mixed')
     assert mixed['loss'] != full['loss']
     assert mixed['loss'] == pytest.approx(full['loss'], rel=0.05)
+
+
+def test_a_supernet_that_starts_from_one_keeps_the_order_of_its_channels(write, tmp_path, run_tool):
+    config = write('fpn', SEARCH)
+    read = load_config(str(config))
+    set_classes(read, ('train',))
+    given = write_supernet(read, tmp_path / 'given.pth')
+    # Nothing but the statistics of norms moves.
+    options = (f'load_from={given}', 'train_cfg.max_iters=2', 'optim_wrapper.optimizer.lr=0')
+    done = run_tool('train.py', config, '--seed', 0, '--work-dir', 'out', '--cfg-options', *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, found = weights_of(given), weights_of(tmp_path / 'out' / 'iter_2.pth')
+    for name in expected:
+        if 'running_' not in name and 'num_batches' not in name:
+            assert torch.equal(found[name], expected[name]), name
 
 
 def test_accumulated_gradients_are_refused(write, run_tool):
