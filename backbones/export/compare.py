@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from backbones.errors import ExportError
 from backbones.inference.exported_file import Description
@@ -20,20 +21,11 @@ Results = dict[str, np.ndarray]
 
 
 def compare(expected: Results, found: Results, description: Description) -> str:
-    """Compare a file's results for one image with PyTorch's.
+    """Compare a file's results for one image with PyTorch's: the figures in words, or ExportError
+    where they differ by more than the limits of this module.
 
-    Args:
-        expected: PyTorch's, by name of the output: ``segmentation_map`` (height, width), or
-            ``boxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) and perhaps ``masks`` (N, M, M), or
-            maps of any other name.
-        found: The file's.
-        description: Of the file.
-
-    Returns:
-        The figures, in words.
-
-    Raises:
-        ExportError: They differ by more than the limits of this module.
+    Both are arrays by name of the output: ``segmentation_map`` (height, width), or ``boxes``
+    (N, 4), ``scores``, ``labels`` and perhaps ``masks`` (N, M, M), or maps of any other name.
     """
     if set(expected) != set(found):
         raise ExportError(f'the file gives {sorted(found)} instead of {sorted(expected)}')
@@ -47,11 +39,6 @@ def compare(expected: Results, found: Results, description: Description) -> str:
         if same.mean() < MIN_SHARE_OF_PIXELS:
             raise ExportError(f'only {percent(same)} of pixels are the same')
         return f'{percent(same)} of pixels'
-    return compare_maps(expected, found)
-
-
-def compare_maps(expected: Results, found: Results) -> str:
-    """Compare logits or feature maps."""
     differences = [
         np.abs(values - found[name]).max() / max(float(np.abs(values).max()), 1e-6)
         for name, values in expected.items()
@@ -68,9 +55,13 @@ def compare_detections(expected: Results, found: Results, description: Descripti
     """Compare detections: each has its counterpart on the other side."""
     pairs = pair(expected, found, MIN_IOU, SCORE_TOLERANCE)
     rows, counterparts = [p.expected for p in pairs], [p.found for p in pairs]
-    certain = max(min_certain_score(results, description) for results in (expected, found))
-    lost = count_unpaired(expected, rows, certain)
-    added = count_unpaired(found, counterparts, certain)
+    # A score like the threshold's, or like the last for which there is room, may fall on either
+    # side by a rounding error.
+    full = [each for each in (expected, found) if len(each['scores']) >= description.max_per_image]
+    lowest = [description.score_threshold, *(min(each['scores']) for each in full)]
+    certain = max(lowest) + SCORE_TOLERANCE
+    lost = np.sum(np.delete(expected['scores'], rows) > certain)
+    added = np.sum(np.delete(found['scores'], counterparts) > certain)
     total = len(expected['scores'])
     uncertain = max(len(expected['scores']), len(found['scores'])) - len(pairs)
     if lost or added or uncertain > max(1, MAX_UNCERTAIN_SHARE * total):
@@ -80,7 +71,7 @@ def compare_detections(expected: Results, found: Results, description: Descripti
             f'within {SCORE_TOLERANCE})'
         )
     if not pairs:
-        return 'no detection, as in PyTorch'
+        return f'no detection with a score above {certain:g}, as in PyTorch'
     iou, score = min(p.iou for p in pairs), max(p.score_difference for p in pairs)
     figures = f'{len(pairs)} of {total} boxes, IoU at least {iou:.5f}, scores within {score:.1e}'
     if 'masks' not in expected:
@@ -106,12 +97,14 @@ def pair(
     expected: Results, found: Results, min_iou: float, score_tolerance: float = 1.0
 ) -> list[Pair]:
     """Pairs of detections of the same class, each detection in one pair at most."""
-    pairs = []
-    free = np.ones(len(found['scores']), bool)
-    for index, (box, score, label) in enumerate(
-        zip(expected['boxes'], expected['scores'], expected['labels'], strict=True)
+    pairs, count = [], len(found['scores'])
+    free = np.ones(count, bool)
+    boxes = [at_least_a_pixel(results['boxes']) for results in (expected, found)]
+    # Without boxes on one side pycocotools returns an empty list.
+    all_ious = np.reshape(coco_mask.iou(*boxes, [0] * count), (len(expected['scores']), count))
+    for index, (ious, score, label) in enumerate(
+        zip(all_ious, expected['scores'], expected['labels'], strict=True)
     ):
-        ious = box_ious(box, found['boxes'])
         differences = np.abs(found['scores'] - score)
         same = free & (found['labels'] == label) & (ious >= min_iou)
         same &= differences <= score_tolerance
@@ -122,42 +115,15 @@ def pair(
     return pairs
 
 
-def min_certain_score(results: Results, description: Description) -> float:
-    """The score above which no rounding error can leave a detection out.
-
-    One with a score like the threshold's, or like the last for which there is room, may fall on
-    either side.
-    """
-    lowest = description.score_threshold
-    if len(results['scores']) >= description.max_per_image:
-        lowest = max(lowest, float(min(results['scores'])))
-    return lowest + SCORE_TOLERANCE
-
-
-def count_unpaired(results: Results, paired: list[int], min_score: float) -> int:
-    """Detections with a score above ``min_score`` that have no counterpart."""
-    scores = enumerate(results['scores'])
-    return sum(score > min_score and index not in paired for index, score in scores)
-
-
-def box_ious(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """IoU of a box with each of others, all enlarged to a pixel at least.
+def at_least_a_pixel(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4) as left, top, width and height, every side below 1 made 1 about its center.
 
     Clipping at the edge of the image leaves boxes so thin that their IoU would be made of rounding
     errors.
     """
-    box, boxes = at_least_a_pixel(box), at_least_a_pixel(boxes)
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=1)
-    union = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - shared
-    return shared / union
-
-
-def at_least_a_pixel(boxes: np.ndarray) -> np.ndarray:
-    """Boxes (..., 4) with every side below 1 made 1, about the same center."""
-    low, high = boxes[..., :2].astype(np.float64), boxes[..., 2:].astype(np.float64)
-    center, half = (low + high) / 2, np.maximum(high - low, 1) / 2
-    return np.concatenate([center - half, center + half], axis=-1)
+    low, high = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
+    sides = np.maximum(high - low, 1)
+    return np.concatenate([(low + high - sides) / 2, sides], axis=1)
 
 
 def percent(same: np.ndarray) -> str:

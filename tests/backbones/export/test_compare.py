@@ -53,6 +53,7 @@ AT_THRESHOLD = (0, 0, 9, 9, 0.0501, 2)
         ([], [], 'no detection'),
         # A score at the threshold may be missing.
         ([ONE, AT_THRESHOLD], [ONE], '1 of 2'),
+        ([AT_THRESHOLD], [], 'no detection with a score above 0.051'),
     ],
 )
 def test_the_same_detections_agree(expected, found, figures):
