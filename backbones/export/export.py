@@ -164,7 +164,7 @@ def staged(out: Path) -> Iterator[Path]:
         yield Path(folder) / out.name
         for made in Path(folder).iterdir():
             place = out.parent / made.name
-            if place.is_dir():
+            if made.is_dir() and place.is_dir():
                 shutil.rmtree(place)
             made.replace(place)
 

@@ -81,7 +81,7 @@ class TorchModel:
             keep_masks_small(self.model)
             settings = getattr(self.model, 'test_cfg', None) or {}
             nms = (settings.get('rcnn') or settings).get('nms') or {}
-            self.nms_threshold = nms.get('iou_threshold', NMS_THRESHOLD)
+            self.nms_threshold = nms.get('iou_threshold', nms.get('iou_thr', NMS_THRESHOLD))
         if deploy and self.device.type == 'cuda':
             use_cuda_graphs(self.model)
         self.transform = Compose(transforms_of(cfg, config))

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,7 +10,6 @@ import onnx
 import pytest
 import torch
 from exporting import needs_export
-from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -23,6 +21,7 @@ from backbones.export.check import example_image
 from backbones.export.export import Options, export
 from backbones.inference.exported_file import METADATA_KEY, ExportedModel, Runner
 from backbones.inference.masks import encode_mask
+from backbones.inference.model import TorchModel
 
 pytestmark = needs_export
 
@@ -139,10 +138,12 @@ def test_another_detector_is_refused_by_what_it_is(tmp_path, images):
 
 
 @pytest.mark.parametrize('key', ['iou_threshold', 'iou_thr'])
-def test_both_names_of_nms_threshold(key):
-    settings = ConfigDict(score_thr=0.1, max_per_img=5, nms={'type': 'nms', key: 0.6})
-    model = SimpleNamespace(test_cfg=settings)
-    assert export_module.task_of(model, Options())['nms_threshold'] == 0.6
+def test_both_names_of_nms_threshold(key, tiny_model):
+    tiny = tiny_model('retinanet')
+    nms = {'model.test_cfg.nms': {'_delete_': True, 'type': 'nms', key: 0.6}}
+    model = TorchModel(tiny.config, tiny.checkpoint, cfg_options=nms)
+    assert model.nms_threshold == 0.6
+    assert export_module.task_of(model.model, Options())['nms_threshold'] == 0.6
 
 
 @pytest.mark.parametrize(
@@ -255,3 +256,14 @@ def test_where_results_differ_no_file_is_left(tmp_path, exported, monkeypatch):
         export(tiny.config, tiny.checkpoint, earlier, Options(), report=lambda line: None)
     assert [path.name for path in tmp_path.iterdir()] == ['model.onnx']
     assert earlier.read_text() == 'an earlier export'
+
+
+def test_a_folder_in_the_place_of_the_file_is_kept(tmp_path):
+    (tmp_path / 'a.onnx').mkdir()
+    (tmp_path / 'a.onnx' / 'own.txt').touch()
+    with (
+        pytest.raises(IsADirectoryError),
+        export_module.staged(tmp_path / 'a.onnx') as path,
+    ):
+        path.write_text('a file')
+    assert (tmp_path / 'a.onnx' / 'own.txt').is_file()
