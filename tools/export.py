@@ -8,6 +8,7 @@ requirements/export.txt. Inputs and outputs: docs/export.md.
 
 import argparse
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def parse_args() -> argparse.Namespace:
         '--image',
         metavar='FILE',
         help='what file and model are compared on (default: the first validation image of the '
-        'config, or an astronaut where there is none)',
+        'config, or a portrait where there is none)',
     )
     int8 = parser.add_argument_group('int8, for .onnx and .xml')
     int8.add_argument(
@@ -125,18 +126,7 @@ def batch_size(text: str) -> int | None:
 
 def main() -> None:
     args = parse_args()
-    options = Options(
-        size=args.size,
-        dynamic=args.dynamic,
-        batch=args.batch,
-        logits=args.logits,
-        backbone_only=args.backbone_only,
-        deploy=args.deploy,
-        image=args.image,
-        int8=args.int8,
-        calibration_images=args.calibration_images,
-        max_drop=args.max_drop,
-    )
+    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     with exit_on_user_error():
         use_safe_loading(args.trust_checkpoint)
         say = partial(print, flush=True)

@@ -1,6 +1,5 @@
 """Running an exported file beside the model that it was made from."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import cbook
 from mmcv.image import imread, imresize
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement
@@ -24,33 +24,22 @@ from .compare import Results, compare, pair, percent
 from .exportable import is_segmentor
 from .preprocessing import Preprocessing, missing_to_multiple
 
-# ------------------------------------------------------------------------------------------------
-# The same input
-# ------------------------------------------------------------------------------------------------
-
 
 def check_file(run: Runner, model: nn.Module, image: np.ndarray) -> Iterator[str]:
-    """Compare a file with its model on an image, at two sizes if it takes any, and on noise.
-
-    Args:
-        run: Runs the file.
-        model: The model in PyTorch, in evaluation mode, on the CPU.
-        image: (height, width, 3), uint8, BGR.
-
-    Yields:
-        A line for each comparison.
-
-    Raises:
-        ExportError: They differ.
-    """
+    """Compare a file with its model, which is changed, on an image, at two sizes if it takes any,
+    and on noise: a line for each comparison, or ExportError where they differ."""
     description = run.description
-    reference = Reference(model, description)
+    expect_contiguous(model)
+    if description.task == 'detection':
+        from backbones.inference.masks import keep_masks_small
+
+        keep_masks_small(model)
     for case, inputs in cases(image, description):
         try:
             found = split(run(inputs), description)
         except RuntimeError as error:
             raise ExportError(f'{case}: the file does not run: {error}') from error
-        for number, expected in enumerate(reference(inputs)):
+        for number, expected in enumerate(predict(model, description, inputs)):
             name = case if len(inputs) == 1 else f'{case}, {number + 1} of a batch'
             try:
                 yield f'{name}: {compare(expected, found[number], description)}'
@@ -99,45 +88,28 @@ def split(results: dict[str, np.ndarray], description: Description) -> list[Resu
     return [{name: values[r['labels'] >= 0] for name, values in r.items()} for r in each]
 
 
-class Reference:
-    """A model as mmdet and mmseg run it, with the inputs and outputs of an exported file."""
-
-    def __init__(self, model: nn.Module, description: Description) -> None:
-        self.description = description
-        self.model = expect_contiguous(copy.deepcopy(model))
-        if description.task == 'detection':
-            from backbones.inference.masks import keep_masks_small
-
-            keep_masks_small(self.model)
-
-    @torch.inference_mode()
-    def __call__(self, inputs: np.ndarray) -> list[Results]:
-        """The results for each image of (batch, 3, height, width)."""
-        names, size = self.description.outputs, tuple(inputs.shape[2:])
-        data = self.model.data_preprocessor(
-            {
-                'inputs': list(torch.from_numpy(inputs)),
-                'data_samples': [make_sample(self.model, size) for _ in inputs],
-            },
-            False,
-        )
-        if self.description.task == 'backbone':
-            maps = [batch.numpy() for batch in self.model.backbone(data['inputs'])]
-            return [dict(zip(names, each, strict=True)) for each in zip(*maps, strict=True)]
-        if self.description.task == 'detection':
-            found = self.model.predict(data['inputs'], data['data_samples'], rescale=False)
-            keys = {name: 'bboxes' if name == 'boxes' else name for name in names}
-            return [
-                {name: each.pred_instances[key].numpy() for name, key in keys.items()}
-                for each in found
-            ]
-        found = self.model.predict(data['inputs'], data['data_samples'])
-        if self.description.logits:
-            return [{'logits': each.seg_logits.data.numpy()} for each in found]
+@torch.inference_mode()
+def predict(model: nn.Module, description: Description, inputs: np.ndarray) -> list[Results]:
+    """What mmdet or mmseg predict for each image of an exported file's input, by its outputs."""
+    names, size = description.outputs, tuple(inputs.shape[2:])
+    samples = [make_sample(model, size) for _ in inputs]
+    images = list(torch.from_numpy(inputs))
+    data = model.data_preprocessor({'inputs': images, 'data_samples': samples}, False)
+    if description.task == 'backbone':
+        maps = [batch.numpy() for batch in model.backbone(data['inputs'])]
+        return [dict(zip(names, each, strict=True)) for each in zip(*maps, strict=True)]
+    if description.task == 'detection':
+        found = model.predict(data['inputs'], data['data_samples'], rescale=False)
+        keys = {name: 'bboxes' if name == 'boxes' else name for name in names}
         return [
-            {'segmentation_map': each.pred_sem_seg.data[0].numpy().astype(np.int32)}
-            for each in found
+            {name: each.pred_instances[key].numpy() for name, key in keys.items()} for each in found
         ]
+    found = model.predict(data['inputs'], data['data_samples'])
+    if description.logits:
+        return [{'logits': each.seg_logits.data.numpy()} for each in found]
+    return [
+        {'segmentation_map': each.pred_sem_seg.data[0].numpy().astype(np.int32)} for each in found
+    ]
 
 
 def make_sample(model: nn.Module, size: tuple[int, int]) -> BaseDataElement:
@@ -147,11 +119,6 @@ def make_sample(model: nn.Module, size: tuple[int, int]) -> BaseDataElement:
     else:
         from mmdet.structures import DetDataSample as Sample
     return Sample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
-
-
-# ------------------------------------------------------------------------------------------------
-# The same image
-# ------------------------------------------------------------------------------------------------
 
 
 def pipeline_difference(exported: ExportedModel, model: TorchModel, image: np.ndarray) -> str:
@@ -179,22 +146,11 @@ def size_in_pytorch(model: TorchModel, image: np.ndarray) -> tuple[int, int]:
     return tuple(side + missing_to_multiple(side, divisor) for side in sides)
 
 
-# ------------------------------------------------------------------------------------------------
-# An image
-# ------------------------------------------------------------------------------------------------
-
-
 def example_image(path: str | None, config: Config) -> np.ndarray:
     """An image from a file, else the first of a config's validation, else a photograph.
 
     In a photograph a detector of other things may find a hundred nearly equal nothings, of which
     any are as good as any others.
-
-    Returns:
-        (height, width, 3), uint8, BGR.
-
-    Raises:
-        DataError: The file is missing or not an image.
     """
     if path is not None:
         image = imread(path) if Path(path).is_file() else None
@@ -209,11 +165,5 @@ def example_image(path: str | None, config: Config) -> np.ndarray:
 
 
 def photograph() -> np.ndarray:
-    """scikit-image's astronaut (512, 512, 3), uint8, BGR; smooth noise where it is missing."""
-    try:
-        from skimage.data import astronaut
-    except ImportError:
-        return imresize(
-            np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8), (512, 512)
-        )
-    return np.ascontiguousarray(astronaut()[:, :, ::-1])
+    """A portrait that matplotlib brings along, (600, 512, 3), uint8, BGR."""
+    return imread(cbook.get_sample_data('grace_hopper.jpg', asfileobj=False))

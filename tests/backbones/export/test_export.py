@@ -183,12 +183,12 @@ def test_a_fixed_size_says_by_how_much_it_changes_scores(exported, predict, imag
 
 
 def test_results_are_compared_on_a_validation_image(tiny_model, shapes):
-    """In an astronaut a model of other things finds nothing that is worth comparing."""
+    """In a portrait a model of other things finds nothing that is worth comparing."""
     config = load_config(tiny_model('retinanet').config)
     first = cv2.imread(str(shapes / 'coco' / 'val2017' / 'val_000001.jpg'))
     np.testing.assert_array_equal(example_image(None, config), first)
     config.val_dataloader.dataset.data_root = config.test_dataloader.dataset.data_root = 'none'
-    assert example_image(None, config).shape == (512, 512, 3)
+    assert example_image(None, config).shape == (600, 512, 3)
 
 
 def test_padding_is_the_models_own(tiny_model, images, tmp_path):
