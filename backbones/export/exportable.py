@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.errors import ExportError
+from backbones.inference.seg_maps import Cells, resized_argmax
 
 from .preprocessing import Preprocessing
-from .segmentation_map import segmentation_map
 
 # Height and width of an image that tells the stride of a segmentor's logits, also where it is not
 # a divisor and they are rounded down.
@@ -20,17 +20,9 @@ PROBE = 95
 def exportable(
     model: nn.Module, logits: bool = False, backbone_only: bool = False, open_sizes: bool = True
 ) -> nn.Module:
-    """A model as one function from images (batch, 3, height, width) to tensors.
-
-    Args:
-        model: A model of mmdet or mmseg in evaluation mode. It is not changed.
-        logits: Of a segmentor: return logits instead of class indices.
-        backbone_only: Return the backbone's feature maps.
-        open_sizes: Whether tensors inside may have sizes that depend on the image.
-
-    Raises:
-        ExportError: The model has a part whose results would not be reproduced.
-    """
+    """A copy of a model of mmdet or mmseg as one function from images (batch, 3, height, width) to
+    tensors, whose sizes inside may depend on the image with ``open_sizes``; ExportError where the
+    model has a part whose results would not be reproduced."""
     model = copy.deepcopy(model)
     if backbone_only:
         return nn.Sequential(Preprocessing(model.data_preprocessor), model.backbone).eval()
@@ -58,13 +50,8 @@ def min_image_size(model: nn.Module) -> int:
 
 
 class ExportableSegmentor(nn.Module):
-    """An mmseg EncoderDecoder in its 'whole' mode.
-
-    Args:
-        segmentor: The model.
-        logits: Return the logits of the classes instead of the class with the highest.
-        open_sizes: Do not resize the logits of all pixels, see :func:`segmentation_map`.
-    """
+    """An mmseg EncoderDecoder in its 'whole' mode; with ``open_sizes`` the logits of all pixels are
+    not resized for a segmentation map, see :func:`segmentation_map`."""
 
     def __init__(self, segmentor: nn.Module, logits: bool = False, open_sizes: bool = True) -> None:
         from mmseg.models.utils import Upsample
@@ -106,15 +93,38 @@ class ExportableSegmentor(nn.Module):
         return results
 
 
+def segmentation_map(logits: Tensor, size: tuple[int, int], steps: int) -> Tensor:
+    """The class with the highest logit after bilinear resizing, of equal ones the first: int32 of
+    shape (batch, *size). At most ``steps`` pixels come to one logit along each axis."""
+    sides = zip(size, logits.shape[2:], strict=True)
+    rows, columns = (cells_of(pixels, count, steps) for pixels, count in sides)
+    return resized_argmax(logits, rows, columns, torch.int32)
+
+
+def cells_of(pixels: int, logits: int, steps: int) -> Cells:
+    """How pixels lie between logits.
+
+    Pixel p is at (p + 1/2) * logits / pixels - 1/2, as in PyTorch's ``interpolate``; in integers,
+    which stay exact where a file is run with half precision. Cells have a logit on both sides, the
+    outer ones the same twice.
+    """
+    cell = torch.arange(logits + 1)
+    first = ((2 * cell - 1) * pixels + logits - 1).clamp(min=0) // (2 * logits)
+    inside = (2 * (first[:, None] + torch.arange(steps)) + 1) * logits + pixels
+    after = (inside - 2 * pixels * cell[:, None]).to(torch.float32) / (2 * pixels)
+    pixel = torch.arange(pixels)
+    at = ((2 * pixel + 1) * logits + pixels) // (2 * pixels)
+    return Cells(
+        neighbors=torch.stack([(cell - 1).clamp(min=0), cell.clamp(max=logits - 1)], dim=1),
+        weights=after[:, :, None],
+        positions=at * steps + pixel - first[at],
+    )
+
+
 def upsample(module: nn.Module, x: Tensor) -> Tensor:
     """mmseg's Upsample, whose ``int(size * factor)`` makes constants of the sizes."""
     size = [n * int(module.scale_factor) for n in x.shape[-2:]]
     return F.interpolate(x, size, mode=module.mode, align_corners=module.align_corners)
-
-
-# ------------------------------------------------------------------------------------------------
-# Checks
-# ------------------------------------------------------------------------------------------------
 
 
 def check_segmentor(model: nn.Module) -> None:
@@ -178,11 +188,7 @@ def check_detector(model: nn.Module) -> None:
 
 
 def expect(part: object, wanted: type, what: str) -> None:
-    """Check that a part of a model is of a type whose results are reproduced.
-
-    Raises:
-        ExportError: It is of another, even of a subclass, which may compute something else.
-    """
+    """Refuse a part of another type, even of a subclass, which may compute something else."""
     if type(part) is not wanted:
         raise ExportError(
             f'{what} of type {type(part).__name__} cannot be exported, {wanted.__name__} can. '

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -38,54 +39,37 @@ def check_packages(suffix: str) -> None:
         raise ExportError(
             f'writing {suffix} needs torch {MIN_TORCH} or later, this is {torch.__version__}'
         )
-    with quiet('coremltools'):
-        for package in FORMATS[suffix]:
-            import_optional(package, f'writing {suffix}')
+    logging.getLogger('coremltools').setLevel(logging.ERROR)
+    for package in FORMATS[suffix]:
+        import_optional(package, f'writing {suffix}')
 
 
 def write(model: nn.Module, path: Path, description: Description) -> None:
-    """Trace a model and write it in the format of the suffix of ``path``.
+    """Trace what :func:`.exportable.exportable` returns, folded or not, on the CPU, and write it in
+    one of ``FORMATS``; its joined convolutions are separated.
 
-    Args:
-        model: What :func:`.exportable.exportable` returns, folded or not, on the CPU; joined
-            convolutions in it are separated.
-        path: With one of the suffixes in ``FORMATS``; an .xml gets a .bin beside it.
-        description: Its metadata.
-
-    Raises:
-        ExportError: torch or the format's own converter refuses.
+    Raises ExportError where torch or the format's own converter refuses.
     """
     try:
         with warnings.catch_warnings():
             # torch and the converters warn about each other's deprecated functions.
             warnings.simplefilter('ignore')
-            trace_and_write(model, path, description)
-    except ExportError:
-        raise
+            program = trace(model, description, constant_biases=path.suffix == '.mlpackage')
+            if path.suffix == '.mlpackage':
+                write_core_ml(program, path, description)
+            elif path.suffix == '.xml':
+                onnx_path = path.with_suffix('.onnx')
+                write_onnx(program, onnx_path, description)
+                onnx_to_openvino(onnx_path, path, description)
+                onnx_path.unlink()
+            else:
+                write_onnx(program, path, description)
     # Each converter has its own exceptions.
     except Exception as error:
         reason = in_one_line(error)
         raise ExportError(
             f'{path.suffix} cannot be made of this model: {type(error).__name__}: {reason}'
         ) from error
-
-
-def trace_and_write(model: nn.Module, path: Path, description: Description) -> None:
-    program = trace(model, description, constant_biases=path.suffix == '.mlpackage')
-    if path.suffix == '.mlpackage':
-        write_core_ml(program, path, description)
-    elif path.suffix == '.xml':
-        onnx_path = path.with_suffix('.onnx')
-        write_onnx(program, onnx_path, description)
-        onnx_to_openvino(onnx_path, path, description)
-        onnx_path.unlink()
-    else:
-        write_onnx(program, path, description)
-
-
-# ------------------------------------------------------------------------------------------------
-# Tracing
-# ------------------------------------------------------------------------------------------------
 
 
 def trace(
@@ -140,30 +124,23 @@ def biases_as_constants(model: nn.Module, example: torch.Tensor) -> Iterator[Non
         yield
 
 
-# ------------------------------------------------------------------------------------------------
-# Writing
-# ------------------------------------------------------------------------------------------------
-
-
 def write_onnx(program: torch.export.ExportedProgram, path: Path, description: Description) -> None:
     """One .onnx file, weights inside, for opset 18."""
-    import onnx
-
     from .ops import onnx_translations
 
     axes = open_axes(description)
-    with quiet('torch.onnx'):
-        exported = torch.onnx.export(
-            program,
-            input_names=[INPUT_NAME],
-            output_names=list(description.outputs),
-            opset_version=OPSET,
-            custom_translation_table=onnx_translations(),
-            dynamic_shapes=(axes,) if axes else None,
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+    exported = torch.onnx.export(
+        program,
+        input_names=[INPUT_NAME],
+        output_names=list(description.outputs),
+        opset_version=OPSET,
+        custom_translation_table=onnx_translations(),
+        dynamic_shapes=(axes,) if axes else None,
+        external_data=False,
+        dynamo=True,
+        verbose=False,
+    )
     names: Counter[str] = Counter()
     for node in exported.model.graph.all_nodes():
         # File names and source lines of the machine that exported.
@@ -176,24 +153,36 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, description: D
                 names[node.name] += 1
                 if names[node.name] > 1:
                     node.name += f'#{names[node.name]}'
-    model = exported.model_proto
-    onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
-    onnx.save_model(model, str(path))
+    save(exported.model_proto, path, description)
 
 
 def onnx_to_openvino(onnx_path: Path, path: Path, description: Description) -> None:
     """OpenVINO's .xml and .bin in float32, from an ONNX file, whose operators it knows."""
-    openvino = import_optional('openvino', 'writing .xml')
-    model = openvino.convert_model(str(onnx_path))
-    model.set_rt_info(description.to_json(), [METADATA_KEY])
-    openvino.save_model(model, str(path), compress_to_fp16=False)
+    import openvino
+
+    save(openvino.convert_model(str(onnx_path)), path, description)
+
+
+def save(model: Any, path: Path, description: Description) -> None:
+    """Write an openvino.Model, as .xml and .bin, or an onnx.ModelProto, with its metadata."""
+    if path.suffix == '.xml':
+        import openvino
+
+        model.set_rt_info(description.to_json(), [METADATA_KEY])
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+    else:
+        import onnx
+
+        onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
+        onnx.save_model(model, str(path))
 
 
 def write_core_ml(
     program: torch.export.ExportedProgram, path: Path, description: Description
 ) -> None:
     """A Core ML package (ML program, float16), which takes an image as iOS and macOS have it."""
-    tools = import_optional('coremltools', 'writing .mlpackage')
+    import coremltools as tools
+
     shape = (description.batch, 3, *description.size)
     # An image input holds one image.
     if description.batch == 1:
@@ -201,7 +190,7 @@ def write_core_ml(
     else:
         images = tools.TensorType(INPUT_NAME, shape=shape)
     # Progress bars of its passes.
-    with quiet('coremltools'), redirect_stderr(StringIO()):
+    with redirect_stderr(StringIO()):
         model = tools.convert(
             program.run_decompositions({}),
             inputs=[images],
@@ -210,15 +199,3 @@ def write_core_ml(
         )
     model.user_defined_metadata[METADATA_KEY] = description.to_json()
     model.save(str(path))
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Without the notes of a logger that concern its makers alone."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

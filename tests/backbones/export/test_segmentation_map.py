@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from exporting import needs_export
 
-from backbones.export.segmentation_map import segmentation_map
+from backbones.export.exportable import segmentation_map
 
 
 def resized(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
