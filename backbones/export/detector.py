@@ -16,17 +16,9 @@ from torch import Tensor, nn
 from .ops import nms_scores, roi_align
 from .preprocessing import Preprocessing
 
-# ------------------------------------------------------------------------------------------------
-# The detectors
-# ------------------------------------------------------------------------------------------------
-
 
 class ExportableDetector(nn.Module):
-    """A RetinaNet, Faster or Mask R-CNN.
-
-    Args:
-        detector: A model of mmdet in evaluation mode, already checked by :mod:`.exportable`.
-    """
+    """A detector in evaluation mode that :func:`.exportable.check_detector` lets pass."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -34,15 +26,9 @@ class ExportableDetector(nn.Module):
         self.detector = detector
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Detect objects.
-
-        Args:
-            images: (batch, 3, height, width), BGR, 0 to 255.
-
-        Returns:
-            By falling score: boxes (batch, N, 4) in pixels of ``images``, scores (batch, N),
-            labels (batch, N) and, for a model with masks, their probabilities (batch, N, M, M).
-        """
+        """Detect objects in images (batch, 3, height, width), BGR, 0 to 255: by falling score boxes
+        (batch, N, 4) in pixels, scores and labels (batch, N), and perhaps the probabilities of
+        masks (batch, N, M, M)."""
         size = images.shape[-2:]
         features = self.detector.extract_feat(self.preprocessing(images))
         if hasattr(self.detector, 'roi_head'):
@@ -135,11 +121,6 @@ def extract(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -
     )
 
 
-# ------------------------------------------------------------------------------------------------
-# Anchors and boxes
-# ------------------------------------------------------------------------------------------------
-
-
 def by_anchor(values: Tensor, head: nn.Module) -> Tensor:
     """A level's map (batch, A * D, height, width) to rows (batch, height * width * A, D)."""
     batch, _, height, width = values.shape
@@ -166,11 +147,6 @@ def decode_boxes(coder: object, anchors: Tensor, deltas: Tensor, size: tuple[int
     return torch.stack([left, top, right, bottom], dim=-1)
 
 
-# ------------------------------------------------------------------------------------------------
-# Selection
-# ------------------------------------------------------------------------------------------------
-
-
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest of scores (batch, N), at least 0, and their indices, both (batch, k).
 
@@ -178,10 +154,9 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     # N may be known only while running, but runtimes expect k to be a constant.
     count = scores.shape[1]
-    if not isinstance(count, int):
-        scores = F.pad(scores, (0, k))
-    elif count < k:
-        scores = F.pad(scores, (0, k - count))
+    missing = k - count if isinstance(count, int) else k
+    if missing > 0:
+        scores = F.pad(scores, (0, missing))
     best, index = scores.topk(k, dim=1)
     return best, index.clamp(max=count - 1)
 
@@ -218,12 +193,8 @@ def batched_nms(
     score_threshold: float,
     max_per_image: int,
 ) -> tuple[Tensor, Tensor]:
-    """Non-maximum suppression within each group (class, or pyramid level), ``nms`` as in mmcv.
-
-    Returns:
-        Scores (batch, max_per_image), falling and 0 where there are no more, and the indices of
-        their boxes.
-    """
+    """Non-maximum suppression within each group (class, or pyramid level), ``nms`` as in mmcv:
+    scores (batch, max_per_image), falling, then 0 where there are no more, and their indices."""
     if not nms.get('class_agnostic', False):
         # As in mmcv: groups are moved so far apart that none overlap.
         apart = boxes.flatten().max() + 1
@@ -237,10 +208,8 @@ def batched_nms(
 def select(
     boxes: Tensor, scores: Tensor, labels: Tensor, settings: dict
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The detections: as many rows as the image with most of them has, at least one.
-
-    Rows without a detection have score 0 and label -1.
-    """
+    """The detections: as many rows as the image with most of them has, at least one; rows without
+    a detection have score 0 and label -1."""
     scores, index = batched_nms(
         boxes, scores, labels, settings.nms, settings.score_thr, settings.max_per_img
     )

@@ -27,14 +27,8 @@ USUAL_SCORE_THRESHOLD = 0.05
 
 @MODELS.register_module()
 class ExportedFile(ImageModel):
-    """An exported file with the interface of a model that mmengine tests.
-
-    Args:
-        path: The file.
-        amp: Mixed precision, see :func:`backbones.inference.exported_file.open_exported`.
-        tile, overlap, batch_size: See :class:`backbones.inference.tiles.TiledModel`. Default:
-            images as a whole.
-    """
+    """An exported file with the interface of a model that mmengine tests; with a ``tile``, in
+    tiles, with the options of :class:`backbones.inference.tiles.TiledModel`."""
 
     def __init__(
         self, path: str, amp: bool = False, tile: int | None = None, **options: Any
@@ -56,14 +50,8 @@ def use_exported(config: Config, path: str | Path, amp: bool = False, **tiles: A
 
 
 def check_exported_test(config: Config) -> None:
-    """Check a config's :class:`ExportedFile` and the data of a test, and fit the config to them.
-
-    Raises:
-        ExportError: The file cannot be run, or is a backbone.
-        CheckpointError: It has other classes than the data.
-        ConfigError: It is of another task, or gives no masks where the config measures them.
-        DataError: The data have errors.
-    """
+    """Refuse a config's :class:`ExportedFile` that cannot be run or does not fit the data and
+    metrics of its test, and data with errors; fit the config to them."""
     path = config.model.path
     about = ExportedModel(path, amp=config.model.amp).description
     task = TASKS[config.default_scope]

@@ -175,11 +175,6 @@ def size_in_words(description: Description) -> str:
     return f'any size from {description.min_size}x{description.min_size} on'
 
 
-# ------------------------------------------------------------------------------------------------
-# The metadata
-# ------------------------------------------------------------------------------------------------
-
-
 def describe(
     cfg: Config,
     model: nn.Module,
@@ -268,11 +263,8 @@ RESIZE_ARGUMENTS = {'type', 'scale', 'keep_ratio', 'interpolation', 'clip_object
 
 
 def nominal_size(model: nn.Module, divisor: int, resize: list[dict]) -> tuple[int, int]:
-    """Height and width of the images that a model is usually given.
-
-    For a detector the test pipeline's scale in landscape format, padded as the detector pads. For
-    a segmentor the crops of training: its images in testing have all proportions.
-    """
+    """Height and width of a detector's test scale in landscape format, padded as it pads, or of a
+    segmentor's crops in training: its images in testing have all proportions."""
     crop = getattr(model.data_preprocessor, 'size', None)
     if is_segmentor(model) and crop:
         return tuple(crop)

@@ -155,11 +155,6 @@ def points(metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
-# ------------------------------------------------------------------------------------------------
-# Quantizing
-# ------------------------------------------------------------------------------------------------
-
-
 def run_onnxruntime(model: Any, batches: Sequence, layers: list[str]) -> Any:
     """A quantized copy of an ONNX model, of which these layers read and write 8-bit integers.
 
@@ -322,11 +317,6 @@ def reachable(starts: Iterable[str], following: dict[str, list[str]]) -> set[str
 def without(names: set[str], following: dict[str, list[str]]) -> dict[str, list[str]]:
     """``following``, but that nothing follows on these names."""
     return {name: after for name, after in following.items() if name not in names}
-
-
-# ------------------------------------------------------------------------------------------------
-# The two formats
-# ------------------------------------------------------------------------------------------------
 
 
 def files_of(path: Path) -> list[Path]:

@@ -8,20 +8,9 @@ from backbones.errors import ConfigError
 
 
 class Preprocessing(nn.Module):
-    """What a data preprocessor of mmdet or mmseg does in testing: normalize colors, then pad.
-
-    Args:
-        preprocessor: The model's ``data_preprocessor``.
-
-    Attributes:
-        mean, std: (1, 3, 1, 1), in the order of channels that the network takes.
-        flips_channels: Whether BGR becomes RGB, or the reverse.
-        pad_value: What normalized images are padded with, right and below.
-        pad_divisor: Height and width are padded to a multiple of this.
-
-    Raises:
-        ConfigError: The preprocessor pads to a fixed size.
-    """
+    """What a model's ``data_preprocessor`` does in testing: normalize colors, by ``mean`` and
+    ``std`` (1, 3, 1, 1) in the network's order of channels, then pad with ``pad_value`` to
+    multiples of ``pad_divisor``, right and below. ConfigError where it pads to a fixed size."""
 
     def __init__(self, preprocessor: nn.Module) -> None:
         super().__init__()
