@@ -27,7 +27,7 @@ from backbones.weights import load_checkpoint
 from .check import check_file, example_image, pipeline_difference, size_in_pytorch
 from .exportable import exportable, is_segmentor, min_image_size
 from .formats import FORMATS, check_packages, write
-from .int8 import import_nncf, quantize
+from .int8 import check_data, import_nncf, quantize
 from .preprocessing import Preprocessing, missing_to_multiple
 
 
@@ -76,6 +76,10 @@ def export(
     config, checkpoint, out, options = str(config), str(checkpoint), Path(out), options or Options()
     check_request(out, options)
     cfg = load_config(config, cfg_options)
+    if options.int8:
+        # Now, not after the minutes that exporting takes.
+        data = load_config(config, cfg_options)
+        check_data(data)
     image = example_image(options.image, cfg)
     loaded = load_checkpoint(checkpoint)
     classes, palette = classes_and_palette(cfg, loaded)
@@ -127,7 +131,7 @@ def export(
             report('quantizing; metrics are those of the validation set ...')
             description = quantize(
                 path,
-                load_config(config, cfg_options),
+                data,
                 description,
                 options.calibration_images,
                 options.max_drop,
@@ -148,7 +152,8 @@ def check_request(out: Path, options: Options) -> None:
             raise ExportError(
                 '--int8 is for .onnx and .xml of whole models: it is kept by what they predict'
             )
-        import_nncf()
+        if out.suffix == '.xml':
+            import_nncf()
     if options.dynamic and options.size:
         raise ExportError('a file is for one size or, with --dynamic, for any: not both')
     if out.suffix == '.mlpackage' and (options.dynamic or options.batch is None):
