@@ -17,7 +17,7 @@ from tqdm import tqdm
 from backbones.errors import DataError
 
 from .classes import known_classes, name_classes
-from .coco import check_coco, read_coco
+from .coco import CocoCheck, read_coco
 from .config_datasets import (
     SPLITS,
     annotation_file,
@@ -39,23 +39,19 @@ CHUNK = 32
 ADE20K_SOURCE = (
     'ADE20K is the "SceneParsing" archive ADEChallengeData2016.zip of '
     'https://groups.csail.mit.edu/vision/datasets/ADE20K/: unpack it into data/ade, or link the '
-    'folder there'
+    'folder there; for data of your own set data_root and data_prefix'
 )
 
 
 def refuse_errors(config: Config, splits: Sequence[str]) -> None:
     """Raise DataError where annotations or segmentation maps would end a run or falsify it."""
     report = check_dataset(config, splits, decode=())
-    if errors := report.of(ERROR):
-        advice = (
-            'train.py --skip-bad trains without what is named here'
-            if all(found.can_be_left_out for found in errors)
-            else '--skip-bad cannot leave all of this out: fix it'
-        )
+    if report.of(ERROR):
         lines = '\n'.join(report.lines([ERROR]))
         raise DataError(
-            f'the data have errors.\n{lines}\n{advice}. tools/check_dataset.py CONFIG lists all, '
-            'and reads the images too'
+            f'the data have errors.\n{lines}\ntrain.py --skip-bad trains without the images and '
+            'entries that are named here; all else has to be fixed. tools/check_dataset.py '
+            'CONFIG lists all, and reads the images too'
         )
 
 
@@ -67,16 +63,8 @@ def check_dataset(
 ) -> Report:
     """Check the data that a config reads, and print a line on every dataset.
 
-    Annotations are checked in this process, images and segmentation maps in others, each of which
-    holds one image.
-
-    Args:
-        config: A config that was loaded. Its datasets get the names of their classes.
-        splits: Which of 'train', 'val' and 'test'. Those that read the same are checked once.
-        workers: Processes that read images. Default: as many as there are cores.
-        decode: The splits whose images are decoded; of the others they are only looked for.
-            Segmentation maps are always read. Default: all.
-
+    Its datasets get the names of their classes. Images of the splits in ``decode`` are decoded by
+    ``workers`` processes (default: one a core), of others only looked for; maps are always read.
     Raises ConfigError where the config names classes or a dataset type that there are not.
     """
     fault = None
@@ -119,7 +107,7 @@ def check_annotations(checked: CheckedDataset, config: Config) -> None:
     """Note what is wrong with a dataset's annotations, and which images it has."""
     try:
         if checked.layout == 'coco':
-            check_coco(checked, config)
+            CocoCheck(checked, config).run()
         elif checked.layout == 'voc':
             if reads_masks(checked.dataset):
                 raise DataError(
@@ -137,19 +125,13 @@ def check_annotations(checked: CheckedDataset, config: Config) -> None:
 def check_built(checked: CheckedDataset, config: Config) -> None:
     """Build a dataset, which itself says what it would read; DataError where it cannot be."""
     is_segmentation = checked.layout == 'segmentation'
-    for key in ('img_path', 'seg_map_path'):
-        folder = data_folder(checked.dataset, key)
-        if is_segmentation and not folder.is_dir():
-            raise DataError(
-                f'there is no folder {folder} (data_root and data_prefix say so). {ADE20K_SOURCE}; '
-                'for data of your own set data_root'
-            )
     try:
         # mmengine cannot serialize a dataset that turns out to be empty.
         options = {'pipeline': [], 'serialize_data': False, 'lazy_init': False}
         dataset = DATASETS.build({**checked.dataset, **options})
     except Exception as error:
-        raise DataError(f'it cannot be read: {type(error).__name__}: {error}') from error
+        hint = f'. {ADE20K_SOURCE}' if is_segmentation and isinstance(error, OSError) else ''
+        raise DataError(f'it cannot be read: {type(error).__name__}: {error}{hint}') from error
     if not len(dataset):
         suffix = getattr(dataset, 'img_suffix', None)
         hint = f' that ends in {suffix!r} (img_suffix)' if suffix else ''

@@ -23,19 +23,11 @@ OTHER_MODELS = ('language_model', 'tracker', 'reid')
 
 
 def set_classes(config: Config, splits: Sequence[str], keep_files: bool = False) -> tuple[str, ...]:
-    """Give the datasets and every head of a config the classes of its data.
+    """Give the datasets and every head of a config the classes of its data; returns their names.
 
-    Args:
-        config: Changed in place.
-        splits: Which of 'train', 'val' and 'test' will be read; others need not be there.
-        keep_files: Keep COCO files in memory for the checker. Default: False.
-
-    Returns:
-        The class names, in the order of the labels.
-
-    Raises:
-        ConfigError: A head has a number of classes that the data do not have.
-        DataError: Annotation files disagree with each other or with the named classes.
+    Splits that will not be read need not be there. ``keep_files`` leaves COCO files in memory for
+    the checker. Raises ConfigError for a head with a number of classes that the data do not have,
+    DataError where annotation files disagree with each other or with the named classes.
     """
     of_types = counts_of_types(config)
     try:
@@ -115,17 +107,12 @@ def name_in_dataset(dataset: ConfigDict, names: tuple[str, ...], config: Config)
 def check_categories(path: Path, names: tuple[str, ...], first: Path) -> None:
     """mmdet numbers classes by their order in the file, and leaves out what it cannot find."""
     found = tuple(categories_of(path).values())
-    if missing := [name for name in names if name not in found]:
+    if tuple(name for name in found if name in names) != names:
+        missing = ', '.join(repr(name) for name in names if name not in found)
+        what = f'no category {missing}' if missing else 'another order, which numbers classes'
         raise DataError(
-            f'{path} has no category {", ".join(map(repr, missing))}; the classes are '
-            f'{list(names)} (of the config or {first}), its categories {list(found)}'
-        )
-    in_file_order = tuple(name for name in found if name in names)
-    if in_file_order != names:
-        raise DataError(
-            f'{path} lists its categories in another order than {first} or the config, and classes '
-            f'are numbered by that order: {list(in_file_order)} instead of {list(names)}. Bring '
-            '"categories" of all files and `classes` into one order'
+            f'{path} has {what}: its "categories" are {list(found)}, the classes {list(names)} (of '
+            f'the config or {first}). It needs all of these, in this order'
         )
 
 
@@ -162,58 +149,47 @@ def counts_of_types(config: Config) -> set[int]:
 def set_num_classes(config: Config, count: int, of_types: set[int] | None = None) -> None:
     """Set ``num_classes`` of the heads that have that of the dataset's type or of a base config.
 
-    Heads that tell other things apart, such as 183 kinds of stuff in HTC or two in STDC, stay.
-
-    Args:
-        config: Changed in place.
-        count: How many classes the data have; with 0, which is unknown, nothing is done.
-        of_types: How many the types of its datasets are made for. Default: what they say.
-
-    Raises:
-        ConfigError: No head has as many classes as the data after that.
+    Heads that tell other things apart, such as 183 kinds of stuff in HTC or two in STDC, stay; with
+    a ``count`` of 0, which is unknown, all do. ``of_types``: how many the types of the datasets are
+    made for. Raises ConfigError if no head has as many classes as the data after that.
     """
     heads = list(class_heads(config.model))
     if not count or not heads or any(key in config.model for key in OTHER_MODELS):
         return
     of_types = of_types or counts_of_types(config)
     panoptic = any('thing_classes' in dataset_class(d).METAINFO for d in datasets_of(config))
-    if panoptic and any(classes_of(head) in of_types for head in heads):
+    if panoptic and any(head[key] in of_types for head, key in heads):
         return
-    if all(classes_of(head) == count for head in heads):
+    if all(head[key] == count for head, key in heads):
         return
     inherited = of_types | set(inherited_counts(config))
-    for head in heads:
-        if classes_of(head) in inherited:
-            set_head(head, count)
-    if not any(classes_of(head) == count for head in heads):
+    for head, key in heads:
+        if head[key] in inherited:
+            set_head(head, key, count)
+    if not any(head[key] == count for head, key in heads):
+        head, key = heads[0]
         raise ConfigError(
-            f'{heads[0].get("type")} has num_classes={classes_of(heads[0])}, but the data have '
-            f'{count} classes. Set num_classes={count} there, or leave it to the base config and '
-            'the data'
+            f'{head.get("type")} has {key}={head[key]}, but the data have {count} classes. Set '
+            f'{key}={count} there, or leave it to the base config and the data'
         )
 
 
-def class_heads(model: ConfigDict) -> Iterator[ConfigDict]:
-    """Parts of a model that have a number of classes; not the RPN, which finds objects of any."""
+def class_heads(model: ConfigDict) -> Iterator[tuple[ConfigDict, str]]:
+    """Parts of a model that have a number of classes, and their key for it.
+
+    Not the RPN, which finds objects of any class.
+    """
     agnostic = {id(node) for node in walk(model.get('rpn_head'))}
     for node in walk(model):
-        things_alone = 'num_things_classes' in node and not node.get('num_stuff_classes')
-        if ('num_classes' in node or things_alone) and id(node) not in agnostic:
-            yield node
+        if 'num_classes' in node and id(node) not in agnostic:
+            yield node, 'num_classes'
+        elif 'num_things_classes' in node and not node.get('num_stuff_classes'):
+            yield node, 'num_things_classes'
 
 
-def key_of(head: ConfigDict) -> str:
-    return 'num_classes' if 'num_classes' in head else 'num_things_classes'
-
-
-def classes_of(head: ConfigDict) -> int:
-    return head[key_of(head)]
-
-
-def set_head(head: ConfigDict, count: int) -> None:
+def set_head(head: ConfigDict, key: str, count: int) -> None:
     """Set the number of classes of a head, and of equal weights in its loss."""
-    before = classes_of(head)
-    head[key_of(head)] = count
+    before, head[key] = head[key], count
     for node in walk(head):
         weights = node.get('class_weight')
         if isinstance(weights, (list, tuple)) and len(set(weights[:before])) == 1:
@@ -228,5 +204,5 @@ def inherited_counts(config: Config) -> Iterator[int]:
     for base in Config._get_base_files(path):
         base_path, _ = Config._get_cfg_path(base, path)
         model = Config.fromfile(base_path, import_custom_modules=False).get('model')
-        counts = Counter(map(classes_of, class_heads(model))) if model else Counter()
+        counts = Counter(head[key] for head, key in class_heads(model)) if model else Counter()
         yield from (number for number, _ in counts.most_common(1))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +25,7 @@ Id = int | str
 def is_text(value: object) -> bool:
     """Whether a name can be printed, written and be the name of a file."""
     # JSON can spell half of a pair of code units, which no encoding has.
-    return (
-        isinstance(value, str)
-        and '\0' not in value
-        and value.encode(errors='ignore').decode() == value
-    )
+    return isinstance(value, str) and not re.search('[\0\ud800-\udfff]', value)
 
 
 def is_id(value: object) -> bool:
@@ -57,11 +54,7 @@ ANNOTATION_KEYS: Keys = {
 # Two files, of training and validation, are read for their classes first and checked then.
 @lru_cache(maxsize=4)
 def read_coco(path: Path) -> dict:
-    """The contents of a COCO annotation file; kept until ``read_coco.cache_clear()``.
-
-    Raises:
-        DataError: It is missing, not JSON, or lacks images, annotations or categories.
-    """
+    """The contents of a COCO file, or DataError; kept until ``read_coco.cache_clear()``."""
     if not path.is_file():
         raise DataError(
             f'there is no annotation file {path} (data_root and ann_file say so). {COCO_SOURCE}; '
@@ -82,11 +75,7 @@ def read_coco(path: Path) -> dict:
 
 
 def categories_of(path: Path) -> dict[Id, str]:
-    """The names of a COCO file's categories by their ids, in its order.
-
-    Raises:
-        DataError: The file cannot be read, or a category has no id or name of its own.
-    """
+    """The names of a COCO file's categories by their ids, in its order, or DataError."""
     names: dict[Id, str] = {}
     for category in read_coco(path)['categories']:
         if fault := entry_fault(category, CATEGORY_KEYS):
@@ -100,22 +89,13 @@ def categories_of(path: Path) -> dict[Id, str]:
     return names
 
 
-def check_coco(checked: CheckedDataset, config: Config) -> None:
-    """Check a COCO file against itself and the folder of its images.
-
-    Raises:
-        DataError: The file cannot be read, or the config names no folder of images.
-    """
-    if 'img' not in (checked.dataset.get('data_prefix') or {}):
-        raise DataError("it has no data_prefix=dict(img='...'), the folder of its images")
-    CocoCheck(checked, config).run()
-
-
 class CocoCheck:
-    """Notes what is wrong in the COCO file of a dataset."""
+    """Notes what is wrong in the COCO file and the image folder of a dataset."""
 
     def __init__(self, checked: CheckedDataset, config: Config) -> None:
         dataset = checked.dataset
+        if 'img' not in (dataset.get('data_prefix') or {}):
+            raise DataError("it has no data_prefix=dict(img='...'), the folder of its images")
         filters = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
         nodes = list(walk(config.get(f'{checked.split}_evaluator')))
         metrics = [node.get('metric') or [] for node in nodes]
@@ -153,13 +133,12 @@ class CocoCheck:
         self.checked.add_samples(self.folder, sizes)
 
     def check_images(self, entries: list) -> None:
-        by_name: dict[str, Id] = {}
-        by_lower_case: dict[str, str] = {}
+        by_name: dict[str, dict] = {}
         for image in entries:
             fault = entry_fault(image, IMAGE_KEYS)
             if fault:
                 reason = f'an image {fault}: {image!r:.100}'
-                self.checked.add(ERROR, 'incomplete image', reason)
+                self.checked.add(ERROR, 'incomplete image', reason, image='')
                 continue
             name, number = image['file_name'], image['id']
             if number in self.images:
@@ -167,17 +146,16 @@ class CocoCheck:
                 reason = f'{first} has the image id {number} too, and only the last is used'
                 for each in (first, name):
                     self.checked.add(ERROR, 'duplicate image id', reason, self.path(each), each)
-            same = by_lower_case.setdefault(name.lower(), name)
-            if name in by_name:
-                reason = f'it is listed as image {by_name[name]} and as image {number}'
-                self.warn_of_image('image listed twice', reason, name)
-            elif same != name:
+            first = by_name.setdefault(name.lower(), image)
+            if first['file_name'] != name:
                 reason = (
-                    f'its name differs from {same} in case only: one of both is lost where case '
-                    'does not count, as on macOS and Windows'
+                    f'its name differs from {first["file_name"]} in case only: one of both is lost '
+                    'where case does not count, as on macOS and Windows'
                 )
                 self.warn_of_image('names that differ in case', reason, name)
-            by_name[name] = number
+            elif first is not image:
+                reason = f'it is listed as image {first["id"]} and as image {number}'
+                self.warn_of_image('image listed twice', reason, name)
             self.images[number] = image
             side = min(image['width'], image['height'])
             if side < max(self.min_size, 2):
@@ -212,7 +190,7 @@ class CocoCheck:
             # What is wrong may be another entry than these two.
             number = id_in(annotation, 'id')
             image = self.images.get(id_in(annotation, 'image_id'))
-            name = image['file_name'] if image else None
+            name = image['file_name'] if image else ''
             where = (self.path(name) if image else None, name, number)
             fault = entry_fault(annotation, ANNOTATION_KEYS)
             if fault:
@@ -239,16 +217,12 @@ class CocoCheck:
 
     def check_empty_images(self, with_objects: set[Id], chosen: list[str]) -> None:
         empty = [image for number, image in self.images.items() if number not in with_objects]
-        trained = [
-            image
-            for number, image in self.images.items()
-            if not self.is_too_small(image) and (number in with_objects or not self.filter_empty_gt)
-        ]
+        left = with_objects if self.filter_empty_gt else self.images
         filters = f'(filter_empty_gt={self.filter_empty_gt}, min_size={self.min_size})'
         if not with_objects:
             reason = f'no annotation is of any of the classes {chosen}'
             self.checked.add(ERROR, 'no objects', reason)
-        elif not trained:
+        elif all(self.is_too_small(self.images[number]) for number in left):
             reason = f'every image is left out of training {filters}'
             self.checked.add(ERROR, 'no images', reason)
         else:

@@ -14,14 +14,6 @@ ERROR = 'error'  # a run would fail, or learn or measure wrong things
 WARNING = 'warning'  # it is handled, as the reason says
 LINES_PER_KIND = 20
 
-# Errors in entries of an annotation file that may belong to no image.
-OF_ENTRIES = (
-    'incomplete image',
-    'incomplete annotation',
-    'duplicate annotation id',
-    'annotation of no image',
-)
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -32,13 +24,9 @@ class Finding:
     file: str  # the image, segmentation map or annotation file
     reason: str  # what is wrong, and what comes of it
     annotation: int | str | None = None  # its id, where there is one
-    image: str | None = None  # as the dataset names it, where the fault concerns it alone
+    # As the dataset names it, where a run can do without; '' is for an entry that has no image.
+    image: str | None = None
     split: str = ''
-
-    @property
-    def can_be_left_out(self) -> bool:
-        """Whether a run can do without the image or the entry."""
-        return self.image is not None or self.kind in OF_ENTRIES
 
     def __str__(self) -> str:
         where = self.file if self.annotation is None else f'{self.file}, id {self.annotation}'
@@ -136,10 +124,7 @@ class Report:
             for found in self.of(severity):
                 groups[found.split, found.kind].append(found)
             for (split, kind), group in groups.items():
-                yield f'\n{severity}, {split}: {kind} ({len(group)})'
-                yield from (f'  {found}' for found in group[:LINES_PER_KIND])
-                if len(group) > LINES_PER_KIND:
-                    yield f'  ... and {len(group) - LINES_PER_KIND} more'
+                yield from listed(f'\n{severity}, {split}: {kind}', group, LINES_PER_KIND)
         errors, warnings = len(self.of(ERROR)), len(self.of(WARNING))
         found = f'{count(errors, "error")}, {count(warnings, "warning")}'
         images = count(sum(self.images.values()), 'image')
@@ -153,6 +138,14 @@ class Report:
             'warnings': len(self.of(WARNING)),
             'findings': [asdict(found) for found in self.findings],
         }
+
+
+def listed(title: str, items: Sequence[object], most: int) -> Iterator[str]:
+    """A title with how many items there are, then the first of them."""
+    yield f'{title} ({len(items)})'
+    yield from (f'  {item}' for item in items[:most])
+    if len(items) > most:
+        yield f'  ... and {len(items) - most} more'
 
 
 def count(number: int, noun: str) -> str:

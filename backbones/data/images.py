@@ -1,8 +1,8 @@
 """One image, with its segmentation map if it has one, read as a training reads it."""
 
 import io
+import multiprocessing
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,26 +23,21 @@ Shape = tuple[int, int]  # height, width
 # Pillow refuses what decompresses to very much.
 PILLOW_ERRORS = (*IMAGE_DECODE_ERRORS, Image.DecompressionBombError)
 
-# Where the decoders of a worker process write what they complain about.
-decoder_output: list[io.BufferedRandom] = []
-
 
 def check_sample(sample: Sample) -> list[tuple[str, str, str, str]]:
     """All that is wrong with an image and its segmentation map: severity, kind, reason, file."""
+    shape, faults = None, []
     if not os.path.isfile(sample.path):
-        shape, faults = None, [(ERROR, 'missing image', 'it is not there')]
+        faults = [(ERROR, 'missing image', 'it is not there')]
+    elif sample.decode:
+        shape, faults = check_image(sample)
     else:
-        shape, faults = check_image(sample) if sample.decode else (size_in_header(sample), [])
+        with suppress(*PILLOW_ERRORS), Image.open(sample.path) as image:
+            shape = upright_size(image)[::-1]
     found = [(*fault, sample.path) for fault in faults]
     if sample.seg_map:
         found += [(*fault, sample.seg_map) for fault in check_seg_map(sample, shape)]
     return found
-
-
-def size_in_header(sample: Sample) -> Shape | None:
-    with suppress(*PILLOW_ERRORS), Image.open(sample.path) as image:
-        return upright_size(image)[::-1]
-    return None
 
 
 def check_image(sample: Sample) -> tuple[Shape | None, list[Fault]]:
@@ -94,13 +89,9 @@ def content_fault(content: bytes) -> str | None:
 def size_reason(sample: Sample, shape: Shape) -> str:
     width, height = sample.size
     reason = f'it is {size_text(shape)}, but annotated as {width}x{height}'
-    if shape != (width, height):
-        return reason
-    # Pillow does not know all that OpenCV reads.
-    with suppress(*PILLOW_ERRORS), Image.open(sample.path) as image:
-        if upright_size(image) != image.size:
-            return f'{reason}: its EXIF orientation rotates it by 90 degrees when it is read'
-    return f'{reason}: width and height are exchanged'
+    if shape == (width, height):
+        reason += ': width and height are exchanged, as by an EXIF orientation, which is followed'
+    return reason
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -169,20 +160,18 @@ def size_text(shape: Shape) -> str:
 
 def catch_decoder_warnings() -> None:
     """Have the decoders' C libraries write to a file, for they name no image themselves."""
-    output = tempfile.TemporaryFile()  # noqa: SIM115, it stays open as long as the process
-    sys.stderr.flush()
-    os.dup2(output.fileno(), 2)
-    decoder_output.append(output)
+    # What they write to stays open when the file's own number is closed.
+    with tempfile.TemporaryFile() as output:
+        os.dup2(output.fileno(), 2)
 
 
 def decoder_complaints() -> str:
-    """What the decoders have written since the last image, in one line."""
-    text = b''
-    for output in decoder_output:
-        output.seek(0)
-        text = output.read()
-        output.seek(0)
-        output.truncate()
+    """What the decoders of a worker process have written since the last image, in one line."""
+    if multiprocessing.parent_process() is None:
+        return ''
+    text = os.pread(2, 2**20, 0)
+    os.ftruncate(2, 0)
+    os.lseek(2, 0, os.SEEK_SET)
     # libpng finds fault with color profiles of intact files.
     lines = [line.strip() for line in text.decode(errors='replace').splitlines()]
     return '; '.join(line for line in lines if line and 'iCCP' not in line)[:200]

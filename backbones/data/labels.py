@@ -51,11 +51,7 @@ class LabelRules:
 
 
 def ignored_label(config: Config) -> int:
-    """The ``ignore_index`` that a dataset, head or metric of a config has other than 255, or 255.
-
-    Raises:
-        ConfigError: There are several, or one where mmseg makes 255 what is ignored.
-    """
+    """``ignore_index`` of a dataset, head or metric that is not 255, else 255; or ConfigError."""
     datasets = list(datasets_of(config))
     parts = [config.get(key) for key in ('model', 'val_evaluator', 'test_evaluator')]
     nodes = [*walk(parts), *datasets]

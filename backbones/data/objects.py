@@ -99,13 +99,10 @@ def run_length_fault(mask: dict, height: int, width: int) -> str | None:
 
 
 def decode_runs(text: str | bytes) -> list[int]:
-    """The lengths of the runs in COCO's compressed encoding.
+    """The lengths of the runs in COCO's compressed encoding, or ValueError.
 
     Each is a signed number in groups of five bits, lowest first, a group plus 48 to a character;
     from the fourth on it is the difference to the length two before (cocoapi's maskApi.c).
-
-    Raises:
-        ValueError: The text ends within a number, or has a character that is none of the 64.
     """
     runs: list[int] = []
     value = shift = 0

@@ -42,7 +42,7 @@ def leave_out_bad(config: Config, splits: tuple[str, ...]) -> None:
     report = check_dataset(config, splits, decode=('val', 'test'))
     errors = report.of(ERROR)
     for found in errors:
-        if not found.can_be_left_out:
+        if found.image is None:
             raise DataError(f'--skip-bad leaves out images, and this is none: {found}')
     work_dir = Path(config.work_dir).resolve()
     for number, checked in enumerate(report.datasets):

@@ -19,13 +19,7 @@ from backbones.weights import load_checkpoint
 def check_training(config: Config) -> None:
     """Check what a training starts from and what it reads, and fit the config to its data.
 
-    Args:
-        config: The config, with everything from the command line in it; changed in place.
-
-    Raises:
-        CheckpointError: What it starts from cannot be read or does not fit.
-        ConfigError: The config does not fit its data.
-        DataError: The data cannot be trained on.
+    Raises CheckpointError, ConfigError or DataError where they do not fit or cannot be read.
     """
     check_start(config)
     splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
@@ -34,10 +28,7 @@ def check_training(config: Config) -> None:
 
 
 def check_test(config: Config) -> None:
-    """Check the checkpoint ``load_from`` and the data of a test, and fit the config to its data.
-
-    Raises the errors of :func:`check_training`.
-    """
+    """Check the checkpoint ``load_from`` and the data of a test, as :func:`check_training` does."""
     checkpoint = check_start(config)
     classes = set_classes(config, ('test',), keep_files=True)
     check_whole(config, checkpoint, classes)

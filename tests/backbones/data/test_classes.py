@@ -10,7 +10,6 @@ from mmengine.config import Config, ConfigDict
 from backbones.data.classes import (
     class_heads,
     class_list,
-    classes_of,
     set_classes,
     set_num_classes,
 )
@@ -32,7 +31,7 @@ def derived(tmp_path: Path) -> Callable[..., Config]:
 
 
 def counts(config: Config) -> list[int]:
-    return [classes_of(head) for head in class_heads(config.model)]
+    return [head[key] for head, key in class_heads(config.model)]
 
 
 # A stock config, and the number of classes of its heads with data of three classes.
