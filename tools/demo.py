@@ -4,11 +4,8 @@ Or search for a network: measure this machine, train a supernet, and train what 
 """
 
 import json
-import math
-import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from _requirements import explain_missing
@@ -19,7 +16,7 @@ with explain_missing():
     import numpy as np
     import skimage
     from _arguments import make_parser
-    from make_shapes import CLASSES, SUPERSAMPLING, Sprite, draw_sprite, paste, window_at
+    from make_shapes import draw_image
 
     from backbones.engine.config import load_config
     from backbones.search.latency import LatencyModel, find_latency
@@ -38,20 +35,12 @@ BASELINE = 's0, neck 96'
 EVALUATIONS = 100
 # How long the found network is trained by itself.
 FINE_TUNING = 300
-# Metrics of the last lines, what to call them, and what makes them percent.
-HEADLINES = {
-    'mIoU': ('mIoU', 1),
-    'coco/bbox_mAP_50': ('box AP50', 100),
-    'coco/bbox_mAP': ('box AP', 100),
-    'coco/segm_mAP': ('mask AP', 100),
-}
 # On photographs the model is less sure of itself than on the images it was trained for.
 SCORE_THR = 0.6
 SHEET_ROWS, SHEET_COLUMNS = 4, 2
-# The size of the scenes, and the shapes' diameters as fractions of their height.
-WIDTH, HEIGHT = 320, 214
-SHAPE_SIZES = (0.28, 0.4)
-CLIP_FRAMES, CLIP_RATE = 40, 10
+# The size of the scenes. The clip moves over a wider one, by so many pixels a frame.
+HEIGHT, WIDTH, WIDER = 214, 320, 480
+CLIP_STEP, CLIP_RATE = 4, 10
 EXAMPLES = """\
 examples:
   python tools/demo.py              Semantic FPN
@@ -76,8 +65,6 @@ def demonstrate(task: str) -> None:
     """Train, test and predict."""
     config, work_dir = CONFIGS[task], Path('work_dirs') / f'demo_{task}'
     drawn, predictions = work_dir / 'drawn', work_dir / 'predictions'
-    for old in (drawn, predictions):
-        shutil.rmtree(ROOT / old, ignore_errors=True)
 
     run('1/4 drawing the dataset', 'make_shapes.py')
     train = ('train.py', config, '--work-dir', work_dir, '--seed', 0, '--resume')
@@ -90,12 +77,11 @@ def demonstrate(task: str) -> None:
     )
     draw_sheet(ROOT / drawn, ROOT / work_dir / 'sheet.png')
     scenes = [path.relative_to(ROOT) for path in draw_scenes(ROOT / work_dir / 'scenes')]
-    infer = ('infer.py', config, checkpoint, *scenes, '--out-dir', predictions)
+    infer = ('infer.py', config, checkpoint, *scenes, '--out-dir', predictions, '--overwrite')
     run('4/4 predicting on photographs and a clip', *infer, '--score-thr', SCORE_THR)
 
-    figures = headline(metrics)
     print(
-        f'\n{figures} on images that the model has not seen\n'
+        f'\n{headline(metrics)} on images that the model has not seen\n'
         f'checkpoint:  {checkpoint}\n'
         f'images:      {work_dir}/sheet.png, ground truth beside prediction\n'
         f'curves:      {work_dir}/curves.png\n'
@@ -160,12 +146,9 @@ def best_checkpoint(work_dir: Path) -> Path:
 
 def headline(metrics: Path) -> str:
     """The main figures of a test."""
+    names = ('mIoU', 'coco/bbox_mAP_50', 'coco/bbox_mAP', 'coco/segm_mAP')
     measured = json.loads((ROOT / metrics).read_text())
-    return ', '.join(
-        f'{name} {factor * measured[metric]:.1f}'
-        for metric, (name, factor) in HEADLINES.items()
-        if metric in measured
-    )
+    return ', '.join(f'{name} {measured[name]:.3g}' for name in names if name in measured)
 
 
 def run(title: str, tool: str, *arguments: object) -> None:
@@ -190,56 +173,31 @@ def draw_sheet(drawn: Path, path: Path) -> None:
 
 
 def draw_scenes(folder: Path) -> list[Path]:
-    """Draw shapes on two photographs of scikit-image, and a clip in which they move on a third."""
+    """Draw shapes on two photographs of scikit-image, and a clip that moves over a third."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(7)
-
-    def shapes(names: Sequence[str]) -> list[Sprite]:
-        sizes = (rng.uniform(*SHAPE_SIZES) * SUPERSAMPLING * HEIGHT for _ in names)
-        return [draw_sprite(rng, *one, math.pi / 4) for one in zip(names, sizes, strict=True)]
-
     paths = [folder / 'chelsea.png', folder / 'camera.png', folder / 'clip.mp4']
     for path in paths[:2]:
-        sprites = shapes(rng.permutation(CLASSES)[:3].tolist())
-        places = [(0.22, 0.3), (0.72, 0.55), (0.46, 0.85)]
-        cv2.imwrite(str(path), draw_scene(read_photograph(path.name), sprites, places))
-    photograph, sprites = read_photograph('rocket.jpg'), shapes(CLASSES)
+        cv2.imwrite(str(path), draw_scene(rng, path.name, WIDTH))
+    scene = draw_scene(rng, 'rocket.jpg', WIDER)
     with av.open(str(paths[2]), 'w') as file:
         stream = file.add_stream('libx264', rate=CLIP_RATE)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, 'yuv420p'
-        for number in range(CLIP_FRAMES):
-            # They follow each other on a flat figure of eight.
-            shares = number / CLIP_FRAMES + np.arange(len(sprites)) / len(sprites)
-            places = [
-                (0.5 + 0.38 * math.cos(angle), 0.5 + 0.3 * math.sin(2 * angle))
-                for angle in 2 * math.pi * shares
-            ]
-            scene = draw_scene(photograph, sprites, places)
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(scene, format='bgr24')))
+        for x in range(0, WIDER - WIDTH, CLIP_STEP):
+            frame = np.ascontiguousarray(scene[:, x : x + WIDTH])
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='bgr24')))
         file.mux(stream.encode())
     return paths
 
 
-def read_photograph(name: str) -> np.ndarray:
-    """A photograph in fine pixels, float BGR from 0 to 1, in the muted colors of the dataset."""
+def draw_scene(rng: np.random.Generator, name: str, width: int) -> np.ndarray:
+    """Shapes on a photograph in the muted colors of the dataset, (HEIGHT, width, 3) uint8 BGR."""
     photograph = cv2.imread(str(Path(skimage.data_dir) / name)).astype(np.float32) / 255
     gray = photograph.mean(axis=2, keepdims=True)
-    size = (SUPERSAMPLING * WIDTH, SUPERSAMPLING * HEIGHT)
-    return cv2.resize(gray + 0.3 * (photograph - gray), size, interpolation=cv2.INTER_AREA)
-
-
-def draw_scene(
-    photograph: np.ndarray, sprites: list[Sprite], places: list[tuple[float, float]]
-) -> np.ndarray:
-    """Put shapes on a photograph, their centers (x, y) as fractions of it: (H, W, 3) uint8 BGR."""
-    margin = len(photograph)
-    canvas = np.pad(photograph, ((margin, margin), (margin, margin), (0, 0)))
-    height, width = photograph.shape[:2]
-    for sprite, (x, y) in zip(sprites, places, strict=True):
-        paste(canvas, sprite, window_at((y * height + margin, x * width + margin), sprite))
-    canvas = canvas[margin:-margin, margin:-margin]
-    scene = cv2.resize(canvas, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-    return (scene.clip(0, 1) * 255).round().astype(np.uint8)
+    muted = cv2.resize(
+        gray + 0.3 * (photograph - gray), (width, HEIGHT), interpolation=cv2.INTER_AREA
+    )
+    return draw_image(rng, HEIGHT, width, muted)[0]
 
 
 if __name__ == '__main__':

@@ -2,28 +2,16 @@
 
 Each image shows two to six textured shapes that overlap on a muted background. The six classes
 differ in outline, texture and hue, so that a small network learns them from scratch in minutes
-while there is still something to learn. The same images are written in two layouts::
-
-    OUT/parameters.json                            what the dataset was drawn with
-    OUT/classes.txt                                background, then the classes, one a line
-    OUT/coco/annotations/instances_{train,val}2017.json
-    OUT/coco/{train,val}2017/*.jpg
-    OUT/ade/images/{training,validation}/*.jpg
-    OUT/ade/annotations/{training,validation}/*.png
-
-The PNGs follow ADE20K: 0 would be "unlabelled", 1 is the background and 2, 3, ... are the classes,
-so that mmseg's ``reduce_zero_label=True`` turns them into the lines of classes.txt, counted from 0.
+while there is still something to learn. The same images are in COCO's layout in ``OUT/coco`` and in
+ADE20K's in ``OUT/ade``, whose PNGs have 1 for the background and 2, 3, ... for the classes; beside
+them are ``classes.txt`` and, to tell sets apart, ``parameters.json``.
 """
 
 import json
-import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from _requirements import explain_missing
 
@@ -111,28 +99,19 @@ def dots(u: np.ndarray, v: np.ndarray, period: float, phase: float) -> np.ndarra
     return (np.hypot(to_u, to_v) < 0.32).astype(np.float32)
 
 
-class Sprite(NamedTuple):
-    """An object by itself, in square arrays of S fine pixels a side."""
-
-    color: np.ndarray  # (S, S, 3) float32, BGR, about 0 to 1
-    mask: np.ndarray  # (S, S) bool
-    shadow: np.ndarray  # (S, S) float32, the share of the light that it takes from what is behind
-
-
 def draw_image(
-    rng: np.random.Generator, height: int, width: int
+    rng: np.random.Generator, height: int, width: int, background: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, np.ndarray]]]:
-    """Draw an image of overlapping shapes.
+    """Draw an image of overlapping shapes on a background, (height, width, 3) float32 BGR, 0 to 1.
 
-    Returns:
-        The image, (height, width, 3) uint8 BGR; its segmentation map, (height, width) uint8, with 0
-        for the background and 1, 2, ... for ``CLASSES``; and from the rearmost to the foremost
-        object the class, counted from 1, and the mask of what is visible, (height, width) bool.
+    Returns the image, uint8; its segmentation map, uint8, with 0 for the background and 1, 2, ...
+    for ``CLASSES``; and from the rearmost to the foremost object its class and visible mask.
     """
     # The background has no edges that would need anti-aliasing. Around the image lies a margin, so
     # that objects at the border need no clipping.
     margin = round(OBJECT_SIZES[1] * SUPERSAMPLING * min(height, width))
-    canvas = draw_background(rng, height, width).repeat(SUPERSAMPLING, 0).repeat(SUPERSAMPLING, 1)
+    background = draw_background(rng, height, width) if background is None else background
+    canvas = background.repeat(SUPERSAMPLING, 0).repeat(SUPERSAMPLING, 1)
     canvas = np.pad(canvas, ((margin, margin), (margin, margin), (0, 0)))
     # Which object is visible, counted from 1 as they are drawn; 0 for none.
     owner = np.zeros(canvas.shape[:2], np.uint8)
@@ -143,16 +122,17 @@ def draw_image(
     deck = rng.permutation(np.repeat(np.arange(len(CLASSES)) + 1, 2))
     for label in deck[: rng.integers(OBJECTS_PER_IMAGE[0], OBJECTS_PER_IMAGE[1] + 1)].tolist():
         size = rng.uniform(*OBJECT_SIZES) * SUPERSAMPLING * min(height, width)
-        sprite = draw_sprite(rng, CLASSES[label - 1], size, light)
-        area = np.count_nonzero(sprite.mask)
+        color, mask, shadow = draw_object(rng, CLASSES[label - 1], size, light)
+        area, side = np.count_nonzero(mask), len(mask)
         for _ in range(PLACEMENT_TRIES):
             center = rng.uniform(0.05, 0.95, 2) * owner[inside].shape + margin
-            window = window_at(center, sprite)
+            window = tuple(slice(first := round(c - side / 2), first + side) for c in center)
             after = owner.copy()
-            after[window][sprite.mask] = len(labels) + 1
+            after[window][mask] = len(labels) + 1
             visible = np.bincount(after[inside].ravel(), minlength=len(labels) + 2)[1:]
             if (visible >= MIN_VISIBLE * np.array([*areas, area])).all():
-                paste(canvas, sprite, window)
+                canvas[window] *= 1 - shadow[..., None]
+                canvas[window][mask] = color[mask]
                 owner = after
                 labels.append(label)
                 areas.append(area)
@@ -185,10 +165,14 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
     return first + (second - first) * blend[..., None]
 
 
-def draw_sprite(rng: np.random.Generator, name: str, size: float, light: float) -> Sprite:
-    """Draw an object of a class, at a random angle and in random colors.
+def draw_object(
+    rng: np.random.Generator, name: str, size: float, light: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw an object of a class, at a random angle and in random colors, in fine pixels.
 
-    ``size`` is its diameter in fine pixels, ``light`` the direction of its shadow in radians.
+    ``size`` is its diameter, ``light`` the direction of its shadow in radians. Returns its colors,
+    float32 BGR, about 0 to 1; its mask; and the share of the light that it takes from what is
+    behind.
     """
     # The unit shapes reach out to 1.25 radii; the rest is room for the shadow.
     x = np.linspace(-1.6, 1.6, round(1.6 * size), dtype=np.float32)
@@ -210,7 +194,7 @@ def draw_sprite(rng: np.random.Generator, name: str, size: float, light: float) 
     offset = 0.06 * size
     move = np.float32([[1, 0, offset * np.cos(light)], [0, 1, offset * np.sin(light)]])
     moved = cv2.warpAffine(mask.astype(np.float32), move, mask.shape[::-1])
-    return Sprite(color, mask, 0.5 * cv2.GaussianBlur(moved, (0, 0), 0.04 * size))
+    return color, mask, 0.5 * cv2.GaussianBlur(moved, (0, 0), 0.04 * size)
 
 
 def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -236,19 +220,6 @@ def bgr(hue: float, saturation: float, value: float) -> np.ndarray:
     return cv2.cvtColor(np.float32([[[hue % 360, saturation, value]]]), cv2.COLOR_HSV2BGR)[0, 0]
 
 
-def window_at(center: Sequence[float], sprite: Sprite) -> tuple[slice, ...]:
-    """Where on the canvas a sprite lies whose center is at (y, x)."""
-    side = len(sprite.mask)
-    return tuple(slice(first := round(c - side / 2), first + side) for c in center)
-
-
-def paste(canvas: np.ndarray, sprite: Sprite, window: tuple[slice, ...]) -> None:
-    """Draw a sprite and its shadow over what is on the canvas, (H, W, 3) float32 BGR."""
-    behind = canvas[window]
-    behind *= 1 - sprite.shadow[..., None]
-    behind[sprite.mask] = sprite.color[sprite.mask]
-
-
 def write_dataset(out: Path, parameters: dict[str, int]) -> None:
     """Write the dataset to a folder that appears when it is complete."""
     # A rename would replace a link to the folder, not the folder.
@@ -267,9 +238,9 @@ def write_dataset(out: Path, parameters: dict[str, int]) -> None:
 
 def write_split(root: Path, number: int, parameters: dict[str, int]) -> None:
     split, coco, ade = SPLITS[number]
-    images, linked = root / 'coco' / coco, root / 'ade' / 'images' / ade
+    images, copies = root / 'coco' / coco, root / 'ade' / 'images' / ade
     maps, annotation_folder = root / 'ade' / 'annotations' / ade, root / 'coco' / 'annotations'
-    for folder in (images, linked, maps, annotation_folder):
+    for folder in (images, copies, maps, annotation_folder):
         folder.mkdir(parents=True, exist_ok=True)
     height, width = parameters['height'], parameters['width']
     entries, annotations = [], []
@@ -279,15 +250,12 @@ def write_split(root: Path, number: int, parameters: dict[str, int]) -> None:
         rng = np.random.default_rng((0, number, index))
         image, segmentation_map, objects = draw_image(rng, height, width)
         stem = f'{split}_{index + 1:06d}'
-        file = images / f'{stem}.jpg'
         # cv2.imwrite reports a full disk only by returning False.
-        file.write_bytes(cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1])
-        try:
-            os.link(file, linked / file.name)
-        except OSError:
-            shutil.copyfile(file, linked / file.name)
+        jpeg = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        for folder in (images, copies):
+            (folder / f'{stem}.jpg').write_bytes(jpeg)
         (maps / f'{stem}.png').write_bytes(cv2.imencode('.png', segmentation_map + 1)[1])
-        entries.append(dict(id=index + 1, file_name=file.name, height=height, width=width))
+        entries.append(dict(id=index + 1, file_name=f'{stem}.jpg', height=height, width=width))
         annotations += [
             dict(
                 # COCOeval takes an id of 0 for "none".
@@ -310,17 +278,10 @@ def write_split(root: Path, number: int, parameters: dict[str, int]) -> None:
     (annotation_folder / f'instances_{coco}.json').write_text(json.dumps(document))
 
 
-def coco_segmentation(mask: np.ndarray) -> list[list[float]] | dict:
-    """Encode a mask, (H, W) bool, as COCO does: polygons, or compressed RLE if it has holes."""
-    # OpenCV leads a contour through the centers of the border pixels, so that it would be undecided
-    # whether these belong to the polygon. At twice the resolution it runs a quarter of a pixel
-    # outside of their centers, and the polygon holds exactly the pixels of the mask.
-    doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
-    contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    if (hierarchy[0, :, 3] >= 0).any():
-        rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-        return dict(size=rle['size'], counts=rle['counts'].decode('ascii'))
-    return [((contour + 0.5) / 2).ravel().tolist() for contour in contours]
+def coco_segmentation(mask: np.ndarray) -> dict:
+    """A mask, (H, W) bool, in COCO's run-length encoding."""
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return dict(size=rle['size'], counts=rle['counts'].decode('ascii'))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -337,12 +298,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if min(args.size) < 32:
         parser.error('--size: an image is at least 32x32')
     parameters = dict(train=args.train, val=args.val, height=height, width=width, version=VERSION)
+    file = args.out / 'parameters.json'
+    if file.is_file() and file.read_text() == json.dumps(parameters, indent=2) + '\n':
+        print(f'{args.out} is already there, with the same parameters; nothing to do')
+        return
     if args.out.exists():
-        with suppress(OSError, ValueError, AttributeError):
-            found = json.loads((args.out / 'parameters.json').read_text())
-            if parameters.items() <= found.items():
-                print(f'{args.out} is already there, with the same parameters; nothing to do')
-                return
         sys.exit(
             f'error: {args.out} exists and is another dataset: remove it, or choose another OUT'
         )

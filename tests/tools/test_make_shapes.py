@@ -12,7 +12,7 @@ import cv2
 import make_shapes
 import numpy as np
 import pytest
-from make_shapes import CLASSES, coco_segmentation, draw_image, main
+from make_shapes import CLASSES, draw_image, main
 from pycocotools.coco import COCO
 
 TRAIN, VAL, HEIGHT, WIDTH = 12, 6, 64, 80
@@ -82,15 +82,6 @@ def test_layouts_agree(dataset: Path, coco: str, ade: str) -> None:
         file = dataset / 'ade/annotations' / ade / Path(image['file_name']).with_suffix('.png')
         np.testing.assert_array_equal(painted, cv2.imread(str(file), cv2.IMREAD_UNCHANGED))
         assert painted.min() == 1  # some background is visible
-
-
-def test_masks_with_holes_are_rle_and_others_polygons() -> None:
-    solid = np.zeros((20, 30), bool)
-    solid[2:8, 3:9] = solid[10:15, 12:25] = True
-    holed = solid.copy()
-    holed[4:6, 5:7] = False
-    assert [len(polygon) for polygon in coco_segmentation(solid)] == [8, 8]
-    assert set(coco_segmentation(holed)) == {'size', 'counts'}
 
 
 def test_objects_are_visible_disjoint_and_balanced() -> None:
