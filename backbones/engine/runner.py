@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -15,7 +16,8 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, R
 from torch import nn
 from torch.utils.data import DataLoader
 
-from backbones.data.skip_bad import GuardsDatasets
+from backbones.data.findings import count
+from backbones.data.skip_bad import SKIPPED, base_datasets, count_skipped, guard
 from backbones.deploy import expect_contiguous, replace_roi_align
 
 from .checkpoints import DURABLE
@@ -29,7 +31,7 @@ from .sampler import ignore_foreign_sigterm
 LOOPS_FOR = {EpochBasedTrainLoop: ResumableEpochLoop, IterBasedTrainLoop: ResumableIterLoop}
 
 
-class ReliableRunner(GuardsDatasets, Runner):
+class ReliableRunner(Runner):
     """mmengine's Runner with other parts in place of some of its own.
 
     The config stays as it is, so that every tool of mmdet and mmseg takes the saved one. Parts for
@@ -58,11 +60,30 @@ class ReliableRunner(GuardsDatasets, Runner):
     def build_dataloader(
         self, dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
-        """A loader whose workers survive the SIGTERM that their process is sent."""
+        """A loader whose workers survive the SIGTERM that their process is sent.
+
+        Its datasets name the file of an unusable sample, or skip it with ``skip_bad = True`` in the
+        config of a training. Validation and testing cannot, for every image counts there.
+        """
         with prints_to(self.logger):
             loader = super().build_dataloader(dataloader, seed, diff_rank_seed)
         loader.worker_init_fn = partial(ignore_foreign_sigterm, initialize=loader.worker_init_fn)
+        for dataset in base_datasets(loader.dataset):
+            skips = self.cfg.get('skip_bad') and not dataset.test_mode
+            guard(dataset, Path(self.work_dir, SKIPPED) if skips else None)
         return loader
+
+    def train(self) -> nn.Module:
+        """Train the model; at the end, say how many images were skipped."""
+        try:
+            return super().train()
+        finally:
+            path = Path(self.work_dir, SKIPPED)
+            if self.cfg.get('skip_bad') and is_main_process() and (skipped := count_skipped(path)):
+                # mmengine's info goes to the log file alone.
+                self.logger.warning(
+                    f'--skip-bad: {count(skipped, "image")} skipped in training, named in {path}'
+                )
 
     def build_evaluator(self, evaluator: Evaluator | dict | list) -> Evaluator:
         """An evaluator whose metrics include those of every class."""
