@@ -7,22 +7,17 @@ from pathlib import Path
 from _requirements import explain_missing
 
 with explain_missing():
-    from _arguments import make_parser
+    from _arguments import make_parser, number
 
     from backbones.data import check_dataset
-    from backbones.data.findings import count
-    from backbones.data.importing import (
-        FORMATS,
-        Notes,
-        Options,
-        choose_format,
-        open_source,
-        write_dataset,
-    )
+    from backbones.data.findings import count, listed
+    from backbones.data.importing import FORMATS, choose_format, open_source, write_dataset
     from backbones.engine.config import load_config
     from backbones.errors import exit_on_user_error
     from backbones.inference.overview import draw_overview
 
+# Places that are named of every kind of what is wrong.
+NOTED = 3
 EXAMPLES = """\
 examples:
   python tools/import_dataset.py cells.v3.zip --out data/cells
@@ -51,8 +46,8 @@ def parse_args() -> argparse.Namespace:
         choices=('detection', 'instances', 'segmentation'),
         help='boxes, masks of objects, or a class for every pixel (default: what the source has)',
     )
-    add('--val', type=share, metavar='SHARE', help='of images to validate on, drawn anew (default: '
-        'the splits of the source, else 0.2)')  # fmt: skip
+    add('--val', type=number(0, 1), metavar='SHARE', help='of images to validate on, drawn anew '
+        '(default: the splits of the source, else 0.2)')  # fmt: skip
     add('--group', choices=('folder', 'video'), help='what a new split does not tear apart')
     add('--seed', type=int, default=0, help='of the new split (0)')
     add('--classes', nargs='+', default=(), metavar='NAME', help='the classes to take, in this '
@@ -62,30 +57,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def share(text: str) -> float:
-    """A number between 0 and 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number between 0 and 1')
-    return value
-
-
 def main() -> int:
     args = parse_args()
-    notes = Notes()
-    options = Options(
-        args.out, args.task, args.val, args.group, args.seed, args.classes, args.ignore,
-        args.overwrite, str(args.source),
-    )  # fmt: skip
-    with exit_on_user_error(), open_source(args.source, args.out) as source:
-        name, files = choose_format(source, args.format, args.task)
-        print(f'{args.source}: {FORMATS[name].title}, {count(len(files), "annotation file")}')
-        written = write_dataset(source, name, files, options, notes)
+    with exit_on_user_error(), open_source(args) as source:
+        name, files = choose_format(source)
+        print(f'{args.source}: {FORMATS[name][0]}, {count(len(files), "annotation file")}')
+        written = write_dataset(source, name, files)
     with exit_on_user_error():
-        print('\n'.join(notes.lines()))
+        for kind, places in source.notes.items():
+            print('\n'.join(listed(kind, places, NOTED)))
         counts = ', '.join(f'{len(part)} {split}' for split, part in written.splits.items())
         print(f'{written.task}, {len(written.classes)} classes: {", ".join(written.classes)}')
         print(f'{counts} images in {args.out}\n')
@@ -94,7 +74,8 @@ def main() -> int:
         print('\n'.join(report.lines()))
         if report.of('error'):
             return 1
-        print(f'look at {draw_overview(args.out, written.classes, written.colors)}, then:')
+        draw_overview(report.datasets, args.out / 'overview.png')
+        print(f'look at {args.out / "overview.png"}, then:')
         print(f'  python tools/train.py {path}')
     return 0
 

@@ -1,5 +1,6 @@
 """Annotations in PASCAL VOC's layout: a list of names, and an XML file for each."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
@@ -39,7 +40,7 @@ def object_names(dataset: ConfigDict) -> set[str]:
     names = set()
     for path in xml_files(dataset).values():
         try:
-            names.update(item.findtext('name') for item in parse(path).findall('object'))
+            names.update(item.findtext('name') for item in parse_xml(path).findall('object'))
         except DataError:
             continue
     return names - {None}
@@ -59,17 +60,19 @@ def check_voc(checked: CheckedDataset, classes: tuple[str, ...]) -> None:
     labels: Counter = Counter()
     for name, path in files.items():
         try:
-            root = parse(path)
+            root = parse_xml(path)
             sizes[name] = size_of(root)
-            objects = [read_object(item) for item in root.findall('object')]
+            objects = [read_object(item)[:2] for item in root.findall('object')]
         except DataError as error:
             kind = 'incomplete annotation' if path.is_file() else 'missing annotation'
             checked.add(ERROR, kind, str(error), path, name)
             continue
         labels.update(label for label, _ in objects)
-        boxes = [(label, box) for label, box in objects if label in classes]
-        for label, box in boxes:
-            if fault := misplaced(box, sizes[name]):
+        boxes = [one for one in objects if one[0] in classes]
+        for label, corners in boxes:
+            # mmdet reads whole pixels, which PASCAL VOC counts from 1.
+            x1, y1, x2, y2 = map(int, corners)
+            if fault := misplaced([x1 - 1, y1 - 1, x2 - x1, y2 - y1], sizes[name]):
                 severity = WARNING if fault[0] == 'box beyond the border' else ERROR
                 checked.add(severity, fault[0], f'{label!r}: {fault[1]}', path, name)
         if not boxes:
@@ -83,7 +86,7 @@ def check_voc(checked: CheckedDataset, classes: tuple[str, ...]) -> None:
     checked.add_samples(folder, sizes, '.jpg')
 
 
-def parse(path: Path) -> ElementTree.Element:
+def parse_xml(path: Path) -> ElementTree.Element:
     """The root of an XML file, or DataError."""
     try:
         return ElementTree.parse(path).getroot()
@@ -106,17 +109,15 @@ def size_of(root: ElementTree.Element) -> tuple[int, int] | None:
     return width, height
 
 
-def read_object(item: ElementTree.Element) -> tuple[str, list[int]]:
-    """The name of an object, and its box [x, y, width, height] as mmdet reads it, or DataError."""
+def read_object(item: ElementTree.Element) -> tuple[str, list[float], bool]:
+    """An object's name, its corners and whether it is difficult, as they are written."""
     label = item.findtext('name')
-    if label is None:
-        raise DataError('an <object> has no <name>')
-    corners = [item.findtext(f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax')]
     try:
-        int(item.findtext('difficult', '0'))
-        x1, y1, x2, y2 = (int(float(corner)) for corner in corners)
-    except (TypeError, ValueError, OverflowError):
-        reason = f'an object {label!r} has no <bndbox> of four numbers, or no number as <difficult>'
-        raise DataError(reason) from None
-    # PASCAL VOC counts pixels from 1.
-    return label, [x1 - 1, y1 - 1, x2 - x1, y2 - y1]
+        corners = [float(item.findtext(f'bndbox/{k}')) for k in ('xmin', 'ymin', 'xmax', 'ymax')]
+        is_difficult = int(item.findtext('difficult', '0')) == 1
+    except (TypeError, ValueError):
+        corners = []
+    if label is None or not corners or not all(map(math.isfinite, corners)):
+        reason = 'has no <name>, no <bndbox> of four numbers, or no number as <difficult>'
+        raise DataError(f'an <object> {label!r} {reason}')
+    return label, corners, is_difficult

@@ -1,50 +1,53 @@
-"""A sheet that shows a dataset: annotated images, and how many of what there are."""
+"""A sheet that shows datasets: annotated images, and how many of what there are."""
 
 import io
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
-import mmcv
 import numpy as np
+from mmengine.config import ConfigDict
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
 from PIL import Image
-from pycocotools.coco import COCO
 
+from backbones.data.findings import CheckedDataset
+
+from .comparison import to_detections, to_map
 from .drawing import Visualizer
-from .masks import crop_masks
-from .palette import Color, distinct_palette
-from .results import Detections, Segmentation
+from .palette import choose_palette
+from .results import Segmentation
 
 SAMPLES = 8
 
 
-def draw_overview(root: Path, classes: Sequence[str], colors: Sequence[Color] | None) -> Path:
-    """Draw ``overview.png`` in a folder of COCO's or ADE20K's layout and return its path."""
+def draw_overview(datasets: Sequence[CheckedDataset], path: Path) -> None:
+    """Draw images of the first of some datasets that were checked, and counts of all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    visualizer = Visualizer(classes, colors or distinct_palette(classes))
-    read = (
-        overview_of_coco
-        if (root / 'annotations/instances_train.json').is_file()
-        else overview_of_maps
-    )
-    drawings, images_of_class, sizes, per_image, unit = read(root, visualizer)
     figure = Figure(figsize=(16, 12), layout='constrained')
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(3, 12)
-    for index, drawing in enumerate(drawings):
-        axes = figure.add_subplot(grid[index // 4, index % 4 * 3 : index % 4 * 3 + 3])
+    built = [build_dataset(checked.dataset) for checked in datasets]
+    palette = datasets[0].dataset.metainfo.get('palette')
+    for place, drawing in enumerate(draw_samples(built[0], palette)):
+        axes = figure.add_subplot(grid[place // 4, place % 4 * 3 : place % 4 * 3 + 3])
         axes.imshow(drawing[..., ::-1])
         axes.axis('off')
     axes = figure.add_subplot(grid[2, :4])
-    bottom = np.zeros(len(classes))
-    for name, counts in images_of_class.items():
-        values = np.array([counts[label] for label in range(len(classes))])
-        axes.barh(range(len(classes)), values, left=bottom, label=name)
-        bottom += values
+    classes = built[0].metainfo['classes']
+    sizes, per_image, bottom = [], [], np.zeros(len(classes), int)
+    for checked, dataset in zip(datasets, built, strict=True):
+        counts = np.zeros(len(classes), int)
+        for labels, size in contents(checked, dataset):
+            counts[np.unique(labels).astype(int)] += 1
+            sizes.append(size)
+            per_image.append(len(labels))
+        axes.barh(range(len(classes)), counts, left=bottom, label=checked.split)
+        bottom += counts
     axes.set_yticks(range(len(classes)), classes, fontsize='small')
     axes.invert_yaxis()
     axes.legend(fontsize='small')
@@ -55,62 +58,40 @@ def draw_overview(root: Path, classes: Sequence[str], colors: Sequence[Color] | 
     axes.set(title=f'sizes of {len(sizes)} images', xlabel='width', ylabel='height')
     axes = figure.add_subplot(grid[2, 8:])
     axes.hist(per_image, bins=min(max(max(per_image), 1), 40))
+    unit = 'classes' if datasets[0].layout == 'segmentation' else 'objects'
     axes.set(title=f'{unit} of an image', ylabel='images')
-    path = root / 'overview.png'
     figure.savefig(path, dpi=80)
-    return path
 
 
-def spread(count: int) -> list[int]:
-    """Numbers of samples, evenly over all."""
-    return np.unique(np.linspace(0, count - 1, min(SAMPLES, count)).astype(int)).tolist()
+def build_dataset(dataset: ConfigDict) -> BaseDataset:
+    """A dataset of a config that yields whole images with their ground truth."""
+    steps = [step for step in dataset.pipeline if step.type.startswith(('Load', 'Pack'))]
+    # pycocotools prints that it reads a file.
+    with redirect_stdout(io.StringIO()):
+        return DATASETS.build({**dataset, 'pipeline': steps, 'test_mode': True})
 
 
-def overview_of_coco(root: Path, visualizer: Visualizer) -> tuple:
-    drawings, images_of_class, sizes, per_image = [], {}, [], []
-    for path in sorted((root / 'annotations').glob('instances_*.json')):
-        split = path.stem.removeprefix('instances_')
-        content = json.loads(path.read_text(encoding='utf-8'))
-        pairs = {(a['image_id'], a['category_id'] - 1) for a in content['annotations']}
-        images_of_class[split] = Counter(label for _, label in pairs)
-        counts = Counter(a['image_id'] for a in content['annotations'])
-        sizes += [(image['width'], image['height']) for image in content['images']]
-        per_image += [counts[image['id']] for image in content['images']]
-        if split != 'train':
-            continue
-        coco = COCO()
-        coco.dataset = content
-        # It prints that it does.
-        with redirect_stdout(io.StringIO()):
-            coco.createIndex()
-        for index in spread(len(content['images'])):
-            entry = content['images'][index]
-            objects = sorted(coco.imgToAnns[entry['id']], key=lambda a: a['area'])
-            boxes = np.array([a['bbox'] for a in objects], np.float32).reshape(-1, 4)
-            boxes[:, 2:] += boxes[:, :2]
-            masks = None
-            if objects and all('segmentation' in a for a in objects):
-                masks = crop_masks(np.stack([coco.annToMask(a) for a in objects]).astype(bool))
-            labels = np.array([a['category_id'] - 1 for a in objects], np.int64)
-            image = mmcv.imread(str(root / split / entry['file_name']))
-            drawings.append(visualizer.draw(image, Detections(boxes, None, labels, masks)))
-    return drawings, images_of_class, sizes, per_image, 'objects'
+def draw_samples(dataset: BaseDataset, palette: Any) -> Iterator[np.ndarray]:
+    """Images of a dataset, evenly over all, with their ground truth."""
+    classes = dataset.metainfo['classes']
+    visualizer = Visualizer(classes, choose_palette(None, classes, palette))
+    for index in np.unique(np.linspace(0, len(dataset) - 1, SAMPLES).astype(int)).tolist():
+        image, sample = dataset[index]['inputs'], dataset[index]['data_samples']
+        if 'gt_sem_seg' in sample:
+            truth = Segmentation(to_map(sample.gt_sem_seg))
+        else:
+            truth = to_detections(sample.gt_instances)
+        yield visualizer.draw(image.permute(1, 2, 0).numpy(), truth)
 
 
-def overview_of_maps(root: Path, visualizer: Visualizer) -> tuple:
-    drawings, images_of_class, sizes, per_image = [], {}, [], []
-    for folder in sorted((root / 'annotations').iterdir()):
-        maps, counts = sorted(folder.iterdir()), Counter()
-        images = sorted((root / 'images' / folder.name).iterdir())
-        shown = spread(len(maps)) if folder.name == 'training' else []
-        for index, (path, image) in enumerate(zip(maps, images, strict=True)):
-            labels = np.asarray(Image.open(path))
-            found = np.unique(labels[labels > 0]) - 1
-            counts.update(found.tolist())
-            sizes.append(labels.shape[::-1])
-            per_image.append(len(found))
-            if index in shown:
-                drawn = Segmentation(labels - np.uint8(1))
-                drawings.append(visualizer.draw(mmcv.imread(str(image)), drawn))
-        images_of_class[folder.name] = counts
-    return drawings, images_of_class, sizes, per_image, 'classes'
+def contents(checked: CheckedDataset, dataset: BaseDataset) -> Iterator[tuple[Any, tuple]]:
+    """The labels of all objects, or of the map, of each image, and its (width, height)."""
+    if checked.layout == 'segmentation':
+        for sample in checked.samples:
+            values = np.asarray(Image.open(sample.seg_map))
+            labels = sample.labels.classes_of_values()[np.unique(values)]
+            yield labels[labels >= 0], values.shape[::-1]
+    else:
+        for info in map(dataset.get_data_info, range(len(dataset))):
+            labels = [one['bbox_label'] for one in info['instances']]
+            yield labels, (info['width'], info['height'])

@@ -5,7 +5,7 @@ custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
 # What the rest follows; a config that inherits and --cfg-options set them by these names.
 settings = [
     *['data_root', 'arch', 'pretrained', 'image_size', 'batch_size', 'epochs', 'learning_rate'],
-    *['patience', 'num_workers', 'with_mask'],
+    *['patience', 'num_workers', 'with_mask', 'test_split'],
 ]
 data_root = 'data/mine/'  # with annotations/instances_{train,val}.json, train/ and val/
 arch = 's0'  # s0, s1, s2 or l
@@ -17,6 +17,7 @@ learning_rate = 3e-4 if pretrained else 1e-3
 patience = 12  # validations without a better result that end the training, of about 20
 num_workers = 2
 with_mask = False
+test_split = 'val'  # what test.py measures on: annotations/instances_{test_split}.json
 
 interval = max(epochs // 20, 1)
 metric = 'coco/segm_mAP' if with_mask else 'coco/bbox_mAP'
@@ -75,13 +76,22 @@ val_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
-test_dataloader = val_dataloader
+test_dataloader = dict(
+    val_dataloader,
+    dataset=dict(
+        val_dataloader['dataset'],
+        ann_file=f'annotations/instances_{test_split}.json',
+        data_prefix=dict(img=f'{test_split}/'),
+    ),
+)
 val_evaluator = dict(
     type='CocoMetric',
     ann_file=data_root + '/annotations/instances_val.json',
     metric=['bbox', 'segm'] if with_mask else 'bbox',
 )
-test_evaluator = val_evaluator
+test_evaluator = dict(
+    val_evaluator, ann_file=data_root + f'/annotations/instances_{test_split}.json'
+)
 
 optim_wrapper = dict(
     type='OptimWrapper',

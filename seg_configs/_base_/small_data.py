@@ -5,7 +5,7 @@ custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
 # What the rest follows; a config that inherits and --cfg-options set them by these names.
 settings = [
     *['data_root', 'arch', 'pretrained', 'image_size', 'batch_size', 'epochs', 'learning_rate'],
-    *['patience', 'num_workers', 'img_suffix'],
+    *['patience', 'num_workers', 'img_suffix', 'test_split'],
 ]
 # With classes.txt, images/{training,validation}, and in annotations/{training,validation} PNGs of
 # 0 for what is not labeled and k + 1 for class k.
@@ -19,6 +19,7 @@ learning_rate = 3e-4 if pretrained else 1.5e-3
 patience = 12  # validations without a better result that end the training, of about 20
 num_workers = 2
 img_suffix = '.jpg'
+test_split = 'validation'  # what test.py measures on: images/{test_split}
 
 classes = data_root + '/classes.txt'
 interval = max(epochs // 20, 1)
@@ -69,7 +70,13 @@ val_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
-test_dataloader = val_dataloader
+test_dataloader = dict(
+    val_dataloader,
+    dataset=dict(
+        val_dataloader['dataset'],
+        data_prefix=dict(img_path=f'images/{test_split}', seg_map_path=f'annotations/{test_split}'),
+    ),
+)
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 

@@ -3,6 +3,7 @@
 import re
 import tempfile
 import zipfile
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from PIL import ExifTags, Image
+from tqdm import tqdm
 
 from backbones.data.images import PILLOW_ERRORS, upright_size
 from backbones.errors import DataError
@@ -20,7 +23,6 @@ SPLIT_WORDS = {
     'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val',
     'test': 'test', 'testing': 'test',
 }  # fmt: skip
-NOTED = 3
 
 
 @dataclass
@@ -38,62 +40,88 @@ class Record:
     """An image with its objects or its segmentation map."""
 
     image: Path
+    split: str | None = None  # 'train', 'val', 'test', or None where the source does not say
+    size: tuple[int, int] | None = None  # (width, height) that the annotation says
     instances: list[Instance] = field(default_factory=list)
     seg_map: Path | None = None
-    size: tuple[int, int] | None = None  # (width, height) that the annotation says
-    split: str | None = None  # 'train', 'val', 'test', or None where the source does not say
+    name: str = ''  # of the image's new file
 
 
-class Notes:
-    """Bad input, by kind: how often, and where it was first."""
-
-    def __init__(self) -> None:
-        self.places: dict[str, list[str]] = defaultdict(list)
-
-    def add(self, kind: str, place: object) -> None:
-        self.places[kind].append(str(place))
-
-    def lines(self) -> Iterator[str]:
-        for kind, places in self.places.items():
-            yield f'{kind} ({len(places)}):'
-            yield from (f'  {place}' for place in places[:NOTED])
-            if len(places) > NOTED:
-                yield f'  ... and {len(places) - NOTED} more'
+class LeftOut(DataError):
+    """An object that is left out: what is wrong with objects of its kind, and with this one."""
 
 
 class Source:
-    """The files of a folder, of which annotations name images in many ways."""
+    """The files of a folder, of which annotations name images in many ways, and what they say.
 
-    def __init__(self, root: Path, out: Path, only: Path | None = None) -> None:
-        self.root = root
-        paths = sorted(path for path in root.rglob('*') if out not in (path, *path.parents))
+    ``options`` is the command line of tools/import_dataset.py, ``only`` a single file to read.
+    """
+
+    def __init__(self, root: Path, options: Namespace, only: Path | None = None) -> None:
+        self.root, self.options = root.resolve(), options
+        self.names: list[str] = []  # of classes, in their order
+        self.colors: list[tuple[int, int, int]] | None = None  # of the classes
+        self.values: dict[int, int] = {}  # the class of each value in a segmentation map
+        self.notes: dict[str, list[str]] = defaultdict(list)  # bad input by kind, and where it is
+        out = options.out.resolve()
+        paths = sorted(path for path in self.root.rglob('*') if out not in (path, *path.parents))
         paths = [path for path in paths if not set(path.parts) & {'__MACOSX', '.git'}]
         self.folders = {path.name for path in paths if path.is_dir()}
         paths = [path for path in paths if path.is_file()]
-        self.images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+        images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+        images = tqdm(images, 'opening images', leave=False, disable=None)
+        self.images = list(filter(self.can_read, images))
         self.files = [only] if only else paths
         self.by_stem: dict[str, list[Path]] = defaultdict(list)
         for path in self.images:
             self.by_stem[path.stem].append(path)
 
-    def image(self, name: str, near: Path) -> Path | None:
-        """The image that an annotation file calls ``name``; one of another suffix will do.
+    def note(self, kind: str, place: object) -> None:
+        """Say what is wrong in the source, and where."""
+        self.notes[kind].append(str(place))
 
-        It lies in those folders of the name that there are below the root.
+    @contextmanager
+    def leaving_out(self, place: str) -> Iterator[None]:
+        """Note an object that cannot be read, and go on without it."""
+        try:
+            yield
+        except LeftOut as error:
+            kind, detail = error.args
+            self.note(f'{kind}, left out', f'{place}: {detail}')
+        except (TypeError, ValueError) as error:
+            self.note('malformed objects, left out', f'{place}: {error}')
+
+    def can_read(self, image: Path) -> bool:
+        """Whether an image can be opened; notes why it cannot."""
+        try:
+            return bool(measure(image))
+        except PILLOW_ERRORS as error:
+            self.note('images that cannot be read, left out', f'{image}: {error}')
+            return False
+
+    def image(self, *names: str | None, near: Path) -> Path | None:
+        """The image that an annotation file calls by the first of ``names`` that there is.
+
+        One of another suffix will do. It lies in those folders of the name that there are below the
+        root. Without any this is noted.
         """
-        parts = name.replace('\\', '/').split('/')
-        found = self.by_stem.get(Path(parts[-1]).stem) or self.by_stem.get(parts[-1]) or []
-        folders = self.folders.intersection(parts[:-1])
-        found = [path for path in found if folders <= {*path.relative_to(self.root).parts}]
+        for name in filter(None, names):
+            parts = name.replace('\\', '/').split('/')
+            found = self.by_stem.get(Path(parts[-1]).stem) or self.by_stem.get(parts[-1]) or []
+            folders = self.folders.intersection(parts[:-1])
+            found = [path for path in found if folders <= {*path.relative_to(self.root).parts}]
 
-        def closeness(path: Path) -> tuple:
-            tail = 0
-            while tail < len(parts) and path.parts[-1 - tail] == parts[-1 - tail]:
-                tail += 1
-            shared = sum(a == b for a, b in zip(path.parts, near.parts, strict=False))
-            return tail, shared, -len(path.parts)
+            def closeness(path: Path, parts: Sequence[str] = parts) -> tuple:
+                tail = 0
+                while tail < len(parts) and path.parts[-1 - tail] == parts[-1 - tail]:
+                    tail += 1
+                shared = sum(a == b for a, b in zip(path.parts, near.parts, strict=False))
+                return tail, shared, -len(path.parts)
 
-        return max(found, key=closeness, default=None)
+            if found:
+                return max(found, key=closeness)
+        self.note('annotations without an image, left out', f'{near}: {names[-1]}')
+        return None
 
     def split(self, path: Path, with_name: bool = False) -> str | None:
         """The split that the folders of a file name, or its own name too."""
@@ -113,26 +141,22 @@ class Source:
 
 
 @contextmanager
-def open_source(path: Path, out: Path) -> Iterator[Source]:
-    """The source at a path: a folder, a zip, which is unpacked, or one annotation file.
-
-    An earlier import in ``out`` is no part of it, and the zip is unpacked beside that.
-    """
-    out = out.resolve()
+def open_source(options: Namespace) -> Iterator[Source]:
+    """A folder, a zip, which is unpacked beside ``options.out``, or one annotation file."""
+    path, beside = options.source, options.out.resolve().parent
     if path.is_dir():
-        yield Source(path.resolve(), out)
+        yield Source(path, options)
     elif zipfile.is_zipfile(path):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix='.unpacked-', dir=out.parent) as folder:
+        beside.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix='.unpacked-', dir=beside) as folder:
+            # It takes '..' and leading slashes out of names.
             with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    if name.startswith('/') or '..' in Path(name.replace('\\', '/')).parts:
-                        raise DataError(f'{path} holds {name!r}, which leads out of the folder')
                 archive.extractall(folder)
-            yield Source(Path(folder).resolve(), out)
+            yield Source(Path(folder), options)
     elif path.is_file():
         root = path.resolve().parent
-        yield Source(root.parent if root.name == 'annotations' else root, out, path.resolve())
+        root = root.parent if root.name == 'annotations' else root
+        yield Source(root, options, path.resolve())
     else:
         raise DataError(f'there is no {path}')
 
@@ -143,56 +167,31 @@ def measure(path: Path) -> tuple[tuple[int, int], tuple[int, int], int]:
 
     mmcv rotates images by their EXIF orientation, for detectors and segmentors alike.
     """
-    try:
-        with Image.open(path) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            return image.size, upright_size(image), orientation
-    except PILLOW_ERRORS as error:
-        raise DataError(f'{path} is no image that can be read: {error}') from error
+    with Image.open(path) as image:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return image.size, upright_size(image), orientation
 
 
-def is_readable(image: Path, notes: Notes) -> bool:
-    """Whether an image can be opened; notes why it cannot."""
-    try:
-        measure(image)
-    except DataError as error:
-        notes.add('images that cannot be read, left out', error)
-        return False
-    return True
-
-
-def is_annotated_unrotated(image: Path, size: tuple[int, int] | None) -> bool:
-    """Whether annotations are for the stored pixels of an image that EXIF rotates when read."""
-    stored, upright, _ = measure(image)
-    return size == stored != upright
+def rotate_record(record: Record, source: Source) -> None:
+    """Bring annotations of the stored pixels to the image as it is read."""
+    stored, upright, _ = measure(record.image)
+    if record.size == stored != upright:
+        source.note('annotations rotated as EXIF rotates their image', record.image)
+        for one in record.instances:
+            x1, y1, x2, y2 = rotate_points(one.box, record.image)
+            one.box = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+            if isinstance(one.mask, dict):
+                raise DataError(f'{record.image}: run-length masks of an image that EXIF rotates')
+            one.mask = one.mask and [rotate_points(part, record.image) for part in one.mask]
+    elif record.size and all(record.size) and record.size != upright:
+        text = '{}x{}, annotated as {}x{}'.format(*upright, *record.size)
+        source.note('images of another size than annotated', f'{record.image}: {text}')
 
 
 def rotate_points(points: Sequence[float], image: Path) -> list[float]:
-    """[x, y, x, y, ...] on the stored pixels, where EXIF's orientation moves them."""
+    """[x, y, x, y, ...] on the stored pixels, where EXIF's orientation, 5 to 8, moves them."""
     (width, height), _, orientation = measure(image)
-    moves = {
-        5: lambda x, y: (y, x),
-        6: lambda x, y: (height - y, x),
-        7: lambda x, y: (height - y, width - x),
-        8: lambda x, y: (y, width - x),
-    }
-    move = moves[orientation]
-    pairs = zip(points[::2], points[1::2], strict=True)
-    return [number for x, y in pairs for number in move(x, y)]
-
-
-def rotate_record(record: Record, notes: Notes) -> None:
-    """Bring annotations of the stored pixels to the image as it is read."""
-    if not is_annotated_unrotated(record.image, record.size):
-        _, upright, _ = measure(record.image)
-        if record.size and min(record.size) > 0 and record.size != upright:
-            text = '{}x{}, annotated as {}x{}'.format(*upright, *record.size)
-            notes.add('images of another size than annotated', f'{record.image}: {text}')
-        return
-    notes.add('annotations rotated as EXIF rotates their image', record.image)
-    for one in record.instances:
-        x1, y1, x2, y2 = rotate_points(one.box, record.image)
-        one.box = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
-        if isinstance(one.mask, dict):
-            raise DataError(f'{record.image}: run-length masks of an image that EXIF rotates')
-        one.mask = one.mask and [rotate_points(part, record.image) for part in one.mask]
+    x, y = np.reshape(points, (-1, 2)).T
+    moved_x = height - y if orientation in (6, 7) else y
+    moved_y = width - x if orientation in (7, 8) else x
+    return np.stack([moved_x, moved_y], axis=1).ravel().tolist()
