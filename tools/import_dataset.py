@@ -60,12 +60,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     with exit_on_user_error(), open_source(args) as source:
-        name, files = choose_format(source)
-        print(f'{args.source}: {FORMATS[name][0]}, {count(len(files), "annotation file")}')
-        written = write_dataset(source, name, files)
+        try:
+            name, files = choose_format(source)
+            print(f'{args.source}: {FORMATS[name][0]}, {count(len(files), "annotation file")}')
+            written = write_dataset(source, name, files)
+        finally:
+            # After an error too: they say why nothing is left.
+            for kind, places in source.notes.items():
+                print('\n'.join(listed(kind, places, NOTED)))
     with exit_on_user_error():
-        for kind, places in source.notes.items():
-            print('\n'.join(listed(kind, places, NOTED)))
         counts = ', '.join(f'{len(part)} {split}' for split, part in written.splits.items())
         print(f'{written.task}, {len(written.classes)} classes: {", ".join(written.classes)}')
         print(f'{counts} images in {args.out}\n')

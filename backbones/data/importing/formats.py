@@ -29,8 +29,9 @@ MARKS = {
         'coco': (b'"images"', b'"annotations"', b'"categories"'),
         'labelme': (b'"shapes"', b'"imagePath"'),
     },
-    '.xml': {'cvat': (b'<annotations', b'<image'), 'voc': (b'<annotation', b'</annotation>')},
+    '.xml': {'cvat': (b'<annotations', b'<image'), 'voc': (rb'<annotation\b',)},
 }
+UNREADABLE = 'annotations that cannot be read'
 UNKNOWN = 'objects of unknown classes'
 OTHER_SHAPES = 'shapes that are neither boxes nor areas'
 
@@ -71,7 +72,8 @@ def format_of(path: Path, source: Source) -> str | None:
         return 'yolo' if is_empty_list or YOLO_LINE.match(text.split('\n')[0]) else None
     if marks := MARKS.get(path.suffix.lower()):
         content = path.read_bytes()
-        return next((name for name in marks if all(m in content for m in marks[name])), None)
+        found = (name for name in marks if all(re.search(mark, content) for mark in marks[name]))
+        return next(found, None)
     return None
 
 
@@ -110,23 +112,22 @@ def of_polygon(label: str, points: Sequence[float]) -> Instance:
 def read_voc(source: Source, files: list[Path]) -> Iterator[Record]:
     splits = source.listed_splits('Main')
     for path in progress(files):
-        root = parse(path)
-        # mmdet and others go by the file's own name, which copies of a file differ in.
-        image = source.image(path.stem, root.findtext('filename'), near=path)
-        if image is None:
-            continue
-        record = Record(image, splits.get(path.stem) or source.split(path))
-        with suppress(DataError):
-            record.size = size_of(root)
-        for number, item in enumerate(root.findall('object'), 1):
-            with source.leaving_out(f'{path}, object {number}'):
-                label, (x1, y1, x2, y2), is_difficult = read_object(item)
-                if not label:
-                    raise ValueError('it has no name')
-                # PASCAL VOC counts pixels from 1, and the last one belongs to the box.
-                box = (x1 - 1, y1 - 1, x2, y2)
-                record.instances.append(Instance(label, box, None, is_difficult))
-        yield record
+        with source.leaving_out(path, UNREADABLE):
+            root = parse_xml(path)
+            # mmdet and others go by the file's own name, which copies of a file differ in.
+            image = source.image(path.stem, root.findtext('filename'), near=path)
+            if image is None:
+                continue
+            record = Record(image, splits.get(path.stem) or source.split(path))
+            with suppress(DataError):
+                record.size = size_of(root)
+            for number, item in enumerate(root.findall('object'), 1):
+                with source.leaving_out(f'{path}, object {number}'):
+                    label, (x1, y1, x2, y2), is_difficult = read_object(item)
+                    # PASCAL VOC counts pixels from 1, and the last one belongs to the box.
+                    box = (x1 - 1, y1 - 1, x2, y2)
+                    record.instances.append(Instance(label, box, None, is_difficult))
+            yield record
 
 
 def read_yolo(source: Source, files: list[Path]) -> Iterator[Record]:
@@ -158,11 +159,14 @@ def read_yolo(source: Source, files: list[Path]) -> Iterator[Record]:
         record = Record(image, split)
         if path is None:
             source.note('images without a label file, taken as without objects', image)
-        for number, line in enumerate(path.read_text().split('\n') if path else (), 1):
-            if line.strip():
-                with source.leaving_out(f'{path}:{number}'):
-                    record.instances.append(yolo_instance(line, image, source.names))
-        yield record
+            yield record
+            continue
+        with source.leaving_out(path, UNREADABLE):
+            for number, line in enumerate(path.read_text(encoding='utf-8').split('\n'), 1):
+                if line.strip():
+                    with source.leaving_out(f'{path}:{number}'):
+                        record.instances.append(yolo_instance(line, image, source.names))
+            yield record
 
 
 def yolo_splits(source: Source, config: Path | None, content: dict) -> dict[Path, str]:
@@ -212,7 +216,7 @@ def read_coco(source: Source, files: list[Path]) -> Iterator[Record]:
         used = {a.get('category_id') for a in content['annotations']}
         # Roboflow adds the name of the project as a category that all others belong to.
         labels = {
-            c['id']: c['name']
+            c['id']: str(c['name'])
             for c in content['categories']
             if c['id'] in used or c['name'] not in parents or c['name'] == c.get('supercategory')
         }
@@ -253,29 +257,31 @@ def coco_instance(one: dict, labels: dict) -> Instance:
 
 def read_labelme(source: Source, files: list[Path]) -> Iterator[Record]:
     for path in progress(files):
-        content = parse(path)
-        image = source.image(content['imagePath'], path.stem, near=path)
-        if image is None:
-            continue
-        record = Record(image, source.split(path) or source.split(image))
-        record.size = content.get('imageWidth'), content.get('imageHeight')
-        groups: dict[tuple, Instance] = {}
-        for number, shape in enumerate(content['shapes'], 1):
-            with source.leaving_out(f'{path}, shape {number}'):
-                one, group = labelme_instance(shape), (shape.get('label'), shape.get('group_id'))
-                if group[1] is not None and one.mask and group in groups:
-                    # Parts of one object.
-                    groups[group].mask += one.mask
-                    groups[group].box = hull(groups[group].mask)
-                else:
-                    record.instances.append(one)
-                    if one.mask:
-                        groups[group] = one
-        yield record
+        with source.leaving_out(path, UNREADABLE):
+            content = json.loads(path.read_text(encoding='utf-8'))
+            image = source.image(content['imagePath'], path.stem, near=path)
+            if image is None:
+                continue
+            record = Record(image, source.split(path) or source.split(image))
+            record.size = content.get('imageWidth'), content.get('imageHeight')
+            groups: dict[tuple, Instance] = {}
+            for number, shape in enumerate(content['shapes'], 1):
+                with source.leaving_out(f'{path}, shape {number}'):
+                    one = labelme_instance(shape)
+                    group = one.label, shape.get('group_id')
+                    if group[1] is not None and one.mask and group in groups:
+                        # Parts of one object.
+                        groups[group].mask += one.mask
+                        groups[group].box = hull(groups[group].mask)
+                    else:
+                        record.instances.append(one)
+                        if one.mask:
+                            groups[group] = one
+            yield record
 
 
 def labelme_instance(shape: dict) -> Instance:
-    kind, label = shape.get('shape_type') or 'polygon', shape.get('label', '')
+    kind, label = shape.get('shape_type') or 'polygon', str(shape.get('label') or '')
     points = [float(value) for point in shape['points'] for value in point]
     if kind == 'rectangle' and len(points) in (4, 8):
         return Instance(label, hull([points]))

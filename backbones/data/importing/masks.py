@@ -76,25 +76,27 @@ def read_maps(source: Source, _: list[Path]) -> list[Record]:
         if image not in paired and not in_maps:
             source.note('images and maps that have no other half, left out', image)
     splits = source.listed_splits('Segmentation')
-    found: dict[int, Path] = {}
-    for _, path in tqdm(pairs, 'reading maps', unit=' maps', leave=False, disable=None):
-        for value in np.unique(read_values(path)).tolist():
-            found.setdefault(value, path)
+    records, found = [], {}
+    for image, path in tqdm(pairs, 'reading maps', unit=' maps', leave=False, disable=None):
+        with source.leaving_out(image, 'segmentation maps that cannot be used'):
+            values = read_values(path)
+            stored, upright, _ = measure(image)
+            if values.shape[::-1] not in (stored, upright):
+                text = '{}x{}, its image {}x{}'.format(*values.shape[::-1], *upright)
+                raise DataError(f'{path} is {text}')
+            for value in np.unique(values).tolist():
+                found.setdefault(value, path)
+            split = splits.get(image.stem) or source.split(image) or source.split(path)
+            records.append(Record(image, split, seg_map=path))
         if len(found) > 300:
             raise DataError(f'{path}: more than 300 colors: no classes, but a photograph or JPEG')
-    read_legend(source, pairs[0][1], found)
+    if records:
+        read_legend(source, records[0].seg_map, found)
     for value, path in found.items():
         if value not in source.values and value != 255:
             what = f'value {value}' if value < 256 else f'color {color_of(value)}'
             source.note('values that are no class, ignored', f'{path}: {what}')
-    return [
-        Record(
-            image,
-            splits.get(image.stem) or source.split(image) or source.split(path),
-            seg_map=path,
-        )
-        for image, path in pairs
-    ]
+    return records
 
 
 def color_of(value: int) -> tuple[int, int, int]:
@@ -197,9 +199,6 @@ def encode_map(record: Record, source: Source, chosen: dict[int, int]) -> np.nda
         image = Image.fromarray(values)
         image.getexif()[0x0112] = orientation
         values = np.asarray(ImageOps.exif_transpose(image))
-    if values.shape[::-1] != upright:
-        text = '{}x{}, its image {}x{}'.format(*values.shape[::-1], *upright)
-        raise DataError(f'{record.seg_map} is {text}')
     labels = np.zeros(values.shape, np.uint8)
     for value, old in source.values.items():
         if old in chosen:

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from backbones.data.images import PILLOW_ERRORS, upright_size
-from backbones.errors import DataError
+from backbones.errors import DataError, in_one_line
 
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}
 SPLIT_WORDS = {
@@ -81,15 +81,16 @@ class Source:
         self.notes[kind].append(str(place))
 
     @contextmanager
-    def leaving_out(self, place: str) -> Iterator[None]:
-        """Note an object that cannot be read, and go on without it."""
+    def leaving_out(self, place: object, what: str = 'malformed objects') -> Iterator[None]:
+        """Note what cannot be read, and go on without it."""
         try:
             yield
         except LeftOut as error:
             kind, detail = error.args
             self.note(f'{kind}, left out', f'{place}: {detail}')
-        except (TypeError, ValueError) as error:
-            self.note('malformed objects, left out', f'{place}: {error}')
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            detail = in_one_line(error) if isinstance(error, ValueError) else repr(error)
+            self.note(f'{what}, left out', f'{place}: {detail}')
 
     def can_read(self, image: Path) -> bool:
         """Whether an image can be opened; notes why it cannot."""
@@ -177,11 +178,13 @@ def rotate_record(record: Record, source: Source) -> None:
     stored, upright, _ = measure(record.image)
     if record.size == stored != upright:
         source.note('annotations rotated as EXIF rotates their image', record.image)
-        for one in record.instances:
+        kept = [one for one in record.instances if not isinstance(one.mask, dict)]
+        if len(kept) < len(record.instances):
+            source.note('run-length masks of images that EXIF rotates, left out', record.image)
+        record.instances = kept
+        for one in kept:
             x1, y1, x2, y2 = rotate_points(one.box, record.image)
             one.box = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
-            if isinstance(one.mask, dict):
-                raise DataError(f'{record.image}: run-length masks of an image that EXIF rotates')
             one.mask = one.mask and [rotate_points(part, record.image) for part in one.mask]
     elif record.size and all(record.size) and record.size != upright:
         text = '{}x{}, annotated as {}x{}'.format(*upright, *record.size)

@@ -32,6 +32,7 @@ CONFIGS = {
 # Training goes on for about as many iterations, whatever the number of images.
 ITERATIONS = 2000
 RECORD = 'import.json'
+BACKGROUND = 'background'
 
 
 @dataclass
@@ -52,13 +53,11 @@ def write_dataset(source: Source, format_name: str, files: list[Path]) -> Writte
         raise ConfigError(f'{options.out} exists ({hint}): choose another --out')
     records = read_records(source, format_name, files)
     task = choose_task(records, options.task)
-    classes = choose_classes(source)
-    chosen = {source.names.index(name): i for i, name in enumerate(classes)}
+    classes = choose_classes(source, task)
+    chosen = {source.names.index(name): i for i, name in enumerate(classes) if name in source.names}
     colors = source.colors and [source.colors[i] for i in chosen]
     for record in records:
         record.instances = [one for one in record.instances if one.label in classes]
-    if task == 'segmentation' and not source.values and 'background' not in classes:
-        classes = ['background', *classes]
     name_images(records, source, task)
     written = Written(task, classes, colors, split(records, source))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +115,9 @@ def leave_out_malformed(record: Record, source: Source) -> None:
         x1, y1, x2, y2 = one.box
         box = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
         place = f'{record.image}: {one.label} {[round(value, 1) for value in one.box]}'
-        if not (box[2] - box[0] >= 1 and box[3] - box[1] >= 1):
+        if not one.label:
+            source.note('objects without a class, left out', place)
+        elif not (box[2] - box[0] >= 1 and box[3] - box[1] >= 1):
             source.note('boxes outside of the image or without area, left out', place)
         elif one.mask and (fault := mask_fault(one.mask, height, width)):
             source.note('malformed objects, left out', f'{place}: {fault}')
@@ -146,11 +147,14 @@ def choose_task(records: Sequence[Record], task: str | None) -> str:
     return task
 
 
-def choose_classes(source: Source) -> list[str]:
+def choose_classes(source: Source, task: str) -> list[str]:
     """The classes that are taken, in their order."""
     names, options = source.names, source.options
+    # What no polygon covers has a class too.
+    has_background = task == 'segmentation' and not source.values
+    known = [*names, BACKGROUND] if has_background else names
     for name in [*options.classes, *options.ignore]:
-        if name not in names:
+        if name not in known:
             raise DataError(
                 f'--classes and --ignore: the source has no class {name!r}, but {names}'
             )
@@ -160,6 +164,8 @@ def choose_classes(source: Source) -> list[str]:
         raise DataError('no class is left')
     if left_out := [name for name in names if name not in classes]:
         source.note('classes left out', ', '.join(left_out))
+    if has_background and BACKGROUND not in [*classes, *options.ignore]:
+        classes = [BACKGROUND, *classes]
     return classes
 
 
@@ -277,8 +283,9 @@ def write_maps(
             labels = encode_map(record, source, chosen)
         else:
             width, height = measure(record.image)[1]
-            background = written.classes.index('background') + 1
-            labels = np.full((height, width), background, np.uint8)
+            labels = np.zeros((height, width), np.uint8)
+            if BACKGROUND in written.classes:
+                labels += written.classes.index(BACKGROUND) + 1
             for one in record.instances:
                 pixels = coco_mask.decode(run_lengths(one, width, height)).astype(bool)
                 labels[pixels] = written.classes.index(one.label) + 1

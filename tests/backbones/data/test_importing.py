@@ -2,11 +2,13 @@
 
 import json
 import os
+import sys
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import import_dataset
 import numpy as np
 import pytest
 from PIL import Image
@@ -259,6 +261,24 @@ def test_polygons_become_maps(tmp_path):
     assert np.array_equal(np.asarray(Image.open(path)), seg_map(size, objects) + 1)
 
 
+@pytest.mark.parametrize(
+    ('options', 'classes', 'values'),
+    [
+        (dict(classes=['disc']), ['background', 'disc'], {0: 1, 1: 2, 2: 1}),
+        (dict(classes=['background', 'disc']), ['background', 'disc'], {0: 1, 1: 2, 2: 1}),
+        (dict(classes=['disc', 'background']), ['disc', 'background'], {0: 2, 1: 1, 2: 2}),
+        (dict(ignore=['background', 'ring']), NAMES[:2], {0: 0, 1: 1, 2: 2}),
+    ],
+)
+def test_the_background_of_polygons_is_a_class_like_others(options, classes, values, tmp_path):
+    to_labelme(tmp_path / 'source', masks=True)
+    written, _ = run(tmp_path / 'source', tmp_path / 'out', task='segmentation', **options)
+    assert written.classes == classes
+    (path,) = (tmp_path / 'out').glob('annotations/*/clip_a_001.png')
+    expected = np.array([values[i] for i in range(3)])[seg_map(*IMAGES['clip_a_001'])]
+    assert np.array_equal(np.asarray(Image.open(path)), expected)
+
+
 @pytest.mark.parametrize('by_annotation', ['upright', 'stored'])
 def test_annotations_follow_what_exif_does_to_the_image(by_annotation, tmp_path):
     """An image stored as 40x30 that EXIF rotates clockwise is read as 30x40."""
@@ -286,6 +306,30 @@ def test_annotations_follow_what_exif_does_to_the_image(by_annotation, tmp_path)
         for entry in coco.dataset['images']:
             found[entry['file_name']] = (entry['width'], coco.imgToAnns[entry['id']][0]['bbox'])
     assert found['clip_a_001.jpg'] == (30, [17, 2, 10, 18])
+
+
+def test_a_run_length_mask_of_an_image_that_exif_rotates_is_left_out(tmp_path):
+    source = tmp_path / 'source'
+    spoil_coco(source, segmentation=dict(size=[30, 40], counts=[62, 10, 1128]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (40, 30)).save(source / 'photos/clip_a_001.jpg', exif=exif)
+    written, notes = run(source, tmp_path / 'out')
+    found = {record.image.stem: record for part in written.splits.values() for record in part}
+    assert found.keys() == IMAGES.keys()
+    assert [one.label for one in found['clip_a_001'].instances] == ['old star']
+    assert any('run-length' in kind and 'clip_a_001.jpg' in notes[kind][0] for kind in notes)
+
+
+def test_objects_without_a_class_are_left_out(tmp_path):
+    to_labelme(tmp_path / 'source', masks=True)
+    path = tmp_path / 'source/clip_a_001.json'
+    content = json.loads(path.read_text())
+    content['shapes'][0]['label'] = None
+    write(path, content)
+    written, notes = run(tmp_path / 'source', tmp_path / 'out')
+    assert written.classes == NAMES and 'clip_a_001' in said(notes)
+    assert [one[0] for one in read_back(tmp_path / 'out')['clip_a_001']] == ['old star']
 
 
 def test_splits_are_seeded_and_groups_stay_together(tmp_path):
@@ -478,7 +522,7 @@ def spoil_coco(root: Path, **fields: object) -> None:
     path = root / 'labels/all.json'
     content = json.loads(path.read_text())
     for key, value in fields.items():
-        where = 'annotations' if key == 'segmentation' else 'images'
+        where = 'annotations' if key in ('segmentation', 'bbox') else 'images'
         content[where][0][key] = value
     write(path, content)
 
@@ -488,6 +532,14 @@ def spoil_coco(root: Path, **fields: object) -> None:
     [
         (dict(segmentation=[2, 3, 20, 3, 20, 13, 2, 13]), 2),
         (dict(segmentation=[[2, 3, 'x', 3, 20, 13]]), 1),
+        (dict(segmentation=[[2, 3, float('nan'), 3, 20, 13]]), 1),
+        (dict(segmentation=dict(size=[30, 40], counts=[62, 10, 1128])), 2),
+        (dict(segmentation=dict(size=[30, 40], counts=[62, 10, 1128]), bbox=None), 1),
+        (dict(segmentation=dict(size=[30, 40], counts=[-5, 3])), 1),
+        (dict(segmentation=dict(size=[30, 40], counts=[5, 3])), 1),
+        (dict(segmentation=dict(size=[48, 32], counts=[62, 10, 1464])), 1),
+        (dict(segmentation=dict(size=[30, 40], counts='~~~')), 1),
+        (dict(segmentation=dict(size=[30, 40])), 1),
         (dict(height=None), 2),
     ],
 )
@@ -507,6 +559,55 @@ def test_files_that_cannot_be_read_are_named(name, content, tmp_path):
     (tmp_path / 'source' / name).write_bytes(content)
     with pytest.raises(DataError, match=name):
         run(tmp_path / 'source', tmp_path / 'out')
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def enlarge(path: Path) -> None:
+    Image.new('P', (90, 90)).save(path)
+
+
+# The format, the file of an image, and what makes it unreadable.
+BAD_FILES = [
+    ('voc', 'Annotations/clip_b_002.xml', cut),
+    ('voc', 'Annotations/clip_b_002.xml',
+     lambda path: write(path, f'<?xml version="1.0" encoding="foo"?>{path.read_text()}')),
+    ('yolo', 'labels/clip_b_002.txt', lambda path: path.write_bytes(b'0 .5 .5 .2 .2\n\xff')),
+    ('labelme', 'clip_b_002.json', lambda path: path.write_text(path.read_text()[:-1])),
+    ('labelme', 'clip_b_002.json', lambda path: write(path, dict(imagePath='a.jpg', shapes=3))),
+    ('labelme', 'clip_b_002.json', lambda path: write(path, [dict(imagePath='a', shapes=[])])),
+    ('maps', 'SegmentationClass/clip_b_002.png', cut),
+    ('maps', 'SegmentationClass/clip_b_002.png', enlarge),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('name', 'file', 'spoil'), BAD_FILES)
+def test_a_bad_file_is_named_and_its_image_left_out(name, file, spoil, tmp_path):
+    source = tmp_path / 'source'
+    if name == 'maps':
+        to_maps(source, 'voc')
+    else:
+        WRITERS[name](source, masks=False)
+    spoil(source / file)
+    written, notes = run(source, tmp_path / 'out')
+    images = {record.image.stem for part in written.splits.values() for record in part}
+    assert images == IMAGES.keys() - {'clip_b_002'}
+    assert str(source / file) in said(notes)
+
+
+def test_where_nothing_is_left_it_is_said_why(tmp_path, monkeypatch, capsys):
+    to_voc(tmp_path / 'source', masks=False)
+    for path in (tmp_path / 'source/Annotations').iterdir():
+        cut(path)
+    paths = [str(tmp_path / 'source'), '--out', str(tmp_path / 'out')]
+    monkeypatch.setattr(sys, 'argv', ['import_dataset.py', *paths])
+    with pytest.raises(SystemExit):
+        import_dataset.main()
+    printed = capsys.readouterr()
+    assert 'clip_a_001.xml' in printed.out and 'no image is left' in printed.err
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('kind', ['coco', 'yolo', 'maps'])
