@@ -1,137 +1,114 @@
 """Names at the top of a config, such as ``image_size``, that all of the config follows.
 
 mmengine evaluates a base before the config that inherits it, and merges overrides after both, so
-that what a base has computed from a name does not follow when the name is set later. A base that
-lists names in ``settings`` is evaluated with their final values here: those of the command line,
-else those of the outermost file. Other names follow the command line alone, where their value was a
-number, a text, a list or None.
+that what a base has computed from a name does not follow when the name is set later. A config with
+a base that lists names in ``settings`` is therefore evaluated twice: the first time tells their
+final values, those of the command line, else those of the outermost file. Other names follow the
+command line alone, where their value was a number, a text, a list or None.
 """
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Mapping, Set
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config import config as mmengine_config
 from mmengine.config.utils import RemoveAssignFromAST
+from mmengine.fileio import load
 
 from backbones.errors import ConfigError
-
-DECLARATION = 'settings'
 
 
 def read_config(path: str, options: Mapping[str, Any]) -> Config:
     """mmengine's ``Config.fromfile``, where the names of a config are followed.
 
-    Args:
-        path: The config.
-        options: Overrides by dotted key; those without a dot are names. They still have to be
-            merged into the result, for names that no file has.
-
-    Raises:
-        ConfigError: Nothing in the config follows a name of its settings, as in a saved config.
+    ``options`` are overrides by dotted key; those without a dot are names. They still have to be
+    merged into the result. Raises ConfigError where nothing in a config follows a name of its
+    settings, as in a saved config.
     """
     names = {key: value for key, value in options.items() if '.' not in key}
     if Config._is_lazy_import(path):
         return Config.fromfile(path)
-    files = list(files_of(path))
-    declared = {name for _, tree in files for name in declared_names(tree)}
-    if declared:
-        names = chosen_values(files, declared) | names
-        used = {name for _, tree in files for name in names_read(tree)}
-        for name in names:
-            if name in declared and name not in used:
-                raise ConfigError(
-                    f'{path}: nothing follows {name} in a config that was saved with everything '
-                    'filled in: set it in the config that this one was made from'
-                )
-    with values_set(names, declared):
-        return Config.fromfile(path)
+    config, files = evaluate(path, names)
+    declared = set(config.get('settings', ()))
+    if not declared:
+        return config
+    assigned = [names_assigned(file) for file in files]
+    # A file with `settings` has the defaults.
+    inheriting = set().union(*(each for each in assigned if 'settings' not in each))
+    values = {name: config[name] for name in declared & inheriting} | names
+    used = set().union(*map(names_read, files))
+    for name in declared & values.keys() - used:
+        raise ConfigError(
+            f'{path}: nothing follows {name} in a config that was saved with everything filled in: '
+            'set it in the config that this one was made from'
+        )
+    return evaluate(path, values, declared)[0]
 
 
-def files_of(path: str) -> Iterator[tuple[str, ast.Module]]:
-    """The Python files that a config consists of with their syntax trees, outermost first."""
-    if path.endswith('.py'):
-        with TemporaryDirectory() as folder:
-            copy = Path(folder, 'config.py')
-            # {{ fileDirname }} and {{$DATA_ROOT:data/}}, as in what is evaluated.
-            Config._substitute_predefined_vars(path, str(copy))
-            Config._substitute_env_variables(str(copy), str(copy))
-            yield path, ast.parse(copy.read_text(encoding='utf-8'), path)
-        for base in Config._get_base_files(path):
-            yield from files_of(Config._get_cfg_path(base, path)[0])
+# What a file of a config holds: the syntax tree of a Python file, the content of any other.
+File = ast.Module | dict
 
 
-def assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+def names_assigned(file: File) -> set[str]:
     """The names that a file sets at its top level."""
-    for node in tree.body:
-        match node:
-            case ast.Assign([ast.Name(name), *_], value):
-                yield name, value
-            case ast.AnnAssign(ast.Name(name), value=ast.expr() as value):
-                yield name, value
+    if isinstance(file, dict):
+        return set(file)
+    return set().union(*map(targets_of, file.body))
 
 
-def declared_names(tree: ast.Module) -> Sequence[str]:
-    """What a file lists in ``settings``."""
-    expression = dict(assignments(tree)).get(DECLARATION)
-    return evaluate(expression) if expression else []
+def targets_of(statement: ast.stmt) -> set[str]:
+    """The names that a statement sets."""
+    targets = getattr(statement, 'targets', None) or [getattr(statement, 'target', None)]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-def evaluate(expression: ast.expr) -> Any:
-    """The value of an expression that needs no other name, else NameError."""
-    return eval(compile(ast.Expression(expression), 'a config', 'eval'), {})
-
-
-def names_read(tree: ast.Module) -> Iterator[str]:
+def names_read(file: File) -> set[str]:
     """The names that a file computes with, as they are or as ``_base_.NAME``."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            yield node.id
-        elif isinstance(node, ast.Attribute):
-            yield node.attr
+    if isinstance(file, dict):
+        return set()
+    read = [node for node in ast.walk(file) if isinstance(getattr(node, 'ctx', None), ast.Load)]
+    return {getattr(node, 'attr', None) or getattr(node, 'id', None) for node in read}
 
 
-def chosen_values(files: Sequence[tuple[str, ast.Module]], declared: set[str]) -> dict[str, Any]:
-    """The values that inheriting configs give to names of the settings, or ConfigError."""
-    values: dict[str, Any] = {}
-    for path, tree in files:
-        if declared_names(tree):
-            continue  # it has the defaults
-        for name, expression in assignments(tree):
-            if name not in declared or name in values:
-                continue
-            try:
-                values[name] = evaluate(expression)
-            except NameError as error:
-                raise ConfigError(
-                    f'{path}: {name} is one of the settings of its base, which is read first: give '
-                    f'it a value that stands for itself ({error})'
-                ) from error
-    return values
+def evaluate(
+    path: str, values: Mapping[str, Any], computed: Set[str] = frozenset()
+) -> tuple[Config, list[File]]:
+    """A config with values in place of those that its files assign, and these files.
 
-
-@contextmanager
-def values_set(names: Mapping[str, Any], declared: set[str]) -> Iterator[None]:
-    """Let mmengine evaluate files with these values in place of those that they assign."""
+    Of the names whose value is computed, those in ``computed`` alone get another.
+    """
+    files: list[File] = []
 
     class SetValues(RemoveAssignFromAST):
-        # mmengine lets it visit every file before it evaluates the file.
+        # mmengine lets it visit every Python file before it evaluates the file.
+        def visit_Module(self, node: ast.Module) -> ast.Module:
+            files.append(node)
+            return self.generic_visit(node)
+
         def visit_Assign(self, node: ast.Assign) -> ast.Assign | None:
-            name = getattr(node.targets[0], 'id', None)
-            if name in names and (name in declared or is_literal(node.value)):
-                node.value = ast.copy_location(ast.parse(repr(names[name])).body[0].value, node)
-                ast.fix_missing_locations(node)
+            self.set_value(node)
             return super().visit_Assign(node)
 
-    mmengine_config.RemoveAssignFromAST = SetValues
+        def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AnnAssign:
+            self.set_value(node)
+            return node
+
+        def set_value(self, node: ast.Assign | ast.AnnAssign) -> None:
+            for name in targets_of(node) & values.keys():
+                if name in computed or is_literal(node.value):
+                    node.value = ast.parse(repr(values[name]), mode='eval').body
+                    ast.fix_missing_locations(node)
+
+    def load_and_keep(path: str) -> dict:
+        files.append(load(path))
+        return files[-1]
+
+    mmengine_config.RemoveAssignFromAST, mmengine_config.load = SetValues, load_and_keep
     try:
-        yield
+        return Config.fromfile(path), files
     finally:
-        mmengine_config.RemoveAssignFromAST = RemoveAssignFromAST
+        mmengine_config.RemoveAssignFromAST, mmengine_config.load = RemoveAssignFromAST, load
 
 
 def is_literal(expression: ast.expr) -> bool:

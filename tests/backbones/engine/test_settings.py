@@ -103,9 +103,31 @@ def test_only_what_a_base_lists_follows_an_inheriting_config(tmp_path):
     assert load_mine(tmp_path, '', {'scale': 3}).part.scale == (16, 1)
 
 
-def test_what_cannot_be_followed_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    'lines', ['side = size = 32', 'size: int = 32', 'k = 4\nsize = k * 8'], ids=repr
+)
+def test_however_a_setting_is_assigned_it_is_followed(lines, tmp_path):
+    config = load_mine(tmp_path, f'{lines}\nhalf = size // 2')
+    assert (config.part.scale, config.size, config.half) == ((32, 1), 32, 16)
+    config = load_mine(tmp_path, f'{lines}\nhalf = size // 2', {'size': 64})
+    assert (config.part.scale, config.size, config.half) == ((64, 1), 64, 32)
+
+
+@pytest.mark.parametrize('suffix', ['.yaml', '.json'])
+def test_settings_of_other_kinds_of_configs_are_followed(suffix, tmp_path):
+    load_mine(tmp_path, '')
+    mine = write(tmp_path / f'mine{suffix}', '{"_base_": "./middle.py", "size": 32}')
+    assert load_config(mine).part.scale == (32, 1)
+    config = load_config(mine, {'size': 64})
+    assert (config.part.scale, config.size) == ((64, 1), 64)
+    saved = str(tmp_path / f'saved{suffix}')
+    config.dump(saved)
+    assert list(load_config(saved).part.scale) == [64, 1]
     with pytest.raises(ConfigError, match='size'):
-        load_mine(tmp_path, 'k = 4\nsize = k * 8')
+        load_config(saved, {'size': 4})
+
+
+def test_what_cannot_be_followed_is_refused(tmp_path):
     saved = tmp_path / 'saved.py'
     load_mine(tmp_path, '').dump(saved)
     assert load_config(str(saved), {'part.scale': 1}).part.scale == 1
