@@ -1,7 +1,4 @@
 # RetinaNet with 128 channels in neck and head instead of 256.
 _base_ = './retinanet_effv2_s0.py'
 
-model = dict(
-    neck=dict(out_channels=128),
-    bbox_head=dict(in_channels=128, feat_channels=128),
-)
+model = dict(neck=dict(out_channels=128), bbox_head=dict(in_channels=128, feat_channels=128))

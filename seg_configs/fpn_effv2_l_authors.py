@@ -3,12 +3,7 @@
 _base_ = './fpn_effv2_l.py'
 
 model = dict(backbone=dict(pretrain_img_size=512, bias_resize='matrix'))
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    dict(type='ResizeToMultiple', size_divisor=32),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
+test_pipeline = list(_base_.test_pipeline)
+test_pipeline.insert(2, dict(type='ResizeToMultiple', size_divisor=32))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,7 +1,4 @@
 # Semantic FPN with 128 channels in the neck instead of 256.
 _base_ = './fpn_effv2_s2.py'
 
-model = dict(
-    neck=dict(out_channels=128),
-    decode_head=dict(in_channels=[128] * 4, channels=64),
-)
+model = dict(neck=dict(out_channels=128), decode_head=dict(in_channels=[128] * 4, channels=64))

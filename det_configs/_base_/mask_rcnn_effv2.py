@@ -15,17 +15,9 @@ model = dict(
         init_cfg=dict(type='Pretrained'),
     ),
 )
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=2e-4, weight_decay=0.05),
-)
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=2e-4, weight_decay=0.05))
 # Transforms from `_base_` carry their library's scope, so that a segmentor in the same process does
 # not change where they are looked up.
 val_dataloader = dict(dataset=dict(pipeline=_base_.test_pipeline))
 test_dataloader = val_dataloader
-
-default_hooks = dict(
-    checkpoint=dict(max_keep_ckpts=3, save_best='coco/segm_mAP', rule='greater'),
-)
-visualizer = dict(
-    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
-)
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='coco/segm_mAP', rule='greater'))

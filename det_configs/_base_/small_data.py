@@ -123,9 +123,4 @@ default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(interval=interval, max_keep_ckpts=2, save_best=metric, rule='greater'),
 )
-custom_hooks = [
-    dict(type='EarlyStoppingHook', monitor=metric, min_delta=0.001, patience=patience),
-]
-visualizer = dict(
-    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
-)
+custom_hooks = [dict(type='EarlyStoppingHook', monitor=metric, min_delta=0.001, patience=patience)]

@@ -105,7 +105,5 @@ default_hooks = dict(
     logger=dict(interval=20, log_metric_by_epoch=True),
     checkpoint=dict(by_epoch=True, interval=interval, max_keep_ckpts=2),
 )
-custom_hooks = [
-    dict(type='EarlyStoppingHook', monitor='mIoU', min_delta=0.1, patience=patience),
-]
+custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU', min_delta=0.1, patience=patience)]
 log_processor = dict(by_epoch=True)
