@@ -70,13 +70,16 @@ class PreemptionHook(Hook):
         dist.all_reduce(requested, 'max')
         return bool(requested)
 
+    def before_val(self, runner: Runner) -> None:
+        # Processes may have different numbers of batches; all of them reach this many.
+        shared = torch.tensor(len(runner.val_dataloader))
+        dist.all_reduce(shared, 'min')
+        self.shared_batches = int(shared)
+
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: object = None
     ) -> None:
-        # Processes may have different numbers of batches; all of them reach this many.
-        loader = runner.val_dataloader
-        shared = len(loader.dataset) // (dist.get_world_size() * (loader.batch_size or 1))
-        if may_save(runner) and batch_idx < shared and self.agreed_at(batch_idx):
+        if may_save(runner) and batch_idx < self.shared_batches and self.agreed_at(batch_idx):
             raise StopRequested
 
 

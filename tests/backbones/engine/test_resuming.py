@@ -195,6 +195,27 @@ def test_a_process_forked_in_training_ends_by_sigterm():
         assert hook.requested
 
 
+def test_a_validation_is_stopped_at_a_batch_that_all_processes_have(monkeypatch):
+    """A batch sampler of one's own may make different numbers of batches; ten for the other one."""
+    asked = []
+
+    def all_reduce(number: torch.Tensor, operation: str) -> None:
+        asked.append(operation)
+        if operation == 'min':
+            number.fill_(10)
+
+    monkeypatch.setattr('mmengine.dist.get_world_size', lambda: 2)
+    monkeypatch.setattr('mmengine.dist.all_reduce', all_reduce)
+    optim_wrapper = SimpleNamespace(should_update=lambda: True)
+    loader = DataLoader(range(40), batch_sampler=[[0]] * 11)
+    runner = SimpleNamespace(val_dataloader=loader, optim_wrapper=optim_wrapper)
+    hook = PreemptionHook()
+    hook.before_val(runner)
+    for index in range(len(loader)):
+        hook.after_val_iter(runner, index)
+    assert asked == ['min', 'max']
+
+
 def counting(patience: int) -> dict:
     """A hook that no result is good enough for, so that it counts every validation."""
     hook = {'type': 'EarlyStoppingHook', 'monitor': 'toy/score', 'rule': 'greater'}
