@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import gelu, is_compiling, version_of
+from .layers import Cache, gelu, is_compiling, version_of
 
 
 def can_use_onednn(x: Tensor) -> bool:
@@ -72,7 +72,7 @@ class FusedConv(nn.Conv2d):
         )
         self.weight, self.bias = conv.weight, conv.bias
         self.gelu = gelu
-        self._packed = PackedWeight()
+        self._packed = Cache()
 
     def forward(self, x: Tensor) -> Tensor:
         if not can_use_onednn(x):
@@ -80,44 +80,21 @@ class FusedConv(nn.Conv2d):
             return gelu(x) if self.gelu else x
         x = x.contiguous(memory_format=torch.channels_last)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
-        weight = self._packed(self.weight, geometry, x.shape)
+        # Which order is best depends on the size, and oneDNN is slow to reorder one that is not.
+        key = (*version_of(self.weight), x.shape)
+        weight = self._packed(key, lambda: pack(self.weight, geometry, x.shape))
         return convolve(x, weight, self.bias, geometry, self.gelu)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ', gelu=True' * self.gelu
 
     def _apply(self, *args, **kwargs) -> 'FusedConv':
-        self._packed = PackedWeight()
+        self._packed = Cache()
         return super()._apply(*args, **kwargs)
 
 
 # Padding, stride, dilation and groups of a convolution.
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
-
-
-class PackedWeight:
-    """Caches a weight in oneDNN's own order until the weight or the size of the input changes.
-
-    A copy begins empty: a packed weight can be neither copied nor saved.
-    """
-
-    def __init__(self) -> None:
-        self._cached: tuple[tuple, Tensor] | None = None
-
-    def __call__(self, weight: Tensor, geometry: Geometry, input_size: torch.Size) -> Tensor:
-        # Which order is best depends on the size, and oneDNN is slow to reorder one that is not.
-        described = (*version_of(weight), input_size)
-        # Read once, since another thread may replace it.
-        cached = self._cached
-        if cached is None or cached[0] != described:
-            cached = self._cached = described, pack(weight, geometry, input_size)
-        return cached[1]
-
-    def __deepcopy__(self, memo: dict) -> 'PackedWeight':
-        return PackedWeight()
-
-    def __reduce__(self) -> tuple:
-        return PackedWeight, ()
 
 
 # What the widest map inside a strip may take, in bytes.

@@ -3,6 +3,8 @@
 All feature maps are (batch, channels, height, width).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
@@ -132,6 +134,26 @@ def fuse_gelu(*layers: nn.Module) -> bool:
 
 # Where it has been since torch 2.3, and where it was before.
 is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
+
+
+class Cache:
+    """Keeps a result until what it depends on changes.
+
+    A copy of it begins empty: a weight packed for oneDNN can be neither copied nor saved.
+    """
+
+    def __init__(self) -> None:
+        self.kept: tuple[tuple, Tensor] | None = None
+
+    def __call__(self, key: tuple, compute: Callable[[], Tensor]) -> Tensor:
+        # Read once, since another thread may replace it.
+        kept = self.kept
+        if kept is None or kept[0] != key:
+            kept = self.kept = key, compute()
+        return kept[1]
+
+    def __reduce__(self) -> tuple:
+        return Cache, ()
 
 
 def version_of(parameter: Tensor) -> tuple[int, int]:

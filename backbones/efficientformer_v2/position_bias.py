@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import is_compiling, version_of
+from .layers import Cache, is_compiling, version_of
 
 BIAS_RESIZE_MODES = ('offset', 'matrix')
 
@@ -31,7 +31,7 @@ class RelativePositionBias(nn.Module):
         self.query_stride = query_stride
         self.resize = resize
         self.table = nn.Parameter(torch.zeros(num_heads, *table_size))
-        self._cached: tuple[tuple, Tensor] | None = None
+        self._cache = Cache()
 
     def forward(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Bias (num_heads, query rows, query columns, *grid) for keys on ``grid`` (height, width).
@@ -42,16 +42,12 @@ class RelativePositionBias(nn.Module):
         is_recorded = self.table.is_cuda and torch.cuda.is_current_stream_capturing()
         if self.training or torch.is_grad_enabled() or is_compiling() or is_recorded:
             return self._look_up(grid, dtype)
-        described = (tuple(grid), dtype, self.table.device, *version_of(self.table))
-        # Read once, since another thread may replace it.
-        cached = self._cached
-        if cached is None or cached[0] != described:
-            cached = self._cached = described, self._look_up(grid, dtype)
-        return cached[1]
+        key = (tuple(grid), dtype, self.table.device, *version_of(self.table))
+        return self._cache(key, lambda: self._look_up(grid, dtype))
 
     def train(self, mode: bool = True) -> 'RelativePositionBias':
         # Writing to a parameter's `data`, as moving averages do, leaves no trace in its version.
-        self._cached = None
+        self._cache = Cache()
         return super().train(mode)
 
     def _look_up(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -70,7 +66,7 @@ class RelativePositionBias(nn.Module):
         if loaded is not None and loaded.dim() == 3 and len(loaded) == len(self.table):
             state_dict[key] = resize_table(loaded, self.table.shape[1:])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._cached = None
+        self._cache = Cache()
 
 
 def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:

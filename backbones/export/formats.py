@@ -116,7 +116,7 @@ def biases_as_constants(model: nn.Module, example: torch.Tensor) -> Iterator[Non
     """Relative position biases as they are for the size of an example."""
     model(example)
     constants = {
-        module: module._cached[1].contiguous()
+        module: module._cache.kept[1].contiguous()
         for module in model.modules()
         if isinstance(module, RelativePositionBias)
     }

@@ -9,13 +9,8 @@ import torch
 from torch import nn
 
 from backbones.efficientformer_v2 import cpu
-from backbones.efficientformer_v2.cpu import (
-    FusedConv,
-    PackedWeight,
-    can_use_onednn,
-    even_step,
-    in_strips,
-)
+from backbones.efficientformer_v2.cpu import FusedConv, can_use_onednn, even_step, in_strips
+from backbones.efficientformer_v2.layers import Cache
 
 needs_onednn = pytest.mark.skipif(
     not cpu.has_operators(), reason='this torch or processor is without'
@@ -79,13 +74,12 @@ def test_follows_its_weights_and_its_input():
     assert_fused(conv.bfloat16().float(), small)
 
 
-def test_another_thread_may_replace_the_packed_weight(monkeypatch):
-    monkeypatch.setattr(cpu, 'pack', lambda weight, geometry, input_size: input_size)
-    packed, weight = PackedWeight(), torch.ones(1)
-    packed(weight, (), (1, 2))
-    others = property(lambda self, cached=packed._cached: cached, lambda self, value: None)
-    monkeypatch.setattr(PackedWeight, '_cached', others, raising=False)
-    assert packed(weight, (), (3, 4)) == (3, 4)
+def test_another_thread_may_replace_what_is_cached(monkeypatch):
+    cache = Cache()
+    cache((1, 2), lambda: 'first')
+    others = property(lambda self, kept=cache.kept: kept, lambda self, value: None)
+    monkeypatch.setattr(Cache, 'kept', others, raising=False)
+    assert cache((3, 4), lambda: 'second') == 'second'
 
 
 @needs_onednn
