@@ -1,21 +1,38 @@
-"""Convert a published EfficientFormerV2 checkpoint to one that our configs and tools load."""
+"""Convert a published EfficientFormerV2 checkpoint to the layout of this package.
+
+Only the backbone is named differently in the authors' files; necks and heads stay as they are. They
+are compared with the model of a config when that is tested or run.
+"""
 
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
-from _requirements import explain_missing
+from _requirements import ROOT, explain_missing
 
 with explain_missing():
     from _arguments import add_trust_checkpoint, make_parser
+    from torch import Tensor
 
-    from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
-    from backbones.engine.conversion import LAYOUTS, TASKS, Conversion, convert
+    from backbones import ARCHITECTURES, EfficientFormerV2
+    from backbones.efficientformer_v2 import checkpoint_keys as keys
     from backbones.errors import CheckpointError, ConfigError, exit_on_user_error
     from backbones.files import atomic_write
     from backbones.weights import encode_checkpoint, read_checkpoint, use_safe_loading
 
+LAYOUTS = {
+    'snap': "the authors' layout",
+    'timm': "timm's layout",
+    'own': "this package's own layout",
+}
+# A tensor that only whole models of a kind have, and where our configs for them are.
+CONFIGS = {
+    'bbox_head.retina_cls.weight': 'det_configs/retinanet_effv2_',
+    'roi_head.mask_head.conv_logits.weight': 'det_configs/mask_rcnn_effv2_',
+    'decode_head.scale_heads.0.0.conv.weight': 'seg_configs/fpn_effv2_',
+}
 EXAMPLES = """\
 examples:
   python tools/convert_checkpoint.py eformer_s2_450.pth effv2_s2.safetensors
@@ -41,9 +58,7 @@ def parse_args() -> argparse.Namespace:
         'out', metavar='OUT', type=Path, help='the file to write, .pth or .safetensors'
     )
     parser.add_argument(
-        '--task',
-        choices=('backbone', *TASKS),
-        help='what to make: the backbone alone, or a whole model (default: all that IN holds)',
+        '--task', choices=('backbone',), help='leave out neck and heads (default: all that IN has)'
     )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT where it exists')
     add_trust_checkpoint(parser)
@@ -58,37 +73,96 @@ def main() -> None:
         use_safe_loading(args.trust_checkpoint)
         checkpoint = read_checkpoint(args.source)
         try:
-            conversion = convert(checkpoint, args.task)
-            content = encode_checkpoint(conversion.tensors, conversion.meta, args.out.suffix)
+            tensors, report = convert(checkpoint, args.out, args.task == 'backbone')
+            meta = {'dataset_meta': class_names(checkpoint)}
+            content = encode_checkpoint(tensors, meta, args.out.suffix)
         except CheckpointError as error:
             raise CheckpointError(f'{args.source}: {error}') from error
         with atomic_write(args.out) as partial:
             partial.write_bytes(content)
-        report(conversion, args.out)
+        print(*report, sep='\n')
 
 
-def report(conversion: Conversion, out: Path) -> None:
-    """Say what was recognized, what was converted, and what was left out and why."""
-    height, width = conversion.table_size
-    kind, parts = 'a backbone', Counter(backbone=len(conversion.tensors))
-    if conversion.task != 'backbone':
-        kind = f'{TASKS[conversion.task].title} with {conversion.num_classes} classes'
-        parts = Counter(key.partition('.')[0] for key in conversion.tensors)
-    counts = ', '.join(f'{name} {count}' for name, count in parts.items())
-    print(
-        f'recognized: EfficientFormerV2 {conversion.arch} in {LAYOUTS[conversion.layout]}, {kind}, '
-        f'bias tables for images of {height}x{width}'
+def convert(
+    checkpoint: dict, out: Path, only_backbone: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors to write; and what was recognized, what was left out and why, in lines."""
+    given = keys.tensors_of(checkpoint)
+    prefix = keys.PREFIX if any(key.startswith(keys.PREFIX) for key in given) else ''
+    backbone = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
+    heads = {key: tensor for key, tensor in given.items() if not key.startswith(prefix)}
+    own, layout = keys.to_own_layout(backbone), keys.layout_of(backbone)
+    arch = recognize_arch(own, given)
+    keys.check_complete(own, EfficientFormerV2(arch).state_dict(), backbone)
+
+    left_out: dict[str, list[str]] = {}
+    for key in backbone:
+        if reason := keys.reason_left_out(key, backbone):
+            left_out.setdefault(reason, []).append(prefix + key)
+    if only_backbone and heads:
+        left_out['neck and heads, since only a backbone is asked for'] = list(heads)
+        heads = {}
+    tensors, parts = own, Counter(backbone=len(own))
+    if heads:
+        tensors = {f'{keys.PREFIX}{key}': tensor for key, tensor in own.items()} | heads
+        parts = Counter(key.partition('.')[0] for key in tensors)
+    height, width = table_size(own)
+    report = [
+        f'recognized: EfficientFormerV2 {arch} in {LAYOUTS[layout]}, bias tables for images of '
+        f'{height}x{width}',
+        f'converted:  {len(tensors)} tensors '
+        f'({", ".join(f"{name} {count}" for name, count in parts.items())})',
+    ]
+    for reason, names in left_out.items():
+        some = keys.enumerate_keys(names, 2)
+        report.append(f'left out:   {len(names)} tensors, {reason}: {some}')
+    report.append(f'written:    {out}')
+    if not heads:
+        report.append(f'train with: --cfg-options model.backbone.init_cfg.checkpoint={out}')
+    elif config := find_config(heads, arch, layout):
+        report.append(f'test with:  python tools/test.py {config} {out}')
+    return tensors, report
+
+
+def recognize_arch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Which of ``ARCHITECTURES`` a backbone is, by the channels of its last stage."""
+    last = own.get('stages.3.blocks.0.mlp.fc2.conv.weight')
+    if last is None:
+        raise CheckpointError(
+            'no EfficientFormerV2 is recognized in the checkpoint, which has '
+            f'{keys.enumerate_keys(list(given))}'
+        )
+    for arch, row in ARCHITECTURES.items():
+        if row['channels'][3] == len(last):
+            return arch
+    raise CheckpointError(
+        f'the checkpoint has {keys.describe(own)}, which is none of {list(ARCHITECTURES)}'
     )
-    print(f'converted:  {len(conversion.tensors)} tensors ({counts})')
-    for reason, keys in conversion.left_out.items():
-        print(f'left out:   {len(keys)} tensors, {reason}: {enumerate_keys(keys, 2)}')
-    print(f'written:    {out} ({out.stat().st_size / 2**20:.1f} MiB)')
-    if conversion.config is None:
-        print(f'train with: --cfg-options model.backbone.init_cfg.checkpoint={out}')
-    else:
-        print(f'test with:  python tools/test.py {conversion.config} {out}')
-        if not conversion.meta.get('dataset_meta'):
-            print('note:       no class names are known for these classes')
+
+
+def table_size(own: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Height and width of the images that bias tables are laid out for."""
+    tables = (key for key in own if key.startswith('stages.3.blocks.') and key.endswith('.table'))
+    rows, columns = own[next(tables)].shape[1:]
+    # Stage 4 has a token for every 32 pixels.
+    return 32 * rows, 32 * columns
+
+
+def find_config(heads: Mapping[str, Tensor], arch: str, layout: str) -> str | None:
+    """The config that a whole model is tested with, if it is of a kind that we have one for."""
+    for mark, path in CONFIGS.items():
+        if mark in heads:
+            authors = f'{path}{arch}_authors.py'
+            has_own = layout == 'snap' and (ROOT / authors).is_file()
+            return authors if has_own else f'{path}{arch}.py'
+    return None
+
+
+def class_names(checkpoint: dict) -> dict:
+    """Class names and colors as mmengine names them; mmdet 2 and mmseg 0.x use capitals."""
+    meta = checkpoint.get('meta') or {}
+    in_capitals = {name.lower(): meta[name] for name in ('CLASSES', 'PALETTE') if meta.get(name)}
+    return meta.get('dataset_meta') or in_capitals
 
 
 if __name__ == '__main__':
