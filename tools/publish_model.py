@@ -9,9 +9,8 @@ from _requirements import explain_missing
 
 with explain_missing():
     from _arguments import add_trust_checkpoint, make_parser
-    from torch import Tensor
 
-    from backbones.errors import CheckpointError, exit_on_user_error
+    from backbones.errors import exit_on_user_error
     from backbones.files import atomic_write
     from backbones.weights import config_of, encode_checkpoint, load_checkpoint, use_safe_loading
 
@@ -25,8 +24,6 @@ examples:
       writes fpn_effv2_s2-1a2b3c4d.pth
   python tools/publish_model.py work_dirs/fpn_effv2_s2/iter_40000.pth fpn_effv2_s2.safetensors
       the same as safetensors, which cannot carry code at all
-  python tools/publish_model.py iter_40000.pth fpn_effv2_s2.pth --weights plain
-      the weights of the last step instead of their moving average
 """
 
 
@@ -40,12 +37,6 @@ def parse_args() -> argparse.Namespace:
         help='the file to write, .pth or .safetensors; the first 8 digits of the SHA-256 of its '
         'contents are added to its name',
     )
-    parser.add_argument(
-        '--weights',
-        choices=('ema', 'plain'),
-        help='of a training with EMAHook, the moving average or the weights themselves (default: '
-        'ema where there is one)',
-    )
     add_trust_checkpoint(parser)
     return parser.parse_args()
 
@@ -55,7 +46,9 @@ def main() -> None:
     with exit_on_user_error():
         use_safe_loading(args.trust_checkpoint)
         checkpoint = load_checkpoint(args.checkpoint)
-        tensors, kind = choose_weights(checkpoint, args.weights)
+        # Where EMAHook was used, it has saved the moving average under state_dict.
+        tensors = checkpoint['state_dict']
+        kind = 'their moving average (EMA)' if 'ema_state_dict' in checkpoint else 'plain'
         meta = published_meta(checkpoint)
         content = encode_checkpoint(tensors, meta, args.out.suffix)
         digest = hashlib.sha256(content).hexdigest()[:8]
@@ -68,23 +61,6 @@ def main() -> None:
     print(f'inside:   {"the config" if "cfg" in meta else "no config"}, {len(classes)} class names')
     print(f'left out: {", ".join(dropped) or "nothing"}')
     print(f'written:  {path} ({len(content) / 2**20:.1f} MiB)')
-
-
-def choose_weights(checkpoint: dict, wanted: str | None) -> tuple[dict[str, Tensor], str]:
-    """The tensors to publish, and what to call them; ``wanted`` is 'ema', 'plain' or None."""
-    tensors = checkpoint['state_dict']
-    swapped = checkpoint.get('ema_state_dict')
-    if swapped is None:
-        if wanted == 'ema':
-            raise CheckpointError(
-                'the checkpoint has no ema_state_dict: it was not trained with EMAHook'
-            )
-        return tensors, 'plain'
-    if wanted in (None, 'ema'):
-        return tensors, 'their moving average (EMA)'
-    # EMAHook saves the average under state_dict, and the model's own weights in its place.
-    plain = {key: swapped[f'module.{key}'] for key in tensors if f'module.{key}' in swapped}
-    return {**tensors, **plain}, 'plain, without EMA'
 
 
 def published_meta(checkpoint: dict) -> dict:

@@ -39,8 +39,8 @@ def save_training(path: Path, ema: bool = False, config: str = CONFIG) -> None:
     torch.save(checkpoint, path)
 
 
-def publish(run_tool, folder: Path, *arguments: str, suffix: str = '.pth') -> Path:
-    process = run_tool('publish_model.py', 'in.pth', f'out{suffix}', *arguments)
+def publish(run_tool, folder: Path, suffix: str = '.pth') -> Path:
+    process = run_tool('publish_model.py', 'in.pth', f'out{suffix}')
     assert process.returncode == 0, process.stderr
     (path,) = folder.glob(f'out-*{suffix}')
     return path
@@ -49,8 +49,8 @@ def publish(run_tool, folder: Path, *arguments: str, suffix: str = '.pth') -> Pa
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_weights_config_and_classes_are_all_that_is_published(suffix, run_tool, tmp_path):
     save_training(tmp_path / 'in.pth')
-    path = publish(run_tool, tmp_path, suffix=suffix)
-    assert publish(run_tool, tmp_path, suffix=suffix) == path, 'the same weights, the same name'
+    path = publish(run_tool, tmp_path, suffix)
+    assert publish(run_tool, tmp_path, suffix) == path, 'the same weights, the same name'
     assert path.stem == f'out-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}'
     assert path.stat().st_size < 10_000
     published = read_checkpoint(path)
@@ -71,33 +71,28 @@ def test_a_supernet_stays_one(suffix, run_tool, tmp_path):
     save_training(tmp_path / 'in.pth')
     supernet = {**read_checkpoint(tmp_path / 'in.pth'), 'search_space': SPACE.to_json()}
     torch.save(supernet, tmp_path / 'in.pth')
-    published = load_checkpoint(str(publish(run_tool, tmp_path, suffix=suffix)))
+    published = load_checkpoint(str(publish(run_tool, tmp_path, suffix)))
     assert SPACE.check_checkpoint(published)
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'expected'),
-    [([], AVERAGE), (['--weights', 'ema'], AVERAGE), (['--weights', 'plain'], PLAIN)],
-)
-def test_average_or_plain_weights(arguments, expected, run_tool, tmp_path):
+def test_the_moving_average_is_published(run_tool, tmp_path):
     save_training(tmp_path / 'in.pth', ema=True)
-    published = read_checkpoint(publish(run_tool, tmp_path, *arguments))
-    torch.testing.assert_close(published['state_dict'], expected)
+    published = read_checkpoint(publish(run_tool, tmp_path))
+    torch.testing.assert_close(published['state_dict'], AVERAGE)
 
 
 @pytest.mark.parametrize(
-    ('config', 'arguments', 'said'),
+    ('config', 'out', 'said'),
     [
-        (CONFIG, ['out.pth', '--weights', 'ema'], 'no ema_state_dict'),
-        (CONFIG, ['out.ckpt'], '.pth or .safetensors'),
-        ("a = __import__('os').getcwd()", ['out.pth'], 'is not plain data'),
-        ("a = dict(**{'b': 1})", ['out.pth'], 'is not plain data'),
-        ('import os', ['out.pth'], 'is not plain data: line 1 is no assignment'),
+        (CONFIG, 'out.ckpt', '.pth or .safetensors'),
+        ("a = __import__('os').getcwd()", 'out.pth', 'is not plain data'),
+        ("a = dict(**{'b': 1})", 'out.pth', 'is not plain data'),
+        ('import os', 'out.pth', 'is not plain data: line 1 is no assignment'),
     ],
 )
-def test_what_cannot_be_published(config, arguments, said, run_tool, tmp_path):
+def test_what_cannot_be_published(config, out, said, run_tool, tmp_path):
     save_training(tmp_path / 'in.pth', config=config)
-    process = run_tool('publish_model.py', 'in.pth', *arguments)
+    process = run_tool('publish_model.py', 'in.pth', out)
     assert process.returncode == 1
     assert said in process.stderr and 'Traceback' not in process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ['in.pth']
