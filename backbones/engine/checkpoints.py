@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, the newest good one found, a training resumed."""
 
-import errno
 import os
 import zipfile
 from collections.abc import Iterator
@@ -12,13 +11,12 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import LocalBackend, register_backend
 
 from backbones.efficientformer_v2.checkpoint_keys import check_nan, tensors_of
-from backbones.errors import CheckpointError, ConfigError
+from backbones.errors import FATAL_OUTPUT_ERRNOS, CheckpointError, ConfigError
 from backbones.files import atomic_write
 from backbones.weights import are_checkpoints_trusted, read_checkpoint
 
 # The best and the published checkpoints hold no optimizer, so they cannot be resumed.
 RESUMABLE = ('iter_*.pth', 'epoch_*.pth', 'preempted.pth')
-FULL = (errno.ENOSPC, errno.EDQUOT)
 DURABLE = {'backend': 'durable'}
 
 
@@ -32,15 +30,9 @@ class DurableBackend(LocalBackend):
     _to_remove: ClassVar[set[Path]] = set()
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file, or raise CheckpointError and leave existing files unchanged."""
+        """Write a file; on an error existing files stay unchanged."""
         path = Path(filepath)
-        try:
-            write_durably(path, obj)
-        except OSError as error:
-            raise CheckpointError(
-                f'checkpoint {path} could not be written: {error.strerror}. Earlier checkpoints in '
-                f'{path.parent} are unchanged: continue from the newest with --resume'
-            ) from error
+        write_durably(path, obj)
         self._to_remove.discard(path)
         while self._to_remove:
             self._to_remove.pop().unlink(missing_ok=True)
@@ -133,11 +125,11 @@ def read_resumable(path: Path) -> dict:
 
 @contextmanager
 def explain_full_disk(work_dir: str) -> Iterator[None]:
-    """Raise CheckpointError for a full disk, also where logs or curves did not fit."""
+    """Raise CheckpointError for a full disk, whatever did not fit."""
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FATAL_OUTPUT_ERRNOS:
             raise
         raise CheckpointError(
             f'{error.filename or work_dir} could not be written: {error.strerror}. Checkpoints in '

@@ -6,8 +6,6 @@ import warnings
 from argparse import Namespace
 from contextlib import redirect_stdout
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -39,7 +37,9 @@ def load_config(path: str, options: dict | None = None) -> Config:
             f'{path} is not a config ({", ".join(CONFIG_SUFFIXES)}); the config comes before the '
             'checkpoint'
         )
-    register_config_packages()
+    # Where 'backbones::...' and 'mmseg::...' are, by the modules: the name of mmseg's distribution,
+    # which mmengine goes by, is another on the maintained line.
+    config_utils.MODULE2PACKAGE.update(backbones='backbones', mmseg='mmseg')
     try:
         config = read_config(path, options or {})
         config.merge_from_dict(options or {})
@@ -96,20 +96,6 @@ def name_library_of_transforms(config: Config) -> None:
     pipelines = [dataset.get('pipeline', []) for dataset in datasets_of(config)]
     for transform in itertools.chain(*pipelines, config.get('test_pipeline', [])):
         transform.setdefault('_scope_', config.default_scope)
-
-
-def register_config_packages() -> None:
-    """Let ``_base_ = 'backbones::...'`` find our configs, and ``'mmseg::...'`` those of mmseg.
-
-    mmengine takes mmseg's distribution to be 'mmsegmentation', which the maintained line has
-    renamed.
-    """
-    config_utils.MODULE2PACKAGE['backbones'] = 'backbones'
-    try:
-        distribution('mmsegmentation')
-    except PackageNotFoundError:
-        if find_spec('mmseg') is not None:
-            config_utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
 def fit_to_device(config: Config) -> None:

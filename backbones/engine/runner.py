@@ -1,7 +1,7 @@
 """mmengine's Runner, for trainings that can be stopped at any moment and for tests."""
 
 import copy
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -149,19 +149,11 @@ class ReliableRunner(Runner):
         self.register_hook(PatienceHook())
 
 
-FORMATTED: dict[str, str] = {}
-
-
 class FormattedConfig(Config):
     """A config that keeps its text, for which mmengine runs yapf with every checkpoint."""
 
-    @property
-    def pretty_text(self) -> str:
-        """The config as Python code."""
-        content = repr(self)
-        if content not in FORMATTED:
-            FORMATTED[content] = super().pretty_text
-        return FORMATTED[content]
+    # A runner's config does not change.
+    pretty_text = cached_property(Config.pretty_text.fget)
 
 
 def is_local(checkpoint_hook: dict) -> bool:
