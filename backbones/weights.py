@@ -30,7 +30,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from .efficientformer_v2 import checkpoint_keys
-from .errors import CheckpointError, ConfigError, import_optional
+from .errors import CheckpointError, ConfigError, import_optional, in_one_line
 
 MapLocation = str | torch.device | Callable | None
 
@@ -123,19 +123,11 @@ def load_from_source(filename: str, map_location: MapLocation = 'cpu') -> dict:
 def read_checkpoint(source: str | Path, map_location: MapLocation = 'cpu') -> dict:
     """Read a ``.pth`` or ``.safetensors`` file without letting it run code.
 
-    Args:
-        source: A path, ``https://...``, or ``timm://NAME`` with one of :data:`TIMM_NAMES`, and
-            ``@REVISION`` behind it for a certain commit of the Hugging Face hub. What is
-            downloaded is cached; a hash in the file's name is verified.
-        map_location: Where tensors go, as for ``torch.load``. Default: 'cpu'.
-
-    Returns:
-        What the file holds. For ``.safetensors`` that is ``state_dict``, the tensors, and
-        ``meta``, what :func:`encode_checkpoint` wrote beside them.
-
-    Raises:
-        CheckpointError: The file cannot be fetched, is missing, empty, corrupt or no checkpoint,
-            or would need code of its own to be read. The message names the file.
+    ``source`` is a path, ``https://...``, or ``timm://NAME`` with one of :data:`TIMM_NAMES`, and
+    ``@REVISION`` behind it for a certain commit of the Hugging Face hub. What is downloaded is
+    cached; a hash in the file's name is verified. Of ``.safetensors`` the result is ``state_dict``
+    and ``meta``, what :func:`encode_checkpoint` wrote. Raises CheckpointError, which names the
+    file, where it cannot be fetched or read, or would need code of its own for that.
     """
     scheme, separator, name = str(source).partition('://')
     if not separator:
@@ -206,12 +198,8 @@ def encode_checkpoint(tensors: Mapping[str, Tensor], meta: dict, suffix: str) ->
     safetensors = import_optional('safetensors.torch', 'writing .safetensors', 'runtime')
     # It refuses tensors that share memory, as heads that share convolutions have.
     apart = {k: each.clone(memory_format=torch.contiguous_format) for k, each in tensors.items()}
-    content = safetensors.save(apart, {'format': 'pt', 'meta': json.dumps(meta)})
-    # The header's length, the header as JSON, whose order changes from run to run, the tensors.
-    begin = 8 + int.from_bytes(content[:8], 'little')
-    header = json.dumps(json.loads(content[8:begin]), sort_keys=True).encode()
-    header += b' ' * (-len(header) % 8)
-    return len(header).to_bytes(8, 'little') + header + content[begin:]
+    # Of two keys the order would change from run to run.
+    return safetensors.save(apart, {'meta': json.dumps(meta)})
 
 
 def _fetch_from_hub(name: str) -> Path:
@@ -227,7 +215,7 @@ def _fetch_from_hub(name: str) -> Path:
     # Which errors there are depends on the client that this version of huggingface_hub uses.
     except Exception as error:
         raise CheckpointError(
-            f'timm://{name} could not be fetched from the Hugging Face hub: {_first_line(error)} '
+            f'timm://{name} could not be fetched from the Hugging Face hub: {in_one_line(error)} '
             f'{HOW_TO_GET_THEM}'
         ) from error
     return Path(path)
@@ -367,7 +355,7 @@ def _describe_failure(path: Path, error: Exception) -> str:
     if not begin.startswith((b'PK', b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P')):
         return f'{path} is not a checkpoint that torch.save has written: it begins with {begin!r}'
     # torch wraps what its unpickler says into advice of its own.
-    reason = _first_line(error.__context__ or error).split('. ')[0]
+    reason = in_one_line(error.__context__ or error).split('. ')[0]
     if not isinstance(error, pickle.UnpicklingError):
         return (
             f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read, as if it were cut '
@@ -387,8 +375,3 @@ def _describe_failure(path: Path, error: Exception) -> str:
 def _first_bytes(path: Path) -> bytes:
     with path.open('rb') as file:
         return file.read(40)
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says first, or what it is where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

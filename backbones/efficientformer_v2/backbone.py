@@ -230,11 +230,6 @@ class EfficientFormerV2(BaseModule):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
         keys = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
         if not self.deployed:
-            if 'stem.conv1.weight' in keys:
-                raise CheckpointError(
-                    'the checkpoint was saved after switch_to_deploy(): call it on the model '
-                    'before loading, or load the checkpoint that was trained'
-                )
             adapt_state_dict(state_dict, prefix, self.state_dict())
         elif differing := sorted(keys ^ set(self.state_dict())):
             raise CheckpointError(
