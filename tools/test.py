@@ -15,9 +15,10 @@ with explain_missing():
     from mmengine.config import Config
     from mmengine.dist import is_main_process
 
+    from backbones.deploy import switch_to_deploy
     from backbones.engine.config import fit_to_device, load_run_config
     from backbones.engine.distributed import disconnect, prepare_on_first
-    from backbones.engine.hooks import DeployHook
+    from backbones.engine.hooks import unwrap
     from backbones.engine.metrics import format_metrics, write_metrics
     from backbones.engine.preflight import check_test, leave_out_init_cfg
     from backbones.engine.runner import ReliableRunner
@@ -153,7 +154,8 @@ def main() -> None:
             use_tiles(config, args)
         runner = ReliableRunner.from_cfg(config)
         if args.deploy and check is check_test and not in_tiles:
-            runner.register_hook(DeployHook())
+            runner.load_or_resume()
+            switch_to_deploy(unwrap(runner.model))
         if args.show_dir:
             from backbones.inference.comparison import ComparisonHook
 

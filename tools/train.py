@@ -33,9 +33,6 @@ examples:
       train for an hour at a time: repeat it while it ends with exit code 75
   python tools/train.py seg_configs/fpn_effv2_s2.py --cfg-options load_from=published.safetensors
       start from a whole model, of other classes too
-  python tools/train.py my_config.py --cfg-options model.backbone.init_cfg=None \\
-          model.backbone.norm_eval=False
-      start from random weights instead of from ImageNet's; BatchNorms have to learn too
   python tools/train.py seg_configs/fpn_effv2_s1_search.py
       a supernet, for tools/search.py, since this config has `search`
   tools/dist_train.sh det_configs/retinanet_effv2_s1.py 8 --auto-scale-lr
@@ -130,9 +127,7 @@ def train(config: Config, args: argparse.Namespace) -> None:
         runner.register_hook(ValLossHook(resize=is_annotated_after_resizing(config)))
     runner.train()
     if is_main_process():
-        best = config.default_hooks.checkpoint.get('save_best')
-        curves = draw_curves(config.work_dir, best if isinstance(best, str) else None)
-        print(f'checkpoints and logs: {config.work_dir}\ncurves: {curves}')
+        print(f'checkpoints and logs: {config.work_dir}\ncurves: {draw_curves(config.work_dir)}')
 
 
 def main() -> None:

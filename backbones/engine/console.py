@@ -21,9 +21,11 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
+
 from .hooks import unwrap
 from .metrics import figure, format_metrics, is_of_size, overall
-from .preflight import pretrained_backbone
+from .preflight import pretrained_backbone, whole_model
 
 # What the libraries warn about whatever the user does.
 NOISE = (
@@ -68,7 +70,7 @@ def prints_to(logger: MMLogger) -> Iterator[None]:
             logger.info(f'\n{text.getvalue().rstrip()}')
 
 
-class Progress:
+class Progress(tqdm):
     """A line that moves on a terminal; elsewhere a new line at every ``interval``."""
 
     def __init__(
@@ -76,7 +78,7 @@ class Progress:
     ) -> None:
         self.interval = interval
         self.is_terminal = sys.stdout.isatty()
-        self.bar = tqdm(
+        super().__init__(
             desc=description,
             total=total,
             initial=initial,
@@ -89,20 +91,16 @@ class Progress:
 
     def step(self, note: str = '') -> None:
         """Count one more."""
-        bar = self.bar
-        bar.set_postfix_str(note, refresh=False)
-        bar.update()
-        is_due = bar.n in (bar.initial + 1, bar.total) or bar.n % self.interval == 0
+        self.set_postfix_str(note, refresh=False)
+        self.update()
+        is_due = self.n in (self.initial + 1, self.total) or self.n % self.interval == 0
         if is_due and not self.is_terminal:
-            print(str(bar).replace(',  ', ', '), flush=True)
+            print(str(self).replace(',  ', ', '), flush=True)
 
     def skip(self, number: int) -> None:
         """Count some that took no time."""
-        self.bar.initial += number
-        self.bar.n += number
-
-    def close(self) -> None:
-        self.bar.close()
+        self.initial += number
+        self.n += number
 
 
 class ConsoleHook(Hook):
@@ -179,7 +177,7 @@ def summarize_run(runner: Runner, is_training: bool) -> dict[str, str]:
     """What a run is about to do: model, weights, data, classes, schedule, device, log."""
     config, model = runner.cfg, unwrap(runner.model)
     parameters = list(model.parameters())
-    backbone = config.model.get('module', config.model).get('backbone') or {}
+    backbone = whole_model(config).get('backbone') or {}
     parts = [type(model).__name__, str(backbone.get('type', '')), str(backbone.get('arch', ''))]
     names = ' '.join(part for part in parts if part and len(part) < 40)
     pretrained = pretrained_backbone(config)
@@ -199,23 +197,18 @@ def summarize_run(runner: Runner, is_training: bool) -> dict[str, str]:
     for name, loader in loaders.items():
         summary[name] = f'{len(loader.dataset)} images, {source_of(loader.dataset)}'
     classes = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes') or ()
-    more = ', ...' if len(classes) > MAX_NAMED_CLASSES else ''
-    summary['classes'] = f'{len(classes)}: {", ".join(classes[:MAX_NAMED_CLASSES])}{more}'
+    if classes:
+        summary['classes'] = f'{len(classes)}: {enumerate_keys(classes, MAX_NAMED_CLASSES)}'
     if is_training:
         summary |= summarize_schedule(runner)
     processes = f'{runner.world_size} processes, each on ' if runner.world_size > 1 else ''
     device = parameters[0].device
-    name = (
-        torch.cuda.get_device_name(device) if device.type == 'cuda'
-        else f'CPU, threads: {torch.get_num_threads()}' if device.type == 'cpu'
-        else str(device)
-    )  # fmt: skip
-    precision = 'float32'
+    name = f'{str(device).upper()}, threads: {torch.get_num_threads()}'
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
     # mmengine's AmpOptimWrapper, or our CPUAmpOptimWrapper.
-    if 'Amp' in type(runner.optim_wrapper).__name__:
-        default = 'float16' if device.type == 'cuda' else 'bfloat16'
-        mixed = getattr(runner.optim_wrapper, 'cast_dtype', None) or default
-        precision = f'mixed precision in {mixed}'
+    is_mixed = 'Amp' in type(runner.optim_wrapper).__name__
+    precision = 'mixed precision' if is_mixed else 'float32'
     summary.setdefault('device', f'{processes}{name}, {precision}')
     return summary | {'log': str(runner.logger.log_file)}
 

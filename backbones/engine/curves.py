@@ -12,11 +12,8 @@ BOOKKEEPING = {'lr', 'base_lr', 'epoch', 'iter', 'step', 'time', 'data_time', 'm
 Curve = list[tuple[int, float]]
 
 
-def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
-    """Draw all runs of a work folder over iterations to ``curves.png``, one metric boldly.
-
-    Returns None where nothing has been logged.
-    """
+def draw_curves(work_dir: str) -> Path | None:
+    """Draw all runs of a work folder over iterations to ``curves.png``; None without any log."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,8 +27,7 @@ def draw_curves(work_dir: str, metric: str | None = None) -> Path | None:
         for name, curve in curves.items():
             iterations, values = zip(*curve, strict=True)
             marker = 'o' if len(curve) < 30 else None
-            width = 2 if name in (metric, 'loss', 'lr') else 1
-            axes.plot(iterations, values, label=name, marker=marker, markersize=3, linewidth=width)
+            axes.plot(iterations, values, label=name, marker=marker, markersize=3)
         axes.set(title=title, xlabel='iteration')
         axes.grid(alpha=0.3)
         axes.legend(fontsize='x-small')

@@ -1,4 +1,4 @@
-"""What the tools do before a test and after every batch of a validation."""
+"""What the tools do with every checkpoint and after every batch of a validation."""
 
 import copy
 from collections import defaultdict
@@ -15,19 +15,11 @@ from torch import nn
 from torch.nn import functional
 
 from backbones.data.config_datasets import datasets_of
-from backbones.deploy import switch_to_deploy
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model itself, out of what distributes it over processes."""
     return model.module if is_model_wrapper(model) else model
-
-
-class DeployHook(Hook):
-    """Calls :func:`backbones.deploy.switch_to_deploy` before a test."""
-
-    def before_test(self, runner: Runner) -> None:
-        switch_to_deploy(unwrap(runner.model))
 
 
 class PatienceHook(Hook):

@@ -6,6 +6,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
 from backbones.errors import ConfigError
 
 # Larger than any norm that float32 gradients of a training can have: measures, never clips.
@@ -69,14 +70,13 @@ def describe(runner: Runner, bad: dict[str, float], data_batch: dict | None) -> 
     values = ', '.join(f'{name} is {value}' for name, value in bad.items())
     samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
     paths = [str(sample.img_path) for sample in samples or [] if hasattr(sample, 'img_path')]
-    more = f' and {len(paths) - MAX_NAMED_IMAGES} more' if len(paths) > MAX_NAMED_IMAGES else ''
+    images = enumerate_keys(paths, MAX_NAMED_IMAGES) if paths else 'unknown'
     rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
     last = runner.message_hub.get_info('last_ckpt')
     elsewhere = ' of this process (the cause may be in another)' if get_world_size() > 1 else ''
     return (
         f'{values} at iteration {runner.iter + 1}, where the learning rate is {rate:.3g}. '
-        f'The images{elsewhere}: {", ".join(paths[:MAX_NAMED_IMAGES]) or "unknown"}{more}. '
-        'This step is not saved; '
+        f'The images{elsewhere}: {images}. This step is not saved; '
         + (f'the last good checkpoint is {last}' if last else 'there is no checkpoint before it')
         + '. Look at these images and their annotations (tools/check_dataset.py), lower the '
         'learning rate, or clip gradients: --cfg-options optim_wrapper.clip_grad.max_norm=1'

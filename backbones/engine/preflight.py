@@ -31,7 +31,10 @@ def check_test(config: Config) -> None:
     """Check the checkpoint ``load_from`` and the data of a test, as :func:`check_training` does."""
     checkpoint = check_start(config)
     classes = set_classes(config, ('test',), keep_files=True)
-    check_whole(config, checkpoint, classes)
+    trained = (checkpoint['meta'].get('dataset_meta') or {}).get('classes')
+    if trained:
+        check_classes(f'checkpoint {config.load_from}', trained, classes)
+    fit_whole(MODELS.build(whole_model(config)), checkpoint, config.load_from)
     refuse_errors(config, ('test',))
 
 
@@ -80,15 +83,6 @@ def check_start(config: Config) -> dict | None:
 def is_ours(backbone: dict) -> bool:
     """Whether a config's backbone is an EfficientFormerV2."""
     return MODELS.get(backbone.get('type', '')) is EfficientFormerV2
-
-
-def check_whole(config: Config, checkpoint: dict, classes: Sequence[str]) -> None:
-    """See that a checkpoint has the classes of the data, and all of the model to be tested."""
-    source = config.load_from
-    trained = (checkpoint['meta'].get('dataset_meta') or {}).get('classes')
-    if trained:
-        check_classes(f'checkpoint {source}', trained, classes)
-    fit_whole(MODELS.build(whole_model(config)), checkpoint, source)
 
 
 def check_classes(source: str, trained: Sequence[str], classes: Sequence[str]) -> None:
