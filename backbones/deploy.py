@@ -16,20 +16,13 @@ from .efficientformer_v2.fold import can_fold, fold_norm
 
 
 def switch_to_deploy(model: nn.Module) -> nn.Module:
-    """Make a model ready for inference, for good.
+    """Make a model ready for inference, for good, and return it in evaluation mode.
 
     Parts that have a ``switch_to_deploy()`` of their own, the backbone for one, are switched by
     it; then the BatchNorms of the neck and the heads are folded into the convolutions that they
     follow. Other norms stay. Necks and heads that are known to allow it work in channels last from
     then on. Load the weights and choose the device first: what is folded cannot be loaded into, and
     the backbone can no longer be trained. A second call changes nothing.
-
-    Args:
-        model: A backbone, or a detector or segmentor, wrapped or not; changed in place and left in
-            evaluation mode, whatever mode it was in.
-
-    Returns:
-        The model itself.
     """
     model.eval()
     _switch_parts(model)
@@ -50,9 +43,8 @@ def _switch_parts(module: nn.Module) -> None:
 def fold_norms(model: nn.Module) -> None:
     """Fold every BatchNorm into the convolution that it follows in its parent module.
 
-    A folded norm becomes an ``nn.Identity``. mmcv's ``fuse_conv_bn`` folds too, but changes a
-    convolution that several norms share once for each of them, and takes a ``ConvModule`` with the
-    norm in front for one with it behind.
+    mmcv's ``fuse_conv_bn`` changes a convolution that several norms share once for each of them,
+    and takes a ``ConvModule`` with the norm in front for one with it behind.
     """
     for parent in list(model.modules()):
         if isinstance(parent, ConvModule) and 'conv_norm' not in '_'.join(parent.order):
@@ -77,18 +69,11 @@ def replace_roi_align(model: nn.Module) -> None:
 
 
 def expect_contiguous(model: nn.Module) -> nn.Module:
-    """Have every operator of mmcv in a model get contiguous tensors.
+    """Have every operator of mmcv in a model, which is returned, get contiguous tensors.
 
     mmcv's kernels read memory as if every tensor were contiguous. Given a map in channels last,
     RoIAlign and the deformable convolutions compute something else, on CPUs and GPUs, most of them
-    without an error (mmcv issue 2203). Results do not change otherwise.
-
-    Args:
-        model: Changed in place: operators anywhere inside get a hook. A second call changes
-            nothing.
-
-    Returns:
-        The model itself.
+    without an error (mmcv issue 2203).
     """
     for module in model.modules():
         if is_operator(module) and make_contiguous not in module._forward_pre_hooks.values():
@@ -130,13 +115,8 @@ NOT_BEHIND_THE_NECK = {'data_preprocessor', 'backbone', 'neck', 'auxiliary_head'
 def put_channels_last(model: nn.Module) -> None:
     """Have the necks and heads in a model work in channels last, where they can.
 
-    It is how CPUs and CUDA's GPUs convolve fastest; on other devices nothing changes.
-
-    What such a neck returns is made contiguous again, unless it is the ``neck`` of a detector or
-    segmentor all of whose heads work in channels last too.
-
-    Args:
-        model: Changed in place.
+    It is how CPUs and CUDA's GPUs convolve fastest. What such a neck returns is made contiguous
+    again, unless all heads behind it work in channels last too.
     """
     if any(parameter.device.type not in ('cpu', 'cuda') for parameter in model.parameters()):
         return

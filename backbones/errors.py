@@ -73,11 +73,7 @@ def exit_on_user_error() -> Iterator[None]:
 
 @contextmanager
 def raise_output_errors() -> Iterator[None]:
-    """Tell write errors that end a run from those of a single file.
-
-    Raises:
-        OutputError: In place of an OSError that writing the next file would meet as well.
-    """
+    """Raise OutputError for an OSError that writing the next file would meet as well."""
     try:
         yield
     except OSError as error:
@@ -89,15 +85,9 @@ def raise_output_errors() -> Iterator[None]:
 
 
 def import_optional(package: str, purpose: str, requirements: str = 'export') -> ModuleType:
-    """Import a package that only one use of the toolkit needs.
+    """Import a package, or raise ConfigError, which begins with the ``purpose`` that needs it.
 
-    Args:
-        package: Its import name.
-        purpose: What needs it, as the beginning of a sentence: 'writing .onnx'.
-        requirements: The file in ``requirements/`` that lists it. Default: 'export'.
-
-    Raises:
-        ConfigError: It is not installed, or does not import.
+    ``requirements`` is the file in ``requirements/`` that lists it.
     """
     try:
         return import_module(package)

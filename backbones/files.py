@@ -9,15 +9,7 @@ from uuid import uuid4
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it on success and is removed on an error.
-
-    Args:
-        path: The file to write; missing folders are made.
-
-    Yields:
-        ``.NAME.<random>.partial`` in the same folder, where the caller writes; hidden, so that no
-        program that reads the folder takes it for a file of its kind.
-    """
+    """A temporary path beside ``path`` that replaces it on success and is removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.{uuid4().hex}.partial')
     try:

@@ -16,12 +16,7 @@ from torch import Tensor
 
 
 class FixedNMF2D(NMF2D):
-    """mmseg's matrix decomposition from bases that are part of the model, in float32.
-
-    Args:
-        channels: Channels of the feature map.
-        options: mmseg's options: ``MD_S``, ``MD_R``, ``train_steps``, ``eval_steps``.
-    """
+    """mmseg's matrix decomposition from bases that are part of the model, in float32."""
 
     def __init__(self, channels: int, options: dict) -> None:
         super().__init__(dict(rand_init=False, **options))
@@ -42,13 +37,7 @@ class FixedNMF2D(NMF2D):
 
 @MODELS.register_module()
 class FixedLightHamHead(LightHamHead):
-    """mmseg's LightHamHead with fixed bases, which are saved in its checkpoints.
-
-    Args:
-        ham_channels: Channels of the map that is decomposed. Default: 512.
-        ham_kwargs: See :class:`FixedNMF2D`. Default: mmseg's own.
-        kwargs: Those of mmseg's decode heads.
-    """
+    """mmseg's LightHamHead with fixed bases, which are saved in its checkpoints."""
 
     def __init__(self, ham_channels: int = 512, ham_kwargs: dict | None = None, **kwargs) -> None:
         super().__init__(ham_channels, **kwargs)

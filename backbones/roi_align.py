@@ -16,11 +16,7 @@ from torch import Tensor, nn
 class RoIAlign(nn.Module):
     """mmcv's RoIAlign in its usual mode, fast for maps in channels last on a CPU.
 
-    That mode takes means (``pool_mode='avg'``) of samples that are a pixel apart at most
-    (``sampling_ratio=0``).
-
-    Args:
-        operator: The one to replace, whose other settings it has.
+    That mode takes means of samples that are a pixel apart at most.
     """
 
     pool_mode, sampling_ratio = 'avg', 0
@@ -32,15 +28,7 @@ class RoIAlign(nn.Module):
         self.aligned: bool = operator.aligned
 
     def forward(self, x: Tensor, rois: Tensor) -> Tensor:
-        """Features of regions.
-
-        Args:
-            x: (batch, channels, height, width).
-            rois: (N, 5): index in the batch; left, top, right and bottom in pixels of the image.
-
-        Returns:
-            (N, channels, *output_size).
-        """
+        """Features (N, channels, *output_size) of regions (N, 5): index in the batch, corners."""
         settings = (self.output_size, self.spatial_scale)
         if x.device.type == 'cpu' and x.dtype in (torch.float32, torch.float64):
             return roi_align(x, rois.to(x.dtype), *settings, self.aligned)
@@ -92,18 +80,10 @@ def roi_align(
 def pixels_of_cells(
     start: Tensor, step: Tensor, samples: Tensor, most: int, cells: int, length: int
 ) -> tuple[Tensor, Tensor]:
-    """Which pixels the cells of regions consist of along an axis, and in which shares.
+    """Which pixels the cells of N regions consist of along an axis, and in which shares.
 
-    Args:
-        start: (N,): where regions begin, in pixels.
-        step: (N,): pixels from cell to cell.
-        samples: (N,): samples in a cell, at least ``step``.
-        most: The largest of them.
-        cells: Of a region.
-        length: Of the axis, in pixels.
-
-    Returns:
-        Indices and weights, both (N, cells, most + 1).
+    Regions have a ``start``, a ``step`` from cell to cell and a number of ``samples`` in a cell,
+    ``most`` at most. Returns indices and weights, both (N, cells, most + 1).
     """
     number = torch.arange(most)
     start, step, samples = (each[:, None, None] for each in (start, step, samples))

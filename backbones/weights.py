@@ -183,8 +183,7 @@ class _DictCalls(ast.NodeTransformer):
 def encode_checkpoint(tensors: Mapping[str, Tensor], meta: dict, suffix: str) -> bytes:
     """The contents of a '.pth' or '.safetensors' file; the same tensors give the same bytes.
 
-    ``meta`` is plain data about them. Raises CheckpointError where they contain NaN, unless
-    :func:`trust_checkpoints` was called, and ConfigError for another suffix.
+    Raises CheckpointError for NaN, unless :func:`trust_checkpoints` was called.
     """
     if suffix not in ('.pth', '.safetensors'):
         raise ConfigError(f'checkpoints are written as .pth or .safetensors, not as {suffix!r}')

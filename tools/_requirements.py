@@ -13,9 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def explain_missing() -> Iterator[None]:
     """End the program with one line where an import in the block fails.
 
-    Besides ImportError for a missing package: mmdet and mmseg raise AssertionError for an mmcv that
-    they refuse, and a library built for another torch OSError. In the block, `backbones` is found
-    even in a clone that was not installed.
+    mmdet and mmseg raise AssertionError for an mmcv that they refuse, and a library built for
+    another torch OSError. In the block, `backbones` is found even in a clone.
     """
     if importlib.util.find_spec('backbones') is None:
         sys.path.insert(0, str(ROOT))

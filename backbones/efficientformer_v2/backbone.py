@@ -163,15 +163,7 @@ class EfficientFormerV2(BaseModule):
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of the stages in ``out_indices``.
-
-        Args:
-            x: Images, (batch, 3, height, width).
-
-        Returns:
-            For stage i a map (batch, channels[i], ceil(height / s), ceil(width / s)) with
-            s = 4, 8, 16, 32 for i = 0, 1, 2, 3, in channels last if x is so, else contiguous.
-        """
+        """Feature maps of the stages in ``out_indices``, channels last if x is, else contiguous."""
         memory_format = memory_format_of(x)
         # How CPUs and CUDA's GPUs convolve fastest; BatchNorms, in training, take longer so.
         if self.deployed and x.device.type in ('cpu', 'cuda') and not is_compiling():
@@ -188,10 +180,8 @@ class EfficientFormerV2(BaseModule):
     def switch_to_deploy(self) -> None:
         """Fold what inference does not need into the convolutions; there is no way back.
 
-        BatchNorms and layer scales become part of the convolutions before them, the projections
-        to queries, keys and values one convolution, and stochastic depth goes. Other norms than
-        BatchNorm stay. The features remain the same up to rounding. For a whole detector or
-        segmentor see :func:`backbones.deploy.switch_to_deploy`.
+        BatchNorms, layer scales and stochastic depth go; other norms stay. The features remain the
+        same up to rounding. For a whole model see :func:`backbones.deploy.switch_to_deploy`.
         """
         if self.deployed:
             return
@@ -209,11 +199,7 @@ class EfficientFormerV2(BaseModule):
         self.deployed = True
 
     def train(self, mode: bool = True) -> 'EfficientFormerV2':
-        """Switch between training and evaluation; frozen stages and norms stay in evaluation.
-
-        Raises:
-            RuntimeError: Training is asked for after :meth:`switch_to_deploy`.
-        """
+        """Switch between training and evaluation; frozen stages and norms stay in evaluation."""
         if mode and self.deployed:
             raise RuntimeError(
                 'the backbone was switched to inference for good: its norms are folded into the '
@@ -248,10 +234,7 @@ class EfficientFormerV2(BaseModule):
 
 
 class Stage(nn.Module):
-    """A stage: downsampling (from the second stage on), then blocks of one size.
-
-    ``grids`` are the token grids (height, width) of all stages that bias tables are laid out for.
-    """
+    """A stage: downsampling (from the second stage on), then blocks of one size."""
 
     def __init__(
         self,

@@ -53,11 +53,7 @@ def is_autocasting_on_cpu() -> bool:
 
 
 class FusedConv(nn.Conv2d):
-    """A convolution for inference, and the GELU behind it if there is one.
-
-    Weight and bias are those of ``conv``, whose padding is a number of zeros. Where oneDNN can be
-    used the result is in channels last.
-    """
+    """A convolution for inference and the GELU behind it; channels last where oneDNN is used."""
 
     def __init__(self, conv: nn.Conv2d, gelu: bool = False) -> None:
         super().__init__(

@@ -47,11 +47,7 @@ def scale_channels(affine: nn.Module, factor: Tensor | float) -> None:
 
 
 class JoinedConvs(nn.Module):
-    """Convolutions of one input as one.
-
-    Args:
-        convs: With a bias each; they differ in ``out_channels`` alone.
-    """
+    """Convolutions of one input, with biases, as one; they differ in ``out_channels`` alone."""
 
     @torch.no_grad()
     def __init__(self, convs: Sequence[nn.Conv2d]) -> None:

@@ -24,9 +24,9 @@ class CPUAmpOptimWrapper(OptimWrapper):
 def inference_precision(
     model: nn.Module, device: str | torch.device
 ) -> AbstractContextManager[None]:
-    """Within it a detector or segmentor on ``device`` infers in mixed precision.
+    """Within it a model infers in mixed precision: float16 on a GPU, else bfloat16.
 
-    float16 on a GPU. On a CPU bfloat16: all of a segmentor, backbone and neck of a detector.
+    On a CPU that is all of a segmentor, but backbone and neck of a detector.
     """
     kind = torch.device(device).type
     if kind != 'cpu':

@@ -66,10 +66,10 @@ def remove_partial_checkpoints(work_dir: str | Path) -> None:
 
 
 def newest_checkpoint(work_dir: str | Path) -> tuple[Path, dict, list[str]] | None:
-    """The newest checkpoint in a work folder that can be resumed; None without any checkpoint.
+    """The newest checkpoint of a work folder that can be resumed; None without any checkpoint.
 
-    Returns the file, its content, and why each newer one was skipped, or raises CheckpointError
-    where none can be resumed.
+    Returns the file, its content, and why newer ones were skipped. Raises CheckpointError where
+    none can be resumed.
     """
     reasons = []
     for path in candidates(Path(work_dir)):

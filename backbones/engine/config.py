@@ -115,10 +115,7 @@ def use_batch_norm(config: Config) -> None:
 
 
 def keep_best_checkpoint(config: Config) -> None:
-    """Keep the checkpoint that is best by the metric of the config, or by the task's own.
-
-    The latter where the config names none, or one of another evaluator than it has by now.
-    """
+    """Keep the best checkpoint by the metric that the config names and measures, or the task's."""
     hook = config.get('default_hooks', {}).get('checkpoint')
     if hook is None or not config.get('val_evaluator'):
         return

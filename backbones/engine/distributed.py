@@ -17,10 +17,10 @@ MAX_WAIT = timedelta(days=7)
 
 
 def prepare_on_first(config: Config, prepare: Callable[[Config], None]) -> Config:
-    """Let the first process prepare a config, and return the result in all of them.
+    """Let the first process prepare a config in place, and return the result in all of them.
 
     Annotation files are read and kept in memory once. If the first process fails, the others end
-    without a message. ``prepare`` changes a config in place, or raises.
+    without a message.
     """
     connect(config)
     if get_world_size() == 1:
@@ -48,13 +48,7 @@ def disconnect() -> None:
 
 
 def connect(config: Config) -> None:
-    """Connect the processes of a run: by mmengine with GPUs, else by gloo.
-
-    mmengine needs a GPU to connect several processes, and again to wrap the model.
-
-    Raises:
-        ConfigError: There are fewer GPUs than processes, or none and SLURM starts them.
-    """
+    """Connect the processes of a run: by mmengine, which needs GPUs, else by gloo."""
     if config.launcher == 'none' or is_distributed():
         return
     environment = config.get('env_cfg', {})

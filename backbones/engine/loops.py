@@ -168,10 +168,7 @@ class PlaceHook(Hook):
         runner.message_hub.update_info(LAST_VALIDATION, runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Let all processes validate the model that is saved, which is the first one's.
-
-        Their weights are equal; BatchNorm's running means and variances are not.
-        """
+        """Let all processes validate the model of the first one, which is saved."""
         if dist.get_world_size() > 1:
             for buffer in runner.model.buffers():
                 dist.broadcast(buffer)

@@ -22,10 +22,7 @@ Compute = Callable[[list], dict[str, float]]
 
 
 def add_per_class(metric: BaseMetric) -> None:
-    """Let mmdet's COCO metric and mmseg's IoU metric return the figure of every class as well.
-
-    Any other metric stays as it is, and so does one that writes results without evaluating them.
-    """
+    """Let mmdet's COCO metric and mmseg's IoU metric return the figure of every class as well."""
     add = {'CocoMetric': coco_per_class, 'IoUMetric': iou_per_class}.get(owner_of(metric))
     if add is not None and not metric.format_only:
         metric.compute_metrics = partial(add, metric, metric.compute_metrics)
@@ -66,10 +63,7 @@ def coco_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[
 
 
 def iou_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[str, float]:
-    """mmseg's metrics, with ``IoU/CLASS`` in per cent for every class.
-
-    NaN for a class that neither ground truth nor prediction has.
-    """
+    """mmseg's metrics, with ``IoU/CLASS`` in per cent; NaN for a class without any pixels."""
     metrics = compute(results)
     intersection = torch.stack([result[0] for result in results]).sum(0)
     union = torch.stack([result[1] for result in results]).sum(0)

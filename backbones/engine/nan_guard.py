@@ -57,10 +57,7 @@ class NanGuardHook(Hook):
 
 
 def is_overflow(runner: Runner) -> bool:
-    """Whether an infinite gradient is only float16's loss scaling at work.
-
-    That raises the scale of the loss until gradients overflow, skips that step and lowers it.
-    """
+    """Whether an infinite gradient is float16's loss scaling at work, which skips such a step."""
     scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
     return scaler is not None and scaler.get_scale() >= MIN_LOSS_SCALE
 

@@ -14,14 +14,10 @@ DETECTION_META_KEYS = (
 
 
 def use_test_time_augmentation(config: Config) -> None:
-    """Wrap the model of a config and replace its test pipeline.
+    """Wrap the model of a config and replace its test pipeline, or raise ConfigError.
 
     The config's own ``tta_model`` and ``tta_pipeline`` are used if it has them. A detector without
     them is tested on each image and its mirror image.
-
-    Raises:
-        ConfigError: The model predicts masks, which mmdet cannot merge, or there is no
-            ``tta_pipeline`` for a segmentor.
     """
     if any(node.get('mask_head') for node in walk(config.model)):
         raise ConfigError('--tta: mmdet merges boxes only; test a model with masks without --tta')
