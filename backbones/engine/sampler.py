@@ -145,7 +145,8 @@ class SeededDataset(Dataset):
 def ignore_foreign_sigterm(worker_id: int, initialize: Callable[[int], None] | None) -> None:
     """In a worker: survive a SIGTERM that a scheduler sends to every process of a job.
 
-    The training needs its workers until it has saved; then their parent ends them.
+    The training needs its workers until it has saved; then their parent ends them, by SIGTERM too
+    where the program ends with a loader that was not closed.
     """
     # macOS lacks it, and has no such schedulers.
     if hasattr(signal, 'sigwaitinfo'):
