@@ -185,8 +185,6 @@ def infer(args: argparse.Namespace) -> int:
         tile=args.tile,
         overlap=args.overlap,
     )
-    if inferencer.tiled:
-        inferencer.tiled.shows_progress = True
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

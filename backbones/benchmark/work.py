@@ -20,7 +20,7 @@ from backbones.export.check import make_sample, photograph
 from backbones.export.exportable import exportable, is_segmentor
 from backbones.inference.cuda_graphs import Recorded, use_cuda_graphs
 from backbones.inference.masks import keep_masks_small
-from backbones.inference.seg_maps import keep_logits_small, predict_seg_maps
+from backbones.inference.seg_maps import keep_logits_small, predict_logits, seg_map_of
 
 from .candidates import Candidate
 
@@ -101,6 +101,10 @@ def predict_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
             return run()
 
     return runner
+
+
+def predict_seg_maps(model: nn.Module, inputs: Tensor, samples: list) -> list[Tensor]:
+    return [seg_map_of(logits) for logits in predict_logits(model, inputs, samples)]
 
 
 def precision(model: nn.Module, setting: Setting) -> AbstractContextManager[None]:

@@ -307,7 +307,6 @@ class ExportedModel:
         self.classes = self.description.classes
         self.palette = self.description.palette
         self.gives_logits = self.description.logits
-        self.binary_threshold = self.description.binary_threshold
         self.nms_threshold = self.description.nms_threshold
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
@@ -358,14 +357,15 @@ class ExportedModel:
     def logits_of(self, raw: dict[str, Any], size: tuple[int, int]) -> Logits:
         """The logits of an image of that size, where the file gives logits."""
         height, width = raw['fitted']
-        logits = Logits.of(torch.from_numpy(raw['logits'][:, :height, :width]))
+        logits = torch.from_numpy(raw['logits'][:, :height, :width])
+        logits = Logits.of(logits, self.description.binary_threshold)
         return logits.resize(size, self.description.align_corners)
 
     def _seg_map(self, raw: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
         height, width = raw['fitted']
         dtype = np.uint8 if len(self.classes) <= 255 else np.uint16
         if self.gives_logits:
-            labels = seg_map_of(self.logits_of(raw, size), self.binary_threshold)
+            labels = seg_map_of(self.logits_of(raw, size))
             return labels.numpy().astype(dtype)
         labels = raw['segmentation_map'][:height, :width].astype(dtype)
         return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

@@ -144,7 +144,6 @@ class Inferencer:
         task: 'detection' or 'segmentation'.
         classes: The model's class names; labels are indices into it.
         visualizer: Draws predictions.
-        tiled: What takes large images apart; None without ``tile``.
 
     Raises:
         ConfigError: The config cannot be read or does not fit, or there is no such class, or no
@@ -187,9 +186,8 @@ class Inferencer:
         colors = choose_palette(palette, model.classes, model.palette)
         self.visualizer = Visualizer(self.classes, colors)
         self.batch_size = batch_size
-        self.tiled = None
         if tile is not None:
-            model = self.tiled = TiledModel(model, tile, overlap, batch_size, score_thr)
+            model = TiledModel(model, tile, overlap, batch_size, score_thr)
         self.preprocess, self.predict = model.preprocess, model.predict
         self._model = model
         self._score_thr = score_thr

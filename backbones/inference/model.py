@@ -24,13 +24,7 @@ from backbones.weights import config_of, load_checkpoint
 from .cuda_graphs import use_cuda_graphs
 from .masks import crop_masks, fill_empty_boxes, keep_masks_small, paste_masks
 from .results import NMS_THRESHOLD, Detections, Segmentation
-from .seg_maps import (
-    Logits,
-    binary_threshold_of,
-    keep_logits_small,
-    predict_logits,
-    predict_seg_maps,
-)
+from .seg_maps import Logits, keep_logits_small, predict_logits, seg_map_of
 
 # Transforms that read files.
 LOADING_STEPS = ('LoadImage', 'LoadAnnotations', 'LoadPanopticAnnotations', 'InferencerLoader')
@@ -40,17 +34,9 @@ class TorchModel:
     """A detector or segmentor of mmdet or mmseg, ready to predict.
 
     :meth:`preprocess` and :meth:`postprocess` may run in other threads than :meth:`predict`.
-    Arguments are those of :class:`backbones.inference.Inferencer`.
-
-    Attributes:
-        task: 'detection' or 'segmentation'.
-        classes: The class names.
-        palette: The colors that the checkpoint or the config names, or None.
-        gives_logits: Whether :meth:`predict_logits` works: for a segmentor.
-        binary_threshold: Of a segmentor, as of :func:`.seg_maps.seg_map_of`.
-        nms_threshold: Of a detector: the IoU from which on two boxes of a class are one object.
     """
 
+    # Whether a segmentor has :meth:`predict_logits`.
     gives_logits = True
 
     def __init__(
@@ -76,7 +62,6 @@ class TorchModel:
             switch_to_deploy(self.model)
         if self.task == 'segmentation':
             keep_logits_small(self.model)
-            self.binary_threshold = binary_threshold_of(self.model)
         else:
             keep_masks_small(self.model)
             settings = getattr(self.model, 'test_cfg', None) or {}
@@ -103,7 +88,8 @@ class TorchModel:
                     sample.pred_instances.to('cpu')
                     for sample in self.model.predict(inputs, samples, rescale=True)
                 ]
-            return [seg_map.cpu() for seg_map in predict_seg_maps(self.model, inputs, samples)]
+            found = predict_logits(self.model, inputs, samples)
+        return [seg_map_of(logits).cpu() for logits in found]
 
     @torch.inference_mode()
     def predict_logits(self, batch: Sequence[dict[str, Any]]) -> list[Logits]:
@@ -180,12 +166,7 @@ def classes_and_palette(config: Config, checkpoint: dict) -> tuple[tuple[str, ..
 
 
 def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Module:
-    """The model of a config with the weights of a checkpoint.
-
-    Raises:
-        CheckpointError: A tensor is missing or of another shape.
-        ConfigError: The model cannot be built.
-    """
+    """The model of a config with the weights of a checkpoint."""
     for part in (config.model, config.model.get('backbone', {})):
         part.pop('init_cfg', None)
         part.pop('pretrained', None)

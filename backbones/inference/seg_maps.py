@@ -3,15 +3,12 @@
 Bilinear interpolation computes weighted means of neighboring logits. Where the same class is the
 highest in all neighbors, it is the highest in every mean. Only what lies between logits of
 different classes, a tenth of a street scene, has to be resized: the result is that of resizing all.
-
-Where the logits of several tiles are blended, they are resized a few rows at a time: for 150
-classes and an image of 20,000 pixels a side, all of them would take 240 GB.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,14 +19,12 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from mmseg.structures import SegDataSample
 
-Strip = Callable[[slice], Tensor]
-
 # How many logits a CPU resizes at once where classes differ: they should fit into the cache.
 CPU_VALUES = 2**19
-# Of a strip: pixels on a CPU, where the logits of one class should fit into the cache; bytes of all
-# classes on a GPU, where fewer steps count.
-CPU_STRIP_PIXELS = 2**18
-GPU_STRIP_BYTES = 2**28
+# Bytes of the logits that are computed at once where all of them are.
+CPU_BYTES, GPU_BYTES = 2**24, 2**28
+# Pixels along an axis whose logits are computed at once: most weights of more would be 0.
+PIXELS = 64
 
 
 def keep_logits_small(model: nn.Module) -> None:
@@ -49,68 +44,65 @@ def keep_logits_small(model: nn.Module) -> None:
         and type(head).predict is BaseDecodeHead.predict
         and type(head).predict_by_feat is BaseDecodeHead.predict_by_feat
     ):
-        head.predict_by_feat = _unchanged
-
-
-def _unchanged(seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor:
-    """Replaces a head's ``predict_by_feat``, with the same arguments."""
-    return seg_logits
-
-
-def predict_seg_maps(
-    model: nn.Module, inputs: Tensor, samples: Sequence[SegDataSample]
-) -> list[Tensor]:
-    """The segmentation maps of a batch, as :func:`seg_map_of` returns them."""
-    threshold = binary_threshold_of(model)
-    return [seg_map_of(logits, threshold) for logits in predict_logits(model, inputs, samples)]
+        head.predict_by_feat = lambda seg_logits, batch_img_metas: seg_logits
 
 
 def predict_logits(
     model: nn.Module, inputs: Tensor, samples: Sequence[SegDataSample]
 ) -> list[Logits]:
     """The logits of a batch, each at the size of its image."""
-    resized = []
+    head = model.decode_head
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    threshold = head.threshold if model.out_channels == 1 else None
+    resized, (height, width) = [], inputs.shape[2:]
     batch = model.inference(inputs, [sample.metainfo for sample in samples])
     for each, sample in zip(batch, samples, strict=True):
         meta = sample.metainfo
-        padding = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
-        logits = Logits.of(each.float()).resize(inputs.shape[2:], model.align_corners)
-        resized.append(logits.crop(*padding).resize(meta['ori_shape'][:2], model.align_corners))
+        left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
+        logits = Logits.of(each.float(), threshold).resize((height, width), model.align_corners)
+        logits = logits.crop(slice(top, height - bottom), slice(left, width - right))
+        resized.append(logits.resize(meta['ori_shape'][:2], model.align_corners))
     return resized
 
 
-def binary_threshold_of(model: nn.Module) -> float | None:
-    """The ``threshold`` of :func:`seg_map_of` for a segmentor."""
-    head = model.decode_head
-    last_head = head[-1] if isinstance(head, nn.ModuleList) else head
-    return last_head.threshold if model.out_channels == 1 else None
-
-
-def seg_map_of(logits: Logits, threshold: float | None) -> Tensor:
+def seg_map_of(logits: Logits) -> Tensor:
     """The class with the highest logit, for every pixel, on the logits' device.
 
-    ``threshold`` is that of a model with a single class: the probability from which on a pixel
-    belongs to it (label 1, as in mmseg). Returns uint8, or int32 for more than 255 classes.
+    Returns uint8, or int32 for more than 255 classes.
     """
-    height, width = logits.size
-    dtype = torch.uint8 if logits.classes <= 255 else torch.int32
-    on_cpu = logits.device.type == 'cpu'
+    classes, device = len(logits.source), logits.source.device
     # A GPU resizes all of them in less time than it takes to find out which it has to.
-    if logits.axes and logits.is_resized and threshold is None:
-        rows, columns = (axis.cells() for axis in logits.axes)
-        return resized_argmax(logits.source[None], rows, columns, dtype, CPU_VALUES)[0]
-    pixels = CPU_STRIP_PIXELS if on_cpu else GPU_STRIP_BYTES // (4 * logits.classes)
-    rows = max(1, pixels // width)
-    strips = []
-    for top in range(0, height, rows):
-        strip = logits.rows(top, min(top + rows, height))
-        if threshold is not None:
-            strips.append((strip(slice(1))[0].sigmoid() > threshold).to(dtype))
-        elif on_cpu:
-            strips.append(_running_argmax(strip, logits.classes, dtype))
+    if device.type != 'cpu' or logits.source.shape[1:] == logits.size:
+        return argmax_of(logits.resized, classes, logits.size, device)
+    rows, columns = cells_of(logits.down), cells_of(logits.across)
+    return resized_argmax(logits.source[None], rows, columns, label_type(classes), CPU_VALUES)[0]
+
+
+def argmax_of(
+    planes: Callable[[slice], Tensor], classes: int, size: tuple[int, int], device: torch.device
+) -> Tensor:
+    """The class with the highest value, of equal ones the first; ``planes`` computes a few."""
+    on_cpu, dtype = device.type == 'cpu', label_type(classes)
+    step = max(1, (CPU_BYTES if on_cpu else GPU_BYTES) // (4 * size[0] * size[1]))
+    highest = torch.full(size, -torch.inf, device=device)
+    labels = torch.zeros(size, dtype=dtype, device=device)
+    for first in range(0, classes, step):
+        values = planes(slice(first, first + step))
+        if on_cpu:
+            # One after another: faster than max().
+            candidates = enumerate(values, first)
         else:
-            strips.append(strip(slice(None)).max(dim=0).indices.to(dtype))
-    return torch.cat(strips)
+            values, indices = values.max(dim=0)
+            candidates = [(indices.to(dtype) + first, values)]
+        for label, value in candidates:
+            # Labels only grow, and their maximum is faster than a choice between two.
+            torch.maximum(labels, (value > highest).to(dtype).mul_(label), out=labels)
+            torch.maximum(highest, value, out=highest)
+    return labels
+
+
+def label_type(classes: int) -> torch.dtype:
+    return torch.uint8 if classes <= 255 else torch.int32
 
 
 class Cells(NamedTuple):
@@ -130,15 +122,7 @@ def resized_argmax(
 ) -> Tensor:
     """The class with the highest logit after resizing, of equal ones the first.
 
-    Args:
-        logits: (batch, classes, height, width).
-        rows: Of the pixels, among the rows of logits.
-        columns: Of the pixels, among the columns of logits.
-        dtype: Of the classes.
-        at_once: How many logits are resized at a time. Default: all that have to be.
-
-    Returns:
-        (batch, pixels of ``rows``, pixels of ``columns``).
+    ``logits`` are (batch, classes, height, width), of which ``at_once`` are resized at a time.
     """
     classes, height, width = logits.shape[1:]
     # Faster than argmax().
@@ -178,152 +162,89 @@ def _mean(values: list[Tensor], weights: Tensor) -> Tensor:
     return mean
 
 
-def _running_argmax(strip: Strip, classes: int, dtype: torch.dtype) -> Tensor:
-    """The class with the highest logit, of equal ones the first."""
-    highest = strip(slice(1))[0]
-    labels = torch.zeros(highest.shape, dtype=dtype)
-    for label in range(1, classes):
-        values = strip(slice(label, label + 1))[0]
-        # Labels only grow, and their maximum is faster than a choice between two.
-        torch.maximum(labels, (values > highest).to(dtype).mul_(label), out=labels)
-        highest = torch.maximum(highest, values)
-    return labels
+class Logits(NamedTuple):
+    """The logits of every pixel before they are computed, each a weighted mean of a few others."""
 
-
-@dataclass(frozen=True)
-class Logits:
-    """The logits of every pixel, computed for a few rows and classes at a time."""
-
-    classes: int
-    # Height and width.
-    size: tuple[int, int]
-    device: torch.device
-    # Maps (top, bottom) to a function of a slice of the classes, which returns their logits in
-    # these rows, (classes, bottom - top, width).
-    rows: Callable[[int, int], Strip]
-    # (classes, height, width) before resizing and cropping, and how pixels follow from these along
-    # both axes; None where tiles are blended, and axes on a CPU alone.
-    source: Tensor | None = None
-    axes: tuple[Axis, Axis] | None = None
-
-    @property
-    def is_resized(self) -> bool:
-        """Whether there are more pixels than logits, or fewer."""
-        return self.source is not None and self.source.shape[1:] != self.size
+    # (classes, height, width).
+    source: Tensor
+    # (height, pixels) and (width, pixels): the weights of rows and of columns.
+    down: Tensor
+    across: Tensor
+    # The crops and resizes that lead to the same, one after another.
+    steps: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     @classmethod
-    def of(cls, logits: Tensor) -> Logits:
-        """Logits (classes, height, width)."""
+    def of(cls, logits: Tensor, threshold: float | None = None) -> Logits:
+        """Logits (classes, height, width); of one class, label 1 is above that probability."""
+        if threshold is not None:
+            limit = torch.logit(torch.tensor(threshold), eps=1e-6).item()
+            logits = torch.cat([torch.full_like(logits, limit), logits])
+        down, across = (torch.eye(n, device=logits.device) for n in logits.shape[1:])
         # A head's may be in channels last.
-        logits = logits.contiguous()
-        classes, *size = logits.shape
+        return cls(logits.contiguous(), down, across)
 
-        def rows(top: int, bottom: int) -> Strip:
-            return lambda chosen: logits[chosen, top:bottom]
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.down.shape[1], self.across.shape[1]
 
-        axes = None
-        if logits.device.type == 'cpu':
-            axes = tuple(Axis(torch.arange(n), torch.ones(n, 1), n) for n in size)
-        return cls(classes, tuple(size), logits.device, rows, logits, axes)
+    def crop(self, rows: slice, columns: slice) -> Logits:
+        def step(planes: Tensor) -> Tensor:
+            return planes[:, rows, columns]
 
-    def crop(self, left: int, right: int, top: int, bottom: int) -> Logits:
-        """Without this many columns and rows at the edges."""
-        size = (self.size[0] - top - bottom, self.size[1] - left - right)
-
-        def rows(first: int, last: int) -> Strip:
-            strip = self.rows(top + first, top + last)
-            return lambda chosen: strip(chosen)[..., left : left + size[1]]
-
-        axes = self.axes and (
-            self.axes[0].crop(top, top + size[0]),
-            self.axes[1].crop(left, left + size[1]),
-        )
-        return replace(self, size=size, rows=rows, axes=axes)
+        down, across = self.down[:, rows], self.across[:, columns]
+        return Logits(self.source, down, across, (*self.steps, step))
 
     def resize(self, size: tuple[int, int], align_corners: bool) -> Logits:
         """As ``F.interpolate(logits, size, mode='bilinear', align_corners=align_corners)``."""
         if tuple(size) == self.size:
             return self
 
-        def rows(first: int, last: int) -> Strip:
-            resize = dict(
-                size=(last - first, size[1]), mode='bilinear', align_corners=align_corners
-            )
-            if last - first == size[0]:
-                whole = self.rows(0, self.size[0])
-                return lambda chosen: F.interpolate(whole(chosen)[None], **resize)[0]
-            y = torch.arange(first, last)
-            above, below, down = _neighbors(y, self.size[0], size[0], align_corners)
-            start = int(above[0])
-            strip = self.rows(start, int(below[-1]) + 1)
-            above, below = ((index - start).to(self.device) for index in (above, below))
-            down = down[:, None].to(self.device, torch.float32)
+        def step(planes: Tensor) -> Tensor:
+            planes = planes[None]
+            return F.interpolate(planes, size, mode='bilinear', align_corners=align_corners)[0]
 
-            def resized(chosen: slice) -> Tensor:
-                source = strip(chosen)
-                # Vertically first: usually there are fewer columns before the other interpolation.
-                lines = torch.lerp(
-                    source.index_select(1, above), source.index_select(1, below), down
-                )
-                return F.interpolate(lines[None], **resize)[0]
-
-            return resized
-
-        axes = self.axes and tuple(
-            axis.resize(length, align_corners) for axis, length in zip(self.axes, size, strict=True)
+        down, across = (
+            F.interpolate(weights[None], length, mode='linear', align_corners=align_corners)[0]
+            for weights, length in zip((self.down, self.across), size, strict=True)
         )
-        return replace(self, size=tuple(size), rows=rows, axes=axes)
+        return Logits(self.source, down, across, (*self.steps, step))
+
+    def resized(self, chosen: slice = slice(None)) -> Tensor:
+        """The logits of some classes, (classes, height, width)."""
+        return reduce(lambda planes, step: step(planes), self.steps, self.source[chosen])
+
+    def planes(self, chosen: slice = slice(None)) -> Tensor:
+        """As :meth:`resized`, without computing what was cropped."""
+        columns = weighted_means(self.source[chosen].mT, self.across)
+        return weighted_means(columns.mT, self.down)
 
 
-class Axis(NamedTuple):
-    """How pixels follow from logits along an axis: as weighted means of neighboring ones."""
-
-    # (pixels,), rising: the first of the neighbors.
-    first: Tensor
-    # (pixels, neighbors).
-    weights: Tensor
-    # How many logits there are.
-    length: int
-
-    def crop(self, start: int, stop: int) -> Axis:
-        return Axis(self.first[start:stop], self.weights[start:stop], self.length)
-
-    def resize(self, length: int, align_corners: bool) -> Axis:
-        """As :meth:`Logits.resize`, along this axis."""
-        before, after, weight = _neighbors(
-            torch.arange(length), len(self.first), length, align_corners
-        )
-        weight = weight.to(torch.float32)[:, None]
-        first, shift = self.first[before], self.first[after] - self.first[before]
-        neighbors = self.weights.shape[1]
-        weights = torch.zeros(length, neighbors + int(shift.max()))
-        weights[:, :neighbors] = (1 - weight) * self.weights[before]
-        at = shift[:, None] + torch.arange(neighbors)
-        weights.scatter_add_(1, at, weight * self.weights[after])
-        return Axis(first, weights, self.length)
-
-    def cells(self) -> Cells:
-        pixels, neighbors = self.weights.shape
-        # So that few cells are larger, which are several then: those at the border.
-        steps = -(-pixels // self.length)
-        pixel = torch.arange(pixels)
-        begins = self.first.diff(prepend=self.first[:1] - 1) > 0
-        slot = (pixel - (pixel * begins).cummax(dim=0).values) % steps
-        cell = (slot == 0).cumsum(0) - 1
-        first = self.first[slot == 0]
-        weights = torch.zeros(len(first), steps, neighbors - 1)
-        weights[cell, slot] = self.weights[:, 1:]
-        index = (first[:, None] + torch.arange(neighbors)).clamp(max=self.length - 1)
-        return Cells(index, weights, cell * steps + slot)
+def weighted_means(values: Tensor, weights: Tensor) -> Tensor:
+    """``weights.T @ values`` without most of the weights that are 0."""
+    parts = []
+    for some in weights.split(PIXELS, dim=1):
+        used = some.any(dim=1).nonzero()
+        near = slice(int(used[0]), int(used[-1]) + 1)
+        parts.append(some[near].T @ values[:, near])
+    return torch.cat(parts, dim=1)
 
 
-def _neighbors(
-    target: Tensor, source_length: int, target_length: int, align_corners: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For target indices: the source index before, the one after, and the weight of the latter."""
-    if align_corners:
-        position = target * ((source_length - 1) / max(target_length - 1, 1))
-    else:
-        position = ((target + 0.5) * (source_length / target_length) - 0.5).clamp(min=0)
-    before = position.long().clamp(max=source_length - 1)
-    return before, (before + 1).clamp(max=source_length - 1), position - before
+def cells_of(weights: Tensor) -> Cells:
+    """The cells along an axis; ``weights`` are (logits, pixels)."""
+    length, pixels = weights.shape
+    logit, at = (weights > 0).nonzero().T
+    first = torch.full((pixels,), length).scatter_reduce(0, at, logit, 'amin')
+    last = torch.zeros(pixels, dtype=torch.int64).scatter_reduce(0, at, logit, 'amax')
+    neighbors = int((last - first).max()) + 1
+    # So that few cells are larger, which are several then: those at the border.
+    steps = -(-pixels // length)
+    pixel = torch.arange(pixels)
+    begins = first.diff(prepend=first[:1] - 1) > 0
+    slot = (pixel - (pixel * begins).cummax(dim=0).values) % steps
+    cell = (slot == 0).cumsum(0) - 1
+    index = first[:, None] + torch.arange(neighbors)
+    inside = torch.zeros(int(cell[-1]) + 1, steps, neighbors - 1)
+    # What lies behind the last logit weighs nothing.
+    chosen = weights[index.clamp(max=length - 1), pixel[:, None]] * (index < length)
+    inside[cell, slot] = chosen[:, 1:]
+    return Cells(index[slot == 0].clamp(max=length - 1), inside, cell * steps + slot)

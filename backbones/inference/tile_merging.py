@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,73 +29,59 @@ JOINING_IOU = 0.5
 CONTAINED_SHARE, SCORE_SHARE = 0.5, 0.5
 # Parts that are compared with all detections at a time, so that memory is bounded.
 CHUNK = 256
-# In place of the index of a tile.
-WHOLE, JOINED = -1, -2
 
 
-class Pieces:
-    """What was found in each tile, in pixels of the image.
+class Pieces(NamedTuple):
+    """What was found in tiles, in pixels of the image; masks are compressed."""
 
-    Args:
-        tiles: (tiles, 4): left, top, right, bottom of each.
-        size: Height and width of the image.
-    """
-
-    def __init__(self, tiles: np.ndarray, size: tuple[int, int]) -> None:
-        self.tiles, self.size = tiles, size
-        # (N, 4), (N,), (N,); as of Detections.
-        self.boxes = np.empty((0, 4), np.float32)
-        self.scores, self.labels = np.empty(0, np.float32), np.empty(0, np.int64)
-        # Compressed; None as long as there are none.
-        self.masks: list[CompressedMask] | None = None
-        # (N,): which tile it is from; (N, 4): whether the tile's left, top, right or bottom border
-        # cuts it.
-        self.tile, self.is_cut = np.empty(0, np.int64), np.empty((0, 4), bool)
-
-    def add(self, tile: int, found: Detections) -> None:
-        """Add what was found in a tile, in pixels of the tile."""
-        left, top, right, bottom = border = self.tiles[tile]
-        boxes = found.boxes + np.float32([left, top, left, top])
-        margin = max(MIN_MARGIN, MARGIN_SHARE * min(right - left, bottom - top))
-        reaches = (boxes - border) * (-1, -1, 1, 1) >= -margin
-        # Nothing goes on behind the edge of the image.
-        is_cut = reaches & (border != (0, 0, *self.size[::-1]))
-        masks = found.masks and [CroppedMask(m.x + left, m.y + top, m.pixels) for m in found.masks]
-        self.append(Detections(boxes, found.scores, found.labels, masks), tile, is_cut)
-
-    def add_whole(self, found: Detections, min_side: float) -> None:
-        """Add what was found in the whole image, if it is wider or higher than ``min_side``."""
-        is_large = (found.boxes[:, 2:] - found.boxes[:, :2]).max(axis=1, initial=0) > min_side
-        found = found.at(np.flatnonzero(is_large))
-        self.append(found, WHOLE, np.zeros((len(found.boxes), 4), bool))
-
-    def append(self, found: Detections, tile: int, is_cut: np.ndarray) -> None:
-        self.boxes = np.concatenate([self.boxes, found.boxes.astype(np.float32)])
-        self.scores = np.concatenate([self.scores, found.scores])
-        self.labels = np.concatenate([self.labels, found.labels])
-        self.tile = np.concatenate([self.tile, np.full(len(found.boxes), tile)])
-        self.is_cut = np.concatenate([self.is_cut, is_cut])
-        if found.masks is not None:
-            self.masks = self.masks or []
-            self.masks.extend(map(compressed, found.masks))
+    found: Detections
+    # (N,): which tile it is from, -1 for none.
+    tile: np.ndarray
+    # (N, 4): whether the tile's left, top, right or bottom border cuts it.
+    is_cut: np.ndarray
 
     def at(self, indices: np.ndarray) -> Pieces:
-        """These only."""
-        chosen = Pieces(self.tiles, self.size)
-        for name in ('boxes', 'scores', 'labels', 'tile', 'is_cut'):
-            setattr(chosen, name, getattr(self, name)[indices])
-        chosen.masks = self.masks and [self.masks[index] for index in indices]
-        return chosen
+        return Pieces(self.found.at(indices), self.tile[indices], self.is_cut[indices])
 
 
-def merge(pieces: Pieces, nms_threshold: float) -> Detections:
+def in_tile(found: Detections, tile: int, tiles: np.ndarray, size: tuple[int, int]) -> Pieces:
+    """What was found in one of the ``tiles``, (tiles, 4), of an image of this size."""
+    left, top, right, bottom = border = tiles[tile]
+    boxes = found.boxes + np.float32([left, top, left, top])
+    margin = max(MIN_MARGIN, MARGIN_SHARE * min(right - left, bottom - top))
+    reaches = (boxes - border) * (-1, -1, 1, 1) >= -margin
+    # Nothing goes on behind the edge of the image.
+    is_cut = reaches & (border != (0, 0, *size[::-1]))
+    masks = found.masks and [
+        CompressedMask(CroppedMask(mask.x + left, mask.y + top, mask.pixels))
+        for mask in found.masks
+    ]
+    found = Detections(boxes, found.scores, found.labels, masks)
+    return Pieces(found, np.full(len(boxes), tile), is_cut)
+
+
+def uncut(found: Detections) -> Pieces:
+    """What no border cuts."""
+    count = len(found.boxes)
+    return Pieces(found, np.full(count, -1), np.zeros((count, 4), bool))
+
+
+def together(parts: Sequence[Pieces]) -> Pieces:
+    columns = ((p.found.boxes, p.found.scores, p.found.labels, p.tile, p.is_cut) for p in parts)
+    boxes, scores, labels, tile, is_cut = map(np.concatenate, zip(*columns, strict=True))
+    masks = [mask for part in parts for mask in part.found.masks or ()]
+    has_masks = any(part.found.masks is not None for part in parts)
+    found = Detections(boxes, scores, labels, masks if has_masks else None)
+    return Pieces(found, tile, is_cut)
+
+
+def merge(parts: Sequence[Pieces], tiles: np.ndarray, nms_threshold: float) -> Detections:
     """The detections in the image, the highest score first."""
     # Of the operators that detectors need as well.
     from mmcv.ops import batched_nms
 
-    pieces = join(pieces)
-    pieces = pieces.at(np.flatnonzero(~is_contained(pieces)))
-    found = Detections(pieces.boxes, pieces.scores, pieces.labels, pieces.masks)
+    pieces = join(together(parts), tiles)
+    found = pieces.found.at(np.flatnonzero(~is_contained(pieces)))
     if not len(found.boxes):
         return found
     boxes, scores, labels = map(torch.from_numpy, (found.boxes, found.scores, found.labels))
@@ -102,49 +89,43 @@ def merge(pieces: Pieces, nms_threshold: float) -> Detections:
     return found.at(batched_nms(boxes, scores, labels, settings)[1].numpy())
 
 
-def join(pieces: Pieces) -> Pieces:
+def join(pieces: Pieces, tiles: np.ndarray) -> Pieces:
     """Replace the parts of every object that borders cut by one with the highest of their scores.
 
     Its box and its mask are those of all parts together.
     """
-    pairs = np.array(list(find_pairs(pieces)), np.int64).reshape(-1, 2)
-    count = len(pieces.boxes)
+    pairs = np.array(list(find_pairs(pieces, tiles)), np.int64).reshape(-1, 2)
+    count = len(pieces.tile)
     graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(count, count))
     group = connected_components(graph, directed=False)[1]
     order, sizes = np.argsort(group, kind='stable'), np.bincount(group)
     groups = np.split(order, sizes.cumsum()[:-1])
-    joined = pieces.at(np.flatnonzero(sizes[group] == 1))
-    wholes = [unite(pieces.at(parts)) for parts in groups if len(parts) > 1]
-    if wholes:
-        boxes, scores, labels, masks = zip(*wholes, strict=True)
-        masks = None if pieces.masks is None else list(masks)
-        found = Detections(np.stack(boxes), np.stack(scores), np.stack(labels), masks)
-        joined.append(found, JOINED, np.zeros((len(wholes), 4), bool))
-    return joined
+    whole = [unite(pieces.found.at(parts)) for parts in groups if len(parts) > 1]
+    return together([pieces.at(np.flatnonzero(sizes[group] == 1)), *map(uncut, whole)])
 
 
-def unite(parts: Pieces) -> tuple[np.ndarray, np.float32, np.int64, CompressedMask | None]:
-    """Box, score, label and mask of an object."""
+def unite(parts: Detections) -> Detections:
+    """One object of its parts."""
     box = np.concatenate([parts.boxes[:, :2].min(axis=0), parts.boxes[:, 2:].max(axis=0)])
-    mask = None if parts.masks is None else union(parts.masks)
-    return box, parts.scores.max(), parts.labels[0], mask
+    masks = parts.masks and [union(parts.masks)]
+    return Detections(box[None], parts.scores.max(keepdims=True), parts.labels[:1], masks)
 
 
-def find_pairs(pieces: Pieces) -> Iterator[tuple[int, int]]:
+def find_pairs(pieces: Pieces, tiles: np.ndarray) -> Iterator[tuple[int, int]]:
     """The indices of parts that belong to one object."""
     cut = np.flatnonzero(pieces.is_cut.any(axis=1))
     by_tile = {int(tile): cut[pieces.tile[cut] == tile] for tile in np.unique(pieces.tile[cut])}
     for first, mine in by_tile.items():
-        for second in np.flatnonzero(overlaps(pieces.tiles[first], pieces.tiles)):
+        for second in np.flatnonzero(overlaps(tiles[first], tiles)):
             if second > first and second in by_tile:
-                yield from find_pairs_in(pieces, (first, second), mine, by_tile[second])
+                yield from find_pairs_in(pieces, tiles[[first, second]], mine, by_tile[second])
 
 
 def find_pairs_in(
-    pieces: Pieces, tiles: tuple[int, int], mine: np.ndarray, others: np.ndarray
+    pieces: Pieces, tiles: np.ndarray, mine: np.ndarray, others: np.ndarray
 ) -> Iterator[tuple[int, int]]:
     """Those of the first of two tiles that overlap (``mine``) with those of the second."""
-    one, two = pieces.tiles[list(tiles)]
+    (one, two), found = tiles, pieces.found
     shared = np.concatenate([np.maximum(one[:2], two[:2]), np.minimum(one[2:], two[2:])])
     matches = np.zeros((len(mine), len(others)), bool)
     for side, opposite in ((0, 2), (1, 3), (2, 0), (3, 1)):
@@ -154,25 +135,25 @@ def find_pairs_in(
         ):
             is_cut = pieces.is_cut[mine, side][:, None], pieces.is_cut[others, opposite]
             matches |= is_cut[0] & is_cut[1]
-    matches &= pieces.labels[mine][:, None] == pieces.labels[others]
-    inside = [clip(pieces.boxes[indices], shared) for indices in (mine, others)]
+    matches &= found.labels[mine][:, None] == found.labels[others]
+    inside = [clip(found.boxes[indices], shared) for indices in (mine, others)]
     matches &= ious(inside[0][:, None], inside[1]) >= JOINING_IOU
     for pair in zip(mine[np.nonzero(matches)[0]], others[np.nonzero(matches)[1]], strict=True):
-        masks = pieces.masks and [crop(pieces.masks[index], shared) for index in pair]
+        masks = found.masks and [crop(found.masks[index], shared) for index in pair]
         if not masks or mask_iou(*masks) >= JOINING_IOU:
             yield pair
 
 
 def is_contained(pieces: Pieces) -> np.ndarray:
     """(N,): whether a border cuts it and it lies in a larger detection from elsewhere."""
-    areas, result = areas_of(pieces.boxes), np.zeros(len(pieces.boxes), bool)
-    cut = np.flatnonzero(pieces.is_cut.any(axis=1))
+    found, areas = pieces.found, areas_of(pieces.found.boxes)
+    result, cut = np.zeros(len(areas), bool), np.flatnonzero(pieces.is_cut.any(axis=1))
     for start in range(0, len(cut), CHUNK):
         part = cut[start : start + CHUNK, None]
-        contains = overlaps(pieces.boxes[part], pieces.boxes) >= CONTAINED_SHARE * areas[part]
+        contains = overlaps(found.boxes[part], found.boxes) >= CONTAINED_SHARE * areas[part]
         contains &= (areas > areas[part]) & (pieces.tile != pieces.tile[part])
-        contains &= pieces.labels == pieces.labels[part]
-        contains &= pieces.scores >= SCORE_SHARE * pieces.scores[part]
+        contains &= found.labels == found.labels[part]
+        contains &= found.scores >= SCORE_SHARE * found.scores[part]
         result[part[:, 0]] = contains.any(axis=1)
     return result
 
@@ -212,10 +193,6 @@ def union(masks: Sequence[CroppedMask]) -> CompressedMask:
     for mask in masks:
         paste(mask, pixels, left, top)
     return CompressedMask(CroppedMask(int(left), int(top), pixels))
-
-
-def compressed(mask: CroppedMask | CompressedMask) -> CompressedMask:
-    return mask if isinstance(mask, CompressedMask) else CompressedMask(mask)
 
 
 def paste(mask: CroppedMask, pixels: np.ndarray, left: int, top: int) -> None:

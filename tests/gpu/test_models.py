@@ -114,7 +114,7 @@ def test_losses_and_gradients_are_those_of_a_cpu(trained):
 def test_segmentation_maps_are_those_of_a_cpu(classes):
     logits = torch.randn(classes, 64, 96, generator=torch.Generator().manual_seed(0))
     for size in [(256, 384), (300, 411), (40, 60), (64, 96)]:
-        expected = seg_map_of(Logits.of(logits).resize(size, False), None)
-        found = seg_map_of(Logits.of(logits.cuda()).resize(size, False), None)
+        expected = seg_map_of(Logits.of(logits).resize(size, False))
+        found = seg_map_of(Logits.of(logits.cuda()).resize(size, False))
         assert found.is_cuda and found.dtype == expected.dtype
         assert (found.cpu() == expected).float().mean() >= 0.9999

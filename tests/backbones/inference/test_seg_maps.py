@@ -1,7 +1,5 @@
 """Segmentation maps are those of mmseg's whole resize."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,52 +9,54 @@ from mmseg.models.decode_heads import FCNHead
 from mmseg.structures import SegDataSample
 
 from backbones.inference import seg_maps
-from backbones.inference.seg_maps import Logits, keep_logits_small, predict_seg_maps, seg_map_of
+from backbones.inference.seg_maps import (
+    Logits,
+    argmax_of,
+    keep_logits_small,
+    predict_logits,
+    seg_map_of,
+)
 
 
 def random_logits(classes: int, height: int, width: int) -> torch.Tensor:
     return torch.randn(classes, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def in_strips(logits: Logits, rows: int = 7) -> torch.Tensor:
-    """All rows, made a few at a time, as (classes, height, width)."""
-    height = logits.size[0]
-    strips = [logits.rows(top, min(top + rows, height)) for top in range(0, height, rows)]
-    return torch.cat([strip(slice(None)) for strip in strips], dim=1)
-
-
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('size', [(100, 200), (33, 50), (64, 97), (1, 1), (300, 3)])
-def test_strips_are_rows_of_the_whole(size, align_corners):
+def test_planes_are_those_of_all_logits(size, align_corners):
     logits = random_logits(5, 64, 97)
     whole = F.interpolate(logits[None], size, mode='bilinear', align_corners=align_corners)[0]
-    strips = in_strips(Logits.of(logits).resize(size, align_corners))
-    torch.testing.assert_close(strips, whole, atol=2e-5, rtol=0)
+    found = Logits.of(logits).resize(size, align_corners)
+    assert found.size == size
+    assert found.resized().equal(whole)
+    torch.testing.assert_close(found.planes(), whole, atol=2e-5, rtol=0)
+    torch.testing.assert_close(found.planes(slice(2, 4)), whole[2:4], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize('align_corners', [False, True])
-def test_resized_cropped_and_resized_again_is_the_same_in_strips(align_corners):
+def test_planes_are_resized_cropped_and_resized_again(align_corners):
     logits = random_logits(3, 16, 24)
     resize = dict(mode='bilinear', align_corners=align_corners)
     padded = F.interpolate(logits[None], (64, 96), **resize)
     whole = F.interpolate(padded[:, :, 3:60, 2:91], (80, 70), **resize)[0]
-    strips = Logits.of(logits).resize((64, 96), align_corners).crop(2, 5, 3, 4)
-    assert strips.size == (57, 89)
-    torch.testing.assert_close(
-        in_strips(strips.resize((80, 70), align_corners)), whole, atol=2e-5, rtol=0
-    )
+    found = Logits.of(logits).resize((64, 96), align_corners).crop(slice(3, 60), slice(2, 91))
+    assert found.size == (57, 89)
+    found = found.resize((80, 70), align_corners)
+    assert found.resized().equal(whole)
+    torch.testing.assert_close(found.planes(), whole, atol=2e-5, rtol=0)
 
 
-def test_the_number_of_strips_changes_nothing(monkeypatch):
+def test_how_many_are_computed_at_once_changes_nothing(monkeypatch):
     logits = Logits.of(random_logits(5, 31, 40)).resize((90, 77), False)
-    at_once = seg_map_of(logits, None)
-    monkeypatch.setattr(seg_maps, 'CPU_VALUES', 1000)
-    assert seg_map_of(logits, None).equal(at_once)
-    blended = replace(logits, source=None)
-    assert seg_map_of(blended, None).equal(at_once)
-    monkeypatch.setattr(seg_maps, 'CPU_STRIP_PIXELS', 77 * 3)
-    assert seg_map_of(blended, None).equal(at_once)
+    at_once = seg_map_of(logits)
     assert at_once.dtype == torch.uint8
+    monkeypatch.setattr(seg_maps, 'CPU_VALUES', 1000)
+    assert seg_map_of(logits).equal(at_once)
+    for values in (1, 2 * 90 * 77, 10**6):
+        monkeypatch.setattr(seg_maps, 'CPU_BYTES', 4 * values)
+        for planes in (logits.planes, logits.resized):
+            assert argmax_of(planes, 5, (90, 77), at_once.device).equal(at_once)
 
 
 @pytest.mark.parametrize('align_corners', [False, True])
@@ -66,8 +66,8 @@ def test_what_is_resized_twice_is_that_of_all_logits(final, align_corners):
     logits = F.interpolate(random_logits(20, 4, 6)[None], (16, 24), **resize)[0]
     padded = F.interpolate(logits[None], (64, 96), **resize)[:, :, 3:60, 2:91]
     expected = F.interpolate(padded, final, **resize)[0].argmax(dim=0)
-    twice = Logits.of(logits).resize((64, 96), align_corners).crop(2, 5, 3, 4)
-    found = seg_map_of(twice.resize(final, align_corners), None)
+    twice = Logits.of(logits).resize((64, 96), align_corners).crop(slice(3, 60), slice(2, 91))
+    found = seg_map_of(twice.resize(final, align_corners))
     assert (found == expected).float().mean() >= 0.9999
 
 
@@ -81,19 +81,22 @@ def test_the_highest_logit_wins_and_of_equal_ones_the_first(classes, align_corne
     before = logits.clone()
     whole = F.interpolate(logits[None], (96, 131), mode='bilinear', align_corners=align_corners)[0]
     expected = whole.argmax(dim=0)
-    labels = seg_map_of(Logits.of(logits).resize((96, 131), align_corners), None)
+    labels = seg_map_of(Logits.of(logits).resize((96, 131), align_corners))
     assert (labels == expected).float().mean() >= 0.9999
     assert labels.max() < classes - classes // 2 or classes % 2
-    assert seg_map_of(Logits.of(logits), None).equal(logits.argmax(dim=0).to(labels.dtype))
+    assert seg_map_of(Logits.of(logits)).equal(logits.argmax(dim=0).to(labels.dtype))
     assert logits.equal(before)
 
 
 def test_one_class_has_a_threshold_and_many_classes_fit():
-    single = seg_map_of(Logits.of(torch.tensor([[[-1.0, 3.0]]])), 0.3)
-    assert single.tolist() == [[0, 1]]
+    single = torch.tensor([[[-1.0, 3.0]]])
+    assert seg_map_of(Logits.of(single, threshold=0.3)).tolist() == [[0, 1]]
+    resized = Logits.of(single, threshold=0.3).resize((5, 7), False)
+    probability = F.interpolate(single[None], (5, 7), mode='bilinear')[0, 0].sigmoid()
+    assert seg_map_of(resized).equal((probability > 0.3).to(torch.uint8))
     many = torch.zeros(300, 1, 1)
     many[299] = 1
-    assert seg_map_of(Logits.of(many), None).item() == 299
+    assert seg_map_of(Logits.of(many)).item() == 299
 
 
 class OwnResizeHead(FCNHead):
@@ -142,7 +145,7 @@ def test_maps_are_mmsegs(options, small):
     expected = model.predict(**data)[0].pred_sem_seg.data[0]
 
     keep_logits_small(model)
-    labels = predict_seg_maps(model, data['inputs'], data['data_samples'])[0]
+    labels = seg_map_of(predict_logits(model, data['inputs'], data['data_samples'])[0])
 
     assert (labels == expected).float().mean() > 0.999
     assert len(expected.unique()) > 1

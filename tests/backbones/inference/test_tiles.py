@@ -17,14 +17,14 @@ from backbones.inference import CroppedMask, Detections, Inferencer, Segmentatio
 from backbones.inference.masks import CompressedMask, encode_mask
 from backbones.inference.results import coco_results
 from backbones.inference.seg_maps import Logits
-from backbones.inference.tile_merging import Pieces, merge
-from backbones.inference.tiles import Axis, Grid, TiledModel
+from backbones.inference.tile_merging import in_tile, merge
+from backbones.inference.tiles import Axis, TiledModel
 
 
 class Segmentor:
     """The channels of an image are its logits, plus what ``change`` adds to those of a tile."""
 
-    task, classes, binary_threshold = 'segmentation', ('blue', 'green', 'red'), None
+    task, classes = 'segmentation', ('blue', 'green', 'red')
 
     def __init__(self, gives_logits: bool = True, change=None) -> None:
         self.gives_logits, self.change = gives_logits, change
@@ -78,19 +78,20 @@ def run(model, image, *args, **kwargs):
 
 @pytest.mark.parametrize('length', [100, 101, 333, 1000])
 @pytest.mark.parametrize(('tile', 'overlap'), [(100, 0), (100, 0.2), (64, 0.6), (70, 0.89)])
-def test_tiles_cover_a_side_evenly_and_their_weights_add_up_to_one(length, tile, overlap):
+def test_tiles_cover_a_side_evenly_and_weigh_less_towards_their_borders(length, tile, overlap):
     axis = Axis(length, tile, overlap)
-    assert axis.starts[0] == 0 and axis.starts[-1] == length - min(tile, length)
-    steps = np.diff(axis.starts)
+    starts = [each.start for each in axis.tiles]
+    assert starts[0] == 0 and axis.tiles[-1].stop == length
+    assert {each.stop - each.start for each in axis.tiles} == {min(tile, length)}
+    steps = np.diff(starts)
     assert len(steps) == 0 or (steps.max() <= tile * (1 - overlap) + 1 and np.ptp(steps) <= 1)
-    total = np.zeros(length)
-    for start, weights in zip(axis.starts, axis.weights.numpy(), strict=True):
-        total[start : start + tile] += weights
-    np.testing.assert_allclose(total, 1, rtol=1e-6)
-    # The weight falls to the border, unless that is the image's own.
-    assert axis.weights[0, 0] == 1 and axis.weights[-1, -1] == 1
-    if len(steps) and axis.shared > 5:
-        assert axis.weights[1, 0] < 0.2 and axis.weights[0, -1] < 0.2
+    assert [each.start for each in axis.beginnings] == starts
+    assert [each.stop for each in axis.beginnings] == [*starts[1:], length]
+    # Only the image's own edge is no border.
+    assert axis.weights[0, 0] == axis.weights[0].max()
+    assert axis.weights[-1, -1] == axis.weights[-1].max()
+    if len(steps):
+        assert axis.weights[1, 0] == axis.weights[0, -1] == 0.5
 
 
 @pytest.mark.parametrize('gives_logits', [True, False])
@@ -186,6 +187,7 @@ def test_an_object_is_found_once_wherever_borders_cut_it(place, has_masks):
     if has_masks:
         whole = encode_mask(CroppedMask(0, 0, image[..., 0] > 0), (400, 400))
         assert encode_mask(found.masks[0], (400, 400)) == whole
+        assert isinstance(found.masks[0], CompressedMask)
     # Twenty-five tiles, then the whole.
     assert model.sizes == [(100, 100)] * 25 + [(400, 400)]
 
@@ -197,49 +199,54 @@ def test_neighbors_of_one_class_stay_two():
     assert sorted(found.boxes.tolist()) == [list(place) for place in places]
 
 
+# Of an image of 100x180 pixels.
+TWO_TILES = np.array([(0, 0, 100, 100), (80, 0, 180, 100)])
+
+
+def merge_two(left: Detections, right: Detections) -> Detections:
+    """What is found in two tiles, where the pass over the whole image finds nothing."""
+    both = ((0, left), (1, right))
+    pieces = [in_tile(found, tile, TWO_TILES, (100, 180)) for tile, found in both]
+    return merge(pieces, TWO_TILES, 0.5)
+
+
+def found_at(box: list[float], score: float = 0.6, label: int = 2) -> Detections:
+    return Detections(np.float32([box]), np.float32([score]), np.int64([label]))
+
+
 def test_parts_without_the_whole_are_joined():
-    """Where the pass over the whole image finds nothing."""
-    tiles = Grid((100, 180), 100, 0.2).boxes()
-    pieces = Pieces(tiles, (100, 180))
-    left, right = np.float32([[60, 10, 99, 50]]), np.float32([[0, 12, 70, 52]])
-    scores, labels = np.float32([0.6]), np.int64([2])
-    pieces.add(0, Detections(left, scores, labels))
-    pieces.add(1, Detections(right, scores + np.float32(0.2), labels))
-    found = merge(pieces, 0.5)
+    found = merge_two(found_at([60, 10, 99, 50], 0.6), found_at([0, 12, 70, 52], 0.8))
     assert found.boxes.tolist() == [[60, 10, 150, 52]]
     assert found.scores.tolist() == [np.float32(0.8)] and found.labels.tolist() == [2]
 
 
 @pytest.mark.parametrize('change', ['class', 'place', 'not cut'])
 def test_what_does_not_match_is_not_joined(change):
-    pieces = Pieces(Grid((100, 180), 100, 0.2).boxes(), (100, 180))
-    first = np.float32([[60, 10, 99, 50]])
-    second = np.float32([[0, 12, 70, 52]])
-    if change == 'place':
-        second += np.float32([0, 30, 0, 30])
-    if change == 'not cut':
-        second += np.float32([8, 0, 8, 0])
-    score = np.float32([0.6])
-    pieces.add(0, Detections(first, score, np.int64([0])))
-    pieces.add(1, Detections(second, score, np.int64([int(change == 'class')])))
-    assert len(merge(pieces, 0.5).boxes) == 2
+    second = {'class': [0, 12, 70, 52], 'place': [0, 42, 70, 82], 'not cut': [8, 12, 78, 52]}
+    other = found_at(second[change], label=3 if change == 'class' else 2)
+    assert len(merge_two(found_at([60, 10, 99, 50]), other).boxes) == 2
 
 
 @pytest.mark.parametrize(('score', 'remains'), [(0.9, False), (0.5, False), (0.3, True)])
 def test_a_part_in_a_better_detection_goes(score, remains):
     """Score 0.8 for the part: a whole that is as good as half of it is better."""
-    pieces = Pieces(Grid((100, 180), 100, 0.2).boxes(), (100, 180))
-    pieces.add(0, Detections(np.float32([[85, 10, 100, 50]]), np.float32([0.8]), np.int64([0])))
-    pieces.add(1, Detections(np.float32([[5, 10, 70, 50]]), np.float32([score]), np.int64([0])))
-    assert (len(merge(pieces, 0.5).boxes) == 2) == remains
+    found = merge_two(found_at([85, 10, 100, 50], 0.8), found_at([5, 10, 70, 50], score))
+    assert (len(found.boxes) == 2) == remains
+
+
+class WholeDetector(Detector):
+    """Finds two objects, a small and a large one, in the whole image alone."""
+
+    def postprocess(self, raw, size):
+        boxes = np.float32([[10, 10, 34, 34], [10, 10, 300, 34]])
+        found = Detections(boxes, np.float32([0.9, 0.8]), np.int64([0, 0]))
+        return found if size == (400, 400) else found.at(np.arange(0))
 
 
 def test_small_objects_of_the_whole_image_do_not_count():
     """Made smaller, they are worse than those of the tiles."""
-    pieces = Pieces(Grid((400, 400), 100, 0.2).boxes(), (400, 400))
-    boxes = np.float32([[10, 10, 34, 34], [10, 10, 300, 34]])
-    pieces.add_whole(Detections(boxes, np.float32([0.9, 0.8]), np.int64([0, 0])), 25)
-    assert merge(pieces, 0.5).boxes.tolist() == [[10, 10, 300, 34]]
+    found = run(WholeDetector(), rectangles(), 100, 0.2)
+    assert found.boxes.tolist() == [[10, 10, 300, 34]]
 
 
 def test_a_very_large_image_is_made_smaller_for_the_whole(monkeypatch):
@@ -252,14 +259,12 @@ def test_a_very_large_image_is_made_smaller_for_the_whole(monkeypatch):
     assert found.masks[0].pixels.all() and found.masks[0].shape == (220, 200)
 
 
-@pytest.mark.parametrize('shows_progress', [True, False])
-def test_a_terminal_shows_how_many_tiles_are_done(shows_progress, monkeypatch, capsys):
+@pytest.mark.parametrize('is_terminal', [True, False])
+def test_a_terminal_shows_how_many_tiles_are_done(is_terminal, monkeypatch, capsys):
     monkeypatch.setattr('backbones.inference.tiles.BAR_DELAY', 0)
-    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
-    tiled = TiledModel(Detector(), 100)
-    tiled.shows_progress = shows_progress
-    tiled.predict([tiled.preprocess(rectangles())])
-    assert ('/25 ' in capsys.readouterr().err) == shows_progress
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: is_terminal)
+    run(Detector(), rectangles(), 100)
+    assert ('/25 ' in capsys.readouterr().err) == is_terminal
 
 
 def test_nothing_found_is_no_detection():
