@@ -36,28 +36,23 @@ class Description:
 
     # 'segmentation', 'detection' or 'backbone'.
     task: str
-    # Name of the config.
     model: str
-    # In the order of the labels.
     classes: tuple[str, ...]
-    # (R, G, B) of each class, or None.
     palette: list[list[int]] | None
-    # Height and width of the input; None where the file takes any from min_size on, to which
-    # smaller images have to be padded.
+    # Height and width; None where the file takes any from min_size on.
     size: tuple[int, int] | None
     min_size: int
-    # Number of images in the input; None where the file takes any.
+    # None where the file takes any number of images.
     batch: int | None
     # The resizing transforms of the config's test pipeline, which are not part of the file, in
     # order: each with type, 'Resize' (scale: width and height, keep_ratio) or 'ResizeToMultiple'
     # (size_divisor), and interpolation.
     resize: list[dict[str, Any]]
-    # (R, G, B), by which colors are normalized inside the file.
+    # (R, G, B).
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    # (B, G, R) to pad images with, right and below: what the model pads with.
+    # (B, G, R), right and below.
     pad_pixel: tuple[float, ...]
-    # Their names.
     outputs: list[str]
     # Other transforms of the test pipeline, which neither the file nor infer.py applies.
     missing_transforms: list[str]
@@ -86,28 +81,11 @@ class Description:
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
 
-    @classmethod
-    def from_json(cls, text: str) -> 'Description':
-        """Read what :meth:`to_json` wrote, without entries of other versions; else ValueError."""
-        try:
-            values = json.loads(text)
-            known = {field.name for field in fields(cls)}
-            values = {key: value for key, value in values.items() if key in known}
-            for key in ('classes', 'mean', 'std', 'pad_pixel'):
-                values[key] = tuple(values[key])
-            values['size'] = values['size'] and tuple(values['size'])
-            return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'no description of an exported model: {error}') from error
-
     def fit(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """Resize an image as the config's test pipeline does, and make it an input of the file.
 
-        A segmentor's image is resized to the file's fixed size, if it has one. A detector's keeps
-        its proportions: it is made smaller where it does not fit, then padded, right and below.
-
-        Returns:
-            The input (3, height, width), float32, BGR, and height and width of the image in it.
+        Returns the input, and height and width of the image in it. In a fixed size a segmentor's
+        image fills it, and a detector's keeps its proportions.
         """
         for height, width, interpolation in self._sizes(*image.shape[:2]):
             if (height, width) != image.shape[:2]:
@@ -154,17 +132,7 @@ class Runner:
     _run: Callable[[np.ndarray], Sequence[np.ndarray]]
 
     def __call__(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Run the file.
-
-        Args:
-            inputs: (batch, 3, height, width), float32, BGR, 0 to 255.
-
-        Returns:
-            The outputs, by the names in ``description.outputs``.
-
-        Raises:
-            RuntimeError: It cannot be run, for lack of memory perhaps.
-        """
+        """The outputs by name; RuntimeError where memory is too small, for instance."""
         try:
             results = self._run(inputs)
         # Some of these libraries' exceptions are neither public nor derived from RuntimeError.
@@ -186,18 +154,15 @@ def open_exported(
 ) -> Runner:
     """Open a file that tools/export.py wrote.
 
-    Args:
-        path: With one of the suffixes in ``RUNNABLE``.
-        device: 'cpu'; for .onnx also 'cuda' or 'cuda:1', for .xml the names of OpenVINO's devices.
-            Default: for .onnx the GPU if onnxruntime can use one, under torchrun the process's
-            own; else the CPU.
-        threads: On the CPU. Default: OMP_NUM_THREADS where it is set, as in torch, else
-            onnxruntime's and OpenVINO's own choice.
-        amp: Mixed precision, of an .xml only: bfloat16 or float16 where OpenVINO chooses so.
+    ``device`` is 'cpu', for .onnx also 'cuda' or 'cuda:1', for .xml one of OpenVINO's names.
+    Default: for .onnx the GPU if onnxruntime can use one, under torchrun the process's own; else
+    the CPU, with as many ``threads`` as OMP_NUM_THREADS says, or the library's own choice.
+    ``amp`` is for .xml: bfloat16 or float16 where OpenVINO chooses so.
     """
     path = Path(path)
-    # 4,2 are 4 threads, and 2 for each of those that start some.
-    threads = threads or int(os.environ.get('OMP_NUM_THREADS', '').partition(',')[0] or 0)
+    # 4,2 are 4 threads, and 2 for each of those that start some; OpenMP ignores a word.
+    own = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0].strip()
+    threads = threads or (int(own) if own.isdecimal() else 0)
     if path.suffix not in RUNNABLE:
         raise ExportError(f'{path} cannot be run here: {", ".join(RUNNABLE)} can be')
     if not path.is_file():
@@ -216,7 +181,7 @@ def open_exported(
     # Neither library says what it may raise.
     except Exception as error:
         reason = in_one_line(error)
-        raise ExportError(f'{path} cannot be read as an exported model: {reason}') from error
+        raise ExportError(f'{path} cannot be opened: {reason}') from error
 
 
 def open_onnx(path: Path, device: str | None, threads: int) -> Runner:
@@ -251,15 +216,6 @@ def open_openvino(path: Path, device: str | None, threads: int, amp: bool) -> Ru
     """A runner that uses OpenVINO."""
     openvino = import_optional('openvino', str(path))
     core = openvino.Core()
-    name = (device or 'cpu').upper()
-    if name not in core.available_devices:
-        raise ConfigError(
-            f'device {device!r} cannot be used here: OpenVINO runs on '
-            f'{", ".join(core.available_devices).lower()}'
-        )
-    weights = path.with_suffix('.bin')
-    if not weights.is_file():
-        raise ExportError(f'{path} needs {weights}, the weights that export.py wrote beside it')
     settings = {'PERFORMANCE_HINT': 'LATENCY'}
     if not amp:
         # Its own choice is bfloat16 where the processor has it.
@@ -270,15 +226,20 @@ def open_openvino(path: Path, device: str | None, threads: int, amp: bool) -> Ru
     has_text = model.has_rt_info([METADATA_KEY])
     text = model.get_rt_info([METADATA_KEY]).astype(str) if has_text else None
     description = read_description(path, text)
-    compiled = core.compile_model(model, name, settings)
+    compiled = core.compile_model(model, (device or 'cpu').upper(), settings)
     return Runner(description, lambda inputs: compiled(inputs).to_tuple())
 
 
 def read_description(path: Path, text: str | None) -> Description:
-    """What a file says about itself."""
+    """What a file says about itself, without entries of other versions."""
     try:
-        return Description.from_json(text or '')
-    except ValueError as error:
+        values, known = json.loads(text or ''), {field.name for field in fields(Description)}
+        values = {key: value for key, value in values.items() if key in known}
+        for key in ('classes', 'mean', 'std', 'pad_pixel'):
+            values[key] = tuple(values[key])
+        values['size'] = values['size'] and tuple(values['size'])
+        return Description(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(
             f'{path} does not say what its inputs and outputs mean: it was written by another '
             'program or an earlier version of tools/export.py, or is corrupt'
@@ -339,9 +300,15 @@ class ExportedModel:
 
     def postprocess(self, raw: dict[str, Any], size: tuple[int, int]) -> Detections | Segmentation:
         """Turn a result of :meth:`predict` into a prediction in pixels of an image of that size."""
-        if self.task == 'segmentation':
-            return Segmentation(self._seg_map(raw, size))
         fitted_height, fitted_width = raw['fitted']
+        if self.task == 'segmentation':
+            dtype = np.uint8 if len(self.classes) <= 255 else np.uint16
+            if self.gives_logits:
+                return Segmentation(seg_map_of(self.logits_of(raw, size)).numpy().astype(dtype))
+            labels = raw['segmentation_map'][:fitted_height, :fitted_width].astype(dtype)
+            return Segmentation(
+                cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+            )
         limits = np.array([fitted_width, fitted_height] * 2, np.float32)
         kept = (raw['boxes'][:, :2] < limits[:2]).all(axis=1) & (raw['labels'] >= 0)
         scale = np.array([size[1] / fitted_width, size[0] / fitted_height] * 2, np.float32)
@@ -360,12 +327,3 @@ class ExportedModel:
         logits = torch.from_numpy(raw['logits'][:, :height, :width])
         logits = Logits.of(logits, self.description.binary_threshold)
         return logits.resize(size, self.description.align_corners)
-
-    def _seg_map(self, raw: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-        height, width = raw['fitted']
-        dtype = np.uint8 if len(self.classes) <= 255 else np.uint16
-        if self.gives_logits:
-            labels = seg_map_of(self.logits_of(raw, size))
-            return labels.numpy().astype(dtype)
-        labels = raw['segmentation_map'][:height, :width].astype(dtype)
-        return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

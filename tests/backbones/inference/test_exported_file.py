@@ -2,14 +2,16 @@
 
 import dataclasses
 import gc
+import json
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from backbones.errors import ExportError
 from backbones.inference import exported_file
-from backbones.inference.exported_file import Description, Runner, open_exported
+from backbones.inference.exported_file import Description, Runner, open_exported, read_description
 
 DESCRIPTION = Description(
     task='detection',
@@ -33,13 +35,15 @@ def image(height: int, width: int) -> np.ndarray:
 
 
 def test_a_description_survives_its_file():
-    assert Description.from_json(DESCRIPTION.to_json()) == DESCRIPTION
+    assert read_description(Path('a.onnx'), DESCRIPTION.to_json()) == DESCRIPTION
+    of_a_later_version = json.dumps(json.loads(DESCRIPTION.to_json()) | {'later': 1})
+    assert read_description(Path('a.onnx'), of_a_later_version) == DESCRIPTION
 
 
-@pytest.mark.parametrize('text', ['', '{}', '[1]', '{"task": "detection"}', 'null'])
+@pytest.mark.parametrize('text', [None, '', '{}', '[1]', '{"task": "detection"}', 'null'])
 def test_other_text_is_no_description(text):
-    with pytest.raises(ValueError):
-        Description.from_json(text)
+    with pytest.raises(ExportError, match=r'^a\.onnx does not say'):
+        read_description(Path('a.onnx'), text)
 
 
 @pytest.mark.parametrize(
@@ -83,11 +87,11 @@ def test_threads_are_those_of_the_environment(monkeypatch, tmp_path):
 
     monkeypatch.setattr(onnxruntime, 'InferenceSession', session)
     (tmp_path / 'a.onnx').touch()
-    for value, given in (('2', None), ('2', 3), ('', None), ('4,2', None)):
+    for value, given in (('2', None), ('2', 3), ('', None), ('4,2', None), ('auto', None)):
         monkeypatch.setenv('OMP_NUM_THREADS', value)
         with pytest.raises(ExportError, match='enough'):
             open_exported(tmp_path / 'a.onnx', 'cpu', given)
-    assert threads == [2, 3, 0, 4]
+    assert threads == [2, 3, 0, 4, 0]
 
 
 def test_a_file_is_closed_with_its_last_use(monkeypatch):
