@@ -66,7 +66,8 @@ def draw_comparison(
 ) -> np.ndarray:
     """:func:`draw_pair` of a DetDataSample or SegDataSample on the CPU, at the image's own size."""
     if 'pred_sem_seg' in sample:
-        both = [Segmentation(to_map(sample.gt_sem_seg)), Segmentation(to_map(sample.pred_sem_seg))]
+        count = len(visualizer.class_names)
+        both = [to_map(pixels, count) for pixels in (sample.gt_sem_seg, sample.pred_sem_seg)]
         return draw_pair(visualizer, image, *both)
     prediction = to_detections(sample.pred_instances).select(score_thr, None)
     return draw_pair(visualizer, image, to_detections(sample.gt_instances), prediction)
@@ -102,9 +103,10 @@ def draw_pair(
     return cv2.vconcat([band, body, legend_band(entries, width, len(image), size)])
 
 
-def to_map(pixels: Any) -> np.ndarray:
-    """A PixelData's classes, (height, width), uint8; 255 where there is none."""
-    return pixels.data.squeeze(0).numpy().astype(np.uint8)
+def to_map(pixels: Any, num_classes: int) -> Segmentation:
+    """A PixelData's classes; other values, of ignored pixels, become none."""
+    labels, dtype = pixels.data.squeeze(0).numpy(), np.uint8 if num_classes <= 255 else np.uint16
+    return Segmentation(np.where(labels < num_classes, labels, np.iinfo(dtype).max).astype(dtype))
 
 
 def to_detections(instances: Any) -> Detections:

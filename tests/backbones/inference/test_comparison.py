@@ -11,6 +11,7 @@ from backbones.inference.comparison import GAP, draw_comparison
 from backbones.inference.drawing import Visualizer
 
 NAMES = ['cat', 'dog']
+WHITE = (255, 255, 255)
 IMAGE = np.full((300, 400, 3), 128, np.uint8)
 
 
@@ -54,3 +55,13 @@ def test_segmentation_maps():
     assert tuple(left[150, 300]) == (128, 128, 128), 'ignored pixels stay as they are'
     assert tuple(right[150, 50]) == (0, 0, 255)
     assert len(drawing) > 300 + caption_height, 'the legend'
+
+
+def test_maps_of_many_classes():
+    visualizer = Visualizer([f'class {n}' for n in range(300)], [(0, 0, 0)] * 256 + [WHITE] * 44, 1)
+    sample = SegDataSample()
+    sample.gt_sem_seg = PixelData(data=torch.full((1, 300, 400), 65535))
+    sample.pred_sem_seg = PixelData(data=torch.full((1, 300, 400), 256))
+    drawing = draw_comparison(visualizer, IMAGE, sample, score_thr=0.5)
+    assert tuple(drawing[150, 50]) == (128, 128, 128)
+    assert tuple(drawing[150, 600]) == WHITE
