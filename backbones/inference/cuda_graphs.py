@@ -6,7 +6,6 @@ of all of that for inputs of one shape, and starts it at once.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,10 +26,8 @@ def use_cuda_graphs(model: nn.Module) -> None:
     """Record what the known parts of a detector or segmentor compute, and replay it.
 
     Backbone and neck become one graph for each shape of images, a dense head another. What is not
-    known, and all that is asked for with gradients, runs as before.
-
-    Args:
-        model: On a GPU, in evaluation mode; changed in place. Its weights must stay where they are.
+    known, and all that is asked for with gradients, runs as before. The model is changed in place;
+    its weights must stay where they are.
     """
     # Graphs share their memory: what one returns is copied before the next runs.
     pool = torch.cuda.graph_pool_handle()
@@ -50,10 +47,8 @@ def is_known(part: nn.Module) -> bool:
 class Recorded:
     """A function of feature maps, recorded for the shapes that come again.
 
-    Args:
-        function: Maps a tensor, or a sequence of them, to tensors in tuples and lists, and does
-            nothing else: its Python code does not run again.
-        pool: The graphs' memory, as of ``torch.cuda.graph_pool_handle()``. Default: their own.
+    It maps a tensor, or a sequence of them, to tensors in tuples and lists, and does nothing else:
+    its Python code does not run again.
     """
 
     def __init__(self, function: Callable[[Any], Any], pool: tuple | None = None) -> None:
@@ -94,7 +89,11 @@ class Graph:
         self.inputs = copy_of(maps)
         self.graph = torch.cuda.CUDAGraph()
         device = (maps if isinstance(maps, Tensor) else maps[0]).device
-        with torch.cuda.device(device), without_cached_weights():
+        # Autocast as it is, but each weight is cast when it is used: what was cast before, or is
+        # kept for later, would be memory that a graph shares with others.
+        precision = torch.get_autocast_dtype('cuda'), torch.is_autocast_enabled('cuda')
+        autocast = torch.autocast('cuda', *precision, cache_enabled=False)
+        with torch.cuda.device(device), autocast:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -128,13 +127,3 @@ def copy_of(tensors: Any) -> Any:
     if isinstance(tensors, Tensor):
         return tensors.clone()
     return type(tensors)(map(copy_of, tensors))
-
-
-def without_cached_weights() -> AbstractContextManager[None]:
-    """Autocast as it is, but each weight is cast when it is used.
-
-    What was cast before, or is kept for later, would be memory that a graph shares with others.
-    """
-    if not torch.is_autocast_enabled('cuda'):
-        return nullcontext()
-    return torch.autocast('cuda', torch.get_autocast_dtype('cuda'), cache_enabled=False)

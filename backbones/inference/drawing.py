@@ -31,13 +31,7 @@ SHADES = ((0, 0, 0), (0, 0.45, 0), (0, 0, 0.4), (10, 0.15, 0), (-10, 0, 0.15))
 
 
 class Visualizer:
-    """Draws predictions over images of any size.
-
-    Args:
-        class_names: The model's classes, in order.
-        palette: (R, G, B) of every class; see :func:`backbones.inference.palette.choose_palette`.
-        opacity: Of masks and of a segmentation's regions, 0 to 1. Default: 0.5.
-    """
+    """Draws predictions over images of any size, with a ``palette`` of (R, G, B)."""
 
     def __init__(
         self, class_names: Sequence[str], palette: Sequence[Color], opacity: float = 0.5
@@ -100,10 +94,7 @@ class Visualizer:
     def draw_segmentation(
         self, image: np.ndarray, segmentation: Segmentation, legend: bool = True
     ) -> np.ndarray:
-        """Every region in the color of its class; pixels without a class keep the image's colors.
-
-        The legend begins with the largest class.
-        """
+        """Every region in the color of its class; others keep the image's colors."""
         height, width = image.shape[:2]
         band = np.empty((0, width, 3), np.uint8)
         if legend and has_room_for_text(image):
@@ -237,10 +228,7 @@ def clip_boxes(boxes: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.nda
 def place_labels(
     boxes: np.ndarray, text_shapes: Sequence[tuple[int, ...]], image: np.ndarray
 ) -> list[tuple[int, int]]:
-    """Left upper corners (x, y) of labels: at their box, inside the image, not over each other.
-
-    The first of the ``boxes``, (N, 4), chooses first; ``text_shapes`` are (height, width).
-    """
+    """Left upper corners (x, y) of labels: at their box, inside the image, not over each other."""
     if not len(boxes):
         return []
     sizes = np.array([label_size(shape)[::-1] for shape in text_shapes])
@@ -355,13 +343,7 @@ def lighten(color: BGR, share: float) -> BGR:
 
 
 def readable_on(color: BGR) -> BGR:
-    """White where its contrast is at least 3:1, else black, by WCAG 2.
-
-    https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio
-    """
-    blue, green, red = (
-        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
-        for value in (channel / 255 for channel in color)
-    )
+    """White where its contrast is at least 3:1, as WCAG 2 computes it, else black."""
+    blue, green, red = ((channel / 255) ** 2.2 for channel in color)
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    return (0, 0, 0) if 3 * (luminance + 0.05) > 1.05 else (255, 255, 255)
+    return (0, 0, 0) if luminance > 0.3 else (255, 255, 255)

@@ -30,10 +30,7 @@ class Entry(NamedTuple):
 
 
 class SteadyClasses:
-    """Keeps a video's legend from flickering.
-
-    A class is listed once it covers ``min_share`` of a frame, and ``hold`` frames longer.
-    """
+    """Lists a class for ``hold`` frames after it covered ``min_share``, so nothing flickers."""
 
     def __init__(self, hold: int = 60, min_share: float = 0.002) -> None:
         self.hold, self.min_share = hold, min_share
@@ -54,8 +51,7 @@ class SteadyClasses:
 def legend_band(entries: Sequence[Entry], width: int, height: int, size: int) -> np.ndarray:
     """A legend for below an image of this size, in as many columns as fit; no rows if none fit.
 
-    Of ``entries`` the most important come first; where not all fit, the last line says how many
-    more there are. ``size`` is the height of the font.
+    The most important ``entries`` come first. ``size`` is the height of the font.
     """
     row_height, margin = line_height(size) + round(size * 0.4), round(size * 0.8)
     rows = int(height * HEIGHT_SHARE - 2 * margin) // row_height

@@ -15,11 +15,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class CroppedMask:
-    """The mask of one instance, cut out of the image.
-
-    A hundred masks as large as an image of 20,000 pixels a side would not fit into memory, and
-    drawing them would take most of the time at any size.
-    """
+    """The mask of one instance, cut out of the image: a hundred as large as it may not fit."""
 
     # Column and row of the image at which the pixels begin.
     x: int
@@ -33,10 +29,7 @@ class CroppedMask:
 
 
 class CompressedMask:
-    """A :class:`CroppedMask` of a hundredth of its size, whose pixels take time to look at.
-
-    Thousands of masks, or masks of 20,000 pixels a side, would not fit into memory.
-    """
+    """A :class:`CroppedMask` of a hundredth of its size, whose pixels take time to look at."""
 
     def __init__(self, mask: CroppedMask) -> None:
         self.x, self.y, self.shape = mask.x, mask.y, mask.pixels.shape
@@ -96,11 +89,9 @@ def paste_masks(
 
 
 def crop_masks(masks: np.ndarray) -> list[CroppedMask]:
-    """Masks as large as the image, (N, height, width), each cropped to its own extent.
-
-    Not to its box: SOLO and SOLOv2 predict masks alone, and zeros for the boxes.
-    """
+    """Masks as large as the image, (N, height, width), each cropped to its own extent."""
     cropped = []
+    # Not to the boxes: SOLO and SOLOv2 predict zeros for these.
     for mask in np.asarray(masks, bool):
         x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
         cropped.append(CroppedMask(x, y, mask[y : y + height, x : x + width].copy()))

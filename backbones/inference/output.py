@@ -12,14 +12,19 @@ from uuid import uuid4
 import cv2
 import numpy as np
 
-from backbones.errors import ConfigError, InputError, OutputError, raise_output_errors
+from backbones.errors import (
+    ConfigError,
+    InputError,
+    OutputError,
+    in_one_line,
+    raise_output_errors,
+)
 from backbones.files import atomic_write
 
 from .inferencer import Inferencer
 from .inputs import Input
 from .legend import SteadyClasses
 from .output_paths import mirrored_path
-from .pipeline import describe
 from .reading import Clip, Closed, Frame, Stream
 from .results import (
     Segmentation,
@@ -92,7 +97,7 @@ class Writer:
                 else:
                     self._finish_image(frame)
         except (InputError, MemoryError) as error:
-            frame.problem = describe(error)
+            frame.problem = in_one_line(error)
         if frame.record and frame.problem:
             frame.record['problem'] = frame.problem
         frame.image = frame.prediction = frame.load = None

@@ -38,14 +38,10 @@ FIRST_COLORS = [
 
 
 def choose_palette(spec: str | None, class_names: Sequence[str], saved: Any) -> list[Color]:
-    """A color for every class, (R, G, B), 0 to 255.
+    """A color for every class, (R, G, B).
 
-    Args:
-        spec: One of ``PALETTE_NAMES``, or a text file with a color a line, ``230 80 50`` or
-            ``#e65032``. None: the palette saved with the model, if it has a color for every class;
-            else, and for a class whose color is another's too, distinct colors.
-        class_names: In the order of the labels.
-        saved: ``dataset_meta['palette']`` of a checkpoint.
+    ``spec`` is one of ``PALETTE_NAMES`` or a text file. None: what is ``saved`` with the model, if
+    that is a color for every class; else, and for a color that comes twice, distinct colors.
     """
     count = len(class_names)
     if spec is None:

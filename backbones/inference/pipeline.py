@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from backbones.errors import in_one_line
+
 from .reading import Frame
 from .results import Detections, Segmentation
 
@@ -34,18 +36,10 @@ class Model(Protocol):
     def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation: ...
 
 
-def describe(error: Exception) -> str:
-    """An error in one line."""
-    if isinstance(error, MemoryError):
-        return 'there is not enough memory for it'
-    return str(error).strip().split('\n')[0] or type(error).__name__
-
-
 class Pipeline:
     """Runs a model while other threads read, preprocess and finish, in order, in bounded memory.
 
-    ``batch_size`` images of one size go through the model at once if that many are ready. At most
-    ``ahead`` frames are preprocessed ahead of the model, and finished behind it.
+    At most ``ahead`` frames are preprocessed ahead of the model, and finished behind it.
     """
 
     def __init__(self, model: Model, batch_size: int = 1, ahead: int | None = None) -> None:
@@ -61,8 +55,7 @@ class Pipeline:
     ) -> Iterator[Any]:
         """Put the frames among ``items`` through the model; all items come out in order.
 
-        ``items`` are drawn in a thread of its own; ``finish`` is called for each frame, in several
-        threads and out of order.
+        ``finish`` is called for each frame, in several threads and out of order.
         """
         budget = MemoryBudget(IMAGE_BUDGET)
         with ThreadPoolExecutor(self.threads, thread_name_prefix='frames') as executor:
@@ -90,7 +83,7 @@ class Pipeline:
                     frame.image = frame.load()
                 frame.inputs = self.model.preprocess(frame.image)
             except IMAGE_ERRORS as error:
-                frame.problem = describe(error)
+                frame.problem = in_one_line(error)
         return frame
 
     def _predict(self, items: 'Overlapped') -> Iterator[Any]:
@@ -98,7 +91,9 @@ class Pipeline:
         batch: list[Frame] = []
         for item in items:
             joins = isinstance(item, Frame) and not item.problem
-            if batch and not (joins and shape_of(item) == shape_of(batch[0])):
+            if batch and not (
+                joins and item.inputs['inputs'].shape == batch[0].inputs['inputs'].shape
+            ):
                 yield from self._predict_batch(batch)
                 batch = []
             if not joins:
@@ -119,7 +114,7 @@ class Pipeline:
                 for frame in batch:
                     yield from self._predict_batch([frame])
                 return
-            raws, batch[0].problem = [None], describe(error)
+            raws, batch[0].problem = [None], in_one_line(error)
         for frame, raw in zip(batch, raws, strict=True):
             frame.inputs, frame.raw = None, raw
             yield frame
@@ -132,15 +127,10 @@ class Pipeline:
                 if not frame.problem:
                     frame.prediction = self.model.postprocess(frame.raw, frame.image.shape[:2])
             except IMAGE_ERRORS as error:
-                frame.problem = describe(error)
+                frame.problem = in_one_line(error)
             frame.raw = None
             finish(frame)
         return frame
-
-
-def shape_of(frame: Frame) -> tuple[int, ...]:
-    """The size of the network's input."""
-    return tuple(frame.inputs['inputs'].shape)
 
 
 class Clock:

@@ -28,43 +28,20 @@ MAX_BYTES = 2**26
 class Predictor:
     """Predicts for the rows of tables, several images of which are worked on at a time.
 
-    ::
-
-        images = ray.data.read_binary_files('s3://bucket/images', include_paths=True)
-        predictions = images.map_batches(
-            Predictor,
-            fn_constructor_args=['seg_configs/fpn_effv2_s2.py', 'fpn_s2.pth'],
-            batch_format='pyarrow',
-            batch_size=64,
-            concurrency=8,
-            num_gpus=1,
-        )
-
     Tables that go in have a column ``path``, a column ``bytes`` with encoded images, or both; other
-    columns are left out. There is a row for each image and each frame of a video, with
-
-    - ``path``, ``frame`` and ``time`` (of a video, from 0, in seconds), ``width``, ``height``;
-    - of a detector ``boxes`` (left, top, right, bottom in pixels), ``scores``, ``labels``, and
-      ``masks`` in COCO's run-length encoding, null where the model has none;
-    - of a segmentor ``seg_map``: a PNG whose values are labels;
-    - ``problem``: what is wrong with this input; null if nothing is. The others go on.
-
-    Labels are indices into the class names, which are in the schema's metadata.
+    columns are left out. docs/scale.md shows a call and the columns of the results. What is wrong
+    with an input is in its row; the others go on.
 
     Args:
-        config: As of :class:`.Inferencer`.
-        checkpoint: As of :class:`.Inferencer`.
+        config, checkpoint, options: Of :class:`.Inferencer`, whose errors are raised too.
         every: Every so many frames of a video one is taken.
-        options: Further arguments of :class:`.Inferencer`.
 
     Attributes:
-        schema: The columns of the results.
+        schema: The columns of the results; the class names are in its metadata.
         inferencer: What predicts.
 
     Raises:
-        ConfigError: The package pyarrow is not installed, and as :class:`.Inferencer`.
-        ExportError: As :class:`.Inferencer`.
-        CheckpointError: As :class:`.Inferencer`.
+        ConfigError: The package pyarrow is not installed.
     """
 
     def __init__(
@@ -87,12 +64,7 @@ class Predictor:
     ) -> Iterator['pa.Table']:
         """The results for all rows of many tables, in order; as of Spark's ``mapInArrow``.
 
-        Args:
-            tables: May be endless; one is read at a time.
-            finish: Called with each image that has a prediction, in several threads.
-
-        Yields:
-            Tables of at most ``MAX_ROWS`` rows.
+        ``finish`` is called with each image that has a prediction, in several threads.
         """
         stop = threading.Event()
         frames = read_inputs(chain.from_iterable(map(inputs_of, tables)), self._clip, stop)
