@@ -1,5 +1,9 @@
 """Checkpoints of the tiny models, as a training leaves them, without the training."""
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,6 +28,14 @@ def write_trained(folder: Path, task: str, shapes: Path, extra: str = '') -> tup
 
     The weights are random but lively: predictions differ from place to place.
     """
+    return tuple(Path(shutil.copy(path, folder)) for path in make_trained(task, shapes, extra))
+
+
+@cache
+def make_trained(task: str, shapes: Path, extra: str) -> tuple[Path, Path]:
+    """What :func:`write_trained` copies: making a model takes seconds."""
+    folder = Path(tempfile.mkdtemp(prefix='trained_'))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config_path = write_tiny_config(folder, task, shapes, extra)
     with config_path.open('a') as file:
         file.write(SCORES[task])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+# Of the session, so that no model is made first where there is no GPU.
+@pytest.fixture(scope='session', autouse=True)
 def cuda_in_full_precision() -> Iterator[None]:
     """Skip without a GPU; with one, convolutions do not round to TensorFloat-32."""
     if not torch.cuda.is_available():
