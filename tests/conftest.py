@@ -20,10 +20,12 @@ os.environ.update(
 os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1'
 
 import gc
+import importlib
+import io
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -33,17 +35,22 @@ from tiny import draw_shapes, write_tiny_config
 
 torch.set_num_threads(1)
 
+# Tests that one process runs with --dist loadfile: those of exporting, which share what they write.
 EXPORTING = 'tests/backbones/export/'
+# Files of few but long tests; what has the most tests is begun first.
+TRAININGS = ('test_killed', 'test_search', 'test_search_find', 'test_two_processes')
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """With --dist loadfile one process runs all tests of exporting, which share what they write."""
+    """With --dist loadfile: what one process runs, see above."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = super()._split_scope(nodeid)
+            if Path(path).stem in TRAININGS:
+                return 'trainings'
             return EXPORTING if path.startswith(EXPORTING) else path
 
     return Scheduling(config, log) if config.option.dist == 'loadfile' else None
@@ -77,6 +84,27 @@ def data(shapes: Path, tmp_path: Path) -> Path:
 def run_tool(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Runs one of our tools as a user would, in an empty folder; returns the finished process."""
     return partial(tool_process.run_tool, tmp_path)
+
+
+@pytest.fixture
+def call_tool(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Runs one of our tools in this process; returns its exit code and what was said."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(tool: str, *arguments: object, stdin: str = '') -> tuple[int, str]:
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        monkeypatch.setattr(sys, 'stdin', io.StringIO(stdin))
+        try:
+            code = importlib.import_module(tool.removesuffix('.py')).main() or 0
+        except SystemExit as error:
+            code = error.code
+        return code, ''.join(capsys.readouterr())
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -12,8 +12,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+
+from mmengine.config import utils
+from yapf.yapflib import yapf_api
+
+# What a short run takes most of its time for, here and in what is forked: mmengine formats the text
+# of every config, and reads a hundred files to find one of mmdet's.
+yapf_api.FormatCode = lambda text, **_: (text, True)
+utils.load = cache(utils.load)
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
 LIBRARIES = [
@@ -29,7 +37,7 @@ def run_tool(
     folder: Path, tool: str, *arguments: object, timeout: int = 600
 ) -> subprocess.CompletedProcess:
     """Run ``tools/TOOL`` in a folder and return the finished process, with its output as text."""
-    return start(folder, [TOOLS / tool, *arguments])(timeout)
+    return Started(folder, [TOOLS / tool, *arguments]).wait(timeout)
 
 
 def run_in_two(
@@ -41,33 +49,48 @@ def run_in_two(
         port = free.getsockname()[1]
     address = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2')
     ranks = [{**address, 'RANK': rank, 'LOCAL_RANK': rank} for rank in '01']
-    first, second = [start(folder, [script, *arguments], **rank) for rank in ranks]
-    return first(600), second(600)
+    first, second = [Started(folder, [script, *arguments], **rank) for rank in ranks]
+    return first.wait(), second.wait()
 
 
-def start(
-    folder: Path, command: list[object], **environment: str
-) -> Callable[[float], subprocess.CompletedProcess]:
-    """Start a Python script with its arguments; call what is returned to wait for its end."""
-    command = list(map(str, command))
-    outputs = tempfile.TemporaryDirectory()
-    paths = [Path(outputs.name) / name for name in ('stdout', 'stderr')]
-    environment = {**os.environ, **environment}
-    process = CONTEXT.Process(target=_run, args=(command, folder, environment, paths))
-    process.start()
+class Started:
+    """A Python script with its arguments, running in a folder.
 
-    def finish(timeout: float) -> subprocess.CompletedProcess:
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        with outputs:
-            stdout, stderr = (path.read_text(errors='replace') for path in paths)
-        if process.exitcode == -9:
-            raise subprocess.TimeoutExpired(command, timeout, stdout, stderr)
-        return subprocess.CompletedProcess(command, process.exitcode, stdout, stderr)
+    Attributes:
+        pid: The number of its process.
+        is_alive: Whether that has not ended.
+    """
 
-    return finish
+    def __init__(
+        self,
+        folder: Path,
+        command: list[object],
+        stdin: str = '',
+        own_group: bool = False,
+        **environment: str,
+    ) -> None:
+        self.command = list(map(str, command))
+        self.streams = tempfile.TemporaryDirectory()
+        self.paths = [Path(self.streams.name) / name for name in ('stdin', 'stdout', 'stderr')]
+        self.paths[0].write_text(stdin)
+        environment = {**os.environ, **environment}
+        arguments = (self.command, folder, environment, self.paths, own_group)
+        self.process = CONTEXT.Process(target=_run, args=arguments)
+        self.process.start()
+        self.pid, self.is_alive = self.process.pid, self.process.is_alive
+
+    def wait(self, timeout: float = 600) -> subprocess.CompletedProcess:
+        """Wait for its end; it is killed if that takes longer."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        with self.streams:
+            stdout, stderr = (path.read_text(errors='replace') for path in self.paths[1:])
+        code = self.process.exitcode
+        if code == -9:
+            raise subprocess.TimeoutExpired(self.command, timeout, stdout, stderr)
+        return subprocess.CompletedProcess(self.command, code, stdout, stderr)
 
 
 def launch(
@@ -84,9 +107,19 @@ def launch(
     )
 
 
-def _run(command: list[str], folder: Path, environment: dict[str, str], paths: list[Path]) -> None:
-    for descriptor, path in zip((1, 2), paths, strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+def _run(
+    command: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    paths: list[Path],
+    own_group: bool,
+) -> None:
+    if own_group:
+        os.setsid()
+    modes = (os.O_RDONLY, *[os.O_WRONLY | os.O_CREAT] * 2)
+    for descriptor, (path, mode) in enumerate(zip(paths, modes, strict=True)):
+        os.dup2(os.open(path, mode), descriptor)
+    sys.stdin = os.fdopen(0, closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -4,10 +4,7 @@ import argparse
 import functools
 import hashlib
 import io
-import os
 import pickle
-import subprocess
-import sys
 import tarfile
 import threading
 import zipfile
@@ -24,11 +21,11 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
+from tool_process import Started
 
 from backbones import CheckpointError, EfficientFormerV2, trust_checkpoints, weights
 from backbones.weights import encode_checkpoint, load_checkpoint, read_checkpoint
 
-ROOT = Path(__file__).parents[2]
 NAME = 'efficientformerv2_s0.snap_dist_in1k'
 TENSORS = {'a': torch.arange(6.0).view(2, 3), 'b': torch.tensor(3)}
 
@@ -66,6 +63,7 @@ def timm_backbone(timm_tensors: dict) -> EfficientFormerV2:
 
 IMPORT = """
 import argparse, sys, torch
+assert 'backbones' not in sys.modules
 from mmengine.runner import checkpoint
 schemes, load = dict(checkpoint.CheckpointLoader._schemes), torch.load
 functions = checkpoint.load_from_http, checkpoint._safe_torch_load
@@ -85,10 +83,9 @@ def test_importing_changes_nothing_but_the_timm_scheme(tmp_path):
         'args': argparse.Namespace(lr=1),
     }
     torch.save(content, tmp_path / 'a.pth')
-    command = [sys.executable, '-c', IMPORT, str(tmp_path / 'a.pth')]
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
+    (tmp_path / 'import.py').write_text(IMPORT)
+    done = Started(tmp_path, [tmp_path / 'import.py', 'a.pth']).wait()
+    assert done.returncode == 0, done.stderr
 
 
 def test_after_use_safe_loading_no_scheme_runs_code(evil, monkeypatch):
@@ -420,6 +417,7 @@ def test_a_missing_page_or_an_interrupted_download_leaves_nothing(suffix, server
 # In a process of its own, for huggingface_hub reads its settings when it is imported.
 FROM_HUB = """
 import sys, torch
+assert 'huggingface_hub' not in sys.modules
 from backbones import CheckpointError, EfficientFormerV2
 for source in sys.argv[2:]:
     backbone = EfficientFormerV2('s0', init_cfg=dict(type='Pretrained', checkpoint=source))
@@ -435,18 +433,13 @@ for source in sys.argv[2:]:
 
 def load_from_hub(folder: Path, endpoint: str, *names: str) -> list[str]:
     """What happened with each name, with a cache in the folder; writes loaded.pth."""
-    sources = [f'timm://{name}' for name in names]
-    own = {'HF_ENDPOINT': endpoint, 'HF_HOME': str(folder / 'hf'), 'PYTHONPATH': str(ROOT)}
+    (folder / 'from_hub.py').write_text(FROM_HUB)
+    command = [folder / 'from_hub.py', 'loaded.pth', *(f'timm://{name}' for name in names)]
     proxies = ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'all_proxy')
-    process = subprocess.run(
-        [sys.executable, '-c', FROM_HUB, str(folder / 'loaded.pth'), *sources],
-        env={**os.environ, **own, **dict.fromkeys(proxies, '')},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert process.returncode == 0, process.stderr
-    return [line for line in process.stdout.splitlines() if line.startswith(('loaded', 'refused'))]
+    own = {'HF_ENDPOINT': endpoint, 'HF_HOME': str(folder / 'hf'), **dict.fromkeys(proxies, '')}
+    done = Started(folder, command, **own).wait()
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith(('loaded', 'refused'))]
 
 
 def test_the_hub_is_asked_once_for_each_revision(server, timm_tensors, timm_backbone, tmp_path):

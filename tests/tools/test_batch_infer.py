@@ -42,20 +42,19 @@ def read(out: Path) -> list[dict]:
 
 
 def test_results_of_infer(folder, run_tool, tmp_path):
-    """Twice: the second run finds one more image, and the results of the first."""
+    """The second run finds the results of the first."""
     model = [folder / 'saved_mask_rcnn.py', folder / 'mask_rcnn.pth']
     command = ['batch_infer.py', *model, folder / 'in', '--out', tmp_path / 'out']
     options = ['--images-per-file', 3, '--score-thr', 0, '--every', 2, '--draw', '--actors', 1]
     process = run_tool(*command, *options)
     assert process.returncode == 3, process.stderr
-    (folder / 'in' / 'new.jpg').write_bytes((folder / 'in' / 'deep' / '0.jpg').read_bytes())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').glob('part-*')}
     assert len(before) == 5
     process = run_tool(*command, *options)
     assert process.returncode == 0, process.stderr
+    assert '9 inputs, 9 done earlier' in process.stdout
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').glob('part-*')}
-    assert len(after) == 6
-    assert before.items() <= after.items()
+    assert after == before
 
     rows = {
         (row['path'], row['frame'], row['problem'] is None): row for row in read(tmp_path / 'out')
@@ -73,7 +72,7 @@ def test_results_of_infer(folder, run_tool, tmp_path):
     assert frames['bad.png'] == ['problem']
     assert frames['cut.mkv'][0] == 0
     assert frames['cut.mkv'][-1] == 'problem'
-    assert len(frames) == 10
+    assert len(frames) == 9
     drawn = tmp_path / 'out' / '_drawn'
     for result in expected[:2]:
         found = next(drawn.rglob(Path(result.source).name))
@@ -94,7 +93,6 @@ def test_killed_at_random(tmp_path):
     process = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500)
     assert process.returncode == 0, process.stdout + process.stderr
     assert 'killed' in process.stdout
-    assert (tmp_path / 'memory.png').stat().st_size > 1000
 
 
 @pytest.mark.parametrize('arguments', ['a', 'a b c d', 'a b c --actors 4:2'])
@@ -109,17 +107,10 @@ def test_a_source_that_is_none(folder, run_tool, tmp_path):
     assert str(tmp_path / 'no') in process.stderr
 
 
-def test_without_ray(run_tool, tmp_path, monkeypatch):
-    (tmp_path / 'ray.py').write_text('raise ImportError("none here")')
-    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-    process = subprocess.run(
-        [sys.executable, TESTS.parent / 'tools' / 'batch_infer.py', 'a', 'b', 'c', '--out', 'out'],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert process.returncode == 1
-    assert 'requirements/scale.txt' in process.stderr
+def test_without_ray(call_tool, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    code, said = call_tool('batch_infer.py', 'a', 'b', 'c', '--out', 'out')
+    assert code == 1 and 'requirements/scale.txt' in said
 
 
 def test_slurm_starts_ray_on_each_machine(tmp_path):

@@ -1,8 +1,6 @@
 """tools/export.py says what cannot be done, before anything is written."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 from exporting import needs_export
@@ -12,8 +10,6 @@ from backbones.export import formats
 
 pytestmark = needs_export
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'export.py'
-
 
 @pytest.fixture(scope='module')
 def retinanet(tmp_path_factory, shapes):
@@ -22,19 +18,13 @@ def retinanet(tmp_path_factory, shapes):
 
 
 @pytest.fixture
-def run_export(monkeypatch, capsys, retinanet, tmp_path):
+def run_export(call_tool, retinanet, tmp_path):
     """Runs the tool with OUT and options; returns exit code and what was said."""
 
     def run(out: str, *options: str) -> tuple[int, str]:
-        spec = importlib.util.spec_from_file_location('export_tool', TOOL)
-        tool = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(tool)
-        arguments = ['export.py', *retinanet, tmp_path / out, *options]
-        monkeypatch.setattr(sys, 'argv', [str(argument) for argument in arguments])
-        with pytest.raises(SystemExit) as left:
-            tool.main()
+        ended = call_tool('export.py', *retinanet, tmp_path / out, *options)
         assert not list(tmp_path.iterdir())
-        return left.value.code, capsys.readouterr().err
+        return ended
 
     return run
 

@@ -1,6 +1,5 @@
 """tools/infer.py as a user runs it: what is written, what is said, and what comes after a stop."""
 
-import io
 import json
 import os
 import re
@@ -10,11 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import av
 import cv2
-import infer
 import numpy as np
 import pytest
 import skimage
@@ -22,12 +21,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from rtsp_server import RtspServer
+from tool_process import TOOLS, Started
 from trained_tiny import write_trained
 from videos import corrupt, truncate, write_video
 
 from backbones.inference import Inferencer
 
-ROOT = Path(__file__).resolve().parents[2]
 PHOTOGRAPHS = Path(skimage.data_dir)
 
 # Not a multiple of anything, and none as long as the one before.
@@ -81,7 +80,7 @@ class Finished:
         inputs = [media.name, media.parent / 'missing.jpg', '-']
         command = [*model, *inputs, '--recursive', '--out-dir', out, '--score-thr', 0]
         listed = f'{PHOTOGRAPHS / "astronaut.png"}\n\n{media / "coffee.png"}\n'
-        self.process = run_infer(command, input=listed, cwd=media.parent)
+        self.process = Started(media.parent, [TOOLS / 'infer.py', *command], stdin=listed).wait()
         self.lines = read_lines(out)
         self.records = {Path(record['input']).name: record for record in self.lines}
 
@@ -94,13 +93,6 @@ def read_lines(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / 'predictions.jsonl').open(encoding='utf-8')]
 
 
-def run_infer(command: list, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / 'tools' / 'infer.py', *command]
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=600, **options
-    )
-
-
 @pytest.fixture(scope='module', params=['fpn', 'mask_rcnn'])
 def finished(request, models, media, tmp_path_factory) -> Finished:
     task = request.param
@@ -108,22 +100,9 @@ def finished(request, models, media, tmp_path_factory) -> Finished:
 
 
 @pytest.fixture
-def call(monkeypatch, capsys) -> Iterator[Callable[..., tuple[int, str]]]:
-    """Runs the tool in this process; returns the exit code and what was said."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*arguments: object, stdin: str = '') -> tuple[int, str]:
-        monkeypatch.setattr(sys, 'argv', ['infer.py', *map(str, arguments)])
-        monkeypatch.setattr(sys, 'stdin', io.StringIO(stdin))
-        try:
-            code = infer.main()
-        except SystemExit as error:
-            code = error.code
-        return code, ''.join(capsys.readouterr())
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def call(call_tool) -> Callable[..., tuple[int, str]]:
+    """Runs infer.py in this process; returns the exit code and what was said."""
+    return partial(call_tool, 'infer.py')
 
 
 def files_in(folder: Path) -> set[str]:
@@ -424,18 +403,14 @@ def test_a_stop_in_the_middle_of_a_video(number, models, media, call, tmp_path):
     out, held = tmp_path / 'out', tmp_path / 'held'
     video = write_video(tmp_path / 'long.mp4', 60, audio=True)
     command = [*models['fpn'], video, media / 'coffee.png', '--out-dir', out]
-    process = subprocess.Popen(
-        [sys.executable, '-c', HELD, *map(str, command)],
-        env={**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT / "tools"}', 'HELD': str(held)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while process.poll() is None and not held.exists():
+    (tmp_path / 'infer_held.py').write_text(HELD)
+    process = Started(Path.cwd(), [tmp_path / 'infer_held.py', *command], HELD=str(held))
+    while process.is_alive() and not held.exists():
         time.sleep(0.02)
-    process.send_signal(number)
-    said = ''.join(process.communicate(timeout=300))
-    assert process.returncode == 130, said
+    os.kill(process.pid, number)
+    done = process.wait()
+    said = done.stdout + done.stderr
+    assert done.returncode == 130, said
     assert 'the same command with --skip-existing continues' in said and 'Traceback' not in said
     (record,) = read_lines(out)
     assert (record['status'], record['frames']) == ('interrupted', 40)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import kill_and_resume
@@ -13,8 +14,7 @@ import pytest
 import torch
 from fuzzing import IS_THOROUGH
 from tiny import write_tiny_config
-
-ROOT = Path(__file__).resolve().parents[2]
+from tool_process import TOOLS, Started
 
 # Until SIGTERM comes.
 LONG = 'train_cfg = dict(max_iters=10000, val_interval=10000)\n'
@@ -29,22 +29,12 @@ def test_killed_at_random_moments(shapes, tmp_path):
     assert not any(training['differences'] for training in trainings)
 
 
-def start(config: Path, work_dir: Path, *command: object) -> subprocess.Popen:
-    """Start a training in a process group of its own and wait for its first steps."""
-    default = kill_and_resume.command(config, work_dir)
-    process = subprocess.Popen(
-        [str(part) for part in command] or default,
-        env={**os.environ, 'PYTHON': sys.executable},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def await_steps(work_dir: Path, is_alive: Callable[[], bool]) -> None:
+    """Wait for the first steps of a training."""
     end = time.monotonic() + 300
     while len(kill_and_resume.steps(work_dir)) < 2:
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        assert is_alive() and time.monotonic() < end
         time.sleep(0.05)
-    return process
 
 
 def test_sigterm_saves_and_has_an_exit_code_of_its_own(shapes, tmp_path, run_tool):
@@ -52,12 +42,14 @@ def test_sigterm_saves_and_has_an_exit_code_of_its_own(shapes, tmp_path, run_too
     config = write_tiny_config(
         tmp_path, 'fpn', shapes, LONG + "train_dataloader['num_workers'] = 2\n"
     )
-    process = start(config, tmp_path / 'run')
+    command = [TOOLS / 'train.py', config, '--work-dir', 'run']
+    process = Started(tmp_path, command, own_group=True)
+    await_steps(tmp_path / 'run', process.is_alive)
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 75, errors[-3000:]
-    assert 'Traceback' not in errors
-    assert 'preempted.pth; continue with --resume' in errors
+    done = process.wait()
+    assert done.returncode == 75, done.stderr[-3000:]
+    assert 'Traceback' not in done.stderr
+    assert 'preempted.pth; continue with --resume' in done.stderr
     step = torch.load(tmp_path / 'run' / 'preempted.pth', weights_only=False)['meta']['iter']
     options = ['--cfg-options', f'train_cfg.max_iters={step + 1}']
     resumed = run_tool('train.py', config, '--work-dir', 'run', '--resume', *options)
@@ -67,8 +59,15 @@ def test_sigterm_saves_and_has_an_exit_code_of_its_own(shapes, tmp_path, run_too
 
 def test_sigterm_in_two_processes(shapes, tmp_path):
     config = write_tiny_config(tmp_path, 'fpn', shapes, LONG)
-    launcher = ROOT / 'tools' / 'dist_train.sh'
-    process = start(config, tmp_path / 'run', launcher, config, 2, '--work-dir', tmp_path / 'run')
+    process = subprocess.Popen(
+        [TOOLS / 'dist_train.sh', config, '2', '--work-dir', tmp_path / 'run'],
+        env={**os.environ, 'PYTHON': sys.executable},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    await_steps(tmp_path / 'run', lambda: process.poll() is None)
     os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 75, errors[-3000:]
@@ -97,6 +96,7 @@ def small_disk(tmp_path) -> list[str]:
     return prefix
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk, shapes, tmp_path):
     """Checkpoints of a megabyte, of which all are kept: some fit, then none does."""
     extra = (
@@ -144,7 +144,7 @@ def slurm(tmp_path):
         path = f'{tmp_path}:{os.environ["PATH"]}'
         calls = {'CALLS': str(tmp_path / 'calls'), 'STATE': 'RUNNING', **environment}
         done = subprocess.run(
-            [ROOT / 'tools' / 'slurm_train.sh', 'gpu', 'job', 'config.py'],
+            [TOOLS / 'slurm_train.sh', 'gpu', 'job', 'config.py'],
             env={**os.environ, 'PATH': path, **calls},
             cwd=tmp_path,
             capture_output=True,

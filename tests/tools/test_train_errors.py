@@ -3,14 +3,11 @@
 tests/backbones/data has the faults that the checks find; here is one of each kind.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import test as test_tool
-import train as train_tool
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,17 +16,15 @@ VAL = 'coco/annotations/instances_val2017.json'
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch, capsys) -> Callable[..., str]:
+def refused(call_tool, tmp_path, monkeypatch) -> Callable[..., str]:
     """Runs a tool in this process, in an empty folder; returns the message that it ends with."""
 
-    def run(*arguments: object, tool=train_tool, code: int = 1) -> str:
+    def run(*arguments: object, tool: str = 'train.py', code: int = 1) -> str:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, 'argv', ['tool', *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            tool.main()
-        assert ended.value.code == code
+        ended, said = call_tool(tool, *arguments)
+        assert ended == code
         assert not (tmp_path / 'run').exists(), 'nothing was started'
-        return capsys.readouterr().err
+        return said
 
     return run
 
@@ -96,4 +91,4 @@ def test_missing_coco_and_ade20k_say_where_to_get_them(config, source, refused):
 
 
 def test_test_refuses_a_missing_checkpoint(tiny_config, refused):
-    assert 'nowhere.pth' in refused(tiny_config('fpn'), 'nowhere.pth', tool=test_tool)
+    assert 'nowhere.pth' in refused(tiny_config('fpn'), 'nowhere.pth', tool='test.py')

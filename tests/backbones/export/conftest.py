@@ -1,7 +1,7 @@
 """Tiny models whose random weights find something in an image and nothing in a blank one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -11,6 +11,7 @@ import torch
 from exporting import FEWER_BLOCKS
 from mmengine.registry import MODELS
 from tiny import write_tiny_config
+from tool_process import Started
 from torch import nn
 
 from backbones.data.classes import set_classes
@@ -40,17 +41,28 @@ test_dataloader = val_dataloader
 # One of each kind, made once for all tests of this folder.
 EXPORTS = {
     'fpn': ('fpn', 'fpn.onnx', dict(dynamic=True, batch=None)),
-    'retinanet': ('retinanet', 'retinanet.onnx', dict(size=(160, 160), batch=2)),
+    'retinanet': ('retinanet', 'retinanet.onnx', dict(size=(131, 135), batch=2)),
     'mask_rcnn': ('mask_rcnn', 'mask_rcnn.onnx', dict(dynamic=True)),
-    'logits': ('fpn', 'logits.xml', dict(size=(160, 160), logits=True)),
+    'logits': ('fpn', 'logits.xml', dict(size=(160, 160), logits=True, batch=2)),
     'single': ('retinanet', 'single.onnx', dict()),
     'fixed': ('fpn', 'fixed.onnx', dict()),
-    'pairs': ('fpn', 'pairs.onnx', dict(size=(128, 128), batch=2, logits=True)),
     'core_ml': ('fpn', 'fpn.mlpackage', dict(size=(64, 64))),
     'ham': ('ham', 'ham.onnx', dict(dynamic=True, batch=None)),
     'ham_fixed': ('ham', 'ham.xml', dict(size=(128, 160))),
     'multiples': ('multiples', 'multiples.onnx', dict(dynamic=True)),
 }
+# Its size is not a multiple of 32, to which the model pads: a file with other padding differs.
+CFG_OPTIONS = {'retinanet': {'model.data_preprocessor.pad_value': 2}}
+# Detectors need no mmseg, segmentors no mmdet: these are exported where it cannot be imported.
+UNWANTED = {'single': 'mmseg', 'fixed': 'mmdet'}
+EXPORT_ALONE = """
+import sys
+for name in [*sys.modules, {unwanted!r}]:
+    if name.partition('.')[0] == {unwanted!r}:
+        sys.modules[name] = None
+from backbones.export.export import Options, export
+export(*{arguments!r}, Options(**{options!r}), {cfg_options!r})
+"""
 
 
 @dataclass(frozen=True)
@@ -161,15 +173,24 @@ def exported(
         elif kind not in made:
             task, name, options = EXPORTS[kind]
             tiny = tiny_model(task)
+            tiny = replace(tiny, cfg_options=tiny.cfg_options | CFG_OPTIONS.get(kind, {}))
+            arguments = (tiny.config, tiny.checkpoint, str(folder / name))
+            options = options | {'image': str(image)}
             lines = []
-            export(
-                tiny.config,
-                tiny.checkpoint,
-                str(folder / name),
-                Options(**options, image=str(image)),
-                tiny.cfg_options,
-                report=lines.append,
-            )
+            if kind in UNWANTED:
+                script = folder / f'export_{kind}.py'
+                script.write_text(
+                    EXPORT_ALONE.format(
+                        unwanted=UNWANTED[kind],
+                        arguments=arguments,
+                        options=options,
+                        cfg_options=tiny.cfg_options,
+                    )
+                )
+                ended = Started(folder, [script]).wait()
+                assert ended.returncode == 0, ended.stderr[-1500:]
+            else:
+                export(*arguments, Options(**options), tiny.cfg_options, lines.append)
             model = TorchModel(
                 tiny.config, tiny.checkpoint, deploy=False, cfg_options=tiny.cfg_options
             )

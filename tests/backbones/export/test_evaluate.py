@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import pytest
 from exporting import needs_export
+from own_truth import use_predictions
 from tool_process import run_tool
 
 from backbones.export.export import Options, export
-from backbones.inference.results import coco_results
 
 pytestmark = needs_export
 
@@ -33,19 +33,12 @@ def options_of(exported, predict, shapes, tmp_path) -> Callable[[str], list[str]
         options += options_with('test_dataloader', made.tiny)
         if kind == 'fpn':
             return options
-        truth = json.loads((shapes / 'coco/annotations/instances_val2017.json').read_text())
-        rows = []
-        for image in truth['images']:
-            pixels = cv2.imread(str(shapes / 'coco/val2017' / image['file_name']))
-            (found,) = predict(made.model, [pixels])
-            about = {'image_id': image['id'], 'iscrowd': 0}
-            rows += coco_results(found, pixels.shape[:2], about, truth['categories'])[::2]
-        for number, row in enumerate(rows, 1):
-            row |= {'id': number, 'area': row['bbox'][2] * row['bbox'][3]}
-        path = tmp_path / 'own.json'
-        path.write_text(json.dumps(truth | {'annotations': rows}))
-        files = [f'test_evaluator.ann_file={path}', f'test_dataloader.dataset.ann_file={path}']
-        return options + files
+        return options + use_predictions(
+            tmp_path / 'own.json',
+            shapes,
+            lambda path: predict(made.model, [cv2.imread(str(path))])[0],
+            every=2,
+        )
 
     return annotate
 
@@ -74,7 +67,7 @@ def test_a_file_has_the_metrics_of_its_checkpoint(kind, exported, options_of, me
     model_options = options_with('model', tiny)
     expected = metrics_of(tiny.config, tiny.checkpoint, *options, *model_options)
     assert expected[METRICS[kind][0]] > 0.1
-    for file in (exported(kind), exported(f'{kind}_xml')):
+    for file in map(exported, [kind] if kind == 'single' else [kind, f'{kind}_xml']):
         pages = ['--show-dir', 'drawn', '--report', 'report.html']
         found = metrics_of(tiny.config, file.path, *pages, *options)
         # A file gives maps, without the logits that confidence is computed from.
@@ -96,14 +89,6 @@ def test_another_size_than_the_images(exported, metrics_of):
     found = metrics_of(tiny.config, exported('logits').path)['mIoU']
     assert 0 < found != pytest.approx(expected, abs=0.01)
     assert found == pytest.approx(expected, abs=5)
-
-
-def test_logits_of_batches_of_which_the_last_is_not_full(exported, metrics_of):
-    """There are five images."""
-    tiny = exported('pairs').tiny
-    expected = metrics_of(tiny.config, tiny.checkpoint)
-    found = metrics_of(tiny.config, exported('pairs').path)
-    assert found['mIoU'] == pytest.approx(expected['mIoU'], abs=0.1)
 
 
 def fails(folder: Path, *arguments: object) -> str:

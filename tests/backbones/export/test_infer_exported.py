@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-import infer
 import numpy as np
 import onnx
 import openvino
@@ -37,18 +35,12 @@ def photograph(tmp_path_factory, images) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, Path]]:
-    """Runs the tool in this process; returns exit code, what was said and the output folder."""
-    monkeypatch.setattr(signal, 'signal', lambda number, handler: None)
+def call(call_tool, tmp_path) -> Callable[..., tuple[int, str, Path]]:
+    """Runs infer.py in this process; returns exit code, what was said and the output folder."""
 
     def run(*arguments: object) -> tuple[int, str, Path]:
         out = tmp_path / f'out{len(list(tmp_path.iterdir()))}'
-        monkeypatch.setattr(sys, 'argv', ['infer.py', *map(str, arguments), '--out-dir', str(out)])
-        try:
-            code = infer.main()
-        except SystemExit as error:
-            code = error.code
-        return code, ''.join(capsys.readouterr()), out
+        return *call_tool('infer.py', *arguments, '--out-dir', out), out
 
     return run
 
@@ -84,7 +76,7 @@ def test_segmentation_maps_are_those_of_the_model(
     assert len(np.unique(found)) > 1
 
 
-@pytest.mark.parametrize('kind', ['logits', 'fpn', 'retinanet', 'mask_rcnn'])
+@pytest.mark.parametrize('kind', ['logits', 'fpn', 'single', 'mask_rcnn'])
 def test_large_images_in_tiles_are_those_of_the_model(kind, exported, images, predict):
     made = exported(kind)
     # Square, so that a file of a fixed size pads the whole image as little as the model does.
@@ -103,6 +95,14 @@ def test_large_images_in_tiles_are_those_of_the_model(kind, exported, images, pr
     for one, other in zip(found.masks or (), expected.masks or (), strict=True):
         pixels = [coco_mask.decode(encode_mask(each, large.shape[:2])) for each in (one, other)]
         assert np.mean(pixels[0] == pixels[1]) >= 0.999
+
+
+def test_batches_of_which_the_last_is_not_full(exported, images, predict):
+    """Three images for a file of batches of two."""
+    in_file = ExportedModel(exported('logits').path)
+    for image, together in zip(images, predict(in_file, images), strict=True):
+        (alone,) = predict(in_file, [image])
+        assert np.mean(together.seg_map == alone.seg_map) >= 0.999
 
 
 def test_tiles_on_the_command_line(exported, photograph, call):

@@ -26,7 +26,7 @@ DESCRIPTION = Description(
     mean=(10.0, 20.0, 30.0),
     std=(1.0, 1.0, 1.0),
     pad_pixel=(30.0, 20.0, 10.0),
-    outputs={'boxes': '', 'scores': '', 'labels': ''},
+    outputs=['boxes', 'scores', 'labels'],
 )
 
 

@@ -4,8 +4,6 @@ import base64
 import errno
 import io
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 import skimage
 from PIL import Image
+from tool_process import Started
 from videos import read_number, write_video
 
 from backbones.errors import InputError, NotMediaError
@@ -299,22 +298,26 @@ def test_frames_are_counted_from_the_start_on(kind: str, tmp_path: Path):
 
 
 def test_without_pyav_images_are_read_and_videos_say_what_is_missing(tmp_path: Path):
-    write_video(tmp_path / 'a.mp4', 2)
-    (tmp_path / 'notes.txt').touch()
-    (tmp_path / 'b.png').write_bytes((PHOTOGRAPHS / 'chelsea.png').read_bytes())
-    code = f"""
-import io, sys, threading
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    write_video(folder / 'a.mp4', 2)
+    (folder / 'notes.txt').touch()
+    (folder / 'b.png').write_bytes((PHOTOGRAPHS / 'chelsea.png').read_bytes())
+    (tmp_path / 'read.py').write_text("""
+import sys, threading
+assert 'av' not in sys.modules
 sys.modules['av'] = None
 from backbones.inference.inputs import list_inputs
 from backbones.inference.reading import Clip, read_inputs
 video, image, text = read_inputs(
-    list_inputs([{str(tmp_path)!r}], False, None), Clip(), threading.Event()
+    list_inputs(['in'], False, None), Clip(), threading.Event()
 )
 assert 'pip install av' in video.problem and not video.was_left_out
 assert image.load().shape == (300, 451, 3)
 assert text.was_left_out
-"""
-    subprocess.run([sys.executable, '-c', code], check=True)
+""")
+    done = Started(tmp_path, [tmp_path / 'read.py']).wait()
+    assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------------------------------- URLs
