@@ -1,15 +1,12 @@
-"""tools/train.py and tools/test.py by their command lines, on tiny models."""
+"""tools/train.py by its command line, on tiny models."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import TINY_ARCH, write_tiny_config
 from tool_process import TOOLS, launch, run_in_two
-from tool_process import run_tool as run_tool_in
-from trained_tiny import write_trained
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ('fpn', 'mask_rcnn')
@@ -28,73 +25,6 @@ def trained(request, tmp_path_factory, shapes) -> tuple[str, Path, Path, str]:
     done, _ = run_in_two(folder, TOOLS / 'train.py', config, *options, *frozen)
     assert done.returncode == 0, done.stderr[-3000:]
     return request.param, config, folder / 'work_dirs' / config.stem, done.stdout
-
-
-@pytest.fixture(scope='module', params=TASKS)
-def tested(request, tmp_path_factory, shapes) -> tuple[str, Path, Path, dict]:
-    """A task, a config, a checkpoint, and the metrics of test.py in one process."""
-    folder = tmp_path_factory.mktemp(f'tested_{request.param}')
-    config, checkpoint = write_trained(folder, request.param, shapes)
-    options = ['--show-dir', 'drawn', '--report', 'report.html']
-    done = run_tool_in(folder, 'test.py', config, checkpoint, *options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f'{BEST[request.param]} ' in done.stdout
-    metrics = figures(folder / 'work_dirs' / config.stem / 'metrics.json')
-    return request.param, config, checkpoint, metrics
-
-
-def figures(path: Path) -> dict[str, float]:
-    """Written metrics without times."""
-    metrics = json.loads(path.read_text())
-    return {name: value for name, value in metrics.items() if not name.endswith('time')}
-
-
-def shown_figures(report: Path) -> list[float]:
-    """The numbers in the tables and matrices of a page."""
-    keys = re.findall(r'(?:data-key="|--v:)([-+.e0-9]+)[";]', report.read_text())
-    return [float(key) for key in keys]
-
-
-def test_two_processes_test_as_one(tested, tmp_path):
-    """There are five images: none may be left out or counted twice."""
-    task, config, checkpoint, metrics = tested
-    options = ['--out', 'two.json', '--report', 'two.html']
-    if task == 'fpn':
-        done = launch('dist_test.sh', config, checkpoint, 2, *options, cwd=tmp_path)
-    else:
-        options += ['--launcher', 'pytorch']
-        done, _ = run_in_two(tmp_path, TOOLS / 'test.py', config, checkpoint, *options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert figures(tmp_path / 'two.json') == pytest.approx(metrics, nan_ok=True)
-    assert metrics[BEST[task]] > 0
-    one = shown_figures(checkpoint.parent / 'report.html')
-    assert len(one) > 100
-    assert shown_figures(tmp_path / 'two.html') == pytest.approx(one, abs=2e-3)
-
-
-def test_every_class_has_metrics_and_every_image_a_drawing(tested):
-    task, _, checkpoint, metrics = tested
-    prefix = 'IoU' if task == 'fpn' else 'coco/segm_AP'
-    assert {f'{prefix}/{name}' for name in CLASSES} <= set(metrics)
-    drawn = sorted(path.name for path in (checkpoint.parent / 'drawn').iterdir())
-    assert drawn == [f'val_{number:06d}.jpg' for number in range(1, 6)]
-
-
-def test_outputs_that_cannot_be_written_are_refused_before_the_test(tested, tmp_path, run_tool):
-    _, config, checkpoint, _ = tested
-    for option in ('--out', '--report'):
-        done = run_tool('test.py', config, checkpoint, option, tmp_path)
-        assert done.returncode == 1 and option in done.stderr and 'Traceback' not in done.stderr
-
-
-def test_folding_changes_no_metric(tested, tmp_path, run_tool):
-    """Also where a moving average of the weights was trained."""
-    _, config, checkpoint, metrics = tested
-    averaged = tmp_path / 'averaged.py'
-    averaged.write_text(f"_base_ = '{config}'\ncustom_hooks = [dict(type='EMAHook')]\n")
-    done = run_tool('test.py', averaged, checkpoint, '--no-deploy', '--out', 'out.json')
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert figures(tmp_path / 'out.json') == pytest.approx(metrics, abs=2e-3, nan_ok=True)
 
 
 def test_training_leaves_what_a_user_looks_for(trained):
@@ -206,14 +136,6 @@ val_evaluator = dict(
     assert 'warning' in done.stderr and 'norm_eval=False' in done.stderr
     assert list((tmp_path / 'run').glob('best_coco_bbox_mAP_epoch_1.pth'))
     assert list((tmp_path / 'run').glob('*/vis_data/events.out.tfevents.*'))
-
-
-@pytest.mark.parametrize(('task', 'metric'), [('fpn', 'mIoU'), ('retinanet', 'coco/bbox_mAP')])
-def test_tta(task, metric, shapes, run_tool, tmp_path):
-    config, checkpoint = write_trained(tmp_path, task, shapes)
-    done = run_tool('test.py', config, checkpoint, '--tta', '--out', 'tta.json')
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert figures(tmp_path / 'tta.json')[metric] >= 0
 
 
 @pytest.mark.parametrize(

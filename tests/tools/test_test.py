@@ -1,0 +1,191 @@
+"""tools/test.py by its command line, on tiny models: metrics, drawings, and pages in a browser."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tool_process
+from browser import open_browser
+from tool_process import TOOLS, launch, run_in_two
+from trained_tiny import write_trained
+
+BEST = {'fpn': 'mIoU', 'mask_rcnn': 'coco/segm_mAP'}
+CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
+# Lines of the charts, of which each class has one, and the table of classes.
+EXPECTED = {
+    'fpn': (['Segmentation', 'Worst images', 'Training'], 0, 7),
+    'mask_rcnn': (['Boxes', 'Masks', 'Worst images', 'Training'], 2 * 3 * 7, 6),
+}
+LOG = [
+    {'lr': 0.1, 'loss': 2.0, 'loss_a': 1.5, 'loss_b': 0.5, 'step': 20},
+    {'lr': 0.1, 'loss': 1.0, 'loss_a': 0.5, 'loss_b': 0.5, 'step': 40},
+    {'mIoU': 30.0, 'step': 40},
+]
+LOG_LINES = 3 + 1 + 1
+
+
+@pytest.fixture(scope='module', params=BEST)
+def tested(request, tmp_path_factory, shapes) -> tuple[str, Path, Path, dict]:
+    """A task, a config, a checkpoint, and the metrics of test.py in one process.
+
+    Beside the checkpoint are ``out/report.html``, ``drawn`` and the log of its training.
+    """
+    folder = tmp_path_factory.mktemp(f'tested_{request.param}')
+    config, checkpoint = write_trained(folder, request.param, shapes)
+    log = folder / '20260101_000000/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('\n'.join(map(json.dumps, LOG)))
+    options = ['--show-dir', 'drawn', '--report', 'out/report.html']
+    done = tool_process.run_tool(folder, 'test.py', config, checkpoint, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f'{BEST[request.param]} ' in done.stdout
+    metrics = figures(folder / 'work_dirs' / config.stem / 'metrics.json')
+    return request.param, config, checkpoint, metrics
+
+
+def figures(path: Path) -> dict[str, float]:
+    """Written metrics without times."""
+    metrics = json.loads(path.read_text())
+    return {name: value for name, value in metrics.items() if not name.endswith('time')}
+
+
+def shown_figures(report: Path) -> list[float]:
+    """The numbers in the tables and matrices of a page."""
+    keys = re.findall(r'(?:data-key="|--v:)([-+.e0-9]+)[";]', report.read_text())
+    return [float(key) for key in keys]
+
+
+def test_two_processes_test_as_one(tested, tmp_path):
+    """There are five images: none may be left out or counted twice."""
+    task, config, checkpoint, metrics = tested
+    options = ['--out', 'two.json', '--report', 'two.html', '--launcher', 'pytorch']
+    done, _ = run_in_two(tmp_path, TOOLS / 'test.py', config, checkpoint, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert figures(tmp_path / 'two.json') == pytest.approx(metrics, nan_ok=True)
+    assert metrics[BEST[task]] > 0
+    one = shown_figures(checkpoint.parent / 'out/report.html')
+    assert len(one) > 100
+    assert shown_figures(tmp_path / 'two.html') == pytest.approx(one, abs=2e-3)
+
+
+def test_every_class_has_metrics_and_every_image_a_drawing(tested):
+    task, _, checkpoint, metrics = tested
+    prefix = 'IoU' if task == 'fpn' else 'coco/segm_AP'
+    assert {f'{prefix}/{name}' for name in CLASSES} <= set(metrics)
+    drawn = sorted(path.name for path in (checkpoint.parent / 'drawn').iterdir())
+    assert drawn == [f'val_{number:06d}.jpg' for number in range(1, 6)]
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_test(tested, tmp_path, run_tool):
+    _, config, checkpoint, _ = tested
+    for option in ('--out', '--report'):
+        done = run_tool('test.py', config, checkpoint, option, tmp_path)
+        assert done.returncode == 1 and option in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_folding_changes_no_metric(tested, tmp_path, run_tool):
+    """Also where a moving average of the weights was trained."""
+    _, config, checkpoint, metrics = tested
+    averaged = tmp_path / 'averaged.py'
+    averaged.write_text(f"_base_ = '{config}'\ncustom_hooks = [dict(type='EMAHook')]\n")
+    done = run_tool('test.py', averaged, checkpoint, '--no-deploy', '--out', 'out.json')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert figures(tmp_path / 'out.json') == pytest.approx(metrics, abs=2e-3, nan_ok=True)
+
+
+def test_tta(shapes, run_tool, tmp_path):
+    config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
+    done = run_tool('test.py', config, checkpoint, '--tta', '--out', 'tta.json')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert figures(tmp_path / 'tta.json')['mIoU'] >= 0
+
+
+def test_dist_test_starts_test_under_torchrun(tmp_path):
+    """With a Python that says what it was to run."""
+    python = tmp_path / 'python'
+    python.write_text('#!/usr/bin/env bash\necho "$@"\n')
+    python.chmod(0o755)
+    arguments = ('my config.py', 'model.pth', 2, '--out', 'two.json')
+    done = launch('dist_test.sh', *arguments, cwd=tmp_path, PYTHON=str(python))
+    assert done.returncode == 0, done.stderr
+    assert '-m torch.distributed.run --nproc_per_node 2 ' in done.stdout
+    assert done.stdout.endswith(
+        'tools/test.py my config.py model.pth --out two.json --launcher pytorch\n'
+    )
+
+
+# The report in a browser.
+
+
+@pytest.fixture(scope='module')
+def browser():
+    with open_browser() as opened:
+        yield opened
+
+
+def open_page(browser, path: Path, width: int = 1400, **options):
+    """The page, and a list of what it complains about or fetches."""
+    context = browser.new_context(viewport={'width': width, 'height': 900}, offline=True, **options)
+    page, troubles = context.new_page(), []
+    page.on('console', lambda message: troubles.append(message.text))
+    page.on('pageerror', lambda error: troubles.append(str(error)))
+    page.on('request', lambda request: troubles.append(request.url[:60]))
+    page.goto(path.as_uri())
+    own, *others = troubles
+    assert own.startswith('file:')
+    return page, [one for one in others if not one.startswith('data:')]
+
+
+def test_figures_marks_and_images_of_the_report(tested, browser):
+    task, _, checkpoint, metrics = tested
+    titles, lines, classes = EXPECTED[task]
+    page, troubles = open_page(browser, checkpoint.parent / 'out/report.html')
+    assert [heading.text_content() for heading in page.query_selector_all('h2')] == titles
+    tiles = dict(page.eval_on_selector_all(
+        'header .tiles div', 'all => all.map(one => [...one.children].map(e => e.textContent))'
+    ))  # fmt: skip
+    name = 'mIoU' if task == 'fpn' else 'segm_mAP'
+    printed = metrics[name if task == 'fpn' else f'coco/{name}']
+    assert float(tiles[name]) == pytest.approx(printed, abs=5e-4)
+
+    rows = page.query_selector_all('.card:has(h3:text-is("Classes")) tbody tr')
+    assert len(rows) == classes * (len(titles) - 2)
+    for row in rows[-classes:]:
+        cells = [cell.text_content() for cell in row.query_selector_all('th, td')]
+        measured = metrics[f'IoU/{cells[0]}' if task == 'fpn' else f'coco/segm_AP/{cells[0]}']
+        shown = cells[1] if task == 'fpn' else cells[2]
+        assert float(shown.replace('–', 'nan')) == pytest.approx(measured, abs=2e-3, nan_ok=True)
+
+    assert len(page.query_selector_all('.charts figure > svg .line')) == lines + LOG_LINES
+    assert len(page.query_selector_all('rect.mark')) >= len(titles) - 2
+    widths = page.eval_on_selector_all('.images img', 'all => all.map(one => one.naturalWidth)')
+    assert len(widths) == 5 and min(widths) > 600
+    assert not troubles
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_a_narrow_window_does_not_scroll_sideways(tested, browser, scheme):
+    page, troubles = open_page(
+        browser, tested[2].parent / 'out/report.html', 360, color_scheme=scheme
+    )
+    page.eval_on_selector_all('details', 'all => all.forEach(one => one.open = true)')
+    page.check('.images input >> nth=0')
+    assert page.evaluate('document.documentElement.scrollWidth') <= 360
+    dark = page.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(17, 21, 28)'
+    assert dark == (scheme == 'dark') and not troubles
+
+
+def test_tables_are_sorted_with_the_keyboard_and_are_there_without_scripts(tested, browser):
+    page, troubles = open_page(browser, tested[2].parent / 'out/report.html')
+    table = page.locator('table.sortable').first
+    for order in (sorted, lambda keys: sorted(keys, reverse=True)):
+        table.locator('th button').nth(1).focus()
+        page.keyboard.press('Enter')
+        keys = table.locator('tbody tr td:nth-child(2)')
+        found = keys.evaluate_all('all => all.map(one => Number(one.dataset.key))')
+        assert found == order(found) or found == order(found)[::-1]
+    assert found == sorted(found)
+    plain, _ = open_page(browser, tested[2].parent / 'out/report.html', java_script_enabled=False)
+    assert plain.locator('table.sortable').first.locator('tbody tr').count() == len(found)
+    assert not troubles
