@@ -18,6 +18,11 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(content))
 
 
+def detach(content: dict) -> None:
+    """Take all annotations of a COCO file from the first image."""
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] != 1]
+
+
 class RunsCode:
     """Creates a folder when it is unpickled."""
 

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from tiny import write_tiny_config
 
 from backbones.data import Report, check, check_dataset
-from backbones.data.classes import class_list, set_classes
+from backbones.data.classes import set_classes
 from backbones.data.config_datasets import datasets_of
 from backbones.data.images import Sample, check_sample
 from backbones.data.labels import LabelRules
@@ -197,7 +197,7 @@ def train_on(config: Callable[[], Config], folder: Path) -> None:
         prepare_all(rest)
 
 
-@inputs(120, 1500)
+@inputs(60, 1500)
 @given(content=broken())
 def test_broken_coco_files(content: dict, config: Callable[[], Config], folder: Path):
     text = json.dumps(content)
@@ -239,16 +239,3 @@ def test_corrupt_seg_maps(file: tuple[str, bytes], folder: Path):
     sample = Sample(str(folder / '1.jpg'), '1.jpg', seg_map=str(path), labels=LabelRules(2, True))
     for decode in (True, False):
         assert all(reason for _, _, reason, _ in check_sample(replace(sample, decode=decode)))
-
-
-@inputs(30, 500)
-@given(content=st.binary(max_size=60) | st.text(max_size=30).map(str.encode))
-def test_class_lists(content: bytes, folder: Path):
-    path = folder / 'classes.txt'
-    path.write_bytes(content)
-    try:
-        names = class_list(str(path))
-    except ConfigError as error:
-        assert str(path) in str(error)
-    else:
-        assert names and all(name.strip() for name in names)

@@ -72,7 +72,7 @@ def drawn_images(shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> to
     return (torch.randn(shape, generator=generator) * scale).to(dtype)
 
 
-@inputs(60, 800)
+@inputs(30, 800)
 @given(
     options=settings_of_a_backbone,
     batch=st.integers(1, 3),
@@ -100,7 +100,7 @@ def test_evaluation_and_deployment(options, batch, height, width, dtype, scale, 
         assert ((one - other).abs().max() / largest).item() < TOLERANCE[dtype]
 
 
-@inputs(40, 500)
+@inputs(20, 500)
 @given(
     options=settings_of_a_backbone,
     batch=st.integers(1, 3),

@@ -3,14 +3,9 @@
 import json
 
 import pytest
-from corrupt import cut, edit
+from corrupt import cut, detach, edit
 
 TRAIN = 'coco/annotations/instances_train2017.json'
-
-
-def detach(content: dict) -> None:
-    """Take all annotations from the first image."""
-    content['annotations'] = [a for a in content['annotations'] if a['image_id'] != 1]
 
 
 @pytest.mark.parametrize(

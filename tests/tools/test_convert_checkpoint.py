@@ -15,11 +15,10 @@ from backbones.weights import load_checkpoint, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
-    'retinanet': 'det_configs/retinanet_effv2_s0.py',
     'mask_rcnn': 'det_configs/mask_rcnn_effv2_s0.py',
     'fpn': 'seg_configs/fpn_effv2_s0.py',
 }
-BACKBONES = {'retinanet': 'coco', 'mask_rcnn': 'coco', 'fpn': 'ade20k'}
+BACKBONES = {'mask_rcnn': 'coco', 'fpn': 'ade20k'}
 SIZES = {'coco': 800, 'ade20k': 512}
 
 
@@ -48,9 +47,9 @@ def save_whole(path: Path, task: str, num_classes: int = 5, **meta: object) -> d
 
 
 @pytest.mark.parametrize(
-    ('name', 'wrapper'), [('snap_s0_imagenet', 'model'), ('timm_s0_imagenet', None)]
+    ('name', 'wrapper', 'suffix'),
+    [('snap_s0_imagenet', 'model', '.safetensors'), ('timm_s0_imagenet', None, '.pth')],
 )
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_imagenet_weights(name, wrapper, suffix, run_tool, tmp_path):
     tensors = published(name)
     torch.save({wrapper: tensors} if wrapper else tensors, tmp_path / 'in.pth')
@@ -115,6 +114,14 @@ def test_nothing_is_overwritten_unasked(run_tool, tmp_path):
     assert read_checkpoint(tmp_path / 'out.pth')
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory) -> Path:
+    """A segmentor's checkpoint."""
+    path = tmp_path_factory.mktemp('whole') / 'in.pth'
+    save_whole(path, 'fpn')
+    return path
+
+
 def without(key: str) -> Callable[[dict], object]:
     return lambda checkpoint: checkpoint['state_dict'].pop(key)
 
@@ -132,9 +139,10 @@ BIAS = 'decode_head.conv_seg.bias'
          'no EfficientFormerV2 is recognized'),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_and_nothing_written(change, out, said, run_tool, tmp_path):
-    save_whole(tmp_path / 'in.pth', 'fpn')
-    checkpoint = torch.load(tmp_path / 'in.pth')
+def test_what_does_not_fit_is_refused_and_nothing_written(
+    change, out, said, whole, run_tool, tmp_path
+):
+    checkpoint = torch.load(whole)
     change(checkpoint)
     torch.save(checkpoint, tmp_path / 'in.pth')
     assert said in refused(run_tool('convert_checkpoint.py', 'in.pth', out))

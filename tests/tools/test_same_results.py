@@ -74,7 +74,6 @@ default_hooks = dict(checkpoint=dict(by_epoch=False, interval=1))
 log_processor = dict(by_epoch=False)
 """
 MODELS = {
-    'faster_rcnn': dict(model='faster-rcnn', neck='fpn', mask_head='', metrics=['bbox']),
     'list_neck': dict(model='faster-rcnn', neck='[fpn, balance]', mask_head='', metrics=['bbox']),
     'mask_rcnn': dict(
         model='mask-rcnn',
@@ -249,7 +248,7 @@ def test_in_python(detector, kind, deploy):
 
 @pytest.mark.parametrize('options', [[], ['--no-deploy'], ['--tta']], ids=str)
 def test_by_test_py(detector, options, run_tool, tmp_path):
-    made = detector('faster_rcnn')
+    made = detector('mask_rcnn')
     done = run_tool('test.py', made.config, made.checkpoint, '--out', 'out.json', *options)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / 'out.json').read_text())['coco/bbox_mAP']
@@ -259,7 +258,7 @@ def test_by_test_py(detector, options, run_tool, tmp_path):
 
 
 def test_by_validation_in_training(detector, run_tool):
-    made = detector('faster_rcnn')
+    made = detector('mask_rcnn')
     done = run_tool(
         *('train.py', made.config, '--work-dir', 'run'),
         *('--cfg-options', f'load_from={made.checkpoint}'),
@@ -270,7 +269,7 @@ def test_by_validation_in_training(detector, run_tool):
 
 
 def test_by_infer_py(detector, run_tool, tmp_path):
-    made = detector('faster_rcnn')
+    made = detector('mask_rcnn')
     options = ('--score-thr', 0, '--data-only', '--out-dir', 'out')
     done = run_tool('infer.py', made.config, made.checkpoint, made.images[0].parent, *options)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -57,6 +57,7 @@ def test_find_goes_on_after_it_was_killed(folder):
     assert results(folder) == (front, lines)
 
 
+@pytest.mark.slow
 def test_find_in_two_processes_is_as_in_one(folder):
     alone = results(folder)
     shutil.rmtree(folder / 'work' / 'search')

@@ -88,6 +88,7 @@ def loss_of(path: Path, checkpoint: Path) -> float:
     return sum(losses) / 5
 
 
+@pytest.mark.slow
 def test_one_that_fails_takes_the_other_down_and_its_error_is_shown(shapes, tmp_path):
     """After steps in which the images of the two had different sizes."""
     config = write_tiny_config(

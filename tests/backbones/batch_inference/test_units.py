@@ -274,5 +274,6 @@ def test_a_worker_writes_each_unit_once(images, tmp_path, out, shapes):
     rows = [row for file in files for row in file.to_pylist()]
     assert [row['path'].rpartition('/')[2] for row in rows] == list(map(str, range(23)))
     assert [row['problem'] is None for row in rows] == [True] * 22 + [False]
+    assert all(row['masks'] is None for row in rows), 'a RetinaNet has none'
     drawn = worker.destination.fs.find(worker.destination.path('_drawn'))
     assert len(drawn) == 22

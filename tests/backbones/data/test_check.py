@@ -13,7 +13,7 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import pytest
-from corrupt import cut, edit
+from corrupt import cut, detach, edit
 from mmengine.config import Config, ConfigDict
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -82,11 +82,6 @@ def mask(*size: int, counts: object) -> Callable[[Path], None]:
 
 def polygons(*parts: object) -> Callable[[Path], None]:
     return annotation(segmentation=list(parts))
-
-
-def detach(content: dict) -> None:
-    """Take all annotations from the first image."""
-    content['annotations'] = [a for a in content['annotations'] if a['image_id'] != 1]
 
 
 def tear(path: Path) -> None:

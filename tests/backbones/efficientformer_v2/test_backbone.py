@@ -194,7 +194,8 @@ def test_deepcopy_is_a_network_of_its_own():
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('training', [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize('training', [False, True])
 def test_compiles_into_one_graph(training):
     torch.manual_seed(0)
     backbone = EfficientFormerV2(TINY_ARCH).train(training)

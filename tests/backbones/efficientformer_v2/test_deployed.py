@@ -162,6 +162,7 @@ def test_compiles_into_one_graph():
             assert_same(compiled(image), backbone(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('deployed', [False, True])
 def test_exports_with_sizes_that_vary(deployed):
     from torch.export import Dim  # not in torch 2.1

@@ -22,17 +22,13 @@ from backbones.search.evaluate import (
 from backbones.search.space import Space
 
 
-@pytest.fixture(params=['fpn', 'retinanet', 'mask_rcnn'])
-def task(request) -> str:
-    return request.param
-
-
 def make_evaluator(tmp_path: Path, shapes: Path, task: str = 'fpn') -> Evaluator:
     config = prepared(write_search_config(tmp_path, task, shapes))
     checkpoint = write_supernet(config, tmp_path / 'supernet.pth')
     return Evaluator(config, *load_supernet(config, str(checkpoint)), config.work_dir)
 
 
+@pytest.mark.parametrize('task', ['fpn', 'mask_rcnn'])
 def test_as_a_test_of_the_same_weights(task, tmp_path, many_shapes):
     """Not folded, by mmengine's own runner and metric."""
     evaluator = make_evaluator(tmp_path, many_shapes, task)

@@ -45,16 +45,13 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    'task', ['fpn', pytest.param('retinanet', marks=pytest.mark.slow), 'mask_rcnn']
+    'task',
+    [*(pytest.param(task, marks=pytest.mark.slow) for task in ('fpn', 'retinanet')), 'mask_rcnn'],
 )
 def test_a_resumed_supernet_ends_as_one_left_alone(task, write, tmp_path, run_tool):
     config = write(task, SEARCH)
     done = run_tool('train.py', config, '--seed', 0, '--work-dir', 'alone')
     assert done.returncode == 0, done.stderr[-3000:]
-    losses = first_losses(tmp_path / 'alone')
-    kinds = [losses[f'loss_{name}'] for name in ('largest', 'smallest', 'random', 'random')]
-    assert losses['loss'] == pytest.approx(sum(kinds) / 4)
-    assert len(set(kinds)) == 3
 
     resumed = tmp_path / 'resumed'
     resumed.mkdir()
@@ -64,10 +61,6 @@ def test_a_resumed_supernet_ends_as_one_left_alone(task, write, tmp_path, run_to
     assert done.returncode == 0, done.stderr[-3000:]
     expected, found = (weights_of(tmp_path / run / 'iter_4.pth') for run in ('alone', 'resumed'))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-    other = write(task, SEARCH.replace('(8, 16)', '(12, 16)'))
-    done = run_tool('train.py', other, '--seed', 0, '--work-dir', resumed, '--resume')
-    assert done.returncode == 1 and 'another space' in done.stderr
 
 
 def test_two_processes_train_as_one_with_the_doubled_batch(write, tmp_path, run_tool):
@@ -86,12 +79,15 @@ def test_two_processes_train_as_one_with_the_doubled_batch(write, tmp_path, run_
     assert one[name].abs().max() > 1e-3, 'it starts at 0'
 
 
-def test_mixed_precision(write, tmp_path, run_tool):
+def test_losses_of_networks_in_full_and_mixed_precision(write, tmp_path, run_tool):
     config = write('fpn', SEARCH)
     for folder, options in (('full', ()), ('mixed', ('--amp',))):
         done = run_tool('train.py', config, '--seed', 0, '--work-dir', folder, *options)
         assert done.returncode == 0, done.stderr[-3000:]
     full, mixed = first_losses(tmp_path / 'full'), first_losses(tmp_path / 'mixed')
+    kinds = [full[f'loss_{name}'] for name in ('largest', 'smallest', 'random', 'random')]
+    assert full['loss'] == pytest.approx(sum(kinds) / 4)
+    assert len(set(kinds)) == 3
     assert mixed['loss'] != full['loss']
     assert mixed['loss'] == pytest.approx(full['loss'], rel=0.05)
 
