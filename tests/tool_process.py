@@ -79,6 +79,10 @@ class Started:
         self.process.start()
         self.pid, self.is_alive = self.process.pid, self.process.is_alive
 
+    def said(self) -> str:
+        """Its standard output until now."""
+        return self.paths[1].read_text(errors='replace') if self.paths[1].exists() else ''
+
     def wait(self, timeout: float = 600) -> subprocess.CompletedProcess:
         """Wait for its end; it is killed if that takes longer."""
         self.process.join(timeout)

@@ -1,12 +1,12 @@
 """tools/app.py in a browser: images and videos of two models, and what must not be reachable."""
 
+import importlib.util
 import io
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -15,17 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import app
 import cv2
 import pytest
 import skimage
 from browser import open_browser
 from PIL import Image
-from tool_process import run_tool
+from tool_process import TOOLS, Started, run_tool
 from trained_tiny import write_trained
 from videos import numbered_image, truncate, write_video
 
-TOOL = Path(app.__file__)
 MODELS = ('fpn', 'mask_rcnn')
 MAX_MEGABYTES, MAX_SECONDS = 1, 0.5
 # Of the page and of everything that it asks for.
@@ -50,29 +48,23 @@ def folder(tmp_path_factory, shapes) -> Path:
     return folder
 
 
-def start(folder: Path, *options: object) -> tuple[subprocess.Popen, str]:
-    """The tool's process, and the URL of its page."""
+@pytest.fixture(scope='module')
+def url(folder) -> Iterator[str]:
+    """The URL of its page."""
+    if not importlib.util.find_spec('gradio'):
+        pytest.skip('gradio is not installed')
     models = [
         f'{part}{task}.{end}' for task in MODELS for part, end in (('saved_', 'py'), ('', 'pth'))
     ]
-    process = subprocess.Popen(
-        [sys.executable, TOOL, *models, *map(str, options), '--device', 'cpu'],
-        cwd=folder,
-        env={**os.environ, 'TMPDIR': str(folder)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return process, process.stdout.readline().split()[2]
-
-
-@pytest.fixture(scope='module')
-def url(folder) -> Iterator[str]:
-    pytest.importorskip('gradio', reason='gradio is not installed')
-    process, url = start(folder, '--max-megabytes', MAX_MEGABYTES, '--max-seconds', MAX_SECONDS)
-    yield url
+    limits = ('--max-megabytes', MAX_MEGABYTES, '--max-seconds', MAX_SECONDS)
+    command = [TOOLS / 'app.py', *models, *limits, '--device', 'cpu']
+    process = Started(folder, command, TMPDIR=str(folder))
+    while process.is_alive() and '\n' not in process.said():
+        time.sleep(0.1)
+    yield process.said().split()[2]
     # While a model is running.
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(TIMEOUT) == 0
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(TIMEOUT).returncode == 0
     assert not list(folder.glob('app-*')), 'uploads are left behind'
 
 

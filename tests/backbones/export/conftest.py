@@ -42,7 +42,8 @@ test_dataloader = val_dataloader
 EXPORTS = {
     'fpn': ('fpn', 'fpn.onnx', dict(dynamic=True, batch=None)),
     'retinanet': ('retinanet', 'retinanet.onnx', dict(size=(131, 135), batch=2)),
-    'mask_rcnn': ('mask_rcnn', 'mask_rcnn.onnx', dict(dynamic=True)),
+    'mask_rcnn': ('mask_rcnn', 'mask_rcnn.onnx', dict(size=(512, 512))),
+    'mask_rcnn_open': ('mask_rcnn', 'mask_rcnn_open.onnx', dict(dynamic=True)),
     'logits': ('fpn', 'logits.xml', dict(size=(160, 160), logits=True, batch=2)),
     'single': ('retinanet', 'single.onnx', dict()),
     'fixed': ('fpn', 'fixed.onnx', dict()),

@@ -32,7 +32,14 @@ def describe(tiny: object, palette: object = None) -> Description:
     return export_module.describe(config, model, options, 'tiny', ('thing',), palette)
 
 
-@pytest.mark.parametrize('kind', ['single', 'mask_rcnn', 'mask_rcnn_xml'])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        *('single', 'mask_rcnn', 'mask_rcnn_xml'),
+        pytest.param('mask_rcnn_open', marks=pytest.mark.slow),
+        pytest.param('mask_rcnn_open_xml', marks=pytest.mark.slow),
+    ],
+)
 def test_detections_are_the_models(exported, predict, images, kind):
     made = exported(kind)
     in_file = ExportedModel(made.path, 'cpu')
@@ -49,7 +56,9 @@ def test_detections_are_the_models(exported, predict, images, kind):
         assert 4 * largest**0.5 > 224
 
 
-@pytest.mark.parametrize('kind', ['single', 'mask_rcnn'])
+@pytest.mark.parametrize(
+    'kind', ['single', 'mask_rcnn', pytest.param('mask_rcnn_open', marks=pytest.mark.slow)]
+)
 def test_a_blank_image_has_no_detection(exported, predict, kind):
     blank = np.random.default_rng(0).normal(114, 8, (128, 128, 3)).astype(np.uint8)
     (found,) = predict(ExportedModel(exported(kind).path, 'cpu'), [blank])
@@ -149,7 +158,7 @@ def test_a_fixed_size_says_by_how_much_it_changes_scores(exported, predict, imag
     assert any(abs(before - score) < 2e-3 for score in scores[0])
     assert any(abs(after - score) < 2e-3 for score in scores[1])
     assert worst == pytest.approx(abs(after - before), abs=2e-3) and worst > 1e-3
-    assert any('resized as in PyTorch' in line for line in exported('mask_rcnn').lines)
+    assert any('resized as in PyTorch' in line for line in exported('fpn').lines)
 
 
 def test_results_are_compared_on_a_validation_image(tiny_model, shapes):
@@ -177,12 +186,20 @@ def test_an_onnx_file_says_how_it_is_used(exported):
     assert resize['scale'] == [512, 512] and resize['keep_ratio'] is True
     assert described.mean == pytest.approx((123.675, 116.28, 103.53))
     assert described.pad_pixel == pytest.approx((103.53, 116.28, 123.675))
-    assert described.size is None and described.min_size == 65
+    assert described.size == (512, 512)
     graph = onnx.load(path).graph
     assert [each.name for each in graph.input] == ['images']
-    sizes = [size.dim_param for size in graph.input[0].type.tensor_type.shape.dim]
-    assert sizes == ['', '', 'height', 'width']
+    sizes = [size.dim_value for size in graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == [1, 3, 512, 512]
     assert [output.name for output in graph.output] == ['boxes', 'scores', 'labels', 'masks']
+
+
+def test_an_onnx_file_of_any_size_says_so(exported):
+    path = exported('fpn').path
+    described = ExportedModel(path, 'cpu').description
+    assert described.size is None and described.batch is None and described.min_size == 33
+    sizes = [size.dim_param for size in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == ['batch', '', 'height', 'width']
 
 
 def test_nothing_of_this_machine_is_in_an_onnx_file(exported):

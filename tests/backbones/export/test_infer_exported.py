@@ -76,7 +76,13 @@ def test_segmentation_maps_are_those_of_the_model(
     assert len(np.unique(found)) > 1
 
 
-@pytest.mark.parametrize('kind', ['logits', 'fpn', 'single', 'mask_rcnn'])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        *('logits', 'fpn', 'single', 'mask_rcnn'),
+        pytest.param('mask_rcnn_open', marks=pytest.mark.slow),
+    ],
+)
 def test_large_images_in_tiles_are_those_of_the_model(kind, exported, images, predict):
     made = exported(kind)
     # Square, so that a file of a fixed size pads the whole image as little as the model does.

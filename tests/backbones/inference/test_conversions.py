@@ -12,8 +12,7 @@ from trained_tiny import write_trained
 from videos import write_video
 
 from backbones.errors import InputError
-from backbones.inference import Detections, Inferencer, Result
-from backbones.inference.drawing import Visualizer
+from backbones.inference import Inferencer, Result
 
 ROOT = Path(__file__).resolve().parents[3]
 TASKS = ('fpn', 'retinanet', 'mask_rcnn')
@@ -119,25 +118,3 @@ def test_the_tracker_of_the_readme(tmp_path, shapes, monkeypatch):
     exec(example, variables)
     assert variables['result'].frame == 7
     assert len(variables['objects'].tracker_id) == len(variables['objects'])
-
-
-def test_a_tracker_follows_our_objects():
-    trackers = pytest.importorskip('trackers')
-    tracker = trackers.ByteTrackTracker()
-    visualizer = Visualizer(('car', 'person'), [(255, 0, 0), (0, 255, 0)])
-    ids = []
-    for frame in range(10):
-        # Two objects that move towards each other, the better one first.
-        boxes = np.float32(
-            [[10 + 4 * frame, 10, 40 + 4 * frame, 50], [150 - 4 * frame, 60, 190, 99]]
-        )
-        scores = np.float32([0.9, 0.8])
-        found = Detections(boxes, scores, np.int64([1, 0]))
-        image = np.zeros((100, 200, 3), np.uint8)
-        result = Result('clip.mp4', frame, frame / 10, image, found, None, visualizer)
-        objects = tracker.update(result.to_supervision())
-        ids.append(
-            dict(zip(objects['class_name'].tolist(), objects.tracker_id.tolist(), strict=True))
-        )
-    assert ids[-1].keys() == {'car', 'person'} and len(set(ids[-1].values())) == 2
-    assert all(one == ids[-1] for one in ids[3:]) and min(ids[-1].values()) >= 0

@@ -173,6 +173,7 @@ def write_solo(folder: Path) -> tuple[Path, Path]:
 _base_ = 'mmdet::solov2/solov2-light_r18_fpn_ms-3x_coco.py'
 model = dict(
     backbone=dict(init_cfg=None),
+    mask_head=dict(num_classes=2),
     test_cfg=dict(score_thr=0.0, filter_thr=0.0, max_per_img=5),
 )
 test_dataloader = dict(dataset=dict(pipeline=[
@@ -185,7 +186,7 @@ test_dataloader = dict(dataset=dict(pipeline=[
     torch.manual_seed(0)
     model = MODELS.build(load_config(str(config)).model)
     checkpoint = folder / 'solo.pth'
-    meta = {'dataset_meta': {'classes': [f'class {index}' for index in range(80)]}}
+    meta = {'dataset_meta': {'classes': ['a', 'b']}}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, checkpoint)
     return config, checkpoint
 
