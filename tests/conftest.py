@@ -35,10 +35,16 @@ from tiny import draw_shapes, write_tiny_config
 
 torch.set_num_threads(1)
 
-# Tests that one process runs with --dist loadfile: those of exporting, which share what they write.
+# What one process runs with --dist loadfile: the tests of exporting, which share what they write,
 EXPORTING = 'tests/backbones/export/'
-# Files of few but long tests; what has the most tests is begun first.
-TRAININGS = ('test_killed', 'test_search', 'test_search_find', 'test_two_processes')
+# and files of few but long tests, for what has the most tests is begun first.
+TRAININGS = (
+    'test_killed',
+    'test_search',
+    'test_search_find',
+    'test_supernet',
+    'test_two_processes',
+)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -6,10 +6,8 @@ import hashlib
 import io
 import pickle
 import tarfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from mmengine.model import BaseModule
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from tool_process import Started
+from web import Handler, Server, serve
 
 from backbones import CheckpointError, EfficientFormerV2, trust_checkpoints, weights
 from backbones.weights import encode_checkpoint, load_checkpoint, read_checkpoint
@@ -319,41 +318,13 @@ def test_a_bare_backbone_finds_its_place_in_a_whole_model(
 # From the web and from the hub, both served on this machine.
 
 
-class Server(ThreadingHTTPServer):
-    """Serves ``files``, by path; notes GETs in ``fetched``, cuts the first to ``limits``."""
+class Hub(Handler):
+    """Also says what huggingface_hub asks of a hub."""
 
-    def __init__(self) -> None:
-        super().__init__(('127.0.0.1', 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.fetched: list[str] = []
-        self.limits: list[int] = []
-
-    @property
-    def url(self) -> str:
-        return f'http://127.0.0.1:{self.server_port}'
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_HEAD(self) -> None:
-        content = self.server.files.get(self.path)
-        self.send_response(200 if content is not None else 404)
-        # What huggingface_hub asks of a hub.
+    def end_headers(self) -> None:
         self.send_header('X-Repo-Commit', hashlib.sha1(self.path.encode()).hexdigest())
-        self.send_header('ETag', f'"{hash(content):x}"')
-        self.send_header('Content-Length', str(len(content or b'')))
-        self.end_headers()
-
-    def do_GET(self) -> None:
-        self.server.fetched.append(self.path)
-        # Before the answer, after which the test goes on and may change it.
-        content = self.server.files.get(self.path, b'')
-        self.do_HEAD()
-        if content and self.server.limits:
-            content = content[: self.server.limits.pop(0)]
-        self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+        self.send_header('ETag', f'"{hash(self.server.pages.get(self.path)):x}"')
+        super().end_headers()
 
 
 @pytest.fixture
@@ -361,10 +332,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     """A server, and an empty cache for what is downloaded from it, ``tmp_path / 'torch'``."""
     monkeypatch.setenv('no_proxy', '*')
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serve({}, Hub) as server:
         yield server
-        server.shutdown()
 
 
 def cached_files(tmp_path: Path) -> list[Path]:
@@ -375,11 +344,11 @@ def cached_files(tmp_path: Path) -> list[Path]:
 def test_downloads_are_kept_and_files_of_one_name_told_apart(server):
     for folder, value in (('a', 1.0), ('b', 2.0)):
         content = encode_checkpoint({'x': torch.tensor(value)}, {}, '.pth')
-        server.files[f'/{folder}/epoch_12.pth'] = content
+        server.pages[f'/{folder}/epoch_12.pth'] = content
     for folder, value in (('a', 1.0), ('b', 2.0), ('a', 1.0)):
         loaded = load_checkpoint(f'{server.url}/{folder}/epoch_12.pth')
         assert loaded['state_dict']['x'] == value
-    assert server.fetched == ['/a/epoch_12.pth', '/b/epoch_12.pth']
+    assert server.asked == ['/a/epoch_12.pth', '/b/epoch_12.pth']
 
 
 @pytest.mark.parametrize('digits', [8, 64])
@@ -387,7 +356,7 @@ def test_the_hash_in_a_name_is_verified(digits, server, tmp_path):
     content = encode_checkpoint(TENSORS, {}, '.pth')
     right = hashlib.sha256(content).hexdigest()[:digits]
     wrong = right[:-1] + '0123456789abcdef'[int(right[-1], 16) - 1]
-    server.files = {f'/a-{right}.pth': content, f'/a-{wrong}.pth': content}
+    server.pages = {f'/a-{right}.pth': content, f'/a-{wrong}.pth': content}
     with pytest.raises(CheckpointError, match=wrong):
         read_checkpoint(f'{server.url}/a-{wrong}.pth')
     assert not cached_files(tmp_path)
@@ -397,7 +366,7 @@ def test_the_hash_in_a_name_is_verified(digits, server, tmp_path):
 
 
 def test_a_date_in_a_name_is_no_hash(server):
-    server.files['/a-20240131.pth'] = encode_checkpoint(TENSORS, {}, '.pth')
+    server.pages['/a-20240131.pth'] = encode_checkpoint(TENSORS, {}, '.pth')
     assert read_checkpoint(f'{server.url}/a-20240131.pth')
 
 
@@ -406,11 +375,12 @@ def test_a_missing_page_or_an_interrupted_download_leaves_nothing(suffix, server
     url = f'{server.url}/a{suffix}'
     with pytest.raises(CheckpointError, match=r'\ba\..*404'):
         load_checkpoint(url)
-    server.files[f'/a{suffix}'] = encode_checkpoint(TENSORS, {}, suffix)
-    server.limits = [100]
+    content = encode_checkpoint(TENSORS, {}, suffix)
+    server.pages[f'/a{suffix}'] = ('application/octet-stream', content[:100], len(content) - 100)
     with pytest.raises(CheckpointError, match=r'\ba\.'):
         load_checkpoint(url)
     assert not cached_files(tmp_path)
+    server.pages[f'/a{suffix}'] = content
     load_checkpoint(url)
 
 
@@ -446,13 +416,13 @@ def test_the_hub_is_asked_once_for_each_revision(server, timm_tensors, timm_back
     revision = '1' * 40
     paths = [f'/timm/{NAME}/resolve/{r}/model.safetensors' for r in ('main', revision)]
     for tensors, path in zip((TENSORS, timm_tensors), paths, strict=True):
-        server.files[path] = encode_checkpoint(tensors, {}, '.safetensors')
+        server.pages[path] = encode_checkpoint(tensors, {}, '.safetensors')
     names = NAME, f'{NAME}@{revision}', f'{NAME}@{revision}'
     lines = load_from_hub(tmp_path, server.url, *names)
     assert [line[:7] for line in lines] == ['refused', 'loaded', 'loaded']
     expected = dict(timm_backbone.state_dict())
     torch.testing.assert_close(dict(torch.load(tmp_path / 'loaded.pth')), expected, rtol=0, atol=0)
-    assert [path for path in server.fetched if path.startswith('/timm')] == paths
+    assert [path for path in server.asked if path.startswith('/timm')] == paths
 
 
 def test_without_a_hub_the_ways_out_are_named(tmp_path, monkeypatch):

@@ -1,10 +1,8 @@
 """Two processes train, validate and fail as one would."""
 
-import http.server
+import io
 import json
-import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 from mmengine.registry import DATASETS, MODELS
 from tiny import TINY_ARCH, write_tiny_config
 from tool_process import launch, run_in_two
+from web import Server, serve
 
 from backbones import EfficientFormerV2
 from backbones.data.classes import set_classes
@@ -21,33 +20,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The URL of a backbone's weights on this machine, and a list of the requests for them."""
-    folder = tmp_path / 'served'
-    folder.mkdir()
-    torch.save(EfficientFormerV2(TINY_ARCH).state_dict(), folder / 'weights.pth')
-    asked = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            asked.append(str(arguments))
-
-    server = http.server.ThreadingHTTPServer(
-        ('127.0.0.1', 0), partial(Handler, directory=str(folder))
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}/weights.pth', asked
-    server.shutdown()
+def served() -> Iterator[Server]:
+    """A web server with a backbone's weights."""
+    content = io.BytesIO()
+    torch.save(EfficientFormerV2(TINY_ARCH).state_dict(), content)
+    with serve({'/weights.pth': content.getvalue()}) as server:
+        yield server
 
 
 def test_metrics_are_those_of_the_saved_model_and_one_process_downloads(
     served, shapes, tmp_path, run_tool, monkeypatch
 ):
     """BatchNorm's means differ from process to process; what is validated is what is saved."""
-    url, asked = served
     extra = (
         "model['backbone']['init_cfg'] = "
-        f"dict(_delete_=True, type='Pretrained', checkpoint='{url}')\n"
+        f"dict(_delete_=True, type='Pretrained', checkpoint='{served.url}/weights.pth')\n"
     )
     config = write_tiny_config(tmp_path, 'fpn', shapes, extra)
     run_folder = tmp_path / 'run'
@@ -56,7 +43,7 @@ def test_metrics_are_those_of_the_saved_model_and_one_process_downloads(
     options = ['--seed', 0, '--val-loss', '--work-dir', run_folder, '--launcher', 'pytorch']
     done, _ = run_in_two(tmp_path, ROOT / 'tools' / 'train.py', config, *options)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(asked) == 1
+    assert served.asked == ['/weights.pth']
 
     log = next(run_folder.glob('*/vis_data/scalars.json')).read_text().splitlines()
     validated = json.loads(log[-1])

@@ -4,13 +4,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from rtsp_server import RtspServer
+from web import Handler, serve
 
 from backbones.errors import ConfigError, InputError
 from backbones.inference import camera, window
@@ -233,41 +233,24 @@ def find_udp_url() -> str:
 NUM_JPEGS = 12
 
 
-class Pages(BaseHTTPRequestHandler):
-    """An http camera, and what else may stand behind a URL."""
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        if self.path == '/camera':
-            self.send_frames()
-        elif self.path == '/page':
-            self.send_response(200)
-            self.send_header('Content-Type', 'text/html')
-            self.end_headers()
-            self.wfile.write(b'<html>A page, not a video.</html>')
-        else:
-            self.send_error(401 if self.path == '/private' else 404)
-
-    def send_frames(self) -> None:
-        self.send_response(200)
-        self.send_header('Content-Type', 'multipart/x-mixed-replace; boundary=next')
-        self.end_headers()
-        for index in range(NUM_JPEGS):
-            image = np.full((48, 64, 3), (10 * index, 60, 200), np.uint8)
-            jpeg = cv2.imencode('.jpg', image)[1].tobytes()
-            head = f'--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n'
-            self.wfile.write(head.encode() + jpeg + b'\r\n')
+def send_frames(handler: Handler) -> None:
+    """Be an http camera."""
+    handler.send_response(200)
+    handler.send_header('Content-Type', 'multipart/x-mixed-replace; boundary=next')
+    handler.end_headers()
+    for index in range(NUM_JPEGS):
+        image = np.full((48, 64, 3), (10 * index, 60, 200), np.uint8)
+        jpeg = cv2.imencode('.jpg', image)[1].tobytes()
+        head = f'--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n'
+        handler.wfile.write(head.encode() + jpeg + b'\r\n')
 
 
 @pytest.fixture(scope='module')
 def site() -> Iterator[str]:
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Pages)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}'
-    server.shutdown()
-    server.server_close()
+    """An http camera, and what else may stand behind a URL."""
+    page = ('text/html', b'<html>A page, not a video.</html>')
+    with serve({'/camera': send_frames, '/page': page, '/private': 401}) as server:
+        yield server.url
 
 
 def test_mjpeg(site: str):

@@ -5,10 +5,8 @@ import errno
 import io
 import os
 from collections.abc import Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 
 import av
 import fsspec
@@ -18,6 +16,7 @@ import skimage
 from PIL import Image
 from tool_process import Started
 from videos import read_number, write_video
+from web import Handler, serve
 
 from backbones.errors import InputError, NotMediaError
 from backbones.inference import reading
@@ -345,61 +344,43 @@ def test_storage_that_fsspec_knows(tmp_path: Path):
     assert listed(f'{url}/odd[1].png') == [Input(f'{url}/odd[1].png')]
 
 
-class Handler(BaseHTTPRequestHandler):
-    """A web server with every kind of answer."""
+def give_with_login(handler: Handler) -> None:
+    """The image, to whom it is for."""
+    login = base64.b64encode(b'me:p@ss').decode()
+    if handler.headers['Authorization'] == f'Basic {login}':
+        handler.give('image/png', (PHOTOGRAPHS / 'chelsea.png').read_bytes())
+    else:
+        handler.send_error(401)
 
-    def __init__(self, answers: dict[str, tuple[str, bytes]], *arguments: object):
-        self.answers = answers
-        super().__init__(*arguments)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        name = self.path.partition('?')[0].strip('/')
-        login = base64.b64encode(b'me:p@ss').decode()
-        if name == 'secret' and self.headers['Authorization'] != f'Basic {login}':
-            self.send_error(401)
-        elif name == 'elsewhere':
-            self.send_response(302)
-            self.send_header('Location', 'file:///etc/passwd')
-            self.end_headers()
-        elif name == 'silent':
-            self.server.has_closed.wait()
-        elif name in self.answers:
-            content_type, body = self.answers[name]
-            self.send_response(200)
-            self.send_header('Content-Type', content_type)
-            self.send_header('Content-Length', str(len(body) + 4000 * (name == 'broken')))
-            self.end_headers()
-            self.wfile.write(body)
-        else:
-            self.send_error(404)
+def send_elsewhere(handler: Handler) -> None:
+    """Point to a file of the machine that asks."""
+    handler.send_response(302)
+    handler.send_header('Location', 'file:///etc/passwd')
+    handler.end_headers()
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of a web server on this computer."""
+    """The URL of a web server with every kind of answer."""
     monkeypatch.setenv('no_proxy', '*')
     image = (PHOTOGRAPHS / 'chelsea.png').read_bytes()
-    answers = {
-        **dict.fromkeys(('image.png', 'a%20b.png', 'secret'), ('image/png', image)),
-        'untold': ('application/octet-stream', image),
-        'animation': ('image/gif', (PHOTOGRAPHS / 'no_time_for_that_tiny.gif').read_bytes()),
-        'video': ('video/mp4', write_video(tmp_path / 'a.mp4', 3, audio=True).read_bytes()),
-        'page': ('text/html; charset=utf-8', b'<html></html>'),
-        'live': ('multipart/x-mixed-replace; boundary=frame', b'--frame\r\n'),
-        'broken': ('image/png', image[:1000]),
+    has_closed = Event()
+    pages = {
+        **dict.fromkeys(('/image.png', '/a%20b.png'), ('image/png', image)),
+        '/untold': image,
+        '/animation': ('image/gif', (PHOTOGRAPHS / 'no_time_for_that_tiny.gif').read_bytes()),
+        '/video': ('video/mp4', write_video(tmp_path / 'a.mp4', 3, audio=True).read_bytes()),
+        '/page': ('text/html; charset=utf-8', b'<html></html>'),
+        '/live': ('multipart/x-mixed-replace; boundary=frame', b'--frame\r\n'),
+        '/broken': lambda handler: handler.give('image/png', image[:1000], missing=4000),
+        '/secret': give_with_login,
+        '/elsewhere': send_elsewhere,
+        '/silent': lambda handler: has_closed.wait(),
     }
-    httpd = ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, answers))
-    httpd.daemon_threads = True
-    httpd.block_on_close = False
-    httpd.has_closed = Event()
-    Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
-    yield f'http://127.0.0.1:{httpd.server_port}'
-    httpd.has_closed.set()
-    httpd.shutdown()
-    httpd.server_close()
+    with serve(pages) as server:
+        yield server.url
+        has_closed.set()
 
 
 @pytest.mark.parametrize(
