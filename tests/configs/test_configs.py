@@ -27,7 +27,7 @@ RECIPES = [f'{kind}_effv2_{arch}.py' for kind in KINDS for arch in ARCHITECTURES
 OTHERS = [
     str(path)
     for path in sorted([*ROOT.glob('det_configs/*.py'), *ROOT.glob('seg_configs/*.py')])
-    if not re.search(r'_effv2_(s0|s1|s2|l|l_.*|(s1|s2)_neck.*)$', path.stem)
+    if not re.search(r'_effv2_(s1|s2|l|l_.*|(s1|s2)_neck.*)$', path.stem)
 ]
 
 
