@@ -248,7 +248,7 @@ def test_in_python(detector, kind, deploy):
 
 @pytest.mark.parametrize('options', [[], ['--no-deploy'], ['--tta']], ids=str)
 def test_by_test_py(detector, options, run_tool, tmp_path):
-    made = detector('mask_rcnn')
+    made = detector('list_neck')
     done = run_tool('test.py', made.config, made.checkpoint, '--out', 'out.json', *options)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / 'out.json').read_text())['coco/bbox_mAP']
@@ -258,7 +258,7 @@ def test_by_test_py(detector, options, run_tool, tmp_path):
 
 
 def test_by_validation_in_training(detector, run_tool):
-    made = detector('mask_rcnn')
+    made = detector('list_neck')
     done = run_tool(
         *('train.py', made.config, '--work-dir', 'run'),
         *('--cfg-options', f'load_from={made.checkpoint}'),
@@ -269,7 +269,7 @@ def test_by_validation_in_training(detector, run_tool):
 
 
 def test_by_infer_py(detector, run_tool, tmp_path):
-    made = detector('mask_rcnn')
+    made = detector('list_neck')
     options = ('--score-thr', 0, '--data-only', '--out-dir', 'out')
     done = run_tool('infer.py', made.config, made.checkpoint, made.images[0].parent, *options)
     assert done.returncode == 0, done.stderr[-3000:]
