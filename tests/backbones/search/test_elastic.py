@@ -171,7 +171,7 @@ def test_what_cannot_be_searched_is_refused(options, problem):
 
 
 def test_a_head_of_default_width_is_searched():
-    config = read(CONFIGS['retinanet'])
+    config = read('det_configs/retinanet_effv2_s0.py')
     expected = Space.from_config(config)
     del config.model.bbox_head.feat_channels
     assert Space.from_config(config) == expected
