@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 from mmengine.config import DictAction
 
@@ -86,21 +87,21 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
     add('--seconds', type=float, default=5.0, metavar='S', help=text)
 
 
-def add_selection(parser: argparse._ActionsContainer, hint: str = '') -> None:
-    """Add ``--score-thr``, with a hint behind its default, and ``--classes``."""
-    parser.add_argument(
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add what :func:`model_options` reads, and ``--trust-checkpoint``."""
+    selection = parser.add_argument_group('selection')
+    selection.add_argument(
         '--score-thr',
         type=number(0, 1),
         default=0.3,
         metavar='SCORE',
-        help=f'leave out detections below this (default: 0.3{hint})',
+        help='leave out detections below this (default: 0.3; at most 0.05 to compute AP from the '
+        'data)',
     )
-    parser.add_argument('--classes', nargs='+', metavar='NAME', help='only these (default: all)')
-
-
-def add_speed(parser: argparse._ActionsContainer) -> None:
-    """Add ``--batch-size``, ``--amp`` and ``--no-deploy``."""
-    parser.add_argument(
+    selection.add_argument('--classes', nargs='+', metavar='NAME', help='only these (default: all)')
+    add_tile(parser.add_argument_group('large images'))
+    speed = parser.add_argument_group('speed')
+    speed.add_argument(
         '--batch-size',
         type=positive,
         default=1,
@@ -108,13 +109,24 @@ def add_speed(parser: argparse._ActionsContainer) -> None:
         help='images that go through the model at once, if that many of one size are ready; '
         'changes no result (default: 1)',
     )
-    parser.add_argument(
+    speed.add_argument(
         '--amp',
         action='store_true',
         help='mixed precision: float16 on a GPU, bfloat16 on a CPU that has it, where it makes an '
         '.xml twice as fast, and checkpoints faster at 512x512 and above',
     )
-    add_no_deploy(parser)
+    add_no_deploy(speed)
+    add_trust_checkpoint(parser)
+    add_cfg_options(parser, 'model.test_cfg.score_thr=0.01')
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of Inferencer that its tools have in common, without the model's files."""
+    names = (
+        *('batch_size', 'amp', 'deploy', 'score_thr', 'classes', 'cfg_options'),
+        *('tile', 'overlap'),
+    )
+    return {name: getattr(args, name) for name in names}
 
 
 def add_tile(parser: argparse._ActionsContainer) -> None:

@@ -24,17 +24,7 @@ from pathlib import Path
 from _requirements import explain_missing
 
 with explain_missing():
-    from _arguments import (
-        add_cfg_options,
-        add_selection,
-        add_speed,
-        add_tile,
-        add_trust_checkpoint,
-        make_parser,
-        number,
-        parse,
-        positive,
-    )
+    from _arguments import add_model_options, make_parser, model_options, number, parse, positive
     from tqdm import tqdm
 
     from backbones.errors import exit_on_user_error, import_optional
@@ -108,15 +98,10 @@ def parse_args() -> argparse.Namespace:
         metavar='N',
         help='GPUs of each; 0.5 for two on one GPU (default: 1 where there are GPUs)',
     )
-    selection = parser.add_argument_group('selection')
-    add_selection(selection)
-    selection.add_argument(
+    parser.add_argument(
         '--every', type=positive, default=1, metavar='N', help='every Nth frame of videos'
     )
-    add_tile(parser.add_argument_group('large images'))
-    add_speed(parser.add_argument_group('speed'))
-    add_trust_checkpoint(parser)
-    add_cfg_options(parser, 'model.test_cfg.score_thr=0.01')
+    add_model_options(parser)
     args = parse(parser, parser.parse_intermixed_args)
     expected = 2 if is_exported(args.model[0]) else 3
     if len(args.model) != expected:
@@ -158,8 +143,8 @@ def batch_infer(args: argparse.Namespace) -> int:
     *files, source = args.model
     # Processes need not be started where we are.
     files = [os.path.abspath(file) if os.path.exists(file) else file for file in files]
-    options = {name: getattr(args, name) for name in PREDICTOR_OPTIONS}
-    model = dict(config=files[0], checkpoint=(files[1:] or [None])[0], **options)
+    model = dict(config=files[0], checkpoint=(files[1:] or [None])[0], every=args.every)
+    model |= model_options(args)
     # What is wrong with the model is said here and once.
     Predictor(**model, device='cpu')
     metadata = fingerprint(model, args.draw)
@@ -186,11 +171,6 @@ def batch_infer(args: argparse.Namespace) -> int:
     print(f'{num_rows} rows written, {num_problems} with a problem')
     return SOME_FAILED if num_problems else 0
 
-
-PREDICTOR_OPTIONS = (
-    *('every', 'batch_size', 'amp', 'deploy', 'score_thr', 'classes', 'cfg_options'),
-    *('tile', 'overlap'),
-)
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -26,17 +26,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 with explain_missing():
     import cv2
-    from _arguments import (
-        add_cfg_options,
-        add_selection,
-        add_speed,
-        add_tile,
-        add_trust_checkpoint,
-        make_parser,
-        number,
-        parse,
-        positive,
-    )
+    from _arguments import add_model_options, make_parser, model_options, number, parse, positive
 
     from backbones.errors import ConfigError, OutputError, exit_on_user_error
     from backbones.inference import Clip, Inferencer
@@ -103,12 +93,6 @@ def parse_args() -> argparse.Namespace:
         help='colors: coco, voc, cityscapes, ade20k, ..., or a text file with the color of a class '
         "a line, as '230 80 50' or '#e65032' (default: the model's)",
     )
-    selection = parser.add_argument_group('selection')
-    hint = '; at most 0.05 to compute AP from the data'
-    add_selection(selection, hint)
-
-    add_tile(parser.add_argument_group('large images'))
-
     video = parser.add_argument_group('videos and cameras')
     video.add_argument('--every', type=positive, default=1, metavar='N', help='every Nth frame')
     video.add_argument(
@@ -122,11 +106,8 @@ def parse_args() -> argparse.Namespace:
         help='cameras and live streams: latest drops frames there is no time for and counts them, '
         'all drops none and may fall behind (default: latest)',
     )
-    speed = parser.add_argument_group('speed')
-    speed.add_argument('--device', help='cpu, cuda:1, ... (default: a GPU if there is one)')
-    add_speed(speed)
-    add_trust_checkpoint(parser)
-    add_cfg_options(parser, 'model.test_cfg.score_thr=0.01')
+    parser.add_argument('--device', help='cpu, cuda:1, ... (default: a GPU if there is one)')
+    add_model_options(parser)
     args = parse(parser, parser.parse_intermixed_args)
     args.existing = 'skip' if args.skip_existing else 'overwrite' if args.overwrite else 'refuse'
     args.checkpoint = None if is_exported(args.model) else args.inputs.pop(0)
@@ -171,20 +152,8 @@ def infer(args: argparse.Namespace) -> int:
         from backbones.inference.window import Window
 
         window = Window('predictions')
-    inferencer = Inferencer(
-        args.model,
-        args.checkpoint,
-        device=args.device,
-        batch_size=args.batch_size,
-        amp=args.amp,
-        deploy=args.deploy,
-        score_thr=args.score_thr,
-        classes=args.classes,
-        palette=args.palette,
-        cfg_options=args.cfg_options,
-        tile=args.tile,
-        overlap=args.overlap,
-    )
+    options = dict(device=args.device, palette=args.palette, **model_options(args))
+    inferencer = Inferencer(args.model, args.checkpoint, **options)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
