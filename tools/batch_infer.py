@@ -135,7 +135,7 @@ def main() -> int:
 def batch_infer(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from backbones.batch_inference.destination import Destination
-    from backbones.batch_inference.job import Job, Resources, fingerprint, run, versions
+    from backbones.batch_inference.job import fingerprint, run, versions
     from backbones.batch_inference.source import list_units
     from backbones.inference.predictor import Predictor
 
@@ -151,7 +151,8 @@ def batch_infer(args: argparse.Namespace) -> int:
     out = args.out if '://' in args.out else str(Path(args.out).absolute())
     destination = Destination(out)
     destination.claim(metadata)
-    job = Job(out, model, metadata | versions(), args.draw, args.trust_checkpoint)
+    job = dict(out=out, model=model, metadata=metadata | versions(), draw=args.draw)
+    job['trust_checkpoint'] = args.trust_checkpoint
     units = list_units(source, destination, args.images_per_file)
     done = set(destination.names())
     missing = [unit for unit in units if unit.part not in done]
@@ -160,10 +161,10 @@ def batch_infer(args: argparse.Namespace) -> int:
     if not missing:
         return 0
     gpus = 0.0 if files[0].endswith('.xml') else args.gpus_per_actor
-    resources = Resources(args.address, args.actors, args.cpus_per_actor, gpus)
+    resources = dict(actors=args.actors, cpus=args.cpus_per_actor, gpus=gpus)
     num_rows = num_problems = 0
     with tqdm(total=num_missing, unit='input', mininterval=1) as bar:
-        for report in run(job, missing, resources):
+        for report in run(job, missing, args.address, **resources):
             num_rows += report['rows']
             num_problems += report['problems']
             bar.set_postfix(rows=num_rows, problems=num_problems, refresh=False)

@@ -5,8 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,72 +41,41 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is done with every unit.
-
-    Attributes:
-        out: The destination's URL.
-        model: The arguments of :class:`.Predictor`.
-        metadata: What the files of results say about their model.
-        draw: Whether drawings are written too.
-        trust_checkpoint: As of :func:`backbones.weights.use_safe_loading`.
-    """
-
-    out: str
-    model: dict[str, Any]
-    metadata: dict[str, str] = field(default_factory=dict)
-    draw: bool = False
-    trust_checkpoint: bool = False
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What Ray gives the processes.
-
-    Attributes:
-        address: Of a cluster, 'auto' for the one that this machine belongs to; None starts one
-            of this machine alone.
-        actors: The least and the most processes; None: as many as there is room for.
-        cpus: Cores for each process; None: 1, or a fair share beside a GPU.
-        gpus: GPUs for each process, 0.5 for two on one; None: one where there are GPUs.
-    """
-
-    address: str | None = None
-    actors: tuple[int, int] | None = None
-    cpus: float | None = None
-    gpus: float | None = None
-
-
+@dataclass
 class Worker:
     """A process with the model, which turns units into files of results."""
 
-    def __init__(self, job: Job) -> None:
-        use_safe_loading(job.trust_checkpoint)
-        self.job = job
-        self.destination = Destination(job.out)
-        self.predictor = Predictor(**job.model)
+    # The destination's URL.
+    out: str
+    # The arguments of Predictor.
+    model: dict[str, Any]
+    # What the files of results say about their model.
+    metadata: dict[str, str]
+    # Whether drawings are written too.
+    draw: bool = False
+    trust_checkpoint: bool = False
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
-        """Work on units, given and described by columns of :class:`Unit`'s fields."""
-        columns = (batch[name].tolist() for name in Unit._fields)
-        reports = []
-        for values in zip(*columns, strict=True):
-            unit = Unit(*values)
-            report = dict(part=unit.part, inputs=unit.num_inputs, rows=0, problems=0, error='')
-            try:
-                # The process that worked on it before may have ended after the last step.
-                if not self.destination.has(unit.part):
-                    self._run(unit, report)
-            # Each storage has errors of its own.
-            except Exception as error:
-                report['error'] = in_one_line(error)
-            reports.append(report)
-        return {name: [report[name] for report in reports] for name in reports[0]}
+    def __post_init__(self) -> None:
+        use_safe_loading(self.trust_checkpoint)
+        self.destination = Destination(self.out)
+        self.predictor = Predictor(**self.model)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Work on a unit, given by its fields."""
+        unit = Unit(**row)
+        report = dict(inputs=unit.num_inputs, rows=0, problems=0, error='')
+        try:
+            # The process that worked on it before may have ended after the last step.
+            if not self.destination.has(unit.part):
+                self._run(unit, report)
+        # Each storage has errors of its own.
+        except Exception as error:
+            report['error'] = in_one_line(error)
+        return report
 
     def _run(self, unit: Unit, report: dict[str, Any]) -> None:
         schema = self.predictor.schema
-        schema = schema.with_metadata(schema.metadata | self.job.metadata)
+        schema = schema.with_metadata(schema.metadata | self.metadata)
         tables = self.predictor.stream(read_unit(unit, self.destination), self._finish)
         with TemporaryDirectory() as folder:
             file = Path(folder, unit.part)
@@ -119,7 +87,7 @@ class Worker:
             self.destination.commit(file, unit.part)
 
     def _finish(self, frame: Frame) -> None:
-        if not self.job.draw:
+        if not self.draw:
             return
         drawing = self.predictor.inferencer.visualizer.draw(frame.image, frame.prediction)
         suffix, content = encode_drawing(drawing)
@@ -132,12 +100,7 @@ class Worker:
 
 
 def fingerprint(model: dict[str, Any], draw: bool) -> dict[str, str]:
-    """What results depend on: the contents of the model's files, and the options.
-
-    Args:
-        model: The arguments of :class:`.Predictor`.
-        draw: Whether drawings are written too.
-    """
+    """What results depend on: the contents of the model's files, and the options."""
     options = {key: value for key, value in model.items() if key != 'batch_size'} | {'draw': draw}
     config, checkpoint = options.pop('config'), options.pop('checkpoint')
     digest = hashlib.sha256()
@@ -147,9 +110,7 @@ def fingerprint(model: dict[str, Any], draw: bool) -> dict[str, str]:
     else:
         files = [config, str(Path(config).with_suffix('.bin'))]
     for file in filter(os.path.isfile, files):
-        with open(file, 'rb') as opened:
-            for block in iter(partial(opened.read, 2**20), b''):
-                digest.update(block)
+        digest.update(Path(file).read_bytes())
     if checkpoint and find_scheme(checkpoint):
         digest.update(checkpoint.encode())
     shown = {key: value for key, value in options.items() if value not in (None, {})}
@@ -166,32 +127,30 @@ def versions() -> dict[str, str]:
     return {'version': own, 'torch': version('torch')}
 
 
-def run(job: Job, units: Sequence[Unit], resources: Resources) -> Iterator[dict[str, Any]]:
+def run(
+    job: dict[str, Any], units: Sequence[Unit], address: str | None = None, **resources: Any
+) -> Iterator[dict[str, Any]]:
     """Work on all units; a process or machine that is lost costs the units it was working on.
 
-    Yields:
-        For each unit, as it is done: its ``part``, and how many ``inputs`` it had, and ``rows``
-        and ``problems`` were written.
-
-    Raises:
-        ConfigError: Ray is not installed or cannot be reached, there is no room for a process, or
-            a unit cannot be worked on.
+    ``job`` are the arguments of :class:`Worker`, ``resources`` those of :func:`plan`; without an
+    ``address`` of a cluster, one of this machine alone is started. Yields of each unit, as it is
+    done, how many ``inputs`` it had, and ``rows`` and ``problems`` were written. Raises ConfigError
+    where Ray cannot be reached, has no room for a process, or a unit cannot be worked on.
     """
     ray = import_optional('ray', 'inference on many machines', 'scale')
     data = import_optional('ray.data', 'inference on many machines', 'scale')
-    _connect(ray, resources.address)
+    _connect(ray, address)
     try:
-        options, (least, most) = plan(ray.cluster_resources(), resources, len(units))
+        options, (least, most) = plan(ray.cluster_resources(), len(units), **resources)
         data.DataContext.get_current().enable_progress_bars = False
         device = None if options['num_gpus'] else 'cpu'
-        job = replace(job, model=job.model | {'device': device})
+        job = job | {'model': job['model'] | {'device': device}}
         dataset = data.from_items(
             [unit._asdict() for unit in units], override_num_blocks=len(units)
         )
-        reports = dataset.map_batches(
+        reports = dataset.map(
             Worker,
-            fn_constructor_args=[job],
-            batch_size=None,
+            fn_constructor_kwargs=job,
             compute=data.ActorPoolStrategy(min_size=least, max_size=most),
             max_task_retries=MAX_RETRIES,
             **options,
@@ -218,25 +177,31 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def plan(
-    room: dict[str, float], resources: Resources, num_units: int
+    room: dict[str, float],
+    num_units: int,
+    actors: tuple[int, int] | None = None,
+    cpus: float | None = None,
+    gpus: float | None = None,
 ) -> tuple[dict[str, float], tuple[int, int]]:
-    """What each process gets, and the least and the most processes there are at a time."""
-    gpus = resources.gpus
+    """What each process gets, and the least and the most processes there are at a time.
+
+    By default as many as there is room for, each with a GPU where there are some, and with a core,
+    or a fair share of them beside a GPU.
+    """
     if gpus is None:
         gpus = 1.0 if room.get('GPU', 0) >= 1 else 0.0
-    cpus = resources.cpus
     if cpus is None:
         cpus = max(1, int(room['CPU'] * gpus / room['GPU'])) if gpus and room.get('GPU') else 1
     fitting = int(room.get('CPU', 0) // cpus)
     if gpus:
         fitting = min(fitting, int(room.get('GPU', 0) / gpus + 1e-6))
     # A cluster that grows may have no room yet.
-    if not fitting and not resources.actors:
+    if not fitting and not actors:
         raise ConfigError(
             f'a process of {cpus:g} cores and {gpus:g} GPUs has no room in the cluster, which has '
             f'{room.get("CPU", 0):g} cores and {room.get("GPU", 0):g} GPUs'
         )
-    least, most = resources.actors or (fitting, fitting)
+    least, most = actors or (fitting, fitting)
     return dict(num_cpus=cpus, num_gpus=gpus), (min(least, num_units), min(most, num_units))
 
 

@@ -17,7 +17,7 @@ from backbones.inference import Inferencer
 pytest.importorskip('ray', reason='requirements/scale.txt is not installed')
 import pyarrow.dataset
 
-from backbones.batch_inference.job import Resources, plan
+from backbones.batch_inference.job import plan
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -147,20 +147,20 @@ def test_slurm_starts_ray_on_each_machine(tmp_path):
 @pytest.mark.parametrize(
     ('room', 'resources', 'options', 'actors'),
     [
-        ({'CPU': 8.0}, Resources(), dict(num_cpus=1, num_gpus=0.0), (8, 8)),
-        ({'CPU': 8.0}, Resources(cpus=3), dict(num_cpus=3, num_gpus=0.0), (2, 2)),
-        ({'CPU': 64.0, 'GPU': 4.0}, Resources(), dict(num_cpus=16, num_gpus=1.0), (4, 4)),
-        ({'CPU': 64.0, 'GPU': 4.0}, Resources(gpus=0.5), dict(num_cpus=8, num_gpus=0.5), (8, 8)),
-        ({'CPU': 64.0, 'GPU': 4.0}, Resources(gpus=0), dict(num_cpus=1, num_gpus=0), (64, 64)),
-        ({'CPU': 2.0}, Resources(actors=(1, 50)), dict(num_cpus=1, num_gpus=0.0), (1, 50)),
-        ({}, Resources(gpus=1, actors=(1, 50)), dict(num_cpus=1, num_gpus=1), (1, 50)),
+        ({'CPU': 8.0}, dict(), dict(num_cpus=1, num_gpus=0.0), (8, 8)),
+        ({'CPU': 8.0}, dict(cpus=3), dict(num_cpus=3, num_gpus=0.0), (2, 2)),
+        ({'CPU': 64.0, 'GPU': 4.0}, dict(), dict(num_cpus=16, num_gpus=1.0), (4, 4)),
+        ({'CPU': 64.0, 'GPU': 4.0}, dict(gpus=0.5), dict(num_cpus=8, num_gpus=0.5), (8, 8)),
+        ({'CPU': 64.0, 'GPU': 4.0}, dict(gpus=0), dict(num_cpus=1, num_gpus=0), (64, 64)),
+        ({'CPU': 2.0}, dict(actors=(1, 50)), dict(num_cpus=1, num_gpus=0.0), (1, 50)),
+        ({}, dict(gpus=1, actors=(1, 50)), dict(num_cpus=1, num_gpus=1), (1, 50)),
     ],
 )
 def test_what_processes_get(room, resources, options, actors):
-    assert plan(room, resources, num_units=100) == (options, actors)
-    assert plan(room, resources, num_units=1)[1] == (1, 1)
+    assert plan(room, 100, **resources) == (options, actors)
+    assert plan(room, 1, **resources)[1] == (1, 1)
 
 
 def test_no_room_for_a_process():
     with pytest.raises(ConfigError, match='8'):
-        plan({'CPU': 2.0}, Resources(cpus=8), 1)
+        plan({'CPU': 2.0}, 1, cpus=8)

@@ -251,7 +251,7 @@ def test_a_worker_writes_each_unit_once(images, tmp_path, out, shapes):
     """Without Ray: images from a Parquet file, and what a retry finds."""
     from trained_tiny import write_trained
 
-    from backbones.batch_inference.job import Job, Worker
+    from backbones.batch_inference.job import Worker
 
     contents = [path.read_bytes() for path in sorted(images.rglob('*.png'))]
     buffer = io.BytesIO()
@@ -259,13 +259,12 @@ def test_a_worker_writes_each_unit_once(images, tmp_path, out, shapes):
     fsspec.filesystem('memory').pipe_file(f'/{tmp_path.name}/in/images.parquet', buffer.getvalue())
     config, checkpoint = write_trained(tmp_path, 'retinanet', shapes)
     model = dict(config=str(config), checkpoint=str(checkpoint), score_thr=0.0)
-    worker = Worker(Job(out, model, {'model': 'x'}, draw=True))
+    worker = Worker(out, model, {'model': 'x'}, draw=True)
     units = list_units(f'memory://{tmp_path.name}/in', worker.destination, 8)
-    columns = zip(*units, strict=True)
-    batch = {name: np.array(of) for name, of in zip(units[0]._fields, columns, strict=True)}
-    report = worker(batch)
-    assert (report['rows'], report['problems'], report['error']) == ([12, 11], [0, 1], ['', ''])
-    assert worker(batch)['rows'] == [0, 0]
+    reports = [worker(unit._asdict()) for unit in units]
+    assert reports[0] == dict(inputs=12, rows=12, problems=0, error='')
+    assert reports[1] == dict(inputs=11, rows=11, problems=1, error='')
+    assert worker(units[0]._asdict())['rows'] == 0
 
     files = [pq.read_table(worker.destination.fs.open(worker.destination.path(unit.part)))
              for unit in units]  # fmt: skip
