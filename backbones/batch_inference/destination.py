@@ -70,20 +70,15 @@ class Destination:
     def claim(self, run: dict[str, Any]) -> None:
         """Make this the folder of a run: of one model with one set of options.
 
-        Raises:
-            ConfigError: It is that of another run; the message says what differs. Or it cannot be
-                written.
+        Raises ConfigError where it cannot be written or is that of another run, and what differs.
         """
         try:
-            results = [name for name in self.names() if not name.startswith('_')]
-            known = self.fs.cat_file(self.path(RUN_FILE)) if self.has(RUN_FILE) else None
-            if not results:
+            if all(name.startswith('_') for name in self.names()):
                 self.write(RUN_FILE, json.dumps(run, indent=1).encode())
+            known = self.fs.cat_file(self.path(RUN_FILE)) if self.has(RUN_FILE) else None
         # Each storage has errors of its own.
         except Exception as error:
             raise ConfigError(f'--out {self.url} cannot be used: {in_one_line(error)}') from error
-        if not results:
-            return
         if known is None:
             raise ConfigError(
                 f'--out {self.url} has other files than those of such a run; take an empty folder'

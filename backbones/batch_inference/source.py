@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,24 +71,24 @@ def list_units(source: str, destination: Destination, images_per_unit: int) -> l
 
 def list_paths(source: str, destination: Destination) -> list[str]:
     """The files that a file, folder, glob, URL, list (.txt) or - stands for, with full paths."""
-    if source.endswith('.txt'):
+    is_stdin = source == '-'
+    if is_stdin or source.endswith('.txt'):
         try:
-            with fsspec.open(source, encoding='utf-8', mode='rt') as file:
-                paths = [line.strip() for line in file if line.strip()]
+            with nullcontext(sys.stdin) if is_stdin else fsspec.open(source, 'rt') as file:
+                paths = [path for line in file if (path := line.rstrip('\r\n')).strip()]
         # Each storage has errors of its own.
         except Exception as error:
             raise ConfigError(f'{source} cannot be read: {in_one_line(error)}') from error
         if not paths:
-            raise ConfigError(f'{source} is empty')
+            raise ConfigError(f'{"standard input" if is_stdin else source} has no paths in it')
         return _absolute(paths)
-    listed = list(iterate_inputs(source, recursive=True, stdin=sys.stdin))
+    listed = list(iterate_inputs(source, recursive=True))
     for item in listed:
-        # What is wrong with one of a list is said in its row, as of a .txt file's.
-        if item.problem and (source != '-' or item.path == '-'):
+        if item.problem:
             raise ConfigError(f'{item.shown} {item.problem}')
-    named = [item.path for item in listed if not item.found]
-    found = [item.path for item in listed if item.found]
-    paths = _absolute(named) + _choose(_absolute(found), destination)
+    paths = _absolute(item.path for item in listed)
+    if listed[0].found:
+        paths = _choose(paths, destination)
     if not paths:
         raise ConfigError(f'{source} has no files but the results in {destination.url}')
     return paths

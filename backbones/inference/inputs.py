@@ -75,14 +75,12 @@ def list_inputs(inputs: Sequence[str], recursive: bool, stdin: TextIO) -> list[I
     """
     listed: dict[str, Input] = {}
     for given in inputs:
-        for item in iterate_inputs(given, recursive, stdin):
+        one_by_one = (
+            _list_stdin(recursive, stdin) if given == '-' else iterate_inputs(given, recursive)
+        )
+        for item in one_by_one:
             listed.setdefault(item.key, item)
     return list(listed.values())
-
-
-def iterate_inputs(given: str, recursive: bool, stdin: TextIO) -> Iterator[Input]:
-    """As :func:`list_inputs` for one input, without holding them all."""
-    return _list_stdin(recursive, stdin) if given == '-' else _list(given, recursive)
 
 
 def find_scheme(path: str) -> str | None:
@@ -131,10 +129,11 @@ def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:
     if not paths:
         yield Input('-', problem='standard input has no paths in it')
     for path in paths:
-        yield from _list(path, recursive)
+        yield from iterate_inputs(path, recursive)
 
 
-def _list(given: str, recursive: bool) -> Iterator[Input]:
+def iterate_inputs(given: str, recursive: bool) -> Iterator[Input]:
+    """As :func:`list_inputs` for one input, without holding them all."""
     scheme = find_scheme(given)
     try:
         if is_live(given) or scheme in WEB_SCHEMES:
