@@ -32,11 +32,20 @@ USUAL_TIME_BASE = Fraction(1, 90_000)
 BT709 = 1
 
 
+@contextmanager
+def os_errors() -> Iterator[None]:
+    """FFmpeg's errors as OSErrors."""
+    try:
+        yield
+    except av_error.FFmpegError as error:
+        raise OSError(error.errno, error.strerror or str(error)) from error
+
+
 class VideoWriter:
     """Writes images, and the audio of the video they come from, to an H.264 MP4.
 
     An image with an odd width or height gets its last column or row twice, because 4:2:0 needs even
-    ones. All methods raise OSError where the file cannot be written; nothing is left then.
+    ones. All methods raise OSError where the file cannot be written.
 
     Args:
         path: File to write or to replace; it can be played once it is closed.
@@ -48,6 +57,7 @@ class VideoWriter:
         end: Likewise; audio ends there at the latest.
     """
 
+    @os_errors()
     def __init__(
         self,
         path: str | Path,
@@ -60,7 +70,6 @@ class VideoWriter:
         start: float | None = None,
         end: float | None = None,
     ) -> None:
-        self.path = Path(path)
         self._time_base = Fraction(time_base)
         self._frame_rate = Fraction(frame_rate or 25)
         self._is_cut = bool(start)
@@ -68,18 +77,14 @@ class VideoWriter:
         self._origin: Fraction | None = None
         self._last_pts = -1
         self._last_duration = 1
-        self._audio: AudioTrack | None = None
-        self._output: av.container.OutputContainer | None = None
         self._reformatter = VideoReformatter()
-        with self._discarding_on_errors():
-            # Without "file:" in front, a colon in a name would make a URL of it.
-            self._output = av.open(
-                f'file:{path}', 'w', format='mp4', container_options={'movflags': '+faststart'}
-            )
-            self._stream = self._add_video(width + width % 2, height + height % 2)
-            if source is not None:
-                self._audio = AudioTrack(source, self._output)
-            self._output.start_encoding()
+        # Without "file:" in front, a colon in a name would make a URL of it.
+        self._output = av.open(
+            f'file:{path}', 'w', format='mp4', container_options={'movflags': '+faststart'}
+        )
+        self._stream = self._add_video(width + width % 2, height + height % 2)
+        self._audio = None if source is None else AudioTrack(source, self._output)
+        self._output.start_encoding()
 
     def _add_video(self, width: int, height: int) -> av.VideoStream:
         # Given as a rate, ffmpeg takes no more than 32 bits for each part.
@@ -102,6 +107,7 @@ class VideoWriter:
         """What of the audio was lost; None when nothing was."""
         return self._audio.problem if self._audio is not None else None
 
+    @os_errors()
     def write(self, image: np.ndarray, pts: int, duration: int | None = None) -> None:
         """Append a frame.
 
@@ -112,23 +118,22 @@ class VideoWriter:
             duration: For how long. Counts for the last frame, as others are shown until the next.
         """
         time = pts * self._time_base
-        with self._discarding_on_errors():
-            is_first = self._origin is None
-            if is_first:
-                self._origin = time if self._is_cut else Fraction(0)
-                if self._audio is not None:
-                    self._audio.begin(self._origin, self._is_cut, self._end)
-            frame = self._convert(image)
-            frame.pts = max(round((time - self._origin) / self._ticks), self._last_pts + 1)
-            frame.time_base = self._ticks
-            if duration is not None:
-                self._last_duration = max(round(duration * self._time_base / self._ticks), 1)
-            elif is_first:
-                self._last_duration = max(round(1 / self._frame_rate / self._ticks), 1)
-            else:
-                self._last_duration = frame.pts - self._last_pts
-            self._last_pts = frame.pts
-            self._encode(frame)
+        is_first = self._origin is None
+        if is_first:
+            self._origin = time if self._is_cut else Fraction(0)
+            if self._audio is not None:
+                self._audio.begin(self._origin, self._is_cut, self._end)
+        frame = self._convert(image)
+        frame.pts = max(round((time - self._origin) / self._ticks), self._last_pts + 1)
+        frame.time_base = self._ticks
+        if duration is not None:
+            self._last_duration = max(round(duration * self._time_base / self._ticks), 1)
+        elif is_first:
+            self._last_duration = max(round(1 / self._frame_rate / self._ticks), 1)
+        else:
+            self._last_duration = frame.pts - self._last_pts
+        self._last_pts = frame.pts
+        self._encode(frame)
 
     def _convert(self, image: np.ndarray) -> av.VideoFrame:
         height, width = image.shape[:2]
@@ -154,43 +159,19 @@ class VideoWriter:
                 self._audio.write_until(packet.pts * self._ticks)
             self._output.mux(packet)
 
+    @os_errors()
     def close(self, whole_audio: bool = False) -> None:
-        """Finish the file; without a single frame there is none. Calling it again does nothing.
-
-        With ``whole_audio`` audio goes on after the last frame as it does in the source.
-        """
-        if self._output is None or self._origin is None:
-            self.discard()
-            return
-        with self._discarding_on_errors():
-            self._encode(None)
-            if self._audio is not None:
-                until = (self._last_pts + self._last_duration) * self._ticks
-                self._audio.write_until(None if whole_audio else until)
-                self._audio.close()
-            self._output.close()
-            self._output = None
+        """Finish the file. With ``whole_audio`` audio goes on after the last frame."""
+        self._encode(None)
+        if self._audio is not None:
+            until = (self._last_pts + self._last_duration) * self._ticks
+            self._audio.write_until(None if whole_audio else until)
+        self._output.close()
+        self.discard()
 
     def discard(self) -> None:
-        """Leave nothing of the file; after :meth:`close` this does nothing."""
-        output, self._output = self._output, None
-        if output is None:
-            return
+        """Let go of the files, whatever state they are in."""
         if self._audio is not None:
             self._audio.close()
-        # What cannot be finished was not to be kept.
         with suppress(av_error.FFmpegError, OSError, ValueError):
-            output.close()
-        with suppress(OSError):
-            self.path.unlink()
-
-    @contextmanager
-    def _discarding_on_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            self.discard()
-            if not isinstance(error, (OSError, av_error.FFmpegError)):
-                raise
-            reason = f'{error.strerror or error}; the video is not written'
-            raise OSError(error.errno, reason, str(self.path)) from error
+            self._output.close()
