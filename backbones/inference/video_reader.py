@@ -105,11 +105,8 @@ class VideoReader(AbstractContextManager):
 
     def __iter__(self) -> Iterator[TimedImage]:
         # A frame is given out when the next one is known, for its duration reaches that far.
-        waiting: tuple[int, av.VideoFrame, int] | None = None
-        until = 0
+        waiting, until = None, 0
         for frame, pts in self._frames:
-            if self._end_pts is not None and pts >= self._end_pts:
-                break
             if self._num_read % self._every == 0:
                 if waiting is not None:
                     yield self._convert(*waiting, until=pts)
@@ -117,13 +114,9 @@ class VideoReader(AbstractContextManager):
             self._num_read += 1
             until = pts + self._ticks_of(frame)
             self._read_until = float(until * self.time_base)
-        else:
-            if self._is_cut_short():
-                self._note_corruption()
         if waiting is not None:
-            if self._end_pts is not None:
-                until = min(until, self._end_pts)
-            yield self._convert(*waiting, until=until)
+            end = until if self._end_pts is None else min(until, self._end_pts)
+            yield self._convert(*waiting, until=end)
 
     def _open(self) -> None:
         self._container = open_container(self._source)
@@ -155,10 +148,9 @@ class VideoReader(AbstractContextManager):
                 raise InputError(
                     f'ends at {self._packets_until:.1f} s, before the start at {self._start:g} s'
                 )
-            raise InputError('has no frame that can be read: it is corrupt or cut short')
-        frame, pts = first
-        if self._end_pts is not None and pts >= self._end_pts:
-            raise InputError(f'has no frame between {self._start:g} and {self._end:g} s')
+            span = '' if self._end is None else f' between {self._start:g} and {self._end:g} s'
+            raise InputError(f'has no frame{span} that can be read: is it cut short or corrupt?')
+        frame, _ = first
         self._frames = chain([first], frames)
         self._scaled_size = square_pixels(
             frame.width, frame.height, self._stream.sample_aspect_ratio
@@ -184,6 +176,8 @@ class VideoReader(AbstractContextManager):
                 self._open()
                 frames = self._frames_with_times()
         for frame, pts in frames:
+            if self._end_pts is not None and pts >= self._end_pts:
+                return
             if pts >= begin:
                 yield frame, pts
 
@@ -220,6 +214,8 @@ class VideoReader(AbstractContextManager):
                     self._note_corruption()
                 else:
                     yield frame
+        if self._is_cut_short():
+            self._note_corruption()
 
     def _demux(self) -> Iterator[av.Packet | None]:
         """Packets of the video, then None, which empties the decoder."""

@@ -118,20 +118,15 @@ class VideoWriter:
             duration: For how long. Counts for the last frame, as others are shown until the next.
         """
         time = pts * self._time_base
-        is_first = self._origin is None
-        if is_first:
+        if self._origin is None:
             self._origin = time if self._is_cut else Fraction(0)
             if self._audio is not None:
                 self._audio.begin(self._origin, self._is_cut, self._end)
         frame = self._convert(image)
         frame.pts = max(round((time - self._origin) / self._ticks), self._last_pts + 1)
         frame.time_base = self._ticks
-        if duration is not None:
-            self._last_duration = max(round(duration * self._time_base / self._ticks), 1)
-        elif is_first:
-            self._last_duration = max(round(1 / self._frame_rate / self._ticks), 1)
-        else:
-            self._last_duration = frame.pts - self._last_pts
+        shown = 1 / self._frame_rate if duration is None else duration * self._time_base
+        self._last_duration = max(round(shown / self._ticks), 1)
         self._last_pts = frame.pts
         self._encode(frame)
 
