@@ -147,11 +147,11 @@ def infer(args: argparse.Namespace) -> int:
     folder = Path(args.out_dir or Path('outputs', Path(args.model).stem))
     parts = ['drawn'] * (not args.data_only) + ['data'] * (not args.no_data)
     jobs, num_skipped = plan_jobs(listed, folder, args.existing, parts)
-    window = None
+    show = None
     if args.show:
         from backbones.inference.window import Window
 
-        window = Window('predictions')
+        show = Window().show
     options = dict(device=args.device, palette=args.palette, **model_options(args))
     inferencer = Inferencer(args.model, args.checkpoint, **options)
     try:
@@ -161,7 +161,7 @@ def infer(args: argparse.Namespace) -> int:
     try:
         writer = Writer(folder, inferencer, parts, legend=not args.no_legend)
         clip = Clip(args.every, args.start, args.end, args.policy)
-        run = Run(inferencer, writer, clip, args.batch_size, window.show if window else None)
+        run = Run(inferencer, writer, clip, args.batch_size, show)
         run.stop_on_signals()
         summary = run(jobs, is_live=bool(live))
     except OutputError as error:
@@ -169,9 +169,6 @@ def infer(args: argparse.Namespace) -> int:
             f'{folder}: {error.strerror}. What is finished is whole: make room, then continue '
             'with the same command and --skip-existing'
         ) from error
-    finally:
-        if window:
-            window.close()
     print(f'\n{summary.describe(num_skipped)}')
     print(f'results: {folder}{os.sep}, listed in {folder / RECORDS_NAME}')
     # A live source has no other end.

@@ -8,21 +8,15 @@ import numpy as np
 
 from backbones.errors import ConfigError
 
+TITLE = 'predictions'
 MAX_WIDTH, MAX_HEIGHT = 1280, 720
 KEYS_THAT_CLOSE = (ord('q'), ord('Q'), 27)  # 27: Esc
 
 
 class Window:
-    """A window that shows one image after the other.
+    """A window that shows one image after the other; ConfigError where there is no screen."""
 
-    Args:
-        title: What stands above it; each window needs its own.
-
-    Raises:
-        ConfigError: OpenCV cannot open windows, or there is no screen.
-    """
-
-    def __init__(self, title: str) -> None:
+    def __init__(self) -> None:
         # In another process, since OpenCV ends its own where it does not get a screen.
         trial = [sys.executable, '-c', 'import cv2; cv2.namedWindow("trial")']
         if subprocess.run(trial, capture_output=True).returncode != 0:
@@ -32,35 +26,25 @@ class Window:
                 'opencv-python-headless; pip install --force-reinstall opencv-python` helps. Or '
                 'leave out --show and open the written file'
             )
-        self.title = title
+        cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
         self._is_open = True
-        cv2.namedWindow(title, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
 
     def show(self, image: np.ndarray) -> bool:
-        """Show an image, (height, width, 3), uint8, BGR, made smaller where the screen is.
-
-        Returns:
-            False once the user has closed the window or pressed q or Esc.
-        """
+        """Show an image, made smaller where the screen is; False once the user wants no more."""
         if self._is_open and self._is_visible():
             scale = min(MAX_WIDTH / image.shape[1], MAX_HEIGHT / image.shape[0])
             if scale < 1:
                 size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
                 image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            cv2.imshow(self.title, image)
+            cv2.imshow(TITLE, image)
             if cv2.waitKey(1) & 0xFF not in KEYS_THAT_CLOSE:
                 return True
-        self.close()
-        return False
-
-    def close(self) -> None:
-        """Close the window, if it is still open."""
-        if self._is_open and self._is_visible():
-            cv2.destroyWindow(self.title)
+            cv2.destroyWindow(TITLE)
         self._is_open = False
+        return False
 
     def _is_visible(self) -> bool:
         try:
-            return cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) > 0
+            return cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) > 0
         except cv2.error:  # how some of OpenCV's builds say that the window is gone
             return False

@@ -302,7 +302,7 @@ def test_window_is_closed_by_a_key_or_the_user(
     monkeypatch.setattr(cv2, 'imshow', lambda title, image: shown.append(image.shape))
     monkeypatch.setattr(cv2, 'waitKey', lambda *_: state['key'])
     monkeypatch.setattr(cv2, 'getWindowProperty', lambda *_: float(state['is_visible']))
-    screen = window.Window('test')
+    screen = window.Window()
     image = np.zeros((1000, 2000, 3), np.uint8)
     assert screen.show(image)
     assert shown == [(640, 1280, 3)]
@@ -310,11 +310,10 @@ def test_window_is_closed_by_a_key_or_the_user(
     assert not screen.show(image)
     assert not screen.show(image)
     assert not state['is_visible']
-    screen.close()
 
 
 def test_window_without_a_screen(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
     monkeypatch.delenv('DISPLAY', raising=False)
     with pytest.raises(ConfigError, match='leave out --show'):
-        window.Window('test')
+        window.Window()
