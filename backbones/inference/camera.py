@@ -9,8 +9,10 @@ from functools import partial
 from queue import Empty, Full, Queue
 from typing import Literal
 
+import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from backbones.errors import InputError
 
@@ -169,12 +171,7 @@ class StreamClock:
 
 def open_webcam(source: str) -> cv2.VideoCapture:
     """The camera of ``webcam:N``."""
-    level = cv2.getLogLevel()
-    cv2.setLogLevel(0)  # we say ourselves what is wrong
-    try:
-        capture = cv2.VideoCapture(int(source.removeprefix('webcam:')))
-    finally:
-        cv2.setLogLevel(level)
+    capture = cv2.VideoCapture(int(source.removeprefix('webcam:')))
     if not capture.isOpened():
         raise InputError('is not there, or we may not open it')
     return capture
@@ -194,12 +191,6 @@ def read_webcam(capture: cv2.VideoCapture) -> Iterator[Stamped]:
 
 def read_stream(url: str, timeout: float) -> Iterator[Stamped]:
     """Frames with their time stamps."""
-    try:
-        import av
-        from av.video.reformatter import VideoReformatter
-    except ImportError as error:
-        raise InputError('is a stream, which needs PyAV: pip install av') from error
-
     scheme, _, rest = url.partition('://')
     last, is_mjpeg = time.monotonic(), False
     try:
@@ -225,13 +216,7 @@ def read_stream(url: str, timeout: float) -> Iterator[Stamped]:
             raise InputError(f'gave no frame for {timeout:g} s') from error
         # How FFmpeg's reader of MJPEG over http says that the server has ended the stream.
         if not (is_mjpeg and error.errno == errno.EIO):
-            raise InputError(explain(error)) from error
-
-
-def explain(error: Exception) -> str:
-    """Why a stream cannot be read, and what to do, to stand behind its URL."""
-    import av
-
-    if isinstance(error, av.error.HTTPUnauthorizedError):
-        return 'wants a user name and a password: SCHEME://NAME:PASSWORD@HOST/PATH'
-    return f'gives no video ({error.strerror}): is the URL right, and is the server running?'
+            raise InputError(
+                f'gives no video ({error.strerror}): is the URL right, with NAME:PASSWORD@ before '
+                'the host if it asks for them, and is the server running?'
+            ) from error

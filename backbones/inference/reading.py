@@ -225,8 +225,10 @@ def _read_animation(item: Input, source: Source, clip: Clip) -> StreamParts:
 
 def _read_live(item: Input, source: Source, clip: Clip) -> StreamParts:
     """A camera or a stream, until it ends or ``clip.end`` seconds have passed."""
-    from .camera import CameraReader
-
+    try:
+        from .camera import CameraReader
+    except ImportError as error:
+        raise InputError('is a camera or a stream, which needs PyAV: pip install av') from error
     with CameraReader(source.file, clip.policy) as reader:
         first = next(reader, None)
         if first is None:
