@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from backbones.errors import IMAGE_DECODE_ERRORS, InputError, NotMediaError
 
@@ -42,17 +42,6 @@ SIGNATURE_BYTES = 16
 MIN_DURATION = 0.011
 DEFAULT_DURATION = 0.1
 
-# What to do with the stored pixels, by the EXIF orientation.
-TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 
 class TimedImage(NamedTuple):
     """One frame of a video, animation or camera."""
@@ -78,7 +67,7 @@ def read_image(file: str | Path | BinaryIO) -> np.ndarray:
     """
     with open_image(file) as image:
         image.load()
-        return to_bgr(image, find_orientation(image))
+        return to_bgr(image)
 
 
 @contextmanager
@@ -127,10 +116,13 @@ def is_animation(image: Image.Image) -> bool:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Height and width of an opened image after it is rotated."""
-    # The EXIF data of a PNG may be behind its pixels; asking would read them.
-    knows = image.format != 'PNG' or 'exif' in image.info
-    is_swapped = knows and find_orientation(image) >= 5
-    return image.size if is_swapped else image.size[::-1]
+    # Pillow rotates a TIFF by itself. The EXIF data of a PNG may be behind its pixels; asking would
+    # read them.
+    if image.format != 'TIFF' and (image.format != 'PNG' or 'exif' in image.info):
+        with suppress(*IMAGE_DECODE_ERRORS):
+            if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+                return image.size
+    return image.size[::-1]
 
 
 def count_frames(image: Image.Image) -> int:
@@ -140,13 +132,14 @@ def count_frames(image: Image.Image) -> int:
 
 def read_frames(image: Image.Image) -> Iterator[TimedImage]:
     """The frames of an opened animation, whole images of one size."""
-    time, orientation = 0.0, find_orientation(image)
+    time = 0.0
     for index in range(count_frames(image)):
         image.seek(_first_frame(image) + index)
         image.load()
         duration = image.info.get('duration', 0) / 1000
         duration = duration if duration >= MIN_DURATION else DEFAULT_DURATION
-        pixels = to_bgr(image, orientation)
+        # A copy, since the next frame is drawn over this one.
+        pixels = to_bgr(image.copy())
         yield TimedImage(index, time, round(time * 1000), round(duration * 1000), pixels)
         time += duration
 
@@ -162,7 +155,13 @@ def _identify(file: BinaryIO) -> Image.Image:
     if not beginning:
         raise InputError('is empty (0 bytes)')
     if is_heic(beginning):
-        _register_heic()
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as error:
+            raise InputError(
+                'is a HEIC image: pip install pillow-heif, or convert it to JPEG or PNG'
+            ) from error
+        register_heif_opener()
     Image.init()
     # Pillow's own limit, for web servers, refuses what satellites and microscopes give.
     Image.MAX_IMAGE_PIXELS = None
@@ -180,29 +179,11 @@ def _identify(file: BinaryIO) -> Image.Image:
     return image
 
 
-def _register_heic() -> None:
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError as error:
-        raise InputError(
-            'is a HEIC image: pip install pillow-heif, or convert it to JPEG or PNG'
-        ) from error
-    register_heif_opener()
-
-
-def find_orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8."""
-    # Pillow rotates a TIFF by itself.
-    if image.format != 'TIFF':
-        # Corrupt EXIF data does not hide the image; ImageOps.exif_transpose would stumble over it.
-        with suppress(*IMAGE_DECODE_ERRORS):
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            return orientation if orientation in TRANSPOSITIONS else 1
-    return 1
-
-
-def to_bgr(image: Image.Image, orientation: int) -> np.ndarray:
-    """A loaded image as an array: upright, on white, in 8 bits."""
+def to_bgr(image: Image.Image) -> np.ndarray:
+    """A loaded image, which is changed, as an array: upright, on white, in 8 bits."""
+    # Corrupt EXIF data does not hide the image.
+    with suppress(*IMAGE_DECODE_ERRORS):
+        ImageOps.exif_transpose(image, in_place=True)
     if _is_deep_gray(image):
         image = _to_8_bits(image)
     elif 'A' in image.getbands() or 'transparency' in image.info:
@@ -210,8 +191,6 @@ def to_bgr(image: Image.Image, orientation: int) -> np.ndarray:
         image = Image.alpha_composite(white, image.convert('RGBA'))
     if image.mode not in ('L', 'RGB'):
         image = image.convert('RGB')
-    if orientation > 1:
-        image = image.transpose(TRANSPOSITIONS[orientation])
     code = cv2.COLOR_GRAY2BGR if image.mode == 'L' else cv2.COLOR_RGB2BGR
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     # Pillow makes two copies of what becomes an array, which for a large image would be gigabytes.
