@@ -31,7 +31,7 @@ class InputError(ValueError):
 
 
 class NotMediaError(InputError):
-    """A file that is neither an image nor a video, and is not named like one."""
+    """A file that is neither an image nor a video."""
 
 
 class OutputError(OSError):

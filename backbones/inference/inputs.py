@@ -100,22 +100,8 @@ def without_password(path: str) -> str:
     return re.sub(r'^([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#]*@', r'\1', path)
 
 
-def explain_missing(path: str, error: OSError | ValueError) -> str:
-    """Why there is no such file, to stand behind its path."""
-    if path.partition(':')[0] == 'webcam':
-        return 'is neither a file nor a camera; the first camera is webcam:0'
-    return explain_os_error(error)
-
-
 def explain_os_error(error: Exception) -> str:
-    """Why a path cannot be opened, to stand behind it: 'does not exist', ..."""
-    match error:
-        case FileNotFoundError() | NotADirectoryError():
-            return 'does not exist'
-        case PermissionError():
-            return 'may not be read (permission denied)'
-        case IsADirectoryError():
-            return 'is a folder'
+    """Why a path cannot be opened, to stand behind it."""
     return f'cannot be read: {getattr(error, "strerror", None) or error}'
 
 
@@ -177,7 +163,7 @@ def _list_local(given: str, recursive: bool) -> Iterator[Input]:
         is_folder = stat.S_ISDIR(os.stat(given).st_mode)
     except (OSError, ValueError) as error:
         if not _is_glob(given) or isinstance(error, PermissionError):
-            raise InputError(explain_missing(given, error)) from error
+            raise InputError(explain_os_error(error)) from error
         yield from _list_glob(given, recursive)
         return
     files = list(_walk(given, recursive)) if is_folder else [Input(given)]

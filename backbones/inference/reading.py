@@ -34,7 +34,7 @@ from .images import (
     read_image,
     upright_size,
 )
-from .inputs import MEDIA_SUFFIXES, WEB_SCHEMES, Input, explain_missing, find_scheme, is_live
+from .inputs import MEDIA_SUFFIXES, WEB_SCHEMES, Input, explain_os_error, find_scheme, is_live
 from .results import Detections, Segmentation
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Closed:
     problem: str | None = None
     # Whether reading was stopped before the end.
     was_interrupted: bool = False
-    # Whether it was found beside images and is neither image nor video.
+    # Whether it was found beside images and is neither image nor video, nor named like one.
     was_left_out: bool = False
 
 
@@ -159,7 +159,8 @@ def read_inputs(
             encoded = None if item.data is None else io.BytesIO(item.data)
             source = _identify_image(encoded) if encoded else identify(item.path)
         except InputError as error:
-            is_left_out = item.found and isinstance(error, NotMediaError)
+            is_named_as_media = Path(item.path).suffix.lower() in MEDIA_SUFFIXES
+            is_left_out = item.found and isinstance(error, NotMediaError) and not is_named_as_media
             yield Closed(item, problem=str(error), was_left_out=is_left_out)
             continue
         if source.kind == 'image':
@@ -258,16 +259,7 @@ def identify(path: str) -> Source:
     """
     if is_live(path):
         return Source('live', path)
-    try:
-        return _identify_url(path) if find_scheme(path) else _identify_file(path)
-    except NotMediaError as error:
-        if is_named_as_media(path):
-            raise InputError(str(error)) from error
-        raise
-
-
-def is_named_as_media(path: str) -> bool:
-    return Path(path).suffix.lower() in MEDIA_SUFFIXES
+    return _identify_url(path) if find_scheme(path) else _identify_file(path)
 
 
 def _identify_file(path: str) -> Source:
@@ -275,7 +267,7 @@ def _identify_file(path: str) -> Source:
         # Before it is opened: opening a pipe waits for somebody to write into it.
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise NotMediaError(explain_missing(path, error)) from error
+        raise NotMediaError(explain_os_error(error)) from error
     if not stat.S_ISREG(status.st_mode):
         raise NotMediaError('is not a file but a folder, a device or a pipe')
     if not status.st_size:
@@ -302,8 +294,7 @@ def _identify_video(path: str) -> Source:
         with open_container(path) as container:
             find_video(container)
     except InputError as error:
-        reason = str(error) if is_named_as_media(path) else 'is neither an image nor a video'
-        raise NotMediaError(reason) from error
+        raise NotMediaError(str(error)) from error
     return Source('video', path)
 
 

@@ -130,7 +130,7 @@ class TestEverythingInOneRun:
             'empty.png': 'is empty (0 bytes)',
             'no_index.mp4': 'cut short',
             'text.jpg': 'neither',
-            'missing.jpg': 'does not exist',
+            'missing.jpg': 'No such file',
         }
         assert set(problems) == set(said)
         for name, part in said.items():

@@ -274,7 +274,7 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, content: bytes, reason: str, 
     with pytest.raises(InputError, match=reason) as caught:
         read_image(path)
     assert isinstance(caught.value, NotMediaError) != is_image
-    for place, why in ((tmp_path / 'none.jpg', 'not exist'), (tmp_path, 'is a folder')):
+    for place, why in ((tmp_path / 'none.jpg', 'No such file'), (tmp_path, 'Is a directory')):
         with pytest.raises(InputError, match=why):
             read_image(place)
 

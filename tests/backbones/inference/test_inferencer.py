@@ -124,7 +124,7 @@ def test_a_bad_input_has_a_problem_and_stops_no_other(segmentor, tmp_path):
     flat, floats = np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)
     results = list(segmentor(['nowhere.jpg', flat, floats, __file__, damaged, PHOTOGRAPHS[0]]))
     problems = [result for result in results if result.problem]
-    said = ['does not exist', r'shape (4, 4)', 'float32', 'neither', 'corrupt']
+    said = ['No such file', r'shape (4, 4)', 'float32', 'neither', 'corrupt']
     assert len(problems) == len(said)
     for result, part in zip(problems, said, strict=True):
         assert part in result.problem

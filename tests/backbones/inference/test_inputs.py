@@ -101,14 +101,14 @@ def test_problems_do_not_stop_the_others(tree: Path, tmp_path: Path):
     (tmp_path / 'nothing').mkdir()
     (tmp_path / 'broken.jpg').symlink_to('gone.jpg')
     problems = {
-        str(tmp_path / 'missing.jpg'): 'does not exist',
+        str(tmp_path / 'missing.jpg'): 'No such file',
         str(tmp_path / '*.tif'): 'fits no file',
         str(tmp_path / 'nothing'): '--recursive',
         'gopher://host/a.jpg': 'gopher',
-        'webcam:front': 'webcam:0',
-        str(tmp_path / 'broken.jpg'): 'does not exist',
-        str(tree / 'a.png' / 'b.jpg'): 'does not exist',
-        '': 'does not exist',
+        'webcam:front': 'No such file',
+        str(tmp_path / 'broken.jpg'): 'No such file',
+        str(tree / 'a.png' / 'b.jpg'): 'Not a directory',
+        '': 'No such file',
     }
     *bad, good = listed(*problems, tree / 'a.png')
     assert [item.path for item in bad] == list(problems)
@@ -150,7 +150,12 @@ def test_list_on_standard_input(tree: Path):
     assert [Path(item.path).name for item in items] == [
         *('a.png', 'frame_2.jpg', 'Ünï cödé 写真.jpg', 'no\u2028ne.jpg')
     ]
-    assert [item.problem for item in items] == [None, None, None, 'does not exist']
+    assert [item.problem for item in items] == [
+        None,
+        None,
+        None,
+        'cannot be read: No such file or directory',
+    ]
     (nothing,) = listed('-', stdin='\n')
     assert 'no paths' in nothing.problem
     (binary,) = list_inputs(['-'], False, io.TextIOWrapper(io.BytesIO(b'\xff\xfe\0'), 'utf-8'))
@@ -242,7 +247,7 @@ def test_corrupt_image_is_an_error_under_any_name(tmp_path: Path):
 
 def test_what_is_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     os.mkfifo(tmp_path / 'pipe.jpg')
-    for name, reason in (('pipe.jpg', 'pipe'), ('', 'folder'), ('none.jpg', 'not exist')):
+    for name, reason in (('pipe.jpg', 'pipe'), ('', 'folder'), ('none.jpg', 'No such file')):
         with pytest.raises(InputError, match=reason):
             identify(str(tmp_path / name))
 
@@ -250,7 +255,7 @@ def test_what_is_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         raise PermissionError(errno.EACCES, 'Permission denied', path)
 
     monkeypatch.setattr(os, 'stat', refuse)
-    with pytest.raises(InputError, match='permission'):
+    with pytest.raises(InputError, match='Permission'):
         identify('secret.jpg')
 
 
