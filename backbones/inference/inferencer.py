@@ -19,7 +19,7 @@ from .model import TorchModel
 from .output_paths import mirrored_path
 from .palette import choose_palette
 from .pipeline import Pipeline
-from .reading import Clip, Closed, Frame, Stream, read_inputs
+from .reading import Clip, Closed, Frame, read_inputs
 from .results import (
     Detections,
     Segmentation,
@@ -39,7 +39,7 @@ Given = str | os.PathLike | np.ndarray
 
 @dataclass(frozen=True)
 class Result:
-    """An image and its prediction, or why there is none.
+    """An image and its prediction, or why there is none: then methods raise InputError.
 
     Attributes:
         source: Where the image comes from: a path, a URL, or 'array 3' for the fourth array.
@@ -62,11 +62,7 @@ class Result:
     def draw(self, legend: bool = True) -> np.ndarray:
         """The image with the prediction drawn over it, (height, width, 3), uint8, BGR.
 
-        Args:
-            legend: Of a segmentation: a legend below the image, which makes the drawing higher.
-
-        Raises:
-            InputError: There is a problem instead of a prediction.
+        ``legend`` adds one below a segmentation, which makes the drawing higher than the image.
         """
         self._expect_prediction()
         return self._visualizer.draw(self.image, self.prediction, legend)
@@ -75,11 +71,7 @@ class Result:
         """The prediction for the package supervision and what builds on it, trackers for instance.
 
         Names of classes are in ``data['class_name']``. Of a segmentation, a mask for each class
-        that occurs, without confidence.
-
-        Raises:
-            InputError: There is a problem instead of a prediction.
-            ConfigError: The package is not installed.
+        that occurs, without confidence. Raises ConfigError where the package is not installed.
         """
         objects, size = self._objects(), self.image.shape[:2]
         return to_supervision(objects, size, self._visualizer.class_names)
@@ -90,9 +82,6 @@ class Result:
         As in the files of infer.py: ids of classes are those of ``categories.json``, see
         :func:`.results.categories_of`, and ``image_id`` depends on the path alone. Of a
         segmentation, a mask for each class that occurs, without a score.
-
-        Raises:
-            InputError: There is a problem instead of a prediction.
         """
         objects, name = self._objects(), mirrored_path(self.source)
         image = {'image_id': image_id_of(name), 'file_name': name}
@@ -145,11 +134,8 @@ class Inferencer:
         classes: The model's class names; labels are indices into it.
         visualizer: Draws predictions.
 
-    Raises:
-        ConfigError: The config cannot be read or does not fit, or there is no such class, or no
-            such tiles.
-        ExportError: The exported file cannot be run, or was not written by our tool.
-        CheckpointError: The checkpoint cannot be read or lacks part of the model.
+    Raises ConfigError, ExportError or CheckpointError where the model cannot be read or run, or has
+    no such class.
     """
 
     def __init__(
@@ -217,12 +203,13 @@ class Inferencer:
         if isinstance(inputs, str | os.PathLike | np.ndarray):
             inputs = [inputs]
         stop = threading.Event()
-        frames = chain.from_iterable(
-            read_input(given, number, clip or Clip(), stop) for number, given in enumerate(inputs)
+        listed = chain.from_iterable(
+            list_given(given, number) for number, given in enumerate(inputs)
         )
+        frames = read_inputs(listed, clip or Clip(), stop)
         try:
             for item in Pipeline(self, self.batch_size).run(frames):
-                if isinstance(item, Closed) and item.problem:
+                if isinstance(item, Closed) and item.problem and not item.was_left_out:
                     yield Result(item.input.shown, problem=item.problem)
                 if isinstance(item, Frame):
                     yield Result(
@@ -250,22 +237,14 @@ def labels_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] 
     return [label for label, name in enumerate(classes) if name in names]
 
 
-def read_input(
-    given: Given, number: int, clip: Clip, stop: threading.Event
-) -> Iterator[Frame | Stream | Closed]:
-    """The frames of one input: a path or an array."""
-    if isinstance(given, np.ndarray):
-        job = Input(f'array {number}')
-        if given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8 or not given.size:
-            problem = (
-                f'is of shape {given.shape} and type {given.dtype}; images are (height, width, '
-                '3), uint8, in BGR order'
-            )
-            yield Closed(job, problem=problem)
-        else:
-            yield Frame(job, given.nbytes, given)
-        return
-    listed = list_inputs([os.fspath(given)], recursive=False, stdin=sys.stdin)
-    for item in read_inputs(listed, clip, stop):
-        if not (isinstance(item, Closed) and item.was_left_out):
-            yield item
+def list_given(given: Given, number: int) -> list[Input]:
+    """The inputs that a path or an array stands for."""
+    if not isinstance(given, np.ndarray):
+        return list_inputs([os.fspath(given)], recursive=False, stdin=sys.stdin)
+    problem = None
+    if given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8 or not given.size:
+        problem = (
+            f'is of shape {given.shape} and type {given.dtype}; images are (height, width, 3), '
+            'uint8, in BGR order'
+        )
+    return [Input(f'array {number}', problem=problem, data=given)]

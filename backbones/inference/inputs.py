@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 import fsspec
+import numpy as np
 
 from backbones.errors import InputError, in_one_line
 
@@ -43,8 +44,8 @@ class Input:
     found: bool = False
     # Why there is nothing to open, to stand behind the path.
     problem: str | None = None
-    # The bytes of the image, where they need not be read from the path.
-    data: bytes | None = field(default=None, repr=False)
+    # The image where it need not be read from the path: encoded, or (height, width, 3), uint8, BGR.
+    data: bytes | np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def key(self) -> str:

@@ -156,6 +156,9 @@ def read_inputs(
         try:
             if item.problem:
                 raise InputError(item.problem)
+            if isinstance(item.data, np.ndarray):
+                yield Frame(item, item.data.nbytes, item.data)
+                continue
             encoded = None if item.data is None else io.BytesIO(item.data)
             source = _identify_image(encoded) if encoded else identify(item.path)
         except InputError as error:
