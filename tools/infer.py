@@ -161,21 +161,21 @@ def infer(args: argparse.Namespace) -> int:
     try:
         writer = Writer(folder, inferencer, parts, legend=not args.no_legend)
         clip = Clip(args.every, args.start, args.end, args.policy)
-        run = Run(inferencer, writer, clip, args.batch_size, show)
+        run = Run(inferencer, writer, clip, args.batch_size, bool(live), show)
         run.stop_on_signals()
-        summary = run(jobs, is_live=bool(live))
+        run(jobs)
     except OutputError as error:
         raise ConfigError(
             f'{folder}: {error.strerror}. What is finished is whole: make room, then continue '
             'with the same command and --skip-existing'
         ) from error
-    print(f'\n{summary.describe(num_skipped)}')
+    print(f'\n{run.describe(num_skipped)}')
     print(f'results: {folder}{os.sep}, listed in {folder / RECORDS_NAME}')
     # A live source has no other end.
     if run.was_interrupted and not live:
         print('interrupted; the same command with --skip-existing continues', file=sys.stderr)
         return INTERRUPTED
-    return SOME_FAILED if summary.failed else 0
+    return SOME_FAILED if run.failed else 0
 
 
 if __name__ == '__main__':

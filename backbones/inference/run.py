@@ -9,10 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,26 +24,55 @@ from .pipeline import Model, Pipeline
 from .reading import Clip, Closed, Frame, Stream, read_inputs
 from .results import to_json
 
+if TYPE_CHECKING:
+    from .camera import CameraReader
+
 RECORDS_NAME = 'predictions.jsonl'
 
 
-@dataclass
-class Summary:
-    """What a run did, and how fast."""
+class Run:
+    """Puts inputs through a model and writes the results.
 
-    # How many inputs there are of each status.
-    counts: Counter[str] = field(default_factory=lambda: Counter(done=0, failed=0))
-    # (input, problem).
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    # Images and frames of videos that were predicted, and the seconds of the whole run.
-    frames: int = 0
-    seconds: float = 0.0
-    # Frames a second of the model alone, and of drawing and writing alone, in one thread.
-    model_rate: float = 0.0
-    finishing_rate: float = 0.0
-    # Frames that a live source gave, and those that there was no time for.
-    captured: int = 0
-    dropped: int = 0
+    Of live sources nothing is read ahead. ``show`` is called with every drawing, for a window, and
+    returns whether to go on.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        writer: Writer,
+        clip: Clip,
+        batch_size: int = 1,
+        is_live: bool = False,
+        show: Callable[[np.ndarray], bool] | None = None,
+    ) -> None:
+        self.writer, self.clip, self.show = writer, clip, show
+        self.pipeline = Pipeline(model, batch_size, ahead=1 if is_live else None)
+        self.stopping = threading.Event()
+        self.was_interrupted = False
+        # How many inputs there are of each status, and (input, problem) of those that failed.
+        self.counts = Counter(done=0, failed=0)
+        self.failed: list[tuple[str, str]] = []
+        self._seconds = 0.0
+        self._live: CameraReader | None = None
+        self._stream_writer: StreamWriter | None = None
+        self._inputs_bar = self._frames_bar = None
+
+    def __call__(self, jobs: Sequence[Input]) -> None:
+        """Work through the inputs."""
+        items = read_inputs(jobs, self.clip, self.stopping)
+        self._inputs_bar = progress_bar(len(jobs), 'input')
+        start = time.perf_counter()
+        try:
+            with closing(self.pipeline.run(items, self.writer.finish)) as finished:
+                for item in finished:
+                    self._take(item)
+        finally:
+            if self._stream_writer is not None:
+                self._stream_writer.discard()
+            self.writer.close()
+            self._inputs_bar.close()
+        self._seconds = time.perf_counter() - start
 
     def describe(self, num_skipped: int) -> str:
         """A few lines for the user; ``num_skipped`` inputs had results before the run."""
@@ -54,60 +82,17 @@ class Summary:
         lines += [f'         failed: {path}: {problem}' for path, problem in self.failed[:10]]
         if len(self.failed) > 10:
             lines.append(f'         ... and {len(self.failed) - 10} more')
-        if self.frames:
+        model, finishing = self.pipeline.model_clock, self.pipeline.finishing_clock
+        if model.count:
             lines.append(
-                f'speed:   {self.frames} frames in {self.seconds:.1f} s, '
-                f'{self.frames / self.seconds:.2f} a second (model alone {self.model_rate:.2f}, '
-                f'drawing and writing alone {self.finishing_rate:.1f})'
+                f'speed:   {model.count} frames in {self._seconds:.1f} s, '
+                f'{model.count / self._seconds:.2f} a second (model alone {model.rate:.2f}, '
+                f'drawing and writing alone {finishing.rate:.1f})'
             )
-        if self.captured:
-            rate = self.captured / self.seconds
-            lines.append(f'capture: {rate:.1f} frames a second, {self.dropped} dropped')
+        if self._live:
+            rate = self._live.num_captured / self._seconds
+            lines.append(f'capture: {rate:.1f} frames a second, {self._live.dropped} dropped')
         return '\n'.join(lines)
-
-
-class Run:
-    """Puts inputs through a model and writes the results.
-
-    ``show`` is called with every drawing, for a window, and returns whether to go on.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        writer: Writer,
-        clip: Clip,
-        batch_size: int = 1,
-        show: Callable[[np.ndarray], bool] | None = None,
-    ) -> None:
-        self.model, self.writer, self.clip = model, writer, clip
-        self.batch_size, self.show = batch_size, show
-        self.stopping = threading.Event()
-        self.was_interrupted = False
-        self.summary = Summary()
-        self._stream_writer: StreamWriter | None = None
-        self._inputs_bar = self._frames_bar = None
-
-    def __call__(self, jobs: Sequence[Input], is_live: bool = False) -> Summary:
-        """Work through the inputs; of live sources nothing is read ahead."""
-        pipeline = Pipeline(self.model, self.batch_size, ahead=1 if is_live else None)
-        items = read_inputs(jobs, self.clip, self.stopping)
-        self._inputs_bar = progress_bar(len(jobs), 'input')
-        start = time.perf_counter()
-        try:
-            with closing(pipeline.run(items, self.writer.finish)) as finished:
-                for item in finished:
-                    self._take(item)
-        finally:
-            if self._stream_writer is not None:
-                self._stream_writer.discard()
-            self.writer.close()
-            self._inputs_bar.close()
-        self.summary.seconds = time.perf_counter() - start
-        self.summary.frames = pipeline.model_clock.count
-        self.summary.model_rate = pipeline.model_clock.rate
-        self.summary.finishing_rate = pipeline.finishing_clock.rate
-        return self.summary
 
     def stop(self) -> None:
         """Read no more; what has been read is still finished and written."""
@@ -139,7 +124,7 @@ class Run:
                 self._frames_bar = progress_bar(item.num_frames, 'frame', title)
                 self._stream_writer = StreamWriter(self.writer, item, self.clip)
             case Closed() if item.was_left_out:
-                self.summary.counts['left out, neither image nor video'] += 1
+                self.counts['left out, neither image nor video'] += 1
                 self._inputs_bar.update()
             case Closed(stream=None):
                 record = {'input': item.input.shown, 'status': 'failed', 'problem': item.problem}
@@ -147,15 +132,14 @@ class Run:
             case Closed():
                 stream_writer, self._stream_writer = self._stream_writer, None
                 self._frames_bar.close()
-                if live := item.stream.live:
-                    self.summary.captured, self.summary.dropped = live.num_captured, live.dropped
+                self._live = item.stream.live
                 self._record(stream_writer.close(item))
 
     def _record(self, record: dict[str, Any]) -> None:
         append_line(self.writer.folder / RECORDS_NAME, to_json(record))
-        self.summary.counts[record['status']] += 1
+        self.counts[record['status']] += 1
         if record['status'] == 'failed':
-            self.summary.failed.append((record['input'], record['problem']))
+            self.failed.append((record['input'], record['problem']))
             tqdm.write(f'{record["input"]}: {record["problem"]}', file=sys.stderr)
         self._inputs_bar.update()
 

@@ -16,7 +16,7 @@ from backbones.inference import Clip, Inferencer, Segmentation, pipeline
 from backbones.inference.drawing import Visualizer
 from backbones.inference.inputs import Input
 from backbones.inference.output import Writer
-from backbones.inference.run import Run, Summary
+from backbones.inference.run import Run
 from backbones.inference.video_reader import VideoReader
 
 BRIGHT = 250
@@ -46,11 +46,13 @@ class FakeModel:
         return Segmentation(np.ones(size, np.uint8))
 
 
-def run_over(folder: Path, out: Path, model, batch_size: int = 1) -> Summary:
+def run_over(folder: Path, out: Path, model, batch_size: int = 1) -> Run:
     """A run over a folder, into another."""
     out.mkdir(exist_ok=True)
     jobs = [Input(str(path), path.stem) for path in sorted(folder.iterdir())]
-    return Run(model, Writer(out, model), Clip(), batch_size)(jobs)
+    run = Run(model, Writer(out, model), Clip(), batch_size)
+    run(jobs)
+    return run
 
 
 def write_gray(path: Path, level: int, size: tuple[int, int] = (40, 60)) -> None:
