@@ -38,7 +38,7 @@ class Input:
     path: str
     # What its results are called, once that is known; see output_paths.
     name: str = ''
-    # What data calls its image; '' for the path below the output folder.
+    # What data calls its image.
     file_name: str = ''
     # Whether it was found in a folder or by a glob, and not named by the user.
     found: bool = False

@@ -12,19 +12,12 @@ from uuid import uuid4
 import cv2
 import numpy as np
 
-from backbones.errors import (
-    ConfigError,
-    InputError,
-    OutputError,
-    in_one_line,
-    raise_output_errors,
-)
+from backbones.errors import ConfigError, InputError, OutputError, in_one_line, raise_output_errors
 from backbones.files import atomic_write
 
 from .inferencer import Inferencer
 from .inputs import Input
 from .legend import SteadyClasses
-from .output_paths import mirrored_path
 from .reading import Clip, Closed, Frame, Stream
 from .results import (
     Segmentation,
@@ -52,9 +45,9 @@ def writing() -> Iterator[None]:
     try:
         with raise_output_errors():
             yield
-    except OutputError:
-        raise
     except OSError as error:
+        if isinstance(error, OutputError):
+            raise
         raise InputError(f'its results cannot be written: {error.strerror or error}') from error
 
 
@@ -110,9 +103,22 @@ class Writer:
         record['height'], record['width'] = frame.image.shape[:2]
         if self.draws:
             frame.drawing = self.visualizer.draw(frame.image, frame.prediction, self.legend)
-            record['drawn'] = self.relative(self._write_drawing(frame))
+            suffix, encoded = encode_drawing(frame.drawing)
+            path = self.path('drawn', frame.input, suffix)
+            with atomic_write(path) as temporary:
+                # Not encoded.tofile, which ignores a full disk.
+                temporary.write_bytes(encoded)
+            record['drawn'] = self.relative(path)
         if self.writes_data:
-            record['data'] = self.relative(self._write_data(frame))
+            is_segmentation = isinstance(frame.prediction, Segmentation)
+            path = self.path('data', frame.input, '.png' if is_segmentation else '.json')
+            if is_segmentation:
+                write_seg_map(path, frame.prediction, self.visualizer.palette)
+            else:
+                name = frame.input.file_name
+                image = {'image_id': image_id_of(name), 'file_name': name}
+                write_json(path, self._coco_results(frame, image))
+            record['data'] = self.relative(path)
         seconds = round(time.perf_counter() - frame.started, 3)
         record |= {'status': 'done', 'seconds': seconds}
 
@@ -131,28 +137,9 @@ class Writer:
             path = folder / f'{frame.index:06d}.png'
             write_seg_map(path, frame.prediction, self.visualizer.palette)
         elif self.writes_data:
-            image = {'image_id': image_id_of(file_name_of(frame.input), frame.index)}
+            image = {'image_id': image_id_of(frame.input.file_name, frame.index)}
             results = self._coco_results(frame, image)
             frame.line = to_json({'frame': frame.index, 'time': frame.time, 'detections': results})
-
-    def _write_drawing(self, frame: Frame) -> Path:
-        suffix, encoded = encode_drawing(frame.drawing)
-        path = self.path('drawn', frame.input, suffix)
-        with atomic_write(path) as temporary:
-            # Not encoded.tofile, which ignores a full disk.
-            temporary.write_bytes(encoded)
-        return path
-
-    def _write_data(self, frame: Frame) -> Path:
-        if isinstance(frame.prediction, Segmentation):
-            path = self.path('data', frame.input, '.png')
-            write_seg_map(path, frame.prediction, self.visualizer.palette)
-        else:
-            path = self.path('data', frame.input, '.json')
-            name = file_name_of(frame.input)
-            image = {'image_id': image_id_of(name), 'file_name': name}
-            write_json(path, self._coco_results(frame, image))
-        return path
 
     def _coco_results(self, frame: Frame, image: dict[str, Any]) -> list[dict[str, Any]]:
         return coco_results(frame.prediction, frame.image.shape[:2], image, self.categories)
@@ -176,11 +163,6 @@ def encode_drawing(drawing: np.ndarray) -> tuple[str, bytes]:
     if max(drawing.shape) > MAX_JPEG_SIDE:
         suffix, options = '.png', []
     return suffix, cv2.imencode(suffix, drawing, options)[1].tobytes()
-
-
-def file_name_of(job: Input) -> str:
-    """What data calls an image."""
-    return job.file_name or mirrored_path(job.path)
 
 
 class StreamWriter:

@@ -46,7 +46,7 @@ def plan_jobs(
         if existing == 'skip' and all(found):
             num_skipped += 1
         else:
-            jobs.append(replace(item, name=stem))
+            jobs.append(replace(item, name=stem, file_name=mirrored_path(item.path)))
     return jobs, num_skipped
 
 

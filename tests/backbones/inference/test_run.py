@@ -39,7 +39,7 @@ class FakeModel:
 
     def predict(self, batch):
         if any(item['is_bad'] for item in batch):
-            raise RuntimeError('out of memory\nTried to allocate')
+            raise RuntimeError('out of memory\nTried')
         return [None] * len(batch)
 
     def postprocess(self, raw, size):
@@ -72,7 +72,7 @@ def test_an_image_that_the_model_fails_on_fails_alone(folder, tmp_path, batch_si
         write_gray(folder / f'{name}.png', level)
     summary = run_over(folder, tmp_path / 'out', FakeModel(), batch_size)
     assert summary.counts['done'] == 3
-    assert summary.failed == [(str(folder / 'b.png'), 'out of memory')]
+    assert summary.failed == [(str(folder / 'b.png'), 'out of memory Tried')]
     written = sorted(path.name for path in (tmp_path / 'out' / 'data').iterdir())
     assert written == ['a.png', 'c.png', 'd.png']
 
@@ -81,7 +81,7 @@ def test_a_frame_that_the_model_fails_on_stays_in_the_video(folder, tmp_path):
     write_video(folder / 'clip.mp4', 8)
     out = tmp_path / 'out'
     summary = run_over(folder, out, FakeModel(bad_number=3))
-    assert summary.failed == [(str(folder / 'clip.mp4'), 'frame 3: out of memory')]
+    assert summary.failed == [(str(folder / 'clip.mp4'), 'frame 3: out of memory Tried')]
     with VideoReader(out / 'drawn' / 'clip.mp4') as reader:
         assert [frame.index for frame in reader] == list(range(8))
     names = sorted(path.name for path in (out / 'data' / 'clip.frames').iterdir())
