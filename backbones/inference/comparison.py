@@ -1,6 +1,5 @@
 """Ground truth and prediction side by side, drawn while tools/test.py tests."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,18 @@ from .text import line_height, paint, render_text
 
 CAPTIONS = ('ground truth', 'prediction')
 GAP = 4
+# Detections below this are not drawn.
+SCORE_THR = 0.5
 
 
 class ComparisonHook(Hook):
     """Draws every test image twice, with its ground truth to the left of its prediction.
 
-    Args:
-        folder: Where the drawings go, under the images' paths below the dataset's image folder.
-        score_thr: Detections below this score are not drawn. Default: 0.5.
+    Drawings go into ``folder``, under the images' paths below the dataset's image folder.
     """
 
-    def __init__(self, folder: str | Path, score_thr: float = 0.5) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.score_thr = score_thr
 
     def before_test(self, runner: Runner) -> None:
         meta = runner.test_dataloader.dataset.metainfo
@@ -45,31 +43,24 @@ class ComparisonHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict, outputs: list[Any]
     ) -> None:
         prefix = getattr(runner.test_dataloader.dataset, 'data_prefix', {})
-        root = prefix.get('img_path') or prefix.get('img') or ''
+        root = prefix.get('img_path') or prefix.get('img')
         for sample in outputs:
-            path = self.drawing_path(sample.img_path, root)
+            image = Path(sample.img_path)
+            is_below = root and image.is_relative_to(root)
+            path = self.folder / (image.relative_to(root) if is_below else image.name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            image = mmcv.imread(sample.img_path)
-            drawing = draw_comparison(self.visualizer, image, sample.cpu(), self.score_thr)
-            if not cv2.imwrite(str(path), drawing):
+            drawing = draw_comparison(self.visualizer, mmcv.imread(sample.img_path), sample.cpu())
+            if not cv2.imwrite(str(path.with_suffix('.jpg')), drawing):
                 raise OutputError(f'{path} could not be written')
 
-    def drawing_path(self, image_path: str, root: str) -> Path:
-        """Where an image's drawing goes."""
-        relative = os.path.relpath(image_path, root or os.path.dirname(image_path))
-        inside = os.path.basename(image_path) if relative.startswith(os.pardir) else relative
-        return (self.folder / inside).with_suffix('.jpg')
 
-
-def draw_comparison(
-    visualizer: Visualizer, image: np.ndarray, sample: Any, score_thr: float
-) -> np.ndarray:
+def draw_comparison(visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:
     """:func:`draw_pair` of a DetDataSample or SegDataSample on the CPU, at the image's own size."""
     if 'pred_sem_seg' in sample:
         count = len(visualizer.class_names)
         both = [to_map(pixels, count) for pixels in (sample.gt_sem_seg, sample.pred_sem_seg)]
         return draw_pair(visualizer, image, *both)
-    prediction = to_detections(sample.pred_instances).select(score_thr, None)
+    prediction = to_detections(sample.pred_instances).select(SCORE_THR, None)
     return draw_pair(visualizer, image, to_detections(sample.gt_instances), prediction)
 
 
@@ -123,8 +114,7 @@ def to_detections(instances: Any) -> Detections:
             pixels = masks.to_ndarray() if hasattr(masks, 'to_ndarray') else masks.numpy()
         masks = crop_masks(pixels)
     scores = instances.get('scores')
-    if scores is not None:
-        return Detections(boxes, scores.numpy().astype(np.float32), labels, masks)
-    order = np.argsort(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
-    masks = masks if masks is None else [masks[index] for index in order]
-    return Detections(boxes[order], None, labels[order], masks)
+    if scores is None:
+        found = Detections(boxes, None, labels, masks)
+        return found.at(np.argsort(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)))
+    return Detections(boxes, scores.numpy().astype(np.float32), labels, masks)

@@ -33,7 +33,7 @@ def test_boxes():
         labels=torch.tensor([1, 1]),
     )
     visualizer = Visualizer(NAMES, [(255, 0, 0), (0, 255, 0)])
-    left, right = halves(draw_comparison(visualizer, IMAGE, sample, score_thr=0.5))
+    left, right = halves(draw_comparison(visualizer, IMAGE, sample))
     red, green, gray = (0, 0, 255), (0, 255, 0), (128, 128, 128)
     assert tuple(left[150, 100]) == red and tuple(left[150, 150]) == gray
     assert tuple(right[150, 150]) == green and tuple(right[150, 100]) == gray
@@ -47,7 +47,7 @@ def test_segmentation_maps():
     sample.gt_sem_seg = PixelData(data=ground_truth)
     sample.pred_sem_seg = PixelData(data=torch.zeros(1, 300, 400, dtype=torch.int64))
     visualizer = Visualizer(NAMES, [(255, 0, 0), (0, 255, 0)], opacity=1)
-    drawing = draw_comparison(visualizer, IMAGE, sample, score_thr=0.5)
+    drawing = draw_comparison(visualizer, IMAGE, sample)
     caption_height = next(row for row in range(99) if tuple(drawing[row, 300]) == (128, 128, 128))
     left = drawing[caption_height:, :400]
     right = drawing[caption_height:, 400 + GAP :]
@@ -62,6 +62,6 @@ def test_maps_of_many_classes():
     sample = SegDataSample()
     sample.gt_sem_seg = PixelData(data=torch.full((1, 300, 400), 65535))
     sample.pred_sem_seg = PixelData(data=torch.full((1, 300, 400), 256))
-    drawing = draw_comparison(visualizer, IMAGE, sample, score_thr=0.5)
+    drawing = draw_comparison(visualizer, IMAGE, sample)
     assert tuple(drawing[150, 50]) == (128, 128, 128)
     assert tuple(drawing[150, 600]) == WHITE
