@@ -177,7 +177,7 @@ class Upload:
         writer = Writer(folder, replay)
         stream_writer, record = None, {}
         try:
-            items = read_inputs([job], self.clip, threading.Event())
+            items = read_inputs([job], self.clip)
             with self._naming(), closing(Pipeline(replay).run(items, writer.finish)) as finished:
                 for item in finished:
                     match item:

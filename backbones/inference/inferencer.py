@@ -2,7 +2,6 @@
 
 import os
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -202,22 +201,17 @@ class Inferencer:
         """
         if isinstance(inputs, str | os.PathLike | np.ndarray):
             inputs = [inputs]
-        stop = threading.Event()
         listed = chain.from_iterable(
             list_given(given, number) for number, given in enumerate(inputs)
         )
-        frames = read_inputs(listed, clip or Clip(), stop)
-        try:
-            for item in Pipeline(self, self.batch_size).run(frames):
-                if isinstance(item, Closed) and item.problem and not item.was_left_out:
-                    yield Result(item.input.shown, problem=item.problem)
-                if isinstance(item, Frame):
-                    yield Result(
-                        *(item.input.shown, item.index, item.time),
-                        *(item.image, item.prediction, item.problem, self.visualizer),
-                    )
-        finally:
-            stop.set()
+        for item in Pipeline(self, self.batch_size).run(read_inputs(listed, clip or Clip())):
+            if isinstance(item, Closed) and item.problem and not item.was_left_out:
+                yield Result(item.input.shown, problem=item.problem)
+            if isinstance(item, Frame):
+                yield Result(
+                    *(item.input.shown, item.index, item.time),
+                    *(item.image, item.prediction, item.problem, self.visualizer),
+                )
 
 
 def labels_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] | None:

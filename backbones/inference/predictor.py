@@ -2,7 +2,6 @@
 
 import io
 import json
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
@@ -66,8 +65,7 @@ class Predictor:
 
         ``finish`` is called with each image that has a prediction, in several threads.
         """
-        stop = threading.Event()
-        frames = read_inputs(chain.from_iterable(map(inputs_of, tables)), self._clip, stop)
+        frames = read_inputs(chain.from_iterable(map(inputs_of, tables)), self._clip)
         pipeline = Pipeline(self.inferencer, self.inferencer.batch_size)
 
         def to_row(frame: Frame) -> None:
@@ -77,19 +75,16 @@ class Predictor:
             frame.image = frame.prediction = None
 
         rows, num_bytes = [], 0
-        try:
-            with closing(pipeline.run(frames, to_row)) as finished:
-                for item in finished:
-                    if isinstance(item, Frame):
-                        rows.append(item.record)
-                        num_bytes += len(item.record.get('seg_map') or b'')
-                    elif isinstance(item, Closed) and item.problem:
-                        rows.append({'path': item.input.shown, 'problem': item.problem})
-                    if len(rows) == MAX_ROWS or num_bytes > MAX_BYTES:
-                        yield self._arrow.Table.from_pylist(rows, self.schema)
-                        rows, num_bytes = [], 0
-        finally:
-            stop.set()
+        with closing(pipeline.run(frames, to_row)) as finished:
+            for item in finished:
+                if isinstance(item, Frame):
+                    rows.append(item.record)
+                    num_bytes += len(item.record.get('seg_map') or b'')
+                elif isinstance(item, Closed) and item.problem:
+                    rows.append({'path': item.input.shown, 'problem': item.problem})
+                if len(rows) == MAX_ROWS or num_bytes > MAX_BYTES:
+                    yield self._arrow.Table.from_pylist(rows, self.schema)
+                    rows, num_bytes = [], 0
         if rows:
             yield self._arrow.Table.from_pylist(rows, self.schema)
 

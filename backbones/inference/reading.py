@@ -143,13 +143,14 @@ class Frame:
 
 
 def read_inputs(
-    inputs: Iterable[Input], clip: Clip, stop: threading.Event
+    inputs: Iterable[Input], clip: Clip, stop: threading.Event | None = None
 ) -> Iterator[Frame | Stream | Closed]:
     """The frames of all inputs, until ``stop`` is set; a bad one stops no other.
 
     For an image its frame. For anything with several frames the ``Stream``, its frames, and
     ``Closed``. For what cannot be read ``Closed`` alone, with its ``problem``.
     """
+    stop = stop or threading.Event()
     for item in inputs:
         if stop.is_set():
             return
