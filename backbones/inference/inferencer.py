@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backbones.errors import ConfigError, InputError
+from backbones.errors import ConfigError, InputError, import_optional
 
 from .drawing import Visualizer
 from .exported_file import ExportedModel, is_exported
 from .inputs import Input, list_inputs
+from .masks import encode_mask
 from .model import TorchModel
 from .output_paths import mirrored_path
 from .palette import choose_palette
@@ -26,7 +27,6 @@ from .results import (
     coco_results,
     image_id_of,
     regions_of,
-    to_supervision,
 )
 from .tiles import TiledModel, check_tile
 
@@ -73,7 +73,25 @@ class Result:
         that occurs, without confidence. Raises ConfigError where the package is not installed.
         """
         objects, size = self._objects(), self.image.shape[:2]
-        return to_supervision(objects, size, self._visualizer.class_names)
+        supervision = import_optional('supervision', 'to_supervision()', 'tracking')
+        masks = None
+        if objects.masks:
+            # Compact as ours; the extents include their last pixel.
+            extents = [
+                (mask.x, mask.y, mask.x + width - 1, mask.y + height - 1)
+                for mask in objects.masks
+                for height, width in [mask.shape]
+            ]
+            encoded = [encode_mask(mask, size) for mask in objects.masks]
+            masks = supervision.CompactMask.from_coco_rle(encoded, np.array(extents), size)
+        names = [self._visualizer.class_names[label] for label in objects.labels]
+        return supervision.Detections(
+            xyxy=objects.boxes,
+            mask=masks,
+            confidence=objects.scores,
+            class_id=objects.labels,
+            data={'class_name': np.array(names, str)},
+        )
 
     def to_coco(self) -> list[dict[str, Any]]:
         """The prediction in COCO's results format, masks run-length encoded.

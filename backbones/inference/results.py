@@ -7,18 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from backbones.errors import import_optional
 from backbones.files import atomic_write
 
 from .masks import CompressedMask, CroppedMask, crop_masks, encode_mask, fill_empty_boxes
-
-if TYPE_CHECKING:
-    import supervision
 
 COCO_CLASSES = 80
 # COCO numbers its 80 categories from 1 to 90 and leaves these out.
@@ -142,34 +138,6 @@ def regions_of(segmentation: Segmentation) -> Detections:
     return Detections(boxes, None, labels, masks)
 
 
-def to_supervision(
-    detections: Detections, size: tuple[int, int], classes: Sequence[str]
-) -> 'supervision.Detections':
-    """Detections in an image of ``size`` (height, width) for the package supervision.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    supervision = import_optional('supervision', 'to_supervision()', 'tracking')
-    masks = None
-    if detections.masks:
-        # Compact as ours; the extents include their last pixel.
-        extents = [
-            (mask.x, mask.y, mask.x + width - 1, mask.y + height - 1)
-            for mask in detections.masks
-            for height, width in [mask.shape]
-        ]
-        encoded = [encode_mask(mask, size) for mask in detections.masks]
-        masks = supervision.CompactMask.from_coco_rle(encoded, np.array(extents), size)
-    return supervision.Detections(
-        xyxy=detections.boxes,
-        mask=masks,
-        confidence=detections.scores,
-        class_id=detections.labels,
-        data={'class_name': np.array([classes[label] for label in detections.labels], str)},
-    )
-
-
 def to_json(content: Any) -> bytes:
     """A line of JSON in UTF-8; what is no text in a file's name becomes one of JSON's escapes."""
     return f'{json.dumps(content, ensure_ascii=False)}\n'.encode(errors='backslashreplace')
@@ -185,12 +153,12 @@ def write_seg_map(
     path: Path, segmentation: Segmentation, palette: Sequence[tuple[int, int, int]]
 ) -> None:
     """Write a segmentation map as :func:`save_seg_map` does, whole or not at all."""
-    with atomic_write(path) as temporary, temporary.open('wb') as file:
-        save_seg_map(file, segmentation, palette)
+    with atomic_write(path) as temporary:
+        save_seg_map(temporary, segmentation, palette)
 
 
 def save_seg_map(
-    file: BinaryIO, segmentation: Segmentation, palette: Sequence[tuple[int, int, int]]
+    file: Path | BinaryIO, segmentation: Segmentation, palette: Sequence[tuple[int, int, int]]
 ) -> None:
     """Write a PNG whose values are labels.
 
