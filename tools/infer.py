@@ -83,8 +83,9 @@ def parse_args() -> argparse.Namespace:
     existing.add_argument(
         '--overwrite', action='store_true', help='replace the results of inputs that have some'
     )
-    output.add_argument('--data-only', action='store_true', help='no drawings')
-    output.add_argument('--no-data', action='store_true', help='only drawings')
+    less = output.add_mutually_exclusive_group()
+    less.add_argument('--data-only', action='store_true', help='no drawings')
+    less.add_argument('--no-data', action='store_true', help='only drawings')
     output.add_argument('--no-legend', action='store_true', help='no legend of segmentations')
     output.add_argument('--show', action='store_true', help='show drawings in a window too')
     output.add_argument(
@@ -113,10 +114,6 @@ def parse_args() -> argparse.Namespace:
     args.checkpoint = None if is_exported(args.model) else args.inputs.pop(0)
     if not args.inputs:
         parser.error('there is no INPUT after the model: give CONFIG CHECKPOINT INPUT')
-    if args.end is not None and args.end <= args.start:
-        parser.error(f'--end {args.end:g} is not after --start {args.start:g}')
-    if args.data_only and args.no_data:
-        parser.error('--data-only and --no-data leave nothing to write')
     if args.data_only and args.show:
         parser.error('--show shows drawings, which --data-only leaves out')
     return args
@@ -154,10 +151,7 @@ def infer(args: argparse.Namespace) -> int:
         show = Window().show
     options = dict(device=args.device, palette=args.palette, **model_options(args))
     inferencer = Inferencer(args.model, args.checkpoint, **options)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f'--out-dir {folder} cannot be written: {error.strerror}') from error
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         writer = Writer(folder, inferencer, parts, legend=not args.no_legend)
         clip = Clip(args.every, args.start, args.end, args.policy)
