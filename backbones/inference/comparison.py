@@ -78,8 +78,7 @@ def draw_pair(
     drawings = [visualizer.draw(image, one, legend=False) for one in both]
     entries = []
     if isinstance(prediction, Segmentation):
-        first, second = (visualizer.class_shares(one.seg_map) for one in both)
-        shares = {label: max(first.get(label, 0), second.get(label, 0)) for label in first | second}
+        shares = visualizer.class_shares(np.hstack([one.seg_map for one in both]))
         entries = [
             Entry(visualizer.class_names[label], visualizer.colors[label])
             for label in sorted(shares, key=lambda label: -shares[label])

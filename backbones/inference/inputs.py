@@ -146,9 +146,7 @@ def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
             yield Input(url)
             return
         else:
-            raise InputError('does not exist')
-    except InputError:
-        raise
+            raise FileNotFoundError('there is no such file')
     # Each storage has errors of its own.
     except Exception as error:
         raise InputError(f'cannot be listed: {in_one_line(error)}') from error
