@@ -32,32 +32,41 @@ Timed = tuple[Fraction, av.Packet]
 class AudioTrack:
     """Brings the audio of a file or URL into an MP4 that is being written, packet by packet.
 
-    AAC and MP3 are copied as they are, other codecs become AAC in mono or stereo. Audio that cannot
-    be read stops nothing: :attr:`problem` says what is missing.
+    AAC and MP3 are copied as they are, other codecs become AAC in mono or stereo. ``origin`` is the
+    time of the source that is 0 in the output, ``end`` where the output ends, in seconds. Audio that
+    cannot be read stops nothing: :attr:`problem` says what is missing.
     """
 
-    def __init__(self, source: str | Path, output: av.container.OutputContainer) -> None:
-        self._output = output
+    def __init__(
+        self,
+        source: str | Path,
+        output: av.container.OutputContainer,
+        origin: Fraction,
+        end: Fraction | None = None,
+    ) -> None:
+        self._output, self._end, self._is_cut = output, end, origin > 0
         self._missing: str | None = None
         self._num_corrupt = 0
         self._packets: Iterator[Timed] = iter(())
-        self._next: Timed | None = None
+        self._written = Fraction(-1)
         self._input: av.container.InputContainer | None = None
-        self._source: av.AudioStream | None = None
         try:
             self._input = open_container(source)
-            self._add_audio()
+            self._source = self._find_audio()
+            if self._source is not None:
+                self._add_audio()
+                self._origin = origin + Fraction(find_origin(self._input))
+                self._packets = self._read()
         except (InputError, av_error.FFmpegError, ValueError) as error:
-            self._source = None
             self._missing = f'the audio is missing: {getattr(error, "strerror", error)}'
 
-    def _add_audio(self) -> None:
+    def _find_audio(self) -> av.AudioStream | None:
         streams = self._input.streams.audio
         marked = [stream for stream in streams if stream.disposition & Disposition.default]
-        self._source = source = next(iter([*marked, *streams]), None)
-        if source is None:
-            return
-        context = source.codec_context
+        return next(iter([*marked, *streams]), None)
+
+    def _add_audio(self) -> None:
+        context = self._source.codec_context
         if context is None or not context.sample_rate or not context.layout.nb_channels:
             raise InputError('it is corrupt, or this build of ffmpeg cannot decode it')
         # Noise may pass for audio otherwise.
@@ -66,7 +75,7 @@ class AudioTrack:
             context.name == 'aac' or context.sample_rate >= 16_000
         )
         if self._is_copied:
-            self._target = self._output.add_stream_from_template(source)
+            self._target = self._output.add_stream_from_template(self._source)
             return
         rate = context.sample_rate if context.sample_rate in AAC_RATES else 48_000
         num_channels = min(context.layout.nb_channels, 2)
@@ -80,40 +89,30 @@ class AudioTrack:
         corrupt = f'the audio is corrupt or has holes, in {self._num_corrupt} places'
         return self._missing or (corrupt if self._num_corrupt else None)
 
-    def begin(self, origin: Fraction, is_cut: bool, end: Fraction | None) -> None:
-        """Go to ``origin``, the seconds in the source that are 0 in the output.
-
-        ``is_cut`` leaves out what is before; ``end``, in the source's seconds, what is after.
-        """
-        if self._source is None:
-            return
-        self._origin = origin + Fraction(find_origin(self._input))
-        self._is_cut = is_cut
-        self._end = None if end is None else end - origin
-        if is_cut:
-            offset = round((self._origin - LEAD) / self._source.time_base)
-            # One that cannot seek is read from the beginning.
-            with suppress(av_error.FFmpegError):
-                self._input.seek(max(offset, 0), stream=self._source)
-        self._packets = self._copy() if self._is_copied else self._transcode()
-        self._advance()
-
     def write_until(self, time: Fraction | None) -> None:
-        """Write the packets that begin before a time of the output; None writes all."""
-        while self._next is not None and (time is None or self._next[0] < time):
-            self._output.mux(self._next[1])
-            self._advance()
-
-    def _advance(self) -> None:
-        try:
-            self._next = next(self._packets, None)
-        except (av_error.FFmpegError, ValueError) as error:
-            self._next = None
-            self._missing = f'the audio ends early: {getattr(error, "strerror", error)}'
+        """Write the packets up to a time of the output; None writes all."""
+        while time is None or self._written < time:
+            following = next(self._packets, None)
+            if following is None:
+                break
+            self._written, packet = following
+            self._output.mux(packet)
 
     def close(self) -> None:
         if self._input is not None:
             self._input.close()
+
+    def _read(self) -> Iterator[Timed]:
+        """Packets for the output, from the beginning of the cut on."""
+        try:
+            if self._is_cut:
+                offset = round((self._origin - LEAD) / self._source.time_base)
+                # One that cannot seek is read from the beginning.
+                with suppress(av_error.FFmpegError):
+                    self._input.seek(max(offset, 0), stream=self._source)
+            yield from self._copy() if self._is_copied else self._transcode()
+        except (av_error.FFmpegError, ValueError) as error:
+            self._missing = f'the audio ends early: {getattr(error, "strerror", error)}'
 
     def _decode(self) -> Iterator[tuple[Fraction | None, av.Packet, list[av.AudioFrame]]]:
         """Good packets with their times in the output, and what they decode to."""

@@ -203,7 +203,11 @@ class StreamWriter:
                 labels = self._legend.update(frame.shares)
                 self.writer.visualizer.draw_legend(frame.drawing, labels)
             if self._video is None:
-                self._video = self._open_video()
+                # Imports PyAV.
+                from .video_writer import VideoWriter
+
+                path = self._new('drawn', '.mp4')
+                self._video = VideoWriter(path, self.stream, self.clip, frame.pts)
             self._video.write(frame.drawing, frame.pts, frame.duration)
 
     def close(self, closed: Closed) -> dict[str, Any]:
@@ -280,21 +284,6 @@ class StreamWriter:
         path = self._partial(part, suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
-
-    def _open_video(self) -> 'VideoWriter':
-        # Imports PyAV.
-        from .video_writer import VideoWriter
-
-        return VideoWriter(
-            self._new('drawn', '.mp4'),
-            self.stream.width,
-            self.stream.height,
-            time_base=self.stream.time_base,
-            frame_rate=self.stream.frame_rate,
-            source=self.stream.audio,
-            start=self.clip.start or None,
-            end=self.clip.end,
-        )
 
 
 def remove(path: Path) -> None:

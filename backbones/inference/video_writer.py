@@ -13,6 +13,7 @@ from av import error as av_error
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from .audio_track import AudioTrack
+from .reading import Clip, Stream
 from .video_reader import INTERPOLATION
 
 # Measured on one thread at 1280×720: 9 ms a frame. superfast takes as long for up to five times the
@@ -49,32 +50,16 @@ class VideoWriter:
 
     Args:
         path: File to write or to replace; it can be played once it is closed.
-        width, height: Of the images, in pixels.
-        time_base: Seconds; the unit of ``pts``.
-        frame_rate: Frames a second, about, for the encoder to share out bits by.
-        source: File or URL with the audio, or None for a video without audio.
-        start: Where the source was cut, in seconds; the first frame is 0 in the new video then.
-        end: Likewise; audio ends there at the latest.
+        stream: Whose frames the images are.
+        clip: What of it they are. Where that has a start, the first image is 0 in the new video.
+        begin: When the first image is shown, in units of the stream's time base.
     """
 
     @os_errors()
-    def __init__(
-        self,
-        path: str | Path,
-        width: int,
-        height: int,
-        *,
-        time_base: Fraction,
-        frame_rate: Fraction | None = None,
-        source: str | Path | None = None,
-        start: float | None = None,
-        end: float | None = None,
-    ) -> None:
-        self._time_base = Fraction(time_base)
-        self._frame_rate = Fraction(frame_rate or 25)
-        self._is_cut = bool(start)
-        self._end = None if end is None else Fraction(end)
-        self._origin: Fraction | None = None
+    def __init__(self, path: Path, stream: Stream, clip: Clip, begin: int) -> None:
+        self._time_base = stream.time_base
+        self._frame_rate = stream.frame_rate or Fraction(25)
+        self._origin = begin * stream.time_base if clip.start else Fraction(0)
         self._last_pts = -1
         self._last_duration = 1
         self._reformatter = VideoReformatter()
@@ -82,8 +67,12 @@ class VideoWriter:
         self._output = av.open(
             f'file:{path}', 'w', format='mp4', container_options={'movflags': '+faststart'}
         )
+        width, height = stream.width, stream.height
         self._stream = self._add_video(width + width % 2, height + height % 2)
-        self._audio = None if source is None else AudioTrack(source, self._output)
+        self._audio: AudioTrack | None = None
+        if stream.audio is not None:
+            end = None if clip.end is None else Fraction(clip.end) - self._origin
+            self._audio = AudioTrack(stream.audio, self._output, self._origin, end)
         self._output.start_encoding()
 
     def _add_video(self, width: int, height: int) -> av.VideoStream:
@@ -109,21 +98,14 @@ class VideoWriter:
 
     @os_errors()
     def write(self, image: np.ndarray, pts: int, duration: int | None = None) -> None:
-        """Append a frame.
+        """Append a frame, (height, width, 3), uint8, BGR, with its times in the stream.
 
-        Args:
-            image: (height, width, 3), uint8, BGR.
-            pts: When it is shown, in units of ``time_base`` after the beginning of the source. One
-                that is not after the frame before is shown as soon after it as can be.
-            duration: For how long. Counts for the last frame, as others are shown until the next.
+        One that is not after the frame before is shown as soon after it as can be. The duration
+        counts for the last frame, as others are shown until the next.
         """
-        time = pts * self._time_base
-        if self._origin is None:
-            self._origin = time if self._is_cut else Fraction(0)
-            if self._audio is not None:
-                self._audio.begin(self._origin, self._is_cut, self._end)
         frame = self._convert(image)
-        frame.pts = max(round((time - self._origin) / self._ticks), self._last_pts + 1)
+        time = pts * self._time_base - self._origin
+        frame.pts = max(round(time / self._ticks), self._last_pts + 1)
         frame.time_base = self._ticks
         shown = 1 / self._frame_rate if duration is None else duration * self._time_base
         self._last_duration = max(round(shown / self._ticks), 1)

@@ -85,8 +85,7 @@ def test_corrupt_audio(folder: Path, file: tuple[str, bytes]):
     path = folder / file[0]
     path.write_bytes(file[1])
     with av.open(str(folder / 'copy.mp4'), 'w') as output:
-        track = AudioTrack(path, output)
-        track.begin(Fraction(0), False, None)
+        track = AudioTrack(path, output, Fraction(0))
         track.write_until(None)
         assert track.problem is None or track.problem
         track.close()

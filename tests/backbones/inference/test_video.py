@@ -22,6 +22,8 @@ from videos import (
 
 from backbones.errors import InputError
 from backbones.inference.images import TimedImage
+from backbones.inference.inputs import Input
+from backbones.inference.reading import Clip, Frame, Stream, read_inputs
 from backbones.inference.video_reader import VideoReader
 from backbones.inference.video_writer import VideoWriter
 
@@ -71,15 +73,19 @@ def copy(
     source: Path, out: Path, whole_audio: bool = True, count: int = 1000, **cut
 ) -> VideoWriter:
     """What a program does that changes nothing in the images."""
-    span = {key: cut[key] for key in ('start', 'end') if key in cut}
-    with VideoReader(source, **cut) as reader:
-        size, rate = (reader.width, reader.height), reader.frame_rate
-        options = dict(time_base=reader.time_base, frame_rate=rate, source=source, **span)
-        writer = VideoWriter(out, *size, **options)
-        for frame, _ in zip(reader, range(count), strict=False):
+    stream, *frames = read_inputs([Input(str(source))], Clip(**cut))
+    writer = VideoWriter(out, stream, Clip(**cut), frames[0].pts)
+    for frame in frames[:count]:
+        if isinstance(frame, Frame):
             writer.write(frame.image, frame.pts, frame.duration)
-        writer.close(whole_audio)
+    writer.close(whole_audio)
     return writer
+
+
+def write_to(out: Path, width: int, height: int, time_base: Fraction, source: Path | None = None):
+    """A writer that is closed at the end."""
+    stream = Stream(Input('a'), 'video', width, height, time_base, audio=source)
+    return closing(VideoWriter(out, stream, Clip(), 0))
 
 
 def video_duration(path: Path) -> float:
@@ -345,9 +351,7 @@ def test_rate_size_times_and_duration_are_kept(tmp_path, rate, every):
 @pytest.mark.parametrize('size', [(127, 96), (128, 95), (127, 95), (1, 1)])
 def test_odd_sizes_repeat_the_last_row_and_column(tmp_path, size):
     width, height = size
-    with closing(
-        VideoWriter(tmp_path / 'out.mp4', width, height, time_base=Fraction(1, 10))
-    ) as writer:
+    with write_to(tmp_path / 'out.mp4', width, height, Fraction(1, 10)) as writer:
         for pts in range(3):
             writer.write(np.full((height, width, 3), 200, np.uint8), pts)
     image = read(tmp_path / 'out.mp4')[2].image
@@ -358,9 +362,7 @@ def test_odd_sizes_repeat_the_last_row_and_column(tmp_path, size):
 def test_colors_survive_writing(tmp_path):
     image = np.tile(SATURATED.repeat(32, 0), (96, 1, 1))
     for _ in range(2):
-        with closing(
-            VideoWriter(tmp_path / 'out.mp4', 256, 96, time_base=Fraction(1, 10))
-        ) as writer:
+        with write_to(tmp_path / 'out.mp4', 256, 96, Fraction(1, 10)) as writer:
             writer.write(image, 0)
             writer.write(image, 1)
         image = read(tmp_path / 'out.mp4')[1].image
@@ -370,7 +372,7 @@ def test_colors_survive_writing(tmp_path):
 
 
 def test_times_that_do_not_rise_are_nudged(tmp_path):
-    with closing(VideoWriter(tmp_path / 'out.mp4', 128, 96, time_base=Fraction(1, 1000))) as writer:
+    with write_to(tmp_path / 'out.mp4', 128, 96, Fraction(1, 1000)) as writer:
         for number, pts in enumerate([0, 100, 100, 90, 200]):
             writer.write(numbered_image(number), pts, 50)
     frames = read(tmp_path / 'out.mp4')
@@ -434,7 +436,7 @@ def test_corrupt_audio_leaves_the_images_alone(tmp_path, audio):
     good, out = write_video(tmp_path / 'good.mp4', 60), tmp_path / 'out.mp4'
     with VideoReader(good) as reader:
         size = reader.width, reader.height
-        with closing(VideoWriter(out, *size, time_base=reader.time_base, source=source)) as writer:
+        with write_to(out, *size, reader.time_base, source) as writer:
             for frame in reader:
                 writer.write(frame.image, frame.pts, frame.duration)
     assert 'the audio is corrupt' in writer.problem
@@ -447,8 +449,7 @@ def test_corrupt_audio_leaves_the_images_alone(tmp_path, audio):
 
 def test_audio_that_cannot_be_opened(tmp_path):
     (tmp_path / 'a.mp4').write_bytes(b'')
-    options = {'time_base': Fraction(1, 10), 'source': tmp_path / 'a.mp4'}
-    with closing(VideoWriter(tmp_path / 'out.mp4', 128, 96, **options)) as writer:
+    with write_to(tmp_path / 'out.mp4', 128, 96, Fraction(1, 10), tmp_path / 'a.mp4') as writer:
         writer.write(numbered_image(1), 0)
     assert 'the audio is missing' in writer.problem
     assert numbers(read(tmp_path / 'out.mp4')) == [1]
@@ -473,9 +474,7 @@ def test_a_disk_that_takes_no_more(tmp_path):
     try:
         with (
             pytest.raises(OSError) as caught,
-            closing(
-                VideoWriter(tmp_path / 'out.mp4', 128, 96, time_base=Fraction(1, 10))
-            ) as writer,
+            write_to(tmp_path / 'out.mp4', 128, 96, Fraction(1, 10)) as writer,
         ):
             for pts, image in enumerate(noise):
                 writer.write(image, pts)
@@ -489,5 +488,5 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
     (tmp_path / 'folder.mp4').mkdir()
     for path in [tmp_path / 'file' / 'out.mp4', tmp_path / 'folder.mp4']:
         with pytest.raises(OSError):
-            VideoWriter(path, 128, 96, time_base=Fraction(1))
+            write_to(path, 128, 96, Fraction(1))
     assert sorted(os.listdir(tmp_path)) == ['file', 'folder.mp4']
