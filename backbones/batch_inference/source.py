@@ -136,25 +136,23 @@ def read_unit(unit: Unit, destination: Destination) -> Iterator[pa.Table]:
 
 
 def find_columns(schema: pa.Schema, file: str) -> tuple[str | None, str | None]:
-    """The columns with paths and with encoded images.
-
-    Raises:
-        ConfigError: There is neither.
-    """
+    """The columns with paths and with encoded images; ConfigError where there is neither."""
     path = next((name for name in PATH_COLUMNS if name in schema.names), None)
-    for name in BYTES_COLUMNS:
-        if name in schema.names:
-            kind = schema.field(name).type
-            if pa.types.is_struct(kind) and kind.get_field_index('bytes') >= 0:
-                return path, name
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return path, name
-    if path is None:
+    kinds = {name: schema.field(name).type for name in BYTES_COLUMNS if name in schema.names}
+    image = next((name for name, kind in kinds.items() if _has_bytes(kind)), None)
+    if path is None and image is None:
         raise ConfigError(
             f'{file} has no column with paths ({", ".join(PATH_COLUMNS)}) or with encoded images '
             f'({", ".join(BYTES_COLUMNS)}); it has {", ".join(schema.names)}'
         )
-    return path, None
+    return path, image
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    # Hugging Face's datasets have structs.
+    if pa.types.is_struct(kind):
+        return kind.get_field_index('bytes') >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 # A footer of thousands of row groups takes a while to read.
