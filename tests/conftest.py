@@ -101,7 +101,7 @@ def call_tool(
 
     def call(tool: str, *arguments: object, stdin: str = '') -> tuple[int, str]:
         monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-        monkeypatch.setattr(sys, 'stdin', io.StringIO(stdin))
+        monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(stdin.encode())))
         try:
             code = importlib.import_module(tool.removesuffix('.py')).main() or 0
         except SystemExit as error:

@@ -4,7 +4,6 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +21,7 @@ from backbones.inference.inputs import (
     find_scheme,
     is_live,
     iterate_inputs,
+    lines_of,
 )
 
 from .destination import INPUTS_FOLDER, Destination
@@ -74,8 +74,11 @@ def list_paths(source: str, destination: Destination) -> list[str]:
     is_stdin = source == '-'
     if is_stdin or source.endswith('.txt'):
         try:
-            with nullcontext(sys.stdin) if is_stdin else fsspec.open(source, 'rt') as file:
-                paths = [path for line in file if (path := line.rstrip('\r\n')).strip()]
+            if is_stdin:
+                paths = lines_of(sys.stdin)
+            else:
+                with fsspec.open(source, 'rt', encoding='utf-8') as file:
+                    paths = lines_of(file)
         # Each storage has errors of its own.
         except Exception as error:
             raise ConfigError(f'{source} cannot be read: {in_one_line(error)}') from error
@@ -87,7 +90,7 @@ def list_paths(source: str, destination: Destination) -> list[str]:
         if item.problem:
             raise ConfigError(f'{item.shown} {item.problem}')
     paths = _absolute(item.path for item in listed)
-    if listed[0].found:
+    if any(item.found for item in listed):
         paths = _choose(paths, destination)
     if not paths:
         raise ConfigError(f'{source} has no files but the results in {destination.url}')

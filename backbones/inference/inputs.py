@@ -107,16 +107,17 @@ def explain_os_error(error: Exception) -> str:
 
 
 def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:
-    try:
-        # Not splitlines(), which splits at characters that names may have.
-        paths = [path for line in stdin if (path := line.rstrip('\r\n')).strip()]
-    except UnicodeDecodeError as error:
-        yield Input('-', problem=f'standard input is no list of paths: {error}')
-        return
+    paths = lines_of(stdin)
     if not paths:
         yield Input('-', problem='standard input has no paths in it')
     for path in paths:
         yield from iterate_inputs(path, recursive)
+
+
+def lines_of(file: TextIO) -> list[str]:
+    """The paths that stand in a file, one a line."""
+    # Not splitlines(), which splits at characters that names may have.
+    return [path for line in file if (path := line.rstrip('\r\n')).strip()]
 
 
 def iterate_inputs(given: str, recursive: bool) -> Iterator[Input]:

@@ -60,16 +60,17 @@ def result_stems(paths: Sequence[str]) -> list[str]:
     """For each input the path of its results below ``drawn/`` and ``data/``.
 
     It is that of the input, whatever other inputs there are: ``a`` for ``a.jpg``, but ``a.jpg`` and
-    ``a.png`` where both exist. A live source, every recording of which is another, gets the time.
+    ``a.png`` where both exist, and for URLs. A live source, every recording of which is another,
+    gets the time.
     """
     names = [mirrored_path(path) for path in paths]
-    shared = Counter(map(without_suffix, names))
     neighbors = lru_cache(stems_in)
     stems: dict[str, None] = {}
     for path, name in zip(paths, names, strict=True):
         stem = without_suffix(name)
         folder, last = os.path.split(os.path.abspath(path))
-        if shared[stem] > 1 or neighbors(folder)[without_suffix(last)] > 1:
+        # What else lies in a storage is not known.
+        if find_scheme(path) or neighbors(folder)[without_suffix(last)] > 1:
             stem = name
         if is_live(path):
             stem += time.strftime('_%Y-%m-%d_%H-%M-%S')

@@ -28,9 +28,6 @@ FORMATS = (
     'mxf,nut,obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe'
 )
 
-# Seconds without a byte after which a web server is given up.
-WEB_TIMEOUT = 30.0
-
 # These say in their header how long they are, so that a shorter one has lost something.
 FORMATS_WITH_DURATION = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'avi')
 
@@ -324,7 +321,7 @@ def open_container(source: str | Path) -> av.container.InputContainer:
     file, options, timeout = f'file:{source}', {'format_whitelist': FORMATS}, None
     try:
         if scheme in WEB_SCHEMES:
-            file, options, timeout = str(source), {}, WEB_TIMEOUT
+            file, options, timeout = str(source), {}, 30.0
         elif scheme:
             file = fsspec.open(str(source), 'rb').open()
         return av.open(file, options=options, metadata_errors='replace', timeout=timeout)

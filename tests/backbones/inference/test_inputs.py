@@ -158,8 +158,6 @@ def test_list_on_standard_input(tree: Path):
     ]
     (nothing,) = listed('-', stdin='\n')
     assert 'no paths' in nothing.problem
-    (binary,) = list_inputs(['-'], False, io.TextIOWrapper(io.BytesIO(b'\xff\xfe\0'), 'utf-8'))
-    assert 'no list of paths' in binary.problem
 
 
 @pytest.mark.parametrize(
