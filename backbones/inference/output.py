@@ -32,7 +32,6 @@ from .results import (
 if TYPE_CHECKING:
     from .video_writer import VideoWriter
 
-JPEG_QUALITY = 95
 # JPEG's limit along a side is 65,535; larger drawings are PNGs.
 MAX_JPEG_SIDE = 65_000
 # What a video's results can be.
@@ -106,7 +105,6 @@ class Writer:
             suffix, encoded = encode_drawing(frame.drawing)
             path = self.path('drawn', frame.input, suffix)
             with atomic_write(path) as temporary:
-                # Not encoded.tofile, which ignores a full disk.
                 temporary.write_bytes(encoded)
             record['drawn'] = self.relative(path)
         if self.writes_data:
@@ -159,10 +157,9 @@ class Writer:
 
 def encode_drawing(drawing: np.ndarray) -> tuple[str, bytes]:
     """The suffix and the content of a drawing's file: a JPEG, or a PNG if it is too large."""
-    suffix, options = '.jpg', [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    if max(drawing.shape) > MAX_JPEG_SIDE:
-        suffix, options = '.png', []
-    return suffix, cv2.imencode(suffix, drawing, options)[1].tobytes()
+    suffix = '.png' if max(drawing.shape) > MAX_JPEG_SIDE else '.jpg'
+    # OpenCV's JPEGs are of quality 95. Not tofile(), which ignores a full disk.
+    return suffix, cv2.imencode(suffix, drawing)[1].tobytes()
 
 
 class StreamWriter:
