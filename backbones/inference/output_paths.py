@@ -95,14 +95,9 @@ def mirrored_path(path: str) -> str:
         path = re.sub(r'[\x00-\x1f\\:*?"<>|]', '_', path)
         return '/'.join(part for part in path.split('/') if part not in ('', '.', '..'))
     path = os.path.abspath(path)
-    try:
-        below = os.path.relpath(path)
-    except ValueError:  # on another drive of Windows
-        below = os.pardir
-    pure = PurePath(path)
-    if PurePath(below).parts[:1] == (os.pardir,):
-        below = pure.relative_to(pure.anchor)
-    return PurePath(below).as_posix()
+    below = os.path.relpath(path)
+    is_below = PurePath(below).parts[:1] != (os.pardir,)
+    return below if is_below else path.lstrip('/')
 
 
 def without_suffix(name: str) -> str:

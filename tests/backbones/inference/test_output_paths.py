@@ -28,6 +28,7 @@ def folder(tmp_path, monkeypatch) -> Path:
         ('both/a.png', 'both/a.png'),
         ('both/a.jpg', 'both/a.jpg'),
         ('a.b.c', 'a.b.c'),
+        ('', '.'),
         ('/data/x/写真 1.jpg', 'data/x/写真 1'),
         ('https://user:secret@host:80/dir/street%20view.jpg', 'host/dir/street view.jpg'),
         ('https://host/dir/view.jpg?size=2', 'host/dir/view.jpg_size=2'),
