@@ -15,11 +15,7 @@ RUN_FILE, INPUTS_FOLDER = '_run.json', '_inputs'
 
 
 class Destination:
-    """A folder, local or of any storage that fsspec reaches, whose files appear whole.
-
-    Raises:
-        ConfigError: The storage cannot be reached.
-    """
+    """A folder, local or of any storage that fsspec reaches, whose files appear whole."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -51,11 +51,8 @@ class Unit(NamedTuple):
 def list_units(source: str, destination: Destination, images_per_unit: int) -> list[Unit]:
     """All units of a source, and of earlier runs into the same destination.
 
-    Paths that the destination does not know yet are added to its lists, so that a unit has the same
-    inputs in every run. Where Parquet files hold the images themselves, their row groups are units.
-
-    Raises:
-        ConfigError: There are no inputs, or they cannot be listed.
+    New paths are added to the destination's lists, so that a unit has the same inputs in every run.
+    Where Parquet files hold the images themselves, their row groups are units.
     """
     if is_live(source):
         raise ConfigError(f'{source} has no end of its own; tools/infer.py takes it')

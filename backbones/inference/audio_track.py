@@ -32,9 +32,9 @@ Timed = tuple[Fraction, av.Packet]
 class AudioTrack:
     """Brings the audio of a file or URL into an MP4 that is being written, packet by packet.
 
-    AAC and MP3 are copied as they are, other codecs become AAC in mono or stereo. ``origin`` is the
-    time of the source that is 0 in the output, ``end`` where the output ends, in seconds. Audio that
-    cannot be read stops nothing: :attr:`problem` says what is missing.
+    AAC and MP3 are copied as they are, other codecs become AAC in mono or stereo. The source's
+    ``origin`` is 0 in the output, which ends at ``end``, all in seconds. Audio that cannot be read
+    stops nothing: :attr:`problem` says what is missing.
     """
 
     def __init__(

@@ -44,9 +44,8 @@ Stamped = tuple[float | None, np.ndarray]
 class CameraReader(AbstractContextManager):
     """Reads a camera or a stream in a thread of its own; iterating gives :class:`TimedImage`.
 
-    Iteration ends where the stream ends and after :meth:`close`, which any thread may call.
-    InputError says that there is no such camera or server, or that it gives no frame for
-    ``timeout`` seconds and cannot be opened again.
+    Any thread may call :meth:`close`. InputError says that there is no such source, or that it
+    gives no frame for ``timeout`` seconds and cannot be opened again.
 
     Args:
         source: ``webcam:N``, or a URL with rtsp, rtmp, udp, http or https in front.

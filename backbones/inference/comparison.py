@@ -70,10 +70,7 @@ def draw_pair(
     ground_truth: Detections | Segmentation,
     prediction: Detections | Segmentation,
 ) -> np.ndarray:
-    """An image with its ground truth, a gap, and the image with the prediction, all BGR.
-
-    Above both are their captions, below them a segmentation's legend.
-    """
+    """An image with its ground truth, and with the prediction, with captions and a legend, BGR."""
     size, both = font_size(image), (ground_truth, prediction)
     drawings = [visualizer.draw(image, one, legend=False) for one in both]
     entries = []

@@ -1,7 +1,6 @@
 """Reading image files of every kind as the arrays that models are given.
 
-Pillow reads what OpenCV, which reads the images of training, does not: animations, CMYK and AVIF;
-of JPEG and PNG both give the same values. As in training, color profiles are not applied.
+Of JPEG and PNG they are those of OpenCV, which reads the images of training.
 """
 
 import os
@@ -59,12 +58,7 @@ class TimedImage(NamedTuple):
 
 
 def read_image(file: str | Path | BinaryIO) -> np.ndarray:
-    """Read an image as it is meant to be seen: (height, width, 3), uint8, BGR.
-
-    It is rotated as its EXIF data says. Transparent parts are white. Samples of more than 8 bits
-    are scaled to 8. Of a file with several images the first is taken. Errors as of
-    :func:`open_image`.
-    """
+    """Read a file's first image as it is meant to be seen: (height, width, 3), uint8, BGR."""
     with open_image(file) as image:
         image.load()
         return to_bgr(image)
@@ -72,10 +66,9 @@ def read_image(file: str | Path | BinaryIO) -> np.ndarray:
 
 @contextmanager
 def open_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
-    """Open an image with Pillow, from a path or a binary file that can seek: its header alone.
+    """Open the header of an image, from a path or a binary file that can seek.
 
-    Raises NotMediaError where it is something else, and InputError, also in place of what Pillow
-    raises while the image is used.
+    Raises NotMediaError where it is none, InputError in place of what Pillow raises in the block.
     """
     try:
         is_path = isinstance(file, str | os.PathLike)

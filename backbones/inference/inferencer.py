@@ -94,11 +94,9 @@ class Result:
         )
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """The prediction in COCO's results format, masks run-length encoded.
+        """The prediction in COCO's results format, as in the files of infer.py.
 
-        As in the files of infer.py: ids of classes are those of ``categories.json``, see
-        :func:`.results.categories_of`, and ``image_id`` depends on the path alone. Of a
-        segmentation, a mask for each class that occurs, without a score.
+        Of a segmentation, a mask for each class that occurs, without a score.
         """
         objects, name = self._objects(), mirrored_path(self.source)
         image = {'image_id': image_id_of(name), 'file_name': name}
@@ -233,11 +231,7 @@ class Inferencer:
 
 
 def labels_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] | None:
-    """The labels of the named classes; None for None.
-
-    Raises:
-        ConfigError: The model has no class of such a name.
-    """
+    """The labels of the named classes, None for None; ConfigError where there is no such class."""
     if names is None:
         return None
     unknown = [name for name in names if name not in classes]

@@ -49,11 +49,7 @@ class Input:
 
     @property
     def key(self) -> str:
-        """The same for every way to write the path of a file.
-
-        Links to folders are followed, links to files are not: two names for one image in a folder
-        are two inputs, each with its results.
-        """
+        """The same for every way to write the path of a file; links to files are other files."""
         if find_scheme(self.path) or is_live(self.path):
             return self.path
         folder, name = os.path.split(os.path.abspath(self.path))
@@ -66,13 +62,9 @@ class Input:
 
 
 def list_inputs(inputs: Sequence[str], recursive: bool, stdin: TextIO) -> list[Input]:
-    """List everything that the user's inputs stand for, without opening a file.
+    """Everything that the user's inputs stand for, as docs/inputs.md has it; no file is opened.
 
-    An input is a file, a folder, a glob such as ``photos/*.jpg`` or ``photos/**/*.jpg``, a URL,
-    ``webcam:N``, or ``-`` for a list of such on standard input, one a line. What exists is never
-    taken for a glob. In folders, hidden files and JSON are left out, and ``frame_2`` comes before
-    ``frame_10``, files before folders. A file that is reached twice is there once. What cannot be
-    listed is there with its ``problem``.
+    A file that is reached twice is there once; what cannot be listed is there with its ``problem``.
     """
     listed: dict[str, Input] = {}
     for given in inputs:

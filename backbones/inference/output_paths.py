@@ -1,7 +1,4 @@
-"""Where results lie: below the output folder, at paths that mirror the inputs' own.
-
-``photos/a.jpg`` has its drawing at ``drawn/photos/a.jpg`` and its data at ``data/photos/a.json``.
-"""
+"""Where results lie: below the output folder, at paths that mirror the inputs' own."""
 
 import os
 import re
@@ -32,8 +29,7 @@ def plan_jobs(
 ) -> tuple[list[Input], int]:
     """The inputs to work on, named like their results, and how many were skipped.
 
-    Inputs that have results in one (skip: all) of ``parts`` are skipped or overwritten, or refused
-    with a ConfigError.
+    ConfigError where one of ``parts`` has results that are to be neither skipped nor replaced.
     """
     jobs, num_skipped = [], 0
     for item, stem in zip(listed, result_stems([item.path for item in listed]), strict=True):
@@ -57,11 +53,9 @@ def find_result(folder: Path, part: str, stem: str) -> Path | None:
 
 
 def result_stems(paths: Sequence[str]) -> list[str]:
-    """For each input the path of its results below ``drawn/`` and ``data/``.
+    """The paths of results below ``drawn/`` and ``data/``, whatever other inputs there are.
 
-    It is that of the input, whatever other inputs there are: ``a`` for ``a.jpg``, but ``a.jpg`` and
-    ``a.png`` where both exist, and for URLs. A live source, every recording of which is another,
-    gets the time.
+    ``a`` for ``a.jpg``, but ``a.jpg`` and ``a.png`` where both may exist; a live one has the time.
     """
     names = [mirrored_path(path) for path in paths]
     neighbors = lru_cache(stems_in)
@@ -84,10 +78,7 @@ def result_stems(paths: Sequence[str]) -> list[str]:
 
 
 def mirrored_path(path: str) -> str:
-    """The path of an input below an output folder, with forward slashes.
-
-    From the current folder on for files in it, else from the root on; of a URL host and path.
-    """
+    """From the current folder on for files in it, else from the root on; of a URL host and path."""
     if find_scheme(path) or is_live(path):
         parts = urlsplit(without_password(path).replace('webcam:', 'webcam_'))
         query = f'_{parts.query}' if parts.query else ''

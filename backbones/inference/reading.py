@@ -59,12 +59,11 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Clip:
-    """Which part of videos and how much of live sources is taken.
+    """Which part is taken of videos, animations and live sources.
 
     Attributes:
-        every: Every so many frames one is taken, counted from ``start`` on.
-        start: Seconds from which on frames are taken.
-        end: Seconds before which frames are taken; None: to the end.
+        every: Every so many frames one, counted from ``start`` on.
+        start, end: Seconds of the first frame, and before which the last begins; None: to the end.
         policy: Of live sources: 'latest' drops what there was no time for, 'all' drops nothing.
     """
 
@@ -147,8 +146,7 @@ def read_inputs(
 ) -> Iterator[Frame | Stream | Closed]:
     """The frames of all inputs, until ``stop`` is set; a bad one stops no other.
 
-    For an image its frame. For anything with several frames the ``Stream``, its frames, and
-    ``Closed``. For what cannot be read ``Closed`` alone, with its ``problem``.
+    Frames of a video stand between its ``Stream`` and ``Closed``; what is unreadable is ``Closed``.
     """
     stop = stop or threading.Event()
     for item in inputs:
@@ -255,12 +253,7 @@ STREAM_READERS = {'video': _read_video, 'animation': _read_animation, 'live': _r
 
 
 def identify(path: str) -> Source:
-    """Find out what a file, a URL or ``webcam:N`` is. Cameras and streams are not opened.
-
-    Raises:
-        NotMediaError: Nothing says that this should be an image or a video.
-        InputError: It cannot be opened or is corrupt; the message says why.
-    """
+    """What a file, a URL or ``webcam:N`` is; NotMediaError where it is neither image nor video."""
     if is_live(path):
         return Source('live', path)
     return _identify_url(path) if find_scheme(path) else _identify_file(path)

@@ -74,11 +74,7 @@ class Segmentation:
 
 
 def categories_of(classes: Sequence[str], task: str) -> list[dict[str, Any]]:
-    """The classes as COCO's ``categories``.
-
-    The ids of a segmentation are the labels, as in the PNGs; for detections they are COCO's own
-    for its 80 classes, else from 1 on.
-    """
+    """The classes as COCO's ``categories``: labels, or COCO's own ids, else from 1 on."""
     if task == 'segmentation':
         ids = itertools.count()
     elif len(classes) == COCO_CLASSES and (classes[0], classes[-1]) == ('person', 'toothbrush'):
@@ -89,11 +85,7 @@ def categories_of(classes: Sequence[str], task: str) -> list[dict[str, Any]]:
 
 
 def image_id_of(name: str, frame: int | None = None) -> int:
-    """The number of an image, or of a video's frame, in COCO's results; depends on ``name`` alone.
-
-    One whose name is a number of 12 digits, as all of COCO's own are, has that number; others a
-    hash of 53 bits, which every JSON reader takes for an integer.
-    """
+    """An image's number in COCO's results: that of COCO's own names, else a hash of 53 bits."""
     if frame is None and re.fullmatch('[0-9]{12}', PurePosixPath(name).stem):
         return int(PurePosixPath(name).stem)
     key = name if frame is None else f'{name}#{frame}'
@@ -107,11 +99,7 @@ def coco_results(
     image: dict[str, Any],
     categories: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Detections in COCO's results format, masks run-length encoded.
-
-    ``size`` is the image's height and width, ``image`` what every result says about its image.
-    There are no scores where detections have none.
-    """
+    """Detections in COCO's results format; ``image`` is what each of them says of its image."""
     results = []
     for index, (left, top, right, bottom) in enumerate(detections.boxes.tolist()):
         result = {
@@ -160,10 +148,7 @@ def write_seg_map(
 def save_seg_map(
     file: Path | BinaryIO, segmentation: Segmentation, palette: Sequence[tuple[int, int, int]]
 ) -> None:
-    """Write a PNG whose values are labels.
-
-    Up to 255 classes are an indexed PNG in the palette's colors, more a 16-bit one.
-    """
+    """Write a PNG whose values are labels: indexed in the palette's colors, or of 16 bits."""
     image = Image.fromarray(segmentation.seg_map)
     if segmentation.seg_map.dtype == np.uint8:
         channels = [channel for color in palette for channel in color]

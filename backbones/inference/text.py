@@ -1,8 +1,4 @@
-"""Text as small bitmaps, rendered once and painted over images as often as needed.
-
-OpenCV draws ASCII letters only. Pillow draws every letter of a font, and the font that comes with
-matplotlib has those of Latin, Greek, Cyrillic, Arabic and more.
-"""
+"""Text of any script as small bitmaps, rendered once and painted as often as needed."""
 
 import string
 from functools import lru_cache

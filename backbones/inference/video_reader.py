@@ -52,14 +52,11 @@ INTERPOLATION = int(Interpolation.BILINEAR) | 1 << 18
 
 
 class VideoReader(AbstractContextManager):
-    """Reads a video; iterating, once, gives :class:`TimedImage` in the order they are shown.
+    """Reads a video; iterating, once, gives :class:`TimedImage` as a player shows them.
 
-    Images come as a player shows them: rotated and mirrored as the file asks for, with square
-    pixels (an image with others is stretched, never shrunk), and all in the size of the first.
-    ``every=3`` gives frames 0, 3, 6, counted from ``start`` on, in seconds; frames that begin at
-    ``end`` or later are left out. A frame's duration reaches to the next one that is given out.
-    A corrupt video gives what is good in it; :attr:`problem` then says what was lost. InputError
-    is raised where nothing can be read.
+    All have the size of the first: upright, with square pixels, never shrunk. ``every=3`` gives
+    frames 0, 3, 6 of those that begin from ``start`` on and before ``end``; each is shown until the
+    next. Of a corrupt video what is good comes, and :attr:`problem` says what was lost.
     """
 
     def __init__(
