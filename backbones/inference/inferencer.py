@@ -20,14 +20,7 @@ from .output_paths import mirrored_path
 from .palette import choose_palette
 from .pipeline import Pipeline
 from .reading import Clip, Closed, Frame, read_inputs
-from .results import (
-    Detections,
-    Segmentation,
-    categories_of,
-    coco_results,
-    image_id_of,
-    regions_of,
-)
+from .results import Detections, Segmentation, categories_of, coco_results, image_id_of, regions_of
 from .tiles import TiledModel, check_tile
 
 if TYPE_CHECKING:

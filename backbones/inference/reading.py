@@ -23,17 +23,7 @@ import numpy as np
 
 from backbones.errors import InputError, NotMediaError, in_one_line
 
-from .images import (
-    SIGNATURE_BYTES,
-    TimedImage,
-    begins_like_image,
-    count_frames,
-    is_animation,
-    open_image,
-    read_frames,
-    read_image,
-    upright_size,
-)
+from . import images
 from .inputs import MEDIA_SUFFIXES, WEB_SCHEMES, Input, explain_os_error, find_scheme, is_live
 from .results import Detections, Segmentation
 
@@ -167,7 +157,7 @@ def read_inputs(
             continue
         if source.kind == 'image':
             height, width = source.size
-            yield Frame(item, height * width * 3, load=partial(read_image, source.file))
+            yield Frame(item, height * width * 3, load=partial(images.read_image, source.file))
         else:
             yield from _read_stream(item, source, clip, stop)
 
@@ -191,7 +181,7 @@ def _read_stream(
 
 # Readers of streams give the stream itself, then its frames, and raise InputError at the end where
 # something was lost on the way.
-StreamParts = Iterator[Stream | TimedImage]
+StreamParts = Iterator[Stream | images.TimedImage]
 
 
 def _read_video(item: Input, source: Source, clip: Clip) -> StreamParts:
@@ -209,8 +199,8 @@ def _read_video(item: Input, source: Source, clip: Clip) -> StreamParts:
 
 
 def _read_animation(item: Input, source: Source, clip: Clip) -> StreamParts:
-    with open_image(source.file) as image:
-        frames = dropwhile(lambda frame: frame.time < clip.start, read_frames(image))
+    with images.open_image(source.file) as image:
+        frames = dropwhile(lambda frame: frame.time < clip.start, images.read_frames(image))
         if clip.end is not None:
             frames = takewhile(lambda frame: frame.time < clip.end, frames)
         first = next(frames, None)
@@ -220,7 +210,7 @@ def _read_animation(item: Input, source: Source, clip: Clip) -> StreamParts:
                 span = f'between {clip.start:g} and {clip.end:g} s'
             raise InputError(f'has no frame {span}')
         height, width = source.size
-        yield Stream(item, 'animation', width, height, num_frames=count_frames(image))
+        yield Stream(item, 'animation', width, height, num_frames=images.count_frames(image))
         for index, frame in enumerate(chain([first], frames)):
             if index % clip.every == 0:
                 yield frame._replace(index=index)
@@ -277,9 +267,9 @@ def _identify_file(path: str) -> Source:
 
 
 def _identify_image(file: str | io.BytesIO) -> Source:
-    with open_image(file) as image:
-        kind = 'animation' if is_animation(image) else 'image'
-        return Source(kind, file, upright_size(image))
+    with images.open_image(file) as image:
+        kind = 'animation' if images.is_animation(image) else 'image'
+        return Source(kind, file, images.upright_size(image))
 
 
 def _identify_video(path: str) -> Source:
@@ -304,8 +294,8 @@ def _identify_url(url: str) -> Source:
             content_type = file.headers.get_content_type() if is_web else ''
             if content_type == 'multipart/x-mixed-replace':
                 return Source('live', url)
-            data = file.read(SIGNATURE_BYTES)
-            if begins_like_image(data) or content_type.startswith('image/'):
+            data = file.read(images.SIGNATURE_BYTES)
+            if images.begins_like_image(data) or content_type.startswith('image/'):
                 data += file.read(MAX_DOWNLOAD)
                 if len(data) > MAX_DOWNLOAD:
                     raise InputError(f'is too large: more than {MAX_DOWNLOAD / 2**20:g} MiB')
