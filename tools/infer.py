@@ -34,7 +34,7 @@ with explain_missing():
     from backbones.inference.inputs import is_live, list_inputs
     from backbones.inference.output import Writer
     from backbones.inference.output_paths import plan_jobs
-    from backbones.inference.run import RECORDS_NAME, Run
+    from backbones.inference.run import RECORDS_NAME, Run, Window
     from backbones.weights import use_safe_loading
 
 SOME_FAILED, INTERRUPTED = 3, 130
@@ -145,11 +145,7 @@ def infer(args: argparse.Namespace) -> int:
     folder = Path(args.out_dir or Path('outputs', Path(args.model).stem))
     parts = ['drawn'] * (not args.data_only) + ['data'] * (not args.no_data)
     jobs, num_skipped = plan_jobs(listed, folder, args.existing, parts)
-    show = None
-    if args.show:
-        from backbones.inference.window import Window
-
-        show = Window().show
+    show = Window().show if args.show else None
     options = dict(device=args.device, palette=args.palette, **model_options(args))
     inferencer = Inferencer(args.model, args.checkpoint, **options)
     folder.mkdir(parents=True, exist_ok=True)

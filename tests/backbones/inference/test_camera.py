@@ -13,7 +13,7 @@ from rtsp_server import RtspServer
 from web import Handler, serve
 
 from backbones.errors import ConfigError, InputError
-from backbones.inference import camera, window
+from backbones.inference import camera, run
 from backbones.inference.camera import QUEUE_SIZE, CameraReader, StreamClock
 from backbones.inference.inputs import Input
 from backbones.inference.reading import Clip, Frame, read_inputs
@@ -295,13 +295,13 @@ def test_window_is_closed_by_a_key_or_the_user(
     monkeypatch: pytest.MonkeyPatch, key: int, is_visible: bool
 ):
     state, shown = {'key': -1, 'is_visible': True}, []
-    monkeypatch.setattr(window.subprocess, 'run', lambda *_, **__: SimpleNamespace(returncode=0))
+    monkeypatch.setattr(run.subprocess, 'run', lambda *_, **__: SimpleNamespace(returncode=0))
     monkeypatch.setattr(cv2, 'namedWindow', lambda *_: None)
     monkeypatch.setattr(cv2, 'destroyWindow', lambda *_: state.update(is_visible=False))
     monkeypatch.setattr(cv2, 'imshow', lambda title, image: shown.append(image.shape))
     monkeypatch.setattr(cv2, 'waitKey', lambda *_: state['key'])
     monkeypatch.setattr(cv2, 'getWindowProperty', lambda *_: float(state['is_visible']))
-    screen = window.Window()
+    screen = run.Window()
     image = np.zeros((1000, 2000, 3), np.uint8)
     assert screen.show(image)
     assert shown == [(640, 1280, 3)]
@@ -315,4 +315,4 @@ def test_window_without_a_screen(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
     monkeypatch.delenv('DISPLAY', raising=False)
     with pytest.raises(ConfigError, match='leave out --show'):
-        window.Window()
+        run.Window()
