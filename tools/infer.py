@@ -124,7 +124,8 @@ def main() -> int:
     # Frames are worked on in parallel already.
     cv2.setNumThreads(1)
     # Names of files need not be text.
-    sys.stdin.reconfigure(errors='surrogateescape')
+    if '-' in args.inputs:
+        sys.stdin.reconfigure(errors='surrogateescape')
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors='backslashreplace')
     try:

@@ -4,7 +4,7 @@ import errno
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import closing, suppress
 from functools import partial
 from queue import Empty, Full, Queue
 from typing import Literal
@@ -41,7 +41,7 @@ MAX_LEAP = 10.0
 Stamped = tuple[float | None, np.ndarray]
 
 
-class CameraReader(AbstractContextManager):
+class CameraReader:
     """Reads a camera or a stream in a thread of its own; iterating gives :class:`TimedImage`.
 
     Any thread may call :meth:`close`. InputError says that there is no such source, or that it
@@ -101,9 +101,6 @@ class CameraReader(AbstractContextManager):
             self._queue.put_nowait(StopIteration())
         # Time for a camera to be free again. A read that gets no answer ends by itself, later.
         self._thread.join(1.0)
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _capture(self) -> None:
         """What the thread does: hand on frames, open a lost connection again."""

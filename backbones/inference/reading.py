@@ -187,7 +187,7 @@ StreamParts = Iterator[Stream | images.TimedImage]
 def _read_video(item: Input, source: Source, clip: Clip) -> StreamParts:
     from .video_reader import VideoReader
 
-    with VideoReader(source.file, clip.every, clip.start, clip.end) as reader:
+    with closing(VideoReader(source.file, clip.every, clip.start, clip.end)) as reader:
         yield Stream(
             *(item, 'video', reader.width, reader.height),
             *(reader.time_base, reader.frame_rate, reader.num_frames),
@@ -222,7 +222,7 @@ def _read_live(item: Input, source: Source, clip: Clip) -> StreamParts:
         from .camera import CameraReader
     except ImportError as error:
         raise InputError('is a camera or a stream, which needs PyAV: pip install av') from error
-    with CameraReader(source.file, clip.policy) as reader:
+    with closing(CameraReader(source.file, clip.policy)) as reader:
         first = next(reader, None)
         if first is None:
             raise InputError('ended before the first frame')

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -51,7 +51,7 @@ UNSPECIFIED = 2
 INTERPOLATION = int(Interpolation.BILINEAR) | 1 << 18
 
 
-class VideoReader(AbstractContextManager):
+class VideoReader:
     """Reads a video; iterating, once, gives :class:`TimedImage` as a player shows them.
 
     All have the size of the first: upright, with square pixels, never shrunk. ``every=3`` gives
@@ -77,9 +77,6 @@ class VideoReader(AbstractContextManager):
         except BaseException:
             self.close()
             raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         if self._container is not None:

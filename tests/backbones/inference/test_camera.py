@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from types import SimpleNamespace
 
 import cv2
@@ -81,7 +81,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_latest_gives_the_newest_and_counts_the_dropped(webcam: Camera):
-    with CameraReader('webcam:0') as reader:
+    with closing(CameraReader('webcam:0')) as reader:
         for more, newest in ((5, 5), (1, 6), (3, 9)):
             webcam.allow(more)
             # Who asks for another frame has handed on the one before.
@@ -92,7 +92,7 @@ def test_latest_gives_the_newest_and_counts_the_dropped(webcam: Camera):
 
 def test_all_waits_and_drops_nothing(webcam: Camera):
     webcam.allow(29)
-    with CameraReader('webcam:0', policy='all') as reader:
+    with closing(CameraReader('webcam:0', policy='all')) as reader:
         for index in range(30):
             frame = next(reader)
             assert frame.index == index
@@ -123,7 +123,7 @@ def test_closing_while_the_queue_is_full(webcam: Camera):
 
 
 def test_camera_that_is_unplugged(webcam: Camera):
-    with CameraReader('webcam:0') as reader:
+    with closing(CameraReader('webcam:0')) as reader:
         assert next(reader).index == 0
         webcam.unplug()
         with pytest.raises(InputError, match='unplugged'):
@@ -132,7 +132,7 @@ def test_camera_that_is_unplugged(webcam: Camera):
 
 
 def test_camera_that_freezes(webcam: Camera):
-    with CameraReader('webcam:0') as reader:
+    with closing(CameraReader('webcam:0')) as reader:
         assert next(reader).index == 0
         reader.timeout = 0.05
         with pytest.raises(InputError, match=r'no frame for 0\.05 s'):
@@ -179,7 +179,7 @@ def test_a_lost_connection_is_opened_again(
     monkeypatch.setattr(camera, 'RETRY_DELAYS', (0, 0, 0))
     indices = []
     end = nullcontext() if comes_back else pytest.raises(InputError, match='cannot be read')
-    with CameraReader('rtsp://host/1', policy='all') as reader, end:
+    with closing(CameraReader('rtsp://host/1', policy='all')) as reader, end:
         for frame in reader:
             indices.append(frame.index)
     assert indices == list(range(sum(connections)))
@@ -199,7 +199,7 @@ def test_frames_of_another_size_after_a_new_connection(monkeypatch: pytest.Monke
 def test_rtsp():
     with (
         RtspServer(num_frames=20) as server,
-        CameraReader(server.url, policy='all', timeout=PATIENCE) as reader,
+        closing(CameraReader(server.url, policy='all', timeout=PATIENCE)) as reader,
     ):
         frames = list(reader)
     assert [frame.index for frame in frames] == list(range(20))
@@ -253,7 +253,7 @@ def site() -> Iterator[str]:
 
 
 def test_mjpeg(site: str):
-    with CameraReader(f'{site}/camera', policy='all') as reader:
+    with closing(CameraReader(f'{site}/camera', policy='all')) as reader:
         frames = list(reader)
     assert [frame.index for frame in frames] == list(range(NUM_JPEGS))
     for frame in frames:

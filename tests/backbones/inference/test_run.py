@@ -1,6 +1,7 @@
 """Runs with models that fail, with files that cannot be written, and in bounded memory."""
 
 import threading
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,7 +83,7 @@ def test_a_frame_that_the_model_fails_on_stays_in_the_video(folder, tmp_path):
     out = tmp_path / 'out'
     summary = run_over(folder, out, FakeModel(bad_number=3))
     assert summary.failed == [(str(folder / 'clip.mp4'), 'frame 3: out of memory Tried')]
-    with VideoReader(out / 'drawn' / 'clip.mp4') as reader:
+    with closing(VideoReader(out / 'drawn' / 'clip.mp4')) as reader:
         assert [frame.index for frame in reader] == list(range(8))
     names = sorted(path.name for path in (out / 'data' / 'clip.frames').iterdir())
     assert names == [f'{index:06d}.png' for index in range(8) if index != 3]

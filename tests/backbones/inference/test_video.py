@@ -40,7 +40,7 @@ SATURATED = np.array(
 
 
 def read(path: Path, **options) -> list[TimedImage]:
-    with VideoReader(path, **options) as reader:
+    with closing(VideoReader(path, **options)) as reader:
         frames = list(reader)
         assert reader.problem is None
     return frames
@@ -48,7 +48,7 @@ def read(path: Path, **options) -> list[TimedImage]:
 
 def read_corrupt(path: Path) -> tuple[list[int], str]:
     """The numbers of the frames that can be read, and what is said of the others."""
-    with VideoReader(path) as reader:
+    with closing(VideoReader(path)) as reader:
         assert reader.problem is None
         found = numbers(reader)
         assert f'{len(found)} of about' in reader.problem
@@ -64,7 +64,7 @@ def times(frames: list[TimedImage]) -> list[float]:
 
 
 def ends(path: Path, frames: list[TimedImage]) -> list[float]:
-    with VideoReader(path) as reader:
+    with closing(VideoReader(path)) as reader:
         ticks = float(reader.time_base)
     return [frame.time + frame.duration * ticks for frame in frames]
 
@@ -123,7 +123,7 @@ def assert_is_the_tone(path: Path, duration: float, is_mixed: bool = False) -> N
 def test_a_video_says_what_it_is_and_gives_its_frames(tmp_path, every):
     path = write_video(tmp_path / 'a.mp4', 30, rate=10, size=(128, 96))
     expected = list(range(0, 30, every))
-    with VideoReader(path, every=every) as reader:
+    with closing(VideoReader(path, every=every)) as reader:
         assert (reader.width, reader.height, reader.frame_rate) == (128, 96, 10)
         assert reader.num_frames == len(expected)
         frames = list(reader)
@@ -165,7 +165,7 @@ def test_images_are_upright(tmp_path, rotation, mirrored):
     stored = upright[:, ::-1] if mirrored else upright
     stored = np.ascontiguousarray(np.rot90(stored, -rotation // 90))
     path = write_video(tmp_path / 'a.mp4', [stored] * 3, rotation=rotation, mirrored=mirrored)
-    with VideoReader(path) as reader:
+    with closing(VideoReader(path)) as reader:
         assert (reader.width, reader.height) == (128, 96)
         images = [frame.image for frame in reader]
     assert [white_corner(image) for image in images] == ['top left'] * 3
@@ -175,7 +175,7 @@ def test_images_are_upright(tmp_path, rotation, mirrored):
 @pytest.mark.parametrize(('aspect', 'size'), [((4, 3), (171, 96)), ((2, 3), (128, 144))])
 def test_oblong_pixels_are_stretched(tmp_path, aspect, size):
     path = write_video(tmp_path / 'a.mp4', 3, sample_aspect_ratio=Fraction(*aspect))
-    with VideoReader(path) as reader:
+    with closing(VideoReader(path)) as reader:
         assert (reader.width, reader.height) == size
         frames = list(reader)
     assert frames[0].image.shape == (size[1], size[0], 3)
@@ -202,7 +202,7 @@ def test_start_and_end_are_exact(tmp_path, name, keyframe_every):
     path = write_video(tmp_path / name, 40, rate=10, keyframe_every=keyframe_every)
     whole = read(path)
     begin, end = times(whole)[17], times(whole)[31]
-    with VideoReader(path, start=begin - 0.001, end=end - 0.001) as reader:
+    with closing(VideoReader(path, start=begin - 0.001, end=end - 0.001)) as reader:
         assert reader.num_frames == 14
         cut = list(reader)
     assert numbers(cut) == list(range(17, 31))
@@ -269,7 +269,7 @@ def test_half_corrupt_images_are_left_out(tmp_path):
     path = write_video(tmp_path / 'a.mp4', noise, keyframe_every=1)
     whole = {frame.pts: frame.image for frame in read(path)}
     corrupt(path, 0.52, 0.521)
-    with VideoReader(path) as reader:
+    with closing(VideoReader(path)) as reader:
         frames = list(reader)
         assert '19 of about 20' in reader.problem
     assert len(frames) == 19
@@ -338,7 +338,7 @@ def test_rate_size_times_and_duration_are_kept(tmp_path, rate, every):
     source = write_video(tmp_path / 'a.mp4', 31, rate=rate, size=(128, 96), audio=True)
     out = tmp_path / 'out.mp4'
     copy(source, out, every=every)
-    with VideoReader(out) as reader:
+    with closing(VideoReader(out)) as reader:
         assert (reader.width, reader.height) == (128, 96)
         assert every > 1 or reader.frame_rate == rate
         frames = list(reader)
@@ -434,7 +434,7 @@ def test_corrupt_audio_leaves_the_images_alone(tmp_path, audio):
     name = 'a.mp4' if audio is True else 'a.mkv'
     source = corrupt(write_video(tmp_path / name, 60, audio=audio), 0.5, 0.6)
     good, out = write_video(tmp_path / 'good.mp4', 60), tmp_path / 'out.mp4'
-    with VideoReader(good) as reader:
+    with closing(VideoReader(good)) as reader:
         size = reader.width, reader.height
         with write_to(out, *size, reader.time_base, source) as writer:
             for frame in reader:
