@@ -123,16 +123,16 @@ def read_unit(unit: Unit, destination: Destination) -> Iterator[pa.Table]:
     columns = [column for column in (path_column, bytes_column) if column]
     start = sum(file.metadata.row_group(k).num_rows for k in range(unit.row_group))
     for batch in file.iter_batches(BATCH_ROWS, [unit.row_group], columns):
-        images = batch[bytes_column] if bytes_column else None
-        paths = batch[path_column] if path_column else pa.nulls(len(batch), pa.string())
-        if images is not None and pa.types.is_struct(images.type):
-            # As Hugging Face's datasets have it; the path is a name at most.
-            images, paths = pc.struct_field(images, 'bytes'), pa.nulls(len(batch), pa.string())
-        if images is not None:
-            rows = [f'{unit.file}/{start + row}' for row in range(len(batch))]
-            paths = pc.coalesce(paths, pa.array(rows))
-            start += len(batch)
-        yield pa.table({'path': paths} if images is None else {'path': paths, 'bytes': images})
+        rows = pa.array([f'{unit.file}/{start + row}' for row in range(len(batch))], pa.string())
+        start += len(batch)
+        table = {'path': batch[path_column] if path_column else rows}
+        if bytes_column:
+            table['bytes'] = batch[bytes_column]
+            if pa.types.is_struct(table['bytes'].type):
+                # As Hugging Face's datasets have it; the path is a name at most.
+                table = {'path': rows, 'bytes': pc.struct_field(table['bytes'], 'bytes')}
+            table['path'] = pc.coalesce(table['path'], rows)
+        yield pa.table(table)
 
 
 def find_columns(schema: pa.Schema, file: str) -> tuple[str | None, str | None]:

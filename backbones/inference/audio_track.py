@@ -24,6 +24,7 @@ LEAD = Fraction(1, 2)
 
 # Seconds without audio that have a cause other than rounding.
 HOLE = Fraction(1, 4)
+CORRUPT = 'the audio is corrupt or has holes'
 
 # A packet for the output, and when it begins there, in seconds.
 Timed = tuple[Fraction, av.Packet]
@@ -45,8 +46,8 @@ class AudioTrack:
         end: Fraction | None = None,
     ) -> None:
         self._output, self._end, self._is_cut = output, end, origin > 0
-        self._missing: str | None = None
-        self._num_corrupt = 0
+        # What of the audio was lost.
+        self.problem: str | None = None
         self._packets: Iterator[Timed] = iter(())
         self._written = Fraction(-1)
         self._input: av.container.InputContainer | None = None
@@ -58,7 +59,7 @@ class AudioTrack:
                 self._origin = origin + Fraction(find_origin(self._input))
                 self._packets = self._read()
         except (InputError, av_error.FFmpegError, ValueError) as error:
-            self._missing = f'the audio is missing: {getattr(error, "strerror", error)}'
+            self.problem = f'the audio is missing: {getattr(error, "strerror", error)}'
 
     def _find_audio(self) -> av.AudioStream | None:
         streams = self._input.streams.audio
@@ -83,12 +84,6 @@ class AudioTrack:
         self._target.codec_context.layout = 'mono' if num_channels == 1 else 'stereo'
         self._target.codec_context.bit_rate = BITS_PER_CHANNEL * num_channels
 
-    @property
-    def problem(self) -> str | None:
-        """What of the audio was lost; None when nothing was."""
-        corrupt = f'the audio is corrupt or has holes, in {self._num_corrupt} places'
-        return self._missing or (corrupt if self._num_corrupt else None)
-
     def write_until(self, time: Fraction | None) -> None:
         """Write the packets up to a time of the output; None writes all."""
         while time is None or self._written < time:
@@ -112,7 +107,7 @@ class AudioTrack:
                     self._input.seek(max(offset, 0), stream=self._source)
             yield from self._copy() if self._is_copied else self._transcode()
         except (av_error.FFmpegError, ValueError) as error:
-            self._missing = f'the audio ends early: {getattr(error, "strerror", error)}'
+            self.problem = f'the audio ends early: {getattr(error, "strerror", error)}'
 
     def _decode(self) -> Iterator[tuple[Fraction | None, av.Packet, list[av.AudioFrame]]]:
         """Good packets with their times in the output, and what they decode to."""
@@ -125,13 +120,15 @@ class AudioTrack:
                 time = packet.pts * Fraction(packet.time_base) - self._origin
                 if self._end is not None and time >= self._end:
                     return
-                self._num_corrupt += following is not None and time - following > HOLE
+                if following is not None and time - following > HOLE:
+                    self.problem = CORRUPT
                 following = time + (packet.duration or 0) * Fraction(packet.time_base)
             try:
                 frames = packet.decode()
             except av_error.FFmpegError:
                 # After a seek, MP3 starts with packets that refer to others.
-                self._num_corrupt += has_begun
+                if has_begun:
+                    self.problem = CORRUPT
                 continue
             has_begun |= bool(frames)
             if not packet.is_corrupt:
@@ -148,7 +145,7 @@ class AudioTrack:
                 continue
             packet.pts = packet.dts = round(time / ticks)
             if last is not None and packet.dts <= last:
-                self._num_corrupt += 1
+                self.problem = CORRUPT
                 continue
             last = packet.dts
             packet.stream = self._target

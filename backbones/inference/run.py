@@ -54,6 +54,7 @@ class Run:
     ) -> None:
         self.writer, self.clip, self.show = writer, clip, show
         self.pipeline = Pipeline(model, batch_size, ahead=1 if is_live else None)
+        # No more is read then; what has been read is still finished and written.
         self.stopping = threading.Event()
         self.was_interrupted = False
         # How many inputs there are of each status, and (input, problem) of those that failed.
@@ -100,10 +101,6 @@ class Run:
             lines.append(f'capture: {rate:.1f} frames a second, {self._live.dropped} dropped')
         return '\n'.join(lines)
 
-    def stop(self) -> None:
-        """Read no more; what has been read is still finished and written."""
-        self.stopping.set()
-
     def stop_on_signals(self) -> None:
         """Let Ctrl-C and SIGTERM stop the run; a second one ends it at once."""
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -115,7 +112,7 @@ class Run:
         self.was_interrupted = True
         # Not print, which may be what was interrupted.
         os.write(sys.stderr.fileno(), b'\nfinishing what is begun; once more ends at once\n')
-        self.stop()
+        self.stopping.set()
 
     def _take(self, item: Frame | Stream | Closed) -> None:
         match item:
@@ -151,7 +148,7 @@ class Run:
 
     def _show(self, drawing: np.ndarray | None) -> None:
         if self.show and drawing is not None and not self.show(drawing):
-            self.stop()
+            self.stopping.set()
 
 
 def progress_bar(total: int | None, unit: str, title: str = '') -> tqdm:

@@ -67,8 +67,7 @@ class VideoReader:
         self._num_read = self._num_packets = 0
         self._read_until = start
         self._packets_until = 0.0
-        self._corrupt_at: float | None = None
-        self._lost_connection: str | None = None
+        self._loss: str | None = None
         self._container: av.container.InputContainer | None = None
         try:
             self._open()
@@ -87,12 +86,7 @@ class VideoReader:
         """What of the video was lost, as far as it has been read; None when nothing was."""
         expected = max(self._num_in_span, self._num_read)
         about = f' of about {expected}' if self._num_in_span else ''
-        read = f'{self._num_read}{about} frames read'
-        if self._lost_connection is not None:
-            return f'breaks off at {self._read_until:.1f} s ({self._lost_connection}): {read}'
-        if self._corrupt_at is not None:
-            return f'is cut short, or corrupt from {self._corrupt_at:.1f} s on: {read}'
-        return None
+        return self._loss and f'{self._loss}: {self._num_read}{about} frames read'
 
     def __iter__(self) -> Iterator[TimedImage]:
         # A frame is given out when the next one is known, for its duration reaches that far.
@@ -229,14 +223,14 @@ class VideoReader:
                 self._note_corruption()
                 failures += 1
             except av_error.FFmpegError as error:
-                self._lost_connection = error.strerror
+                self._loss = f'breaks off at {self._read_until:.1f} s ({error.strerror})'
                 break
         yield None
 
     def _note_corruption(self) -> None:
         # After a seek, a decoder starts with frames whose references it has not seen.
-        if self._corrupt_at is None and (self._num_read or not self._start):
-            self._corrupt_at = self._read_until
+        if self._loss is None and (self._num_read or not self._start):
+            self._loss = f'is cut short, or corrupt from {self._read_until:.1f} s on'
 
     def _is_cut_short(self) -> bool:
         """Whether there was less in the file than its header says."""

@@ -377,7 +377,7 @@ import infer
 from backbones.inference import video_reader
 
 told = threading.Event()
-stop = infer.Run.stop
+interrupt = infer.Run._interrupt
 
 
 class HeldReader(video_reader.VideoReader):
@@ -390,7 +390,7 @@ class HeldReader(video_reader.VideoReader):
 
 
 video_reader.VideoReader = HeldReader
-infer.Run.stop = lambda run: (stop(run), told.set())
+infer.Run._interrupt = lambda *given: (interrupt(*given), told.set())
 sys.exit(infer.main())
 """
 
