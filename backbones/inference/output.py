@@ -256,18 +256,19 @@ class StreamWriter:
                     shutil.rmtree(path, ignore_errors=True)
                 os.replace(partial, path)
                 record[part] = self.writer.relative(path)
-            if not mark:
-                remove(self.writer.path(part, self.stream.input, f'.interrupted{suffix}'))
+            old = self.writer.path(part, self.stream.input, f'.interrupted{suffix}')
+            if not mark and old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            elif not mark:
+                old.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove the files that are not finished."""
+        """Let go of the files that are not finished; the Writer removes them."""
         if self._video is not None:
             self._video.discard()
         if self._lines is not None:
             with suppress(OSError):  # of buffered lines, on a full disk
                 self._lines.close()
-        for part, suffix in VIDEO_RESULTS:
-            remove(self._partial(part, suffix))
 
     def _fail(self, error: InputError) -> None:
         self.problems.insert(0, str(error))
@@ -281,10 +282,3 @@ class StreamWriter:
         path = self._partial(part, suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
-
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
