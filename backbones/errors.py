@@ -64,7 +64,7 @@ def exit_on_user_error() -> Iterator[None]:
     """End the program with a message and exit code 1, without a traceback."""
     try:
         yield
-    except (ConfigError, DataError, CheckpointError, *PATH_ERRORS) as error:
+    except (ConfigError, DataError, CheckpointError, OutputError, *PATH_ERRORS) as error:
         rank = int(os.environ.get('RANK', 0))
         where = f' (rank {rank})' if int(os.environ.get('WORLD_SIZE', 1)) > 1 else ''
         print(f'\nerror{where}: {error}', file=sys.stderr, flush=True)

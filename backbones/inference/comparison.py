@@ -10,11 +10,12 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from pycocotools import mask as coco_mask
 
-from backbones.errors import OutputError
+from backbones.errors import raise_output_errors
 
 from .drawing import Visualizer, font_size, has_room_for_text
 from .legend import INK, PAPER, Entry, legend_band
 from .masks import crop_masks
+from .output import encode_drawing
 from .palette import choose_palette
 from .results import Detections, Segmentation
 from .text import line_height, paint, render_text
@@ -28,7 +29,8 @@ SCORE_THR = 0.5
 class ComparisonHook(Hook):
     """Draws every test image twice, with its ground truth to the left of its prediction.
 
-    Drawings go into ``folder``, under the images' paths below the dataset's image folder.
+    Drawings go into ``folder``, under the images' paths below the dataset's image folder: ``a.jpg``
+    for ``a.jpg``, but ``a.png.jpg`` for ``a.png``, since both may be there.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -48,10 +50,13 @@ class ComparisonHook(Hook):
             image = Path(sample.img_path)
             is_below = root and image.is_relative_to(root)
             path = self.folder / (image.relative_to(root) if is_below else image.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
             drawing = draw_comparison(self.visualizer, mmcv.imread(sample.img_path), sample.cpu())
-            if not cv2.imwrite(str(path.with_suffix('.jpg')), drawing):
-                raise OutputError(f'{path} could not be written')
+            suffix, encoded = encode_drawing(drawing)
+            if path.suffix != suffix:
+                path = path.with_name(path.name + suffix)
+            with raise_output_errors():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encoded)
 
 
 def draw_comparison(visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:

@@ -1,13 +1,21 @@
 """test.py --show-dir: ground truth left, prediction right, each in the color of its class."""
 
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
 import numpy as np
+import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
-from backbones.inference.comparison import GAP, draw_comparison
+from backbones.errors import exit_on_user_error
+from backbones.inference.comparison import GAP, ComparisonHook, draw_comparison
 from backbones.inference.drawing import Visualizer
 
 NAMES = ['cat', 'dog']
@@ -38,6 +46,52 @@ def test_boxes():
     assert tuple(left[150, 100]) == red and tuple(left[150, 150]) == gray
     assert tuple(right[150, 150]) == green and tuple(right[150, 100]) == gray
     assert tuple(right[225, 10]) == gray, 'below the threshold'
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> SimpleNamespace:
+    """A test of images that lie in a folder."""
+    meta = {'classes': NAMES, 'palette': [(255, 0, 0), (0, 255, 0)]}
+    dataset = SimpleNamespace(metainfo=meta, data_prefix={'img': str(tmp_path / 'images')})
+    return SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
+
+
+def empty_sample(path: Path) -> DetDataSample:
+    """An image without objects, which is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), IMAGE)
+    sample = DetDataSample(metainfo={'img_path': str(path)})
+    sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())
+    sample.pred_instances = sample.gt_instances.clone()
+    sample.pred_instances.scores = torch.zeros(0)
+    return sample
+
+
+def test_each_image_has_a_drawing_of_its_own(tmp_path: Path, runner: SimpleNamespace):
+    names = ['a.jpg', 'a.png', 'b/a.jpg']
+    hook = ComparisonHook(tmp_path / 'drawn')
+    hook.before_test(runner)
+    samples = [empty_sample(tmp_path / 'images' / name) for name in names]
+    hook.after_test_iter(runner, 0, {}, samples)
+    drawings = [path for path in (tmp_path / 'drawn').rglob('*') if path.is_file()]
+    found = sorted(path.relative_to(tmp_path / 'drawn').as_posix() for path in drawings)
+    assert found == ['a.jpg', 'a.png.jpg', 'b/a.jpg']
+
+
+def test_a_full_disk_ends_with_a_message(
+    tmp_path: Path, runner: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    sample = empty_sample(tmp_path / 'images' / 'a.jpg')
+    hook = ComparisonHook(tmp_path / 'drawn')
+    hook.before_test(runner)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, 'write_bytes', fail)
+    with pytest.raises(SystemExit), exit_on_user_error():
+        hook.after_test_iter(runner, 0, {}, [sample])
+    assert 'nothing more can be written: No space left on device' in capsys.readouterr().err
 
 
 def test_segmentation_maps():
