@@ -170,18 +170,20 @@ def _read_stream(
         with closing(STREAM_READERS[source.kind](item, source, clip)) as parts:
             stream = next(parts)
             yield stream
-            for index, time, pts, duration, image in parts:
+            for frame in parts:
                 if stop.is_set():
                     break
-                yield Frame(item, image.nbytes, image, None, stream, index, time, pts, duration)
+                if frame is not None:
+                    index, time, pts, duration, image = frame
+                    yield Frame(item, image.nbytes, image, None, stream, index, time, pts, duration)
     except InputError as error:
         problem = str(error)
     yield Closed(item, stream, problem, was_interrupted=stop.is_set())
 
 
 # Readers of streams give the stream itself, then its frames, and raise InputError at the end where
-# something was lost on the way.
-StreamParts = Iterator[Stream | images.TimedImage]
+# something was lost on the way. Who waits long for a frame gives None, so that it can be stopped.
+StreamParts = Iterator[Stream | images.TimedImage | None]
 
 
 def _read_video(item: Input, source: Source, clip: Clip) -> StreamParts:
@@ -231,12 +233,14 @@ def _read_live(item: Input, source: Source, clip: Clip) -> StreamParts:
         for number, frame in enumerate(chain([first], reader)):
             if clip.end is not None and frame.time >= clip.end:
                 return
-            if number % clip.every == 0 and frame.time >= clip.start:
-                # After a new connection it may be of another size.
-                image = frame.image
-                if image.shape != first.image.shape:
-                    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-                yield frame._replace(image=image)
+            if number % clip.every or frame.time < clip.start:
+                yield None
+                continue
+            # After a new connection it may be of another size.
+            image = frame.image
+            if image.shape != first.image.shape:
+                image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+            yield frame._replace(image=image)
 
 
 STREAM_READERS = {'video': _read_video, 'animation': _read_animation, 'live': _read_live}

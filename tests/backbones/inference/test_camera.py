@@ -196,6 +196,22 @@ def test_frames_of_another_size_after_a_new_connection(monkeypatch: pytest.Monke
     assert shapes == [(48, 64, 3)] * 2
 
 
+def test_a_camera_can_be_stopped_before_the_start(monkeypatch: pytest.MonkeyPatch):
+    stop = threading.Event()
+
+    def read_stream(url: str, timeout: float) -> Iterator:
+        for second in range(PATIENCE):
+            if second == 3:
+                stop.set()
+            yield float(second), np.zeros((6, 8, 3), np.uint8)
+
+    monkeypatch.setattr(camera, 'read_stream', read_stream)
+    clip = Clip(start=3600.0, policy='all')
+    stream, closed = read_inputs([Input('rtsp://host/1')], clip, stop)
+    assert closed.stream is stream and closed.was_interrupted
+    assert stream.live.num_captured < PATIENCE
+
+
 def test_rtsp():
     with (
         RtspServer(num_frames=20) as server,
