@@ -212,7 +212,11 @@ def _read_animation(item: Input, source: Source, clip: Clip) -> StreamParts:
                 span = f'between {clip.start:g} and {clip.end:g} s'
             raise InputError(f'has no frame {span}')
         height, width = source.size
-        yield Stream(item, 'animation', width, height, num_frames=images.count_frames(image))
+        num_frames = None
+        # How many there are between two times only reading them tells.
+        if not clip.start and clip.end is None:
+            num_frames = len(range(0, images.count_frames(image), clip.every))
+        yield Stream(item, 'animation', width, height, num_frames=num_frames)
         for index, frame in enumerate(chain([first], frames)):
             if index % clip.every == 0:
                 yield frame._replace(index=index)
