@@ -94,7 +94,7 @@ class Upload:
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path = path
-        self.clip = Clip(end=limits.seconds)
+        self.clip = Clip()
         self.num_frames: int | None = None
         self.problem: str | None = None
         self.stopping = threading.Event()
@@ -121,6 +121,8 @@ class Upload:
                 times = [packet.pts or 0 for packet in container.demux(stream)]
                 seconds = float(max(times) * stream.time_base)
             if seconds > max_seconds:
+                # Not else, where audio may go on after the last frame.
+                self.clip = Clip(end=max_seconds)
                 self.problem = (
                     f'lasts {seconds:.1f} s; only the first {max_seconds:g} s are taken here'
                 )

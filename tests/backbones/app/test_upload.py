@@ -2,6 +2,7 @@
 
 import json
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -71,6 +72,15 @@ def test_a_stopped_video_ends_there_for_every_model(video, models, tmp_path):
         drawn = upload.draw(models[task], predicted, Settings(), tmp_path / task, ignore)
         assert count_frames(drawn.path) == 7
     assert 'stopped' in upload.problem
+
+
+def test_audio_that_is_longer_than_the_frames_is_kept(models, tmp_path):
+    upload = Upload(write_video(tmp_path / 'v.mp4', 10, audio=True, audio_duration=2.0), Limits())
+    predicted = upload.predict(models['fpn'], ignore)
+    drawn = upload.draw(models['fpn'], predicted, Settings(), tmp_path / 'out', ignore)
+    with av.open(str(drawn.path)) as container:
+        (audio,) = container.streams.audio
+        assert float(audio.duration * audio.time_base) == pytest.approx(2, abs=0.1)
 
 
 def test_an_image_that_is_replaced_is_predicted_to_its_end(image, models):
