@@ -1,6 +1,5 @@
 """What a report consists of: sections of blocks with tables, charts, matrices and images."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,52 +19,22 @@ MAX_HALF = 8
 
 
 @dataclass
-class Cell:
-    """A text or number of a table: what is shown, what is sorted by, the length of a bar."""
-
-    text: str
-    key: float | str
-    bar: float | None = None
-
-
-@dataclass
 class Block:
     """A part of a section: a title, a note, and what is below them."""
 
     title: str
     note: str = ''
     columns: Sequence[str] = ()
-    rows: list[list[Cell]] = field(default_factory=list)
+    # Texts, whole numbers, and shares of 0 to 1 or NaN, which have a bar and this format.
+    rows: list[list[str | int | float]] = field(default_factory=list)
+    style: str = '.3f'
     charts: list[Chart] = field(default_factory=list)
     more_charts: list[Chart] = field(default_factory=list)
-    matrix: list[tuple[str, list[tuple[str, str, float]]]] = field(default_factory=list)
+    # Of each row its numbers, and their shares of it.
+    matrix: list[tuple[list[int], list[float]]] = field(default_factory=list)
+    unit: str = ''
     images: list[dict[str, object]] = field(default_factory=list)
     half: bool = False
-
-
-@dataclass
-class Section:
-    title: str
-    blocks: list[Block]
-
-
-def text(value: str) -> Cell:
-    return Cell(value, value)
-
-
-def count(value: int) -> Cell:
-    return Cell(f'{int(value):,}', int(value))
-
-
-def share(value: float, style: str = '.3f', factor: int = 1) -> Cell:
-    """A number of 0 to 1 with a bar, shown times ``factor``; a dash where nothing was measured."""
-    if not math.isfinite(value):
-        return Cell('–', -1)
-    return Cell(f'{factor * value:{style}}', float(value), min(max(float(value), 0), 1))
-
-
-def percent(value: float) -> Cell:
-    return share(value, '.1f', 100)
 
 
 def matrix_block(matrix: np.ndarray, names: Sequence[str], unit: str, note: str) -> Block:
@@ -80,29 +49,29 @@ def matrix_block(matrix: np.ndarray, names: Sequence[str], unit: str, note: str)
         np.add.at(folded, (groups[:, None], groups), matrix)
         matrix, names = folded, [*(names[index] for index in chosen), 'others']
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    rows = []
-    for i, name in enumerate(names):
-        cells = []
-        for j, other in enumerate(names):
-            number, part = f'{matrix[i, j]:,}', f'{100 * shares[i, j]:.1f}'
-            shown = '0' if not matrix[i, j] else part if unit == 'pixels' else number
-            about = f'{name} as {other}: {number} {unit}, {part} % of the row'
-            cells.append((shown, about, float(shares[i, j])))
-        rows.append((name, cells))
-    return Block('Confusion matrix', note, names, matrix=rows, half=len(names) <= MAX_HALF)
+    rows = list(zip(matrix.tolist(), shares.tolist(), strict=True))
+    half = len(names) <= MAX_HALF
+    return Block('Confusion matrix', note, names, matrix=rows, unit=unit, half=half)
 
 
 def pair_block(matrix: np.ndarray, names: Sequence[str], unit: str, note: str) -> Block:
     """The most frequent errors of a confusion matrix."""
     wrong = matrix - np.diag(np.diag(matrix))
     order = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind='stable')]
-    rows = []
-    for i, j in order[:MAX_PAIRS]:
-        if number := wrong[i, j]:
-            parts = (percent(number / wrong.sum()), percent(number / matrix[i].sum()))
-            rows.append([text(names[i]), text(names[j]), count(number), *parts])
-    columns = ('ground truth', 'prediction', unit, '% of errors', '% of row')
-    return Block('Most frequent confusions', note, columns, rows, half=len(names) <= MAX_HALF)
+    rows = [
+        [
+            names[i],
+            names[j],
+            int(wrong[i, j]),
+            wrong[i, j] / wrong.sum(),
+            wrong[i, j] / matrix[i].sum(),
+        ]
+        for i, j in order[:MAX_PAIRS]
+        if wrong[i, j]
+    ]
+    columns = ('ground truth', 'prediction', unit, 'of errors', 'of row')
+    half = len(names) <= MAX_HALF
+    return Block('Most frequent confusions', note, columns, rows, '.1%', half=half)
 
 
 def calibration_block(bins: np.ndarray, note: str) -> Block:

@@ -17,15 +17,11 @@ from backbones.inference.results import Detections
 from .blocks import (
     MAX_IMAGES,
     Block,
-    Cell,
     calibration_block,
-    count,
     count_by_confidence,
     matrix_block,
     pair_block,
-    share,
     shown_size,
-    text,
 )
 from .charts import Chart, line_chart
 from .matching import (
@@ -65,27 +61,24 @@ ImageInfo = tuple[str, tuple[int, int]]
 
 @dataclass
 class DetectionResults:
-    """What was measured of boxes or masks.
+    """What was measured of boxes or masks."""
 
-    Attributes:
-        kind: 'bbox' or 'segm'.
-        classes: Names, (C,), in the order of the labels.
-        precision: COCOeval's, (IoUs, recalls, C, sizes, numbers of detections), -1 for none.
-        recall: COCOeval's, (IoUs, C, sizes, numbers of detections), -1 for none.
-        iou_thrs: Of the first axis.
-        sizes: How many objects are small, medium and large.
-        score_thr: :meth:`Matches.best_score_thr`, at which errors are counted.
-        worst: Path, caption, ground truth, prediction in the size that is shown.
-    """
-
+    # 'bbox' or 'segm'.
     kind: str
+    # Names, (C,), in the order of the labels.
     classes: list[str]
+    # COCOeval's, (IoUs, recalls, C, sizes, numbers of detections), -1 for none.
     precision: np.ndarray
+    # COCOeval's, as precision, but without recalls.
     recall: np.ndarray
+    # Of the first axis.
     iou_thrs: np.ndarray
+    # How many objects are small, medium and large.
     sizes: list[int]
     matches: Matches
+    # Matches.best_score_thr(), at which errors are counted.
     score_thr: float
+    # Path, caption, ground truth, prediction in the size that is shown.
     worst: list[tuple[str, str, Detections, Detections]]
 
 
@@ -215,7 +208,7 @@ def class_block(results: DetectionResults, at_score: str) -> Block:
             hits[label] / objects[label] if objects[label] else math.nan,
             *(mean_of(results.precision[:, :, label, size, -1]) for size in range(1, 4)),
         )
-        rows.append([text(name), count(objects[label]), *map(share, values)])
+        rows.append([name, int(objects[label]), *values])
     note = (
         'COCO’s AP and AR (average recall) are means over thresholds of IoU, AP50 is at IoU 0.5. '
         f'Precision and recall: {at_score}. Sizes are those of the table below.'
@@ -229,11 +222,11 @@ def size_block(results: DetectionResults) -> Block:
     """AP and AR by the size of objects."""
     rows = [
         [
-            Cell(name, index),
-            share(mean_of(results.precision[:, :, :, index, -1])),
-            share(mean_of(results.recall[:, :, index, -1])),
-            count(results.sizes[index - 1]),
-            text(area),
+            name,
+            mean_of(results.precision[:, :, :, index, -1]),
+            mean_of(results.recall[:, :, index, -1]),
+            results.sizes[index - 1],
+            area,
         ]
         for index, (name, area) in enumerate(SIZES.items(), 1)
     ]
@@ -273,7 +266,7 @@ def error_block(results: DetectionResults) -> Block:
     ).tolist()
     counts += [matches.missed(score_thr).sum(), sum(counts), (~matches.found(score_thr)).sum()]
     rows = [
-        [text(name), share(gain, '+.3f'), count(number), text(meaning)]
+        [name, gain, int(number), meaning]
         for (name, gain), number, meaning in zip(gains.items(), counts, MEANINGS, strict=True)
     ]
     note = (
@@ -282,7 +275,8 @@ def error_block(results: DetectionResults) -> Block:
         'without errors of that type alone, so that the values do not add up. Errors are counted '
         f'at a score of at least {score_thr:.3f}, dAP50 is of all detections.'
     )
-    return Block('Types of errors', note, ('type', 'dAP50', 'errors', 'meaning'), rows)
+    columns = ('type', 'dAP50', 'errors', 'meaning')
+    return Block('Types of errors', note, columns, rows, '+.3f')
 
 
 def confusion(results: DetectionResults) -> np.ndarray:

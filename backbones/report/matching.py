@@ -5,7 +5,7 @@ Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors" 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -20,26 +20,20 @@ CLASSIFICATION, LOCALIZATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(ER
 CORRECT, IGNORED = -1, -2
 
 
-@dataclass
-class Matches:
-    """All detections and ground truth objects of a test, without crowd regions and what is in them.
+class Matches(NamedTuple):
+    """Detections and ground truth objects of a test, without crowd regions and what is in them."""
 
-    Attributes:
-        image, label, score: Of the detections, (D,); those of an image by falling score.
-        kind: CORRECT or the number of an error type, (D,).
-        target: The object, (D,), that a correct detection matches, or that one of wrong class or
-            place was meant for; else -1.
-        confused: The object of another class that a wrong detection covers, (D,), and no other
-            wrong detection; else -1.
-        object_image, object_label: Of the ground truth objects, (G,).
-    """
-
+    # Of the detections, (D,); those of an image by falling score.
     image: np.ndarray
     label: np.ndarray
     score: np.ndarray
+    # CORRECT or the number of an error type.
     kind: np.ndarray
+    # The object that a correct detection matches, or one of wrong class or place was meant for.
     target: np.ndarray
+    # The object of another class that a wrong detection covers, and no other wrong detection.
     confused: np.ndarray
+    # Of the objects, (G,); above, -1 stands for none.
     object_image: np.ndarray
     object_label: np.ndarray
 
@@ -68,9 +62,8 @@ class Matches:
 
 def match_all(evaluation: COCOeval) -> Matches:
     """Match the detections of every image that pycocotools has evaluated."""
-    parts: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Matches)}
     key = 'bbox' if evaluation.params.iouType == 'bbox' else 'segmentation'
-    total = 0
+    parts, total = [], 0
     for index, number in enumerate(evaluation.params.imgIds):
         objects, detections = rows_of(evaluation, number)
         crowd = np.array([bool(one['ignore']) for _, one in objects], bool)
@@ -86,19 +79,18 @@ def match_all(evaluation: COCOeval) -> Matches:
         # Numbers among the objects of all images; -1 stays -1.
         place = np.append(np.cumsum(~crowd) - 1 + total, -1)
         total += len(object_labels)
-        image = {
-            'image': np.full(used.sum(), index),
-            'label': labels[used],
-            'score': np.array([one['score'] for _, one in detections], float)[used],
-            'kind': kind[used],
-            'target': place[target[used]],
-            'confused': place[confused[used]],
-            'object_image': np.full(len(object_labels), index),
-            'object_label': object_labels,
-        }
-        for name, values in image.items():
-            parts[name].append(values)
-    return Matches(**{name: np.concatenate(values) for name, values in parts.items()})
+        part = Matches(
+            image=np.full(used.sum(), index),
+            label=labels[used],
+            score=np.array([one['score'] for _, one in detections], float)[used],
+            kind=kind[used],
+            target=place[target[used]],
+            confused=place[confused[used]],
+            object_image=np.full(len(object_labels), index),
+            object_label=object_labels,
+        )
+        parts.append(part)
+    return Matches(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def rows_of(evaluation: COCOeval, number: int) -> list[list[tuple[int, dict]]]:
@@ -117,13 +109,10 @@ def rows_of(evaluation: COCOeval, number: int) -> list[list[tuple[int, dict]]]:
 def match_image(
     labels: np.ndarray, object_labels: np.ndarray, ious: np.ndarray, crowd: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``kind``, ``target`` and ``confused`` of :class:`Matches` for the detections of an image.
+    """``kind``, ``target`` and ``confused`` of an image's detections, the highest score first.
 
-    Args:
-        labels: (D,), the highest score first.
-        object_labels: (G,), of the ground truth.
-        ious: (D, G); with a crowd region, the intersection over the area of the detection.
-        crowd: (G,), which objects are crowd regions; what they cover is IGNORED.
+    ``ious`` are (D, G), with a crowd region the intersection over the area of the detection; what
+    such a region covers is IGNORED.
     """
     kind = np.full(len(labels), BACKGROUND)
     target, confused = np.full((2, len(labels)), -1)

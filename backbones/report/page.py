@@ -19,7 +19,7 @@ from backbones.inference.drawing import Visualizer
 from backbones.inference.palette import choose_palette
 from backbones.inference.results import Detections, Segmentation
 
-from .blocks import Block, Section, shown_size
+from .blocks import Block, shown_size
 from .charts import line_chart
 from .detection import detection_blocks
 from .recording import ReportHook
@@ -30,6 +30,8 @@ JPEG_QUALITY = 82
 SIDES = 'Ground truth is on the left, the prediction on the right.'
 
 Prediction = Detections | Segmentation
+# A title and what stands below it.
+Section = tuple[str, list[Block]]
 
 
 def write_report(
@@ -50,21 +52,24 @@ def write_report(
         for name, value in overall(metrics).items()
         if not is_of_size(name)
     }
+    title = f'Test of {Path(runner.cfg.filename or "model").stem}'
+    sections = sections_of(runner, recorded, Path(about['weights']).parent)
+    with atomic_write(path) as partial:
+        partial.write_text(render(title, shown, about, sections), encoding='utf-8')
+
+
+def render(
+    title: str, metrics: dict[str, str], about: dict[str, str], sections: list[Section]
+) -> str:
+    """The page as HTML."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name('page.html').read_text('utf-8'))
-    page = template.render(
-        title=f'Test of {Path(runner.cfg.filename or "model").stem}',
-        metrics=shown,
-        about=about,
-        sections=sections_of(runner, recorded, Path(about['weights']).parent),
-    )
-    with atomic_write(path) as partial:
-        partial.write_text(page, encoding='utf-8')
+    return template.render(title=title, metrics=metrics, about=about, sections=sections)
 
 
 def sections_of(runner: Runner, recorded: ReportHook, work_dir: Path) -> list[Section]:
     """All of the page below its head."""
-    sections = [Section(NAMES[one.kind], detection_blocks(one)) for one in recorded.detections]
+    sections = [(NAMES[one.kind], detection_blocks(one)) for one in recorded.detections]
     meta = runner.test_dataloader.dataset.metainfo
     palette = choose_palette(None, meta['classes'], meta.get('palette'))
     if recorded.detections:
@@ -74,7 +79,7 @@ def sections_of(runner: Runner, recorded: ReportHook, work_dir: Path) -> list[Se
         visualizer = Visualizer(last.classes, [colors[name] for name in last.classes])
         sections.append(image_section(visualizer, last.worst, note))
     if recorded.pixels is not None:
-        sections.append(Section('Segmentation', pixel_blocks(recorded.pixels)))
+        sections.append(('Segmentation', pixel_blocks(recorded.pixels)))
         note = f'The lowest mean IoU over the classes of the ground truth first. {SIDES}'
         visualizer = Visualizer(meta['classes'], palette)
         sections.append(image_section(visualizer, recorded.pixels.worst, note))
@@ -84,7 +89,7 @@ def sections_of(runner: Runner, recorded: ReportHook, work_dir: Path) -> list[Se
     ]
     if curves:
         note = 'From the log beside the checkpoint.'
-        sections.append(Section('Training', [Block('Curves', note, charts=curves)]))
+        sections.append(('Training', [Block('Curves', note, charts=curves)]))
     return sections
 
 
@@ -108,4 +113,4 @@ def image_section(
                 'size': drawing.shape[1::-1],
             }
         )
-    return Section('Worst images', [Block('', note if images else 'No errors.', images=images)])
+    return 'Worst images', [Block('', note if images else 'No errors.', images=images)]

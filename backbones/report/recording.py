@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -44,9 +43,12 @@ class ReportHook(Hook):
                 self.pixels = PixelMetric(classes, metric.ignore_index)
                 evaluator.metrics.append(self.pixels)
             elif owner == 'CocoMetric' and not metric.format_only and kinds_of(metric):
-                self.watch(metric, partial(record_coco, metric))
+                self.watch(metric)
             elif owner == 'VOCMetric' and metric.metric == 'mAP':
-                self.watch(metric, partial(record_voc, classes))
+                boxes = voc_as_coco()
+                boxes.dataset_meta = evaluator.dataset_meta
+                evaluator.metrics.append(boxes)
+                self.watch(boxes)
             else:
                 continue
             watched = True
@@ -57,8 +59,8 @@ class ReportHook(Hook):
                 f'test_evaluator of the config has {names}; test without --report'
             )
 
-    def watch(self, metric: BaseMetric, record: Callable) -> None:
-        """Add image and size to a metric's results, and have ``record`` called with them."""
+    def watch(self, metric: BaseMetric) -> None:
+        """Add image and size to the results of a CocoMetric, and record what it evaluates."""
         process, compute = metric.process, metric.compute_metrics
 
         def process_with_paths(data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -68,7 +70,7 @@ class ReportHook(Hook):
                 truth['image'] = (sample['img_path'], tuple(sample['ori_shape'][:2]))
 
         metric.process = process_with_paths
-        metric.compute_metrics = partial(record, compute, self.detections)
+        metric.compute_metrics = partial(record_coco, metric, compute, self.detections)
 
 
 def kinds_of(metric: BaseMetric) -> list[str]:
@@ -105,38 +107,35 @@ def record_coco(
     return metrics
 
 
-def record_voc(
-    classes: Sequence[str], compute: Compute, found: list[DetectionResults], results: list
-) -> dict[str, float]:
-    """What ``compute`` returns; the same boxes are evaluated as COCO does, difficult as crowd."""
-    rows, detections = [], []
-    for image, (truth, boxes) in enumerate(results):
-        for part, crowd in (('', 0), ('_ignore', 1)):
-            both = zip(truth[f'bboxes{part}'], truth[f'labels{part}'], strict=True)
-            rows += [row_of(image, label, box) | {'iscrowd': crowd} for box, label in both]
-        detections += [
-            row_of(image, label, box) | {'score': float(box[4])}
-            for label, own in enumerate(boxes)
-            for box in own
-        ]
-    coco = COCO()
-    coco.dataset = {
-        'images': [{'id': image} for image in range(len(results))],
-        'categories': [{'id': label, 'name': name} for label, name in enumerate(classes)],
-        'annotations': [row | {'id': number} for number, row in enumerate(rows, 1)],
-    }
-    coco.createIndex()
-    images = dict(enumerate(truth['image'] for truth, _ in results))
-    run(recording(found, images)(coco, coco.loadRes(detections) if detections else COCO(), 'bbox'))
-    return compute(results)
+def voc_as_coco() -> BaseMetric:
+    """Evaluates VOC's boxes as COCO does, difficult ones as crowd; no metrics of its own."""
+    from mmdet.evaluation import CocoMetric
+
+    class BoxesOfVOC(CocoMetric):
+        def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+            # Images of several folders may have the same id.
+            samples = [
+                one | {'img_id': one['img_path'], 'instances': instances_of(one)}
+                for one in data_samples
+            ]
+            super().process(data_batch, samples)
+
+        def compute_metrics(self, results: list) -> dict[str, float]:
+            super().compute_metrics(results)
+            return {}
+
+    return BoxesOfVOC(metric='bbox')
 
 
-def row_of(image: int, label: int, box: np.ndarray) -> dict[str, Any]:
-    """A box as COCO's annotation."""
-    left, top, right, bottom = map(float, box[:4])
-    width, height = right - left, bottom - top
-    bbox = [left, top, width, height]
-    return {'image_id': image, 'category_id': int(label), 'bbox': bbox, 'area': width * height}
+def instances_of(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ground truth of a sample as mmdet's data sets have it."""
+    return [
+        {'bbox': box, 'bbox_label': label, 'ignore_flag': is_difficult}
+        for is_difficult, name in enumerate(('gt_instances', 'ignored_instances'))
+        for box, label in zip(
+            sample[name]['bboxes'].tolist(), sample[name]['labels'].tolist(), strict=True
+        )
+    ]
 
 
 def run(evaluation: COCOeval) -> None:

@@ -16,15 +16,11 @@ from backbones.inference.results import Segmentation
 from .blocks import (
     MAX_IMAGES,
     Block,
-    Cell,
     calibration_block,
     count_by_confidence,
     matrix_block,
     pair_block,
-    percent,
-    share,
     shown_size,
-    text,
 )
 
 # Distances from a boundary of the ground truth, in pixels.
@@ -178,14 +174,13 @@ def pixel_class_block(matrix: np.ndarray, names: Sequence[str]) -> Block:
     with np.errstate(invalid='ignore'):
         columns = (ious(matrix), correct / truth, correct / predicted, truth / truth.sum())
     rows = [
-        [text(name), *(share(values[label], '.2f', 100) for values in columns)]
-        for label, name in enumerate(names)
+        [name, *values] for name, values in zip(names, np.stack(columns, 1).tolist(), strict=True)
     ]
     note = (
-        'In per cent. Accuracy is how much of the ground truth is predicted, precision how much of '
+        'Accuracy is how much of the ground truth is predicted, precision how much of '
         'the prediction is right, pixels the share of the ground truth.'
     )
-    return Block('Classes', note, ('class', 'IoU', 'accuracy', 'precision', 'pixels'), rows)
+    return Block('Classes', note, ('class', 'IoU', 'accuracy', 'precision', 'pixels'), rows, '.2%')
 
 
 def boundary_block(near: np.ndarray) -> Block:
@@ -193,14 +188,12 @@ def boundary_block(near: np.ndarray) -> Block:
     everything, wrong = near.cumsum(axis=1)
     with np.errstate(invalid='ignore'):
         columns = (wrong / wrong[-1], everything / everything[-1], 1 - wrong / everything)
-    rows = [
-        [Cell(f'{distance} px', distance), *(percent(values[index]) for values in columns)]
-        for index, distance in enumerate(DISTANCES)
-    ]
+    shares = np.stack(columns, 1)[:-1].tolist()
+    rows = [[distance, *own] for distance, own in zip(DISTANCES, shares, strict=True)]
     note = (
-        'In per cent, within this distance of where the label of the ground truth changes: how '
+        'Within this distance of where the label of the ground truth changes: how '
         'many of the wrong pixels and of all pixels lie there, and the accuracy there (trimap). '
         'Errors near boundaries are imprecise outlines, others wrong regions.'
     )
-    names = ('distance', 'wrong pixels', 'all pixels', 'accuracy')
-    return Block('Errors at boundaries', note, names, rows, half=True)
+    names = ('distance (px)', 'wrong pixels', 'all pixels', 'accuracy')
+    return Block('Errors at boundaries', note, names, rows, '.1%', half=True)

@@ -1,9 +1,14 @@
-"""Charts are safe to put into a page."""
+"""Charts on the page."""
 
+from backbones.report.blocks import Block
 from backbones.report.charts import line_chart
+from backbones.report.page import render
 
 
 def test_names_are_escaped():
-    svg = line_chart('<b>', {'<i>': [(0, 1), (1, float('nan'))]}, ('x', '<u>')).svg
-    assert '&lt;b&gt;' in svg and not {'<b>', '<i>', '<u>'} & set(svg.split('"'))
-    assert 'nan' not in svg
+    chart = line_chart('<e>', {'<i>': [(0, 1), (1, float('nan'))]}, ('x', '<u>'))
+    block = Block('<s>', columns=['<q>', '<q>'], rows=[['<q>', '<q>']], charts=[chart])
+    page = render('<t>', {}, {}, [('Charts', [block])])
+    for name in 'eiusqt':
+        assert f'&lt;{name}&gt;' in page and f'<{name}>' not in page
+    assert 'nan' not in page.partition('</style>')[2]
