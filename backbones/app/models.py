@@ -18,11 +18,7 @@ Named = tuple[str | None, str | None]
 
 
 def pair_up(arguments: Sequence[str]) -> list[Named]:
-    """Which models these are: CONFIG CHECKPOINT, a CHECKPOINT alone, or an exported file, mixed.
-
-    Raises:
-        ConfigError: There is no checkpoint behind a config.
-    """
+    """Which models these are: CONFIG CHECKPOINT, a CHECKPOINT alone, or an exported file, mixed."""
     models: list[Named] = []
     rest = list(arguments)
     while rest:
@@ -53,16 +49,13 @@ def name_models(models: Sequence[Named]) -> list[str]:
 
 
 def open_models(models: Sequence[Named], **options: Any) -> dict[str, Inferencer]:
-    """Open models for a page, by their names; ``options`` are :class:`.Inferencer`'s.
-
-    Every score is kept, since the page has a threshold of its own. Errors are those of
-    :class:`.Inferencer`.
-    """
+    """Open models for a page, by their names; ``options`` are :class:`.Inferencer`'s."""
     opened = {}
     for name, (config, checkpoint) in zip(name_models(models), models, strict=True):
         with tempfile.TemporaryDirectory() as folder:
             if config is None:
                 config = write_config(checkpoint, Path(folder))
+            # Every score is kept: the page has a threshold of its own.
             opened[name] = Inferencer(config, checkpoint, score_thr=0.0, **options)
     return opened
 

@@ -37,14 +37,7 @@ Section = tuple[str, list[Block]]
 def write_report(
     path: Path, runner: Runner, recorded: ReportHook, metrics: dict[str, object]
 ) -> None:
-    """Write the page of a test that has ended, whole or not at all.
-
-    Args:
-        path: The page.
-        runner: What has tested.
-        recorded: A hook that was registered before the test.
-        metrics: What the test returned.
-    """
+    """Write the page of a test that ``runner`` has ended, with ``metrics``; whole or not at all."""
     about = summarize_run(runner, is_training=False) | {'date': f'{datetime.now():%Y-%m-%d %H:%M}'}
     about.pop('log')
     shown = {

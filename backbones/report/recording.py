@@ -22,18 +22,13 @@ Compute = Callable[[list], dict[str, float]]
 
 
 class ReportHook(Hook):
-    """Records what :func:`backbones.report.page.write_report` shows, in any number of processes.
-
-    Attributes:
-        detections: Of boxes and of masks; after the test, in the first process.
-        pixels: Of a segmentor, else None.
-
-    Raises:
-        ConfigError: Before the test, where no metric can be reported on.
-    """
+    """Records what :func:`backbones.report.page.write_report` shows, in any number of processes."""
 
     def before_test(self, runner: Runner) -> None:
+        """Watch what is evaluated; ConfigError where no metric can be reported on."""
+        # Of boxes and of masks; after the test, in the first process.
         self.detections: list[DetectionResults] = []
+        # Of a segmentor.
         self.pixels: PixelMetric | None = None
         evaluator = runner.test_evaluator
         classes, watched = evaluator.dataset_meta['classes'], False

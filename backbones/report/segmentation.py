@@ -33,12 +33,6 @@ class PixelMetric(BaseMetric):
     """Counts pixels beside mmseg's IoUMetric, in any number of processes.
 
     It keeps a few hundred numbers for an image, and the maps of the worst ones, made small.
-
-    Attributes:
-        matrix: (C, C), pixels: rows ground truth, columns prediction.
-        near: (2, len(DISTANCES) + 1), all pixels and wrong ones by distance from a boundary.
-        calibration: See :func:`count_by_confidence`; None where there are no logits.
-        worst: Path, caption, ground truth, prediction in the size that is shown.
     """
 
     default_prefix = 'report'
@@ -79,10 +73,8 @@ class PixelMetric(BaseMetric):
     def calibrate(
         self, logits: Tensor, truth: np.ndarray, prediction: np.ndarray
     ) -> np.ndarray | None:
-        """Some pixels by confidence, or None where the prediction is not that of the logits.
-
-        After test-time augmentation, logits, (C, H, W), are those of one image of several.
-        """
+        """Some pixels by confidence, or None where the prediction is not that of the logits."""
+        # After test-time augmentation, logits, (C, H, W), are those of one image of several.
         grid = (slice(None, None, STEP),) * 2
         confidence, best = torch.softmax(logits[(..., *grid)].float().cpu(), 0).max(dim=0)
         truth, prediction = truth[grid], prediction[grid]
@@ -110,13 +102,16 @@ class PixelMetric(BaseMetric):
 
     def compute_metrics(self, results: list[dict]) -> dict:
         """Put the images together, in the first process; no metrics of its own."""
+        # Pixels: rows ground truth, columns prediction.
         self.matrix = np.zeros([len(self.classes)] * 2, np.int64)
         for result in results:
             self.matrix.flat[result['cells']] += result['counts']
+        # (2, len(DISTANCES) + 1), all pixels and wrong ones.
         self.near = sum(result['near'] for result in results)
         bins = [result['calibration'] for result in results]
         self.calibration = None if any(one is None for one in bins) else sum(bins)
         worst = sorted((one for one in results if 'maps' in one), key=lambda one: one['mIoU'])
+        # Path, caption, ground truth, prediction in the size that is shown.
         self.worst = [(one['path'], self.caption(one), *one['maps']) for one in worst[:MAX_IMAGES]]
         return {}
 
