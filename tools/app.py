@@ -27,7 +27,6 @@ with explain_missing():
     from _arguments import add_no_deploy, add_trust_checkpoint, make_parser, number, parse, positive
 
     from backbones.app.models import open_models, pair_up
-    from backbones.app.upload import Limits
     from backbones.errors import exit_on_user_error, import_optional
     from backbones.weights import use_safe_loading
 
@@ -46,7 +45,6 @@ examples:
 
 
 def parse_args() -> argparse.Namespace:
-    limits = Limits()
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument('models', nargs='+', metavar='MODEL', help='see above')
     parser.add_argument(
@@ -82,16 +80,16 @@ def parse_args() -> argparse.Namespace:
     uploads.add_argument(
         '--max-megapixels',
         type=number(0, 1000),
-        default=limits.megapixels,
+        default=50,
         metavar='N',
-        help=f'of an image or a frame (default: {limits.megapixels:g})',
+        help='of an image or a frame (default: 50)',
     )
     uploads.add_argument(
         '--max-seconds',
         type=number(0, 1e6),
-        default=limits.seconds,
+        default=60,
         metavar='N',
-        help=f'of a video, the rest is left out (default: {limits.seconds:g})',
+        help='of a video, the rest is left out (default: 60)',
     )
     return parse(parser)
 
@@ -123,8 +121,7 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
 
     use_safe_loading(args.trust_checkpoint)
     models = open_models(pair_up(args.models), device=args.device, amp=args.amp, deploy=args.deploy)
-    limits = Limits(args.max_megapixels, args.max_seconds)
-    page = Page(models, limits, args.score_thr, folder)
+    page = Page(models, args.max_megapixels, args.max_seconds, args.score_thr, folder)
     url = page.serve(args.host, args.port, args.max_megabytes)
     print(f'{", ".join(models)}: {url} (Ctrl-C ends it)', flush=True)
     if args.host not in LOCAL:

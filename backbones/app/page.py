@@ -3,10 +3,9 @@
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 from zipfile import ZipFile
 
@@ -18,7 +17,7 @@ from backbones.errors import ConfigError, InputError
 from backbones.inference import Inferencer
 from backbones.inference.output_paths import without_suffix
 
-from .upload import Drawn, Limits, Predicted, Report, Settings, Upload
+from .upload import Drawn, Predicted, Upload
 
 # Seconds between two looks for files that nobody needs any more, and from what age on.
 DELETE_CACHE = (600, 3600)
@@ -53,40 +52,29 @@ class Panel(NamedTuple):
     table: gr.Dataframe
 
 
-@dataclass
-class Visit:
-    """An open tab: the upload that it shows, what the models predict for it, and its files."""
-
-    source: str
-    # Where it was uploaded.
-    component: gr.components.Component
-    folder: Path
-    upload: Upload
-    predicted: dict[str, Predicted] = field(default_factory=dict)
-    # Where the drawings that were begun last lie; None when the visit is over.
-    newest: Path | None = None
-
-
 class Page:
-    """A page to try models on.
+    """A page to try models on: :attr:`blocks` is what to launch.
 
-    Args:
-        models: By the names that they are shown under.
-        limits: Of uploads.
-        score_thr: The threshold to begin with.
-        folder: For uploads and results. What is in it can be read through the page.
-
-    Attributes:
-        blocks: What to launch.
+    Models are shown under their names, the threshold begins at ``score_thr``. Uploads have at most
+    so many ``megapixels`` and ``seconds``. What is in ``folder``, uploads and results, can be read
+    through the page.
     """
 
     def __init__(
-        self, models: dict[str, Inferencer], limits: Limits, score_thr: float, folder: Path
+        self,
+        models: dict[str, Inferencer],
+        megapixels: float,
+        seconds: float,
+        score_thr: float,
+        folder: Path,
     ) -> None:
-        self.models, self.limits, self.folder = models, limits, folder
-        # By Gradio's name for an open tab, the second since a setting was changed in it.
-        self.visits: dict[str, Visit] = {}
-        self.settings: dict[str, Settings] = {}
+        self.models, self.folder = models, folder
+        self.megapixels, self.seconds = megapixels, seconds
+        # What a tab shows, by Gradio's name for the tab.
+        self.uploads: dict[str, Upload] = {}
+        detects = any(model.task == 'detection' for model in models.values())
+        names = dict.fromkeys(name for model in models.values() for name in model.classes)
+        camera = gr.WebcamOptions(mirror=False, constraints={'video': CAMERA})
         self.blocks = gr.Blocks(
             title=' · '.join(models),
             analytics_enabled=False,
@@ -95,23 +83,52 @@ class Page:
         )
         with self.blocks, gr.Row():
             with gr.Column(scale=1, min_width=300):
-                sources, stop = self._add_sources()
-                settings = self._add_settings(score_thr)
+                with gr.Tab('Image'):
+                    image = as_file(gr.Image(show_label=False, webcam_options=camera, height=260))
+                with gr.Tab('Video'):
+                    video = as_file(gr.Video(show_label=False, webcam_options=camera, height=260))
+                    stop = gr.Button('Stop here', size='sm')
+                settings = [
+                    gr.Slider(0, 1, score_thr, step=0.01, label='Score threshold', visible=detects),
+                    gr.Dropdown(
+                        list(names),
+                        label='Classes',
+                        info='none chosen: all of them',
+                        multiselect=True,
+                    ),
+                    gr.Slider(0, 1, 0.5, step=0.05, label='Opacity of masks and regions'),
+                ]
                 self.download = gr.DownloadButton('Download results', interactive=False)
             with gr.Column(scale=2 if len(models) == 1 else 3, min_width=300):
                 self.status = gr.HTML(padding=False)
                 with gr.Row():
-                    self.panels = {name: self._add_panel(name) for name in models}
-        self._connect(sources, settings, stop)
+                    self.panels = {name: add_panel(name, model) for name, model in models.items()}
+            # Changes with every upload that was predicted.
+            self.shown = gr.State()
+            outputs = [self.status, self.download, *(c for p in self.panels.values() for c in p)]
+            private = dict(api_visibility='private')
+            # Models take turns. Drawing waits for nobody, but a tab's drawings for one another; the
+            # last has the newest settings.
+            for source in (image, video):
+                source.change(self.change, source, queue=False, **private)
+                source.change(
+                    self.show, source, [*outputs, self.shown], concurrency_id='models', **private
+                )
+            gr.on(
+                [self.shown.change, *(setting.change for setting in settings)],
+                self.draw,
+                settings,
+                outputs,
+                show_progress='minimal',
+                trigger_mode='always_last',
+                concurrency_limit=None,
+                **private,
+            )
+            stop.click(self.stop, queue=False, **private)
+            self.blocks.unload(self.leave)
 
     def serve(self, host: str, port: int | None, max_megabytes: int) -> str:
-        """Begin to answer browsers, and return the page's URL.
-
-        By default the port is 7860, or the next one that is free.
-
-        Raises:
-            ConfigError: The port is taken, or there is no such address here.
-        """
+        """Begin to answer browsers, by default at the first free port from 7860 on; the URL."""
         try:
             _, url, _ = self.blocks.launch(
                 server_name=host,
@@ -133,155 +150,66 @@ class Page:
             raise ConfigError(f'{host}, port {port or "7860 and later"}: {error}') from error
         return url
 
-    def _add_sources(self) -> tuple[list[gr.components.Component], gr.Button]:
-        camera = gr.WebcamOptions(mirror=False, constraints={'video': CAMERA})
-        with gr.Tab('Image'):
-            image = as_file(gr.Image(show_label=False, webcam_options=camera, height=260))
-        with gr.Tab('Video'):
-            video = as_file(gr.Video(show_label=False, webcam_options=camera, height=260))
-            stop = gr.Button('Stop here', size='sm')
-        return [image, video], stop
-
-    def _add_settings(self, score_thr: float) -> list[gr.components.Component]:
-        models = self.models.values()
-        detects = any(model.task == 'detection' for model in models)
-        names = dict.fromkeys(name for model in models for name in model.classes)
-        return [
-            gr.Slider(0, 1, score_thr, step=0.01, label='Score threshold', visible=detects),
-            gr.Dropdown(
-                list(names), label='Classes', info='none chosen: all of them', multiselect=True
-            ),
-            gr.Slider(0, 1, 0.5, step=0.05, label='Opacity of masks and regions'),
-        ]
-
-    def _add_panel(self, name: str) -> Panel:
-        model = self.models[name]
-        with gr.Column(min_width=300):
-            gr.HTML(
-                f'<h2>{escape(name)}</h2><div class="note">{model.task} · '
-                f'{len(model.classes)} classes</div>',
-                padding=False,
-            )
-            return Panel(
-                gr.Image(show_label=False, interactive=False, buttons=['download', 'fullscreen']),
-                gr.Video(
-                    show_label=False,
-                    interactive=False,
-                    visible=False,
-                    autoplay=True,
-                    loop=True,
-                    buttons=['download'],
-                ),
-                gr.HTML(padding=False),
-                gr.Dataframe(interactive=False, visible=False, max_height=360, buttons=[]),
-            )
-
-    def _connect(
-        self,
-        sources: list[gr.components.Component],
-        settings: list[gr.components.Component],
-        stop: gr.Button,
-    ) -> None:
-        """Say what happens when; models take turns, drawing waits for nobody."""
-        outputs = [self.status, self.download, *(c for p in self.panels.values() for c in p)]
-        private = dict(api_visibility='private')
-        with self.blocks:
-            for source in sources:
-                source.change(self.change, source, queue=False, **private)
-                source.change(
-                    self.show, [source, *settings], outputs, concurrency_id='models', **private
-                )
-            gr.on(
-                [setting.change for setting in settings],
-                self.redraw,
-                settings,
-                outputs,
-                show_progress='minimal',
-                trigger_mode='always_last',
-                concurrency_limit=None,
-                **private,
-            )
-            stop.click(self.stop, queue=False, **private)
-            self.blocks.unload(self.leave)
-
     def show(
         self,
         path: str | None,
-        score_thr: float,
-        classes: list[str],
-        opacity: float,
         request: gr.Request,
-        event: gr.EventData,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        progress: gr.Progress = gr.Progress(track_tqdm=True),  # noqa: B008
     ) -> dict:
-        """Run the models on a new upload, and draw what they predict."""
-        if self._is_other(path, request, event):
-            return {self.status: gr.skip()}
-        self._forget(request)
+        """Run the models on a new upload; what they predict is then drawn."""
         if path is None:
-            return self._say('')
+            return {self.status: gr.skip()}
+        self.leave(request)
         folder = self.folder / uuid4().hex
         try:
-            visit = Visit(path, event.target, folder, Upload(self._copy(path, folder), self.limits))
-            self.visits[request.session_hash] = visit
+            upload = Upload(self._copy(path, folder), self.megapixels, self.seconds)
+            upload.source = path
+            self.uploads[request.session_hash] = upload
             for name, model in self.models.items():
-                report = reporter(progress, f'{name} predicts')
-                visit.predicted[name] = visit.upload.predict(model, report)
+                upload.predicted[name] = upload.predict(model, f'{name} predicts')
         except InputError as error:
-            self._forget(request)
+            self.leave(request)
             shutil.rmtree(folder, ignore_errors=True)
-            return self._say(str(error))
-        return self._draw(Settings(score_thr, tuple(classes or ()), opacity), request, progress)
+            return self._say(f'{Path(path).name} {error}')
+        return {self.shown: folder.name}
 
-    def redraw(
+    def draw(
         self,
         score_thr: float,
         classes: list[str],
         opacity: float,
         request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        progress: gr.Progress = gr.Progress(track_tqdm=True),  # noqa: B008
     ) -> dict:
         """Draw the predictions, without running a model."""
-        settings = Settings(score_thr, tuple(classes or ()), opacity)
-        # Of an upload that a model is running on, too: it is drawn with the newest settings.
-        self.settings[request.session_hash] = settings
-        return self._draw(settings, request, progress)
-
-    def _draw(self, settings: Settings, request: gr.Request, progress: gr.Progress) -> dict:
-        """Draw with the tab's newest settings; ``settings`` where none were changed in it."""
-        visit = self.visits.get(request.session_hash)
-        if visit is None or len(visit.predicted) < len(self.models):
+        upload = self.uploads.get(request.session_hash)
+        if upload is None or len(upload.predicted) < len(self.models):
             return {self.status: gr.skip()}
-        folder = visit.newest = visit.folder / uuid4().hex
-        settings = self.settings.get(request.session_hash, settings)
+        folder = upload.path.parent / uuid4().hex
         try:
-            updates = self._write(visit, folder, settings, progress)
+            updates = self._write(upload, folder, score_thr, classes or (), opacity)
         except InputError as error:
-            updates = self._say(str(error))
+            updates = self._say(f'{upload.path.name} {error}')
         except OSError as error:
-            text = f'{visit.upload.path.name}: results cannot be written: {error.strerror}'
-            updates = self._say(text)
-        # A later drawing, which removes this one's files, is what the page shows.
-        if visit.newest != folder:
-            shutil.rmtree(folder, ignore_errors=True)
+            updates = self._say(f'{upload.path.name}: results cannot be written: {error.strerror}')
+        # Another upload may have removed this one and its files meanwhile.
+        if self.uploads.get(request.session_hash) is not upload:
             return {self.status: gr.skip()}
-        for old in visit.folder.iterdir():
-            if old not in (folder, visit.upload.path):
+        for old in upload.path.parent.iterdir():
+            if old not in (folder, upload.path):
                 shutil.rmtree(old, ignore_errors=True)
         return updates
 
-    def _write(self, visit: Visit, folder: Path, settings: Settings, progress: gr.Progress) -> dict:
-        """Write drawings, data and an archive of them; updates that show them."""
-        name, updates = visit.upload.path.name, {}
-        for model, predicted in visit.predicted.items():
-            report = reporter(progress, f'{model} is drawn')
-            drawn = visit.upload.draw(
-                self.models[model], predicted, settings, folder / 'results' / model, report
-            )
+    def _write(self, upload: Upload, folder: Path, *settings: Any) -> dict:
+        """Write drawings, data and an archive of them by :meth:`draw`'s settings; updates."""
+        name, updates = upload.path.name, {}
+        for model, predicted in upload.predicted.items():
+            results = folder / 'results' / model
+            drawn = upload.draw(self.models[model], predicted, results, *settings)
             updates |= filled(self.panels[model], drawn, predicted)
         archive = folder / f'{without_suffix(name)}.zip'
         write_archive(archive, folder / 'results')
-        problems = [visit.upload.problem, *(each.problem for each in visit.predicted.values())]
+        problems = [upload.problem, *(each.problem for each in upload.predicted.values())]
         said = '; '.join(dict.fromkeys(filter(None, problems)))
         return {
             self.status: problem(said and f'{name} {said}'),
@@ -289,38 +217,27 @@ class Page:
             **updates,
         }
 
-    def change(self, path: str | None, request: gr.Request, event: gr.EventData) -> None:
-        """End the video that runs here for another upload, or where it is removed."""
-        visit = self.visits.get(request.session_hash)
-        if visit and visit.source != path and not self._is_other(path, request, event):
-            self.stop(request)
+    def change(self, path: str | None, request: gr.Request) -> None:
+        """End the video that runs here for another upload, which :meth:`show` may have begun."""
+        upload = self.uploads.get(request.session_hash)
+        if upload and path and upload.source != path:
+            upload.stopping.set()
 
     def stop(self, request: gr.Request) -> None:
         """End the video that runs here; what is done is shown."""
-        if visit := self.visits.get(request.session_hash):
-            visit.upload.stopping.set()
+        if upload := self.uploads.get(request.session_hash):
+            upload.stopping.set()
 
     def leave(self, request: gr.Request) -> None:
-        """Forget a tab that was closed."""
-        self._forget(request)
-        self.settings.pop(request.session_hash, None)
-
-    def _forget(self, request: gr.Request) -> None:
-        """Forget what a tab has shown."""
-        if visit := self.visits.pop(request.session_hash, None):
-            visit.newest = None
-            visit.upload.stopping.set()
-            shutil.rmtree(visit.folder, ignore_errors=True)
-
-    def _is_other(self, path: str | None, request: gr.Request, event: gr.EventData) -> bool:
-        """Whether an upload was removed that is not the one whose results are shown."""
-        visit = self.visits.get(request.session_hash)
-        return path is None and visit is not None and visit.component is not event.target
+        """Forget what a tab has shown: it was closed, or shows something else."""
+        if upload := self.uploads.pop(request.session_hash, None):
+            upload.stopping.set()
+            shutil.rmtree(upload.path.parent, ignore_errors=True)
 
     def _copy(self, path: str, folder: Path) -> Path:
         """A copy of an upload, which stays for as long as the page shows it."""
         if not Path(path).resolve().is_relative_to(self.folder.resolve()):
-            raise InputError('only uploads are taken')
+            raise InputError('is no upload')
         folder.mkdir()
         return Path(shutil.copy(path, folder))
 
@@ -333,6 +250,25 @@ class Page:
         }
         button = gr.DownloadButton(value=None, interactive=False)
         return {self.status: problem(text), self.download: button, **updates}
+
+
+def add_panel(name: str, model: Inferencer) -> Panel:
+    with gr.Column(min_width=300):
+        about = f'<div class="note">{model.task} · {len(model.classes)} classes</div>'
+        gr.HTML(f'<h2>{escape(name)}</h2>{about}', padding=False)
+        return Panel(
+            gr.Image(show_label=False, interactive=False, buttons=['download', 'fullscreen']),
+            gr.Video(
+                show_label=False,
+                interactive=False,
+                visible=False,
+                autoplay=True,
+                loop=True,
+                buttons=['download'],
+            ),
+            gr.HTML(padding=False),
+            gr.Dataframe(interactive=False, visible=False, max_height=360, buttons=[]),
+        )
 
 
 def as_file(source: gr.Image | gr.Video) -> gr.Image | gr.Video:
@@ -354,11 +290,6 @@ def as_file(source: gr.Image | gr.Video) -> gr.Image | gr.Video:
 
 def problem(text: str) -> str:
     return f'<div class="problem">{escape(text)}</div>' if text else ''
-
-
-def reporter(progress: gr.Progress, what: str) -> Report:
-    """Shows on the page how far it is."""
-    return lambda done, total: progress((done, total), desc=what, unit='frames')
 
 
 def filled(panel: Panel, drawn: Drawn, predicted: Predicted) -> dict:

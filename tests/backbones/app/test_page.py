@@ -10,7 +10,7 @@ from PIL import Image
 gr = pytest.importorskip('gradio', reason='gradio is not installed')
 from backbones.app import page as page_module  # noqa: E402
 from backbones.app.page import Page  # noqa: E402
-from backbones.app.upload import Drawn, Limits, Predicted  # noqa: E402
+from backbones.app.upload import Drawn, Predicted  # noqa: E402
 
 TAB = SimpleNamespace(session_hash='tab')
 
@@ -20,20 +20,19 @@ class FakeUpload:
 
     meanwhile_predict = meanwhile_draw = staticmethod(lambda: None)
 
-    def __init__(self, path: Path, limits: Limits) -> None:
-        self.path, self.problem = path, None
+    def __init__(self, path: Path, megapixels: float, seconds: float) -> None:
+        self.path, self.problem, self.predicted = path, None, {}
         self.stopping = SimpleNamespace(set=lambda: None)
 
-    def predict(self, model, report) -> Predicted:
+    def predict(self, model, title) -> Predicted:
         self.meanwhile_predict()
         return Predicted([b''], (1.0, 1.0), None)
 
-    def draw(self, model, predicted, settings, folder, report) -> Drawn:
+    def draw(self, model, predicted, folder, score_thr, classes, opacity) -> Drawn:
         folder.mkdir(parents=True)
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / 'image.png')
-        meanwhile, self.meanwhile_draw = self.meanwhile_draw, lambda: None
-        meanwhile()
-        return Drawn(folder / 'image.png', ['score'], [[settings.score_thr]], 1.0)
+        self.meanwhile_draw()
+        return Drawn(folder / 'image.png', ['score'], [[score_thr]], 1.0)
 
 
 @pytest.fixture
@@ -41,16 +40,15 @@ def page(tmp_path, monkeypatch) -> Page:
     monkeypatch.setattr(page_module, 'Upload', FakeUpload)
     (tmp_path / 'photo.jpg').touch()
     model = SimpleNamespace(task='detection', classes=('cat',))
-    return Page({'model': model}, Limits(), 0.3, tmp_path)
+    return Page({'model': model}, 50, 60, 0.3, tmp_path)
 
 
-def show(page: Page, score_thr: float) -> dict:
-    event = SimpleNamespace(target=None)
-    return page.show(str(page.folder / 'photo.jpg'), score_thr, [], 0.5, TAB, event)
+def show(page: Page) -> dict:
+    return page.show(str(page.folder / 'photo.jpg'), TAB)
 
 
-def redraw(page: Page, score_thr: float) -> dict:
-    return page.redraw(score_thr, [], 0.5, TAB)
+def draw(page: Page, score_thr: float) -> dict:
+    return page.draw(score_thr, [], 0.5, TAB)
 
 
 def shown(page: Page, updates: dict) -> float | None:
@@ -63,25 +61,22 @@ def results(page: Page) -> list[str]:
     return [path.name for path in page.folder.rglob('*.zip')]
 
 
-def test_settings_changed_while_a_model_runs_are_drawn(page, monkeypatch):
-    monkeypatch.setattr(FakeUpload, 'meanwhile_predict', lambda _: redraw(page, 0.9))
-    assert shown(page, show(page, 0.3)) == 0.9
-    page.leave(TAB)
-    monkeypatch.setattr(FakeUpload, 'meanwhile_predict', lambda _: None)
-    assert shown(page, show(page, 0.4)) == 0.4
+def test_nothing_is_drawn_before_the_models_are_through(page, monkeypatch):
+    early = []
+    monkeypatch.setattr(FakeUpload, 'meanwhile_predict', lambda _: early.append(draw(page, 0.9)))
+    assert page.shown in show(page)
+    assert [shown(page, updates) for updates in early] == [None] and results(page) == []
+    assert shown(page, draw(page, 0.9)) == 0.9
 
 
-def test_of_two_drawings_at_once_the_later_is_shown(page, monkeypatch):
-    later = []
-    monkeypatch.setattr(FakeUpload, 'meanwhile_draw', lambda _: later.append(redraw(page, 0.9)))
-    earlier = show(page, 0.3)
-    assert [shown(page, updates) for updates in (earlier, *later)] == [None, 0.9]
+def test_a_drawing_replaces_the_last(page):
+    show(page)
+    assert [shown(page, draw(page, score_thr)) for score_thr in (0.3, 0.9)] == [0.3, 0.9]
     assert results(page) == ['photo.zip']
-    # Nothing was emptied, either.
-    assert page.download not in earlier
 
 
 def test_an_upload_that_is_replaced_while_it_is_drawn_empties_nothing(page, monkeypatch):
+    show(page)
     monkeypatch.setattr(FakeUpload, 'meanwhile_draw', lambda _: page.leave(TAB))
-    assert page.download not in show(page, 0.3)
+    assert page.download not in draw(page, 0.3)
     assert results(page) == []

@@ -10,13 +10,12 @@ from PIL import Image
 from trained_tiny import write_trained
 from videos import numbered_image, write_video
 
-from backbones.app.upload import Limits, Settings, Upload
+from backbones.app.upload import Upload
 from backbones.errors import InputError
 from backbones.inference import Inferencer
 
-
-def ignore(done: int, total: int | None) -> None:
-    """Reports progress to nobody."""
+# Megapixels and seconds.
+LIMITS = (50, 60)
 
 
 @pytest.fixture(scope='module')
@@ -44,49 +43,58 @@ def video(tmp_path):
 def test_too_many_pixels_are_refused(kind, request):
     path = request.getfixturevalue(kind)
     with pytest.raises(InputError, match='128x96'):
-        Upload(path, Limits(megapixels=0.01))
+        Upload(path, 0.01, 60)
 
 
-def test_what_is_no_image_is_refused_by_name(tmp_path):
+def test_what_is_no_image_is_refused(tmp_path):
     (tmp_path / 'text.jpg').write_text('no image')
-    with pytest.raises(InputError, match=r'^text\.jpg '):
-        Upload(tmp_path / 'text.jpg', Limits())
+    with pytest.raises(InputError):
+        Upload(tmp_path / 'text.jpg', *LIMITS)
 
 
 def test_a_long_video_is_cut_and_that_is_said(video, models, tmp_path):
-    upload = Upload(video, Limits(seconds=0.5))
-    assert '2.0 s' in upload.problem and upload.num_frames == 5
-    predicted = upload.predict(models['fpn'], ignore)
-    assert len(predicted.frames) == 5
-    drawn = upload.draw(models['fpn'], predicted, Settings(), tmp_path / 'out', ignore)
+    upload = Upload(video, 50, 0.45)
+    predicted = upload.predict(models['fpn'], '')
+    assert len(predicted.frames) == 5 and '0.5 s' in upload.problem
+    drawn = upload.draw(models['fpn'], predicted, tmp_path / 'out')
     assert count_frames(drawn.path) == 5
-    assert Upload(video, Limits(seconds=5)).problem is None
+    whole = Upload(video, 50, 5)
+    assert len(whole.predict(models['fpn'], '').frames) == whole.num_frames == 20
+    assert whole.problem is None
 
 
-def test_a_stopped_video_ends_there_for_every_model(video, models, tmp_path):
-    upload = Upload(video, Limits())
-    first = upload.predict(models['fpn'], lambda done, _: done == 7 and upload.stopping.set())
-    second = upload.predict(models['mask_rcnn'], ignore)
-    assert len(first.frames) == len(second.frames) == 7
+@pytest.mark.parametrize(('stop', 'frames'), [(0, 1), (7, 7)])
+def test_a_stopped_video_ends_there_for_every_model(stop, frames, video, models, tmp_path):
+    upload = Upload(video, *LIMITS)
+
+    def stopped(*given):
+        for result in models['fpn'](*given):
+            if result.frame == stop:
+                upload.stopping.set()
+            yield result
+
+    first = upload.predict(stopped, '')
+    second = upload.predict(models['mask_rcnn'], '')
+    assert len(first.frames) == len(second.frames) == frames
     for task, predicted in (('fpn', first), ('mask_rcnn', second)):
-        drawn = upload.draw(models[task], predicted, Settings(), tmp_path / task, ignore)
-        assert count_frames(drawn.path) == 7
-    assert 'stopped' in upload.problem
+        drawn = upload.draw(models[task], predicted, tmp_path / task)
+        assert count_frames(drawn.path) == frames
+    assert 'was taken up to' in upload.problem
 
 
 def test_audio_that_is_longer_than_the_frames_is_kept(models, tmp_path):
-    upload = Upload(write_video(tmp_path / 'v.mp4', 10, audio=True, audio_duration=2.0), Limits())
-    predicted = upload.predict(models['fpn'], ignore)
-    drawn = upload.draw(models['fpn'], predicted, Settings(), tmp_path / 'out', ignore)
+    upload = Upload(write_video(tmp_path / 'v.mp4', 10, audio=True, audio_duration=2.0), *LIMITS)
+    predicted = upload.predict(models['fpn'], '')
+    drawn = upload.draw(models['fpn'], predicted, tmp_path / 'out')
     with av.open(str(drawn.path)) as container:
         (audio,) = container.streams.audio
         assert float(audio.duration * audio.time_base) == pytest.approx(2, abs=0.1)
 
 
 def test_an_image_that_is_replaced_is_predicted_to_its_end(image, models):
-    upload = Upload(image, Limits())
+    upload = Upload(image, *LIMITS)
     upload.stopping.set()
-    assert len(upload.predict(models['fpn'], ignore).frames) == 1
+    assert len(upload.predict(models['fpn'], '').frames) == 1
 
 
 def count_frames(path) -> int:
@@ -95,13 +103,13 @@ def count_frames(path) -> int:
 
 def test_settings_apply_without_the_model(image, models, tmp_path, monkeypatch):
     model = models['mask_rcnn']
-    upload = Upload(image, Limits())
-    predicted = upload.predict(model, ignore)
+    upload = Upload(image, *LIMITS)
+    predicted = upload.predict(model, '')
     monkeypatch.setattr(model, 'predict', None)
 
     def draw(**settings):
         folder = tmp_path / f'{len(list(tmp_path.iterdir()))}'
-        return upload.draw(model, predicted, Settings(**settings), folder, ignore)
+        return upload.draw(model, predicted, folder, **settings)
 
     rows = draw(score_thr=0.0).rows
     scores = [row[1] for row in rows]
@@ -118,22 +126,21 @@ def test_settings_apply_without_the_model(image, models, tmp_path, monkeypatch):
 
 
 def test_opacity_0_leaves_the_pixels(image, models, tmp_path):
-    model, upload = models['fpn'], Upload(image, Limits())
-    predicted = upload.predict(model, ignore)
+    model, upload = models['fpn'], Upload(image, *LIMITS)
+    predicted = upload.predict(model, '')
     pixels = cv2.imread(str(image)).astype(int)
     differences = []
     for opacity in (0.0, 1.0):
-        settings = Settings(opacity=opacity)
-        drawn = upload.draw(model, predicted, settings, tmp_path / f'{opacity}', ignore)
+        drawn = upload.draw(model, predicted, tmp_path / f'{opacity}', opacity=opacity)
         drawing = cv2.imread(str(drawn.path))[: len(pixels)]
         differences.append(np.abs(drawing - pixels).mean())
     assert differences[0] < 5 < differences[1]
 
 
 def test_shares_of_classes(image, models, tmp_path):
-    model, upload = models['fpn'], Upload(image, Limits())
-    predicted = upload.predict(model, ignore)
-    drawn = upload.draw(model, predicted, Settings(), tmp_path / 'out', ignore)
+    model, upload = models['fpn'], Upload(image, *LIMITS)
+    predicted = upload.predict(model, '')
+    drawn = upload.draw(model, predicted, tmp_path / 'out')
     with Image.open(drawn.path.parents[1] / 'data' / 'image.png') as file:
         seg_map = np.asarray(file)
     assert {row[0]: row[2] for row in drawn.rows} == {

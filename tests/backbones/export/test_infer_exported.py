@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from backbones.app.models import open_models, pair_up
-from backbones.app.upload import Limits, Settings, Upload
+from backbones.app.upload import Upload
 from backbones.inference.exported_file import ExportedModel
 from backbones.inference.masks import encode_mask
 from backbones.inference.tiles import TiledModel
@@ -124,9 +124,9 @@ def test_the_page_shows_what_infer_writes(kind, exported, photograph, call, tmp_
     path = exported(kind).path
     _, _, out = call(path, photograph, '--score-thr', '0')
     (model,) = open_models(pair_up([str(path)]), device='cpu').values()
-    upload = Upload(photograph, Limits())
-    predicted = upload.predict(model, lambda done, total: None)
-    drawn = upload.draw(model, predicted, Settings(0.0), tmp_path / 'page', lambda *_: None)
+    upload = Upload(photograph, 50, 60)
+    predicted = upload.predict(model, '')
+    drawn = upload.draw(model, predicted, tmp_path / 'page', score_thr=0.0)
     assert drawn.rows and drawn.path.read_bytes() == next(out.rglob('drawn.jpg')).read_bytes()
 
 
