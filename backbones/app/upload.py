@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,8 @@ class Replay:
     def table(self, is_video: bool) -> tuple[list[str], list[list[Any]]]:
         """Head and rows: what is in an image, or which classes are in a video's frames."""
         if is_video:
-            counts = Counter(name for rows in self._found for name in {row[0] for row in rows})
+            frames = [dict.fromkeys(row[0] for row in rows) for rows in self._found]
+            counts = Counter(chain.from_iterable(frames))
             return ['class', 'frames'], [list(item) for item in counts.most_common()]
         is_segmentation = self.task == 'segmentation'
         last = ['% of image', 'pixels'] if is_segmentation else ['score', BOX, 'area']
