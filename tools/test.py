@@ -6,7 +6,6 @@ In place of the checkpoint it takes a file that tools/export.py wrote.
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from _requirements import explain_missing
 
@@ -25,7 +24,7 @@ with explain_missing():
     from backbones.engine.tta import use_test_time_augmentation
     from backbones.errors import ConfigError, exit_on_user_error
     from backbones.inference.exported_file import is_exported
-    from backbones.inference.testing import use_predictor
+    from backbones.inference.testing import use_inferencer
     from backbones.inference.tiles import check_tile
     from backbones.weights import use_safe_loading
 
@@ -91,12 +90,15 @@ def configure(args: argparse.Namespace) -> Config:
     if args.tile is not None and args.tta:
         raise ConfigError('--tta resizes and flips whole images: test with it or with --tile')
     if is_exported(args.checkpoint):
-        use_file(config, args)
+        if args.tta or not args.deploy or any(key.startswith('model.') for key in args.cfg_options):
+            raise ConfigError(
+                f'{args.checkpoint} is exported: it predicts as it was made by export.py, without '
+                '--tta, --no-deploy and --cfg-options model....'
+            )
+        use_model(config, args)
         return config
     if args.amp:
         raise ConfigError('--amp is for exported .xml files')
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
-        raise ConfigError(f'there is no checkpoint {args.checkpoint}')
     config.load_from = args.checkpoint
     config.resume = False
     leave_out_init_cfg(config)
@@ -110,35 +112,17 @@ def configure(args: argparse.Namespace) -> Config:
     return config
 
 
-def use_file(config: Config, args: argparse.Namespace) -> None:
-    """Put an exported file in place of the model."""
-    from backbones.export.evaluate import use_exported
-
-    if args.tta or not args.deploy or any(key.startswith('model.') for key in args.cfg_options):
-        raise ConfigError(
-            f'{args.checkpoint} is exported: it predicts as it was made by export.py, without '
-            '--tta, --no-deploy and --cfg-options model....'
-        )
-    tiles = tile_options(config, args) if args.tile is not None else {}
-    use_exported(config, args.checkpoint, args.amp, **tiles)
-
-
-def use_tiles(config: Config, args: argparse.Namespace) -> None:
-    """Put a checkpoint that predicts in tiles in place of the model."""
-    checkpoint = dict(
-        type='TiledCheckpoint',
-        config=args.config,
-        checkpoint=args.checkpoint,
-        deploy=args.deploy,
-        cfg_options=args.cfg_options,
-    )
-    use_predictor(config, checkpoint | tile_options(config, args))
-
-
-def tile_options(config: Config, args: argparse.Namespace) -> dict[str, Any]:
-    """Of the tiles as many go through the model at once as images without tiles."""
+def use_model(config: Config, args: argparse.Namespace) -> None:
+    """Put an Inferencer in place of the model: an exported file, or a checkpoint in tiles."""
+    # As many tiles go through the model at once as images without tiles.
     size = config.test_dataloader.get('batch_size', 1)
-    return dict(tile=args.tile, overlap=args.overlap, batch_size=size)
+    arguments = dict(tile=args.tile, overlap=args.overlap, batch_size=size)
+    if is_exported(args.checkpoint):
+        arguments |= dict(config=args.checkpoint, amp=args.amp)
+    else:
+        arguments |= dict(config=args.config, checkpoint=args.checkpoint)
+        arguments |= dict(deploy=args.deploy, cfg_options=args.cfg_options)
+    use_inferencer(config, arguments)
 
 
 def main() -> None:
@@ -151,7 +135,7 @@ def main() -> None:
         config = prepare_on_first(config, check)
         in_tiles = args.tile is not None and check is check_test
         if in_tiles:
-            use_tiles(config, args)
+            use_model(config, args)
         runner = ReliableRunner.from_cfg(config)
         if args.deploy and check is check_test and not in_tiles:
             runner.load_or_resume()

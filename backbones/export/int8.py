@@ -28,8 +28,9 @@ from backbones.data.skip_bad import guard
 from backbones.engine.metrics import is_number
 from backbones.errors import ExportError, import_optional
 from backbones.inference.exported_file import INPUT_NAME, Description, open_exported
+from backbones.inference.testing import use_inferencer
 
-from .evaluate import check_exported_test, measure, use_exported
+from .evaluate import check_exported_test, measure
 from .formats import save
 
 # What is quantized. Of products of activations, those of attention, onnxruntime gains nothing.
@@ -83,7 +84,7 @@ def quantize(
     points, hundredths of mIoU or AP. Returns the metadata of the int8 file, whose ``int8`` says
     what was measured; raises ExportError where half of the layers in float are not enough.
     """
-    use_exported(config, path)
+    use_inferencer(config, dict(config=str(path)))
     check_exported_test(config)
     images = training_images(config)
     index = np.linspace(0, len(images) - 1, min(calibration_images, len(images))).round()

@@ -269,6 +269,11 @@ class ExportedModel:
         self.palette = self.description.palette
         self.gives_logits = self.description.logits
         self.nms_threshold = self.description.nms_threshold
+        runtime = 'OpenVINO' if Path(path).suffix == '.xml' else 'onnxruntime'
+        self.about = {
+            'model': f'{self.description.model}, exported',
+            'device': f'{runtime}, mixed precision' if amp else runtime,
+        }
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
         """An image as an input, and height and width of the image in it."""

@@ -140,6 +140,7 @@ class Inferencer:
     Attributes:
         task: 'detection' or 'segmentation'.
         classes: The model's class names; labels are indices into it.
+        about: What the model is, and for an exported file what runs it, as text by name.
         visualizer: Draws predictions.
 
     Raises ConfigError, ExportError or CheckpointError where the model cannot be read or run, or has
@@ -176,7 +177,7 @@ class Inferencer:
             )
         else:
             model = ExportedModel(str(config), device, amp)
-        self.task, self.classes = model.task, model.classes
+        self.task, self.classes, self.about = model.task, model.classes, model.about
         colors = choose_palette(palette, model.classes, model.palette)
         self.visualizer = Visualizer(self.classes, colors)
         self.batch_size = batch_size

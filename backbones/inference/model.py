@@ -70,6 +70,8 @@ class TorchModel:
         if deploy and self.device.type == 'cuda':
             use_cuda_graphs(self.model)
         self.transform = Compose(transforms_of(cfg, config))
+        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        self.about = {'model': f'{type(self.model).__name__}, {millions:.1f} M parameters'}
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
         """Resize an image, (height, width, 3), uint8, BGR, as the config's test pipeline does."""
