@@ -119,11 +119,6 @@ class Description:
         return sizes if fixed == (height, width) else [(*fixed, interpolation)]
 
 
-# ------------------------------------------------------------------------------------------------
-# Running
-# ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Runner:
     """An opened file: a function of images."""
@@ -244,11 +239,6 @@ def read_description(path: Path, text: str | None) -> Description:
             f'{path} does not say what its inputs and outputs mean: it was written by another '
             'program or an earlier version of tools/export.py, or is corrupt'
         ) from error
-
-
-# ------------------------------------------------------------------------------------------------
-# Predicting
-# ------------------------------------------------------------------------------------------------
 
 
 class ExportedModel:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from .camera import CameraReader
 
 RECORDS_NAME = 'predictions.jsonl'
-# Of the window; 27: Esc.
-TITLE = 'predictions'
-MAX_WIDTH, MAX_HEIGHT = 1280, 720
+WINDOW_TITLE = 'predictions'
+MAX_WINDOW_WIDTH, MAX_WINDOW_HEIGHT = 1280, 720
+# q and Esc.
 KEYS_THAT_CLOSE = (ord('q'), ord('Q'), 27)
 
 
@@ -185,25 +185,25 @@ class Window:
                 'opencv-python-headless; pip install --force-reinstall opencv-python` helps. Or '
                 'leave out --show and open the written file'
             )
-        cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
+        cv2.namedWindow(WINDOW_TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
         self._is_open = True
 
     def show(self, image: np.ndarray) -> bool:
         """Show an image, made smaller where the screen is; False once the user wants no more."""
         if self._is_open and self._is_visible():
-            scale = min(MAX_WIDTH / image.shape[1], MAX_HEIGHT / image.shape[0])
+            scale = min(MAX_WINDOW_WIDTH / image.shape[1], MAX_WINDOW_HEIGHT / image.shape[0])
             if scale < 1:
                 size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
                 image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            cv2.imshow(TITLE, image)
+            cv2.imshow(WINDOW_TITLE, image)
             if cv2.waitKey(1) & 0xFF not in KEYS_THAT_CLOSE:
                 return True
-            cv2.destroyWindow(TITLE)
+            cv2.destroyWindow(WINDOW_TITLE)
         self._is_open = False
         return False
 
     def _is_visible(self) -> bool:
         try:
-            return cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) > 0
+            return cv2.getWindowProperty(WINDOW_TITLE, cv2.WND_PROP_VISIBLE) > 0
         except cv2.error:  # how some of OpenCV's builds say that the window is gone
             return False

@@ -198,11 +198,6 @@ def enlarge_mask(mask: CroppedMask, scale: np.ndarray, size: tuple[int, int]) ->
     return CroppedMask(left, top, cv2.resize(pixels, (right - left, bottom - top)) > 127)
 
 
-# ------------------------------------------------------------------------------------------------
-# The grid of tiles
-# ------------------------------------------------------------------------------------------------
-
-
 class Axis:
     """The tiles along one side of an image, of one length and spread evenly.
 
