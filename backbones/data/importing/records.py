@@ -1,5 +1,6 @@
 """What every reader yields, where images are found, and what is said about bad input."""
 
+import os
 import re
 import tempfile
 import zipfile
@@ -103,12 +104,14 @@ class Source:
     def image(self, *names: str | None, near: Path) -> Path | None:
         """The image that an annotation file calls by the first of ``names`` that there is.
 
-        One of another suffix will do. It lies in those folders of the name that there are below the
-        root. Without any this is noted.
+        Another suffix of images will do. It lies in those folders of the name that there are below
+        the root. Without any this is noted.
         """
         for name in filter(None, names):
             parts = name.replace('\\', '/').split('/')
-            found = self.by_stem.get(Path(parts[-1]).stem) or self.by_stem.get(parts[-1]) or []
+            stem, suffix = os.path.splitext(parts[-1])
+            # frame.1 has no suffix: its image is frame.1.jpg, never frame.jpg.
+            found = self.by_stem.get(stem if suffix.lower() in IMAGE_SUFFIXES else parts[-1], [])
             folders = self.folders.intersection(parts[:-1])
             found = [path for path in found if folders <= {*path.relative_to(self.root).parts}]
 

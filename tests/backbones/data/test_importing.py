@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import zipfile
 from argparse import Namespace
@@ -467,6 +468,21 @@ def test_no_other_image_takes_the_place_of_a_missing_one(tmp_path):
     found = {name: [r.image.name for r in part] for name, part in written.splits.items()}
     assert found == {'train': names[1:], 'val': names[:1]}
     assert f'val/{names[-1]}' in said(notes) and 'two splits' in said(notes)
+
+
+def test_what_is_behind_a_dot_of_a_name_counts(tmp_path):
+    source = tmp_path / 'source'
+    to_voc(source, masks=False)
+    first, *others = sorted((source / 'Annotations').iterdir())
+    for number in (1, 2):
+        text = first.read_text().replace(f'{first.stem}.jpg', f'{first.stem}.{number}')
+        first.with_name(f'{first.stem}.{number}.xml').write_text(text)
+    image = next(source.rglob(f'{first.stem}.jpg'))
+    shutil.copy(image, image.with_name(f'{first.stem}.1.jpg'))
+    written, notes = run(source, tmp_path / 'out')
+    found = [record.image for part in written.splits.values() for record in part]
+    assert len(set(found)) == len(found) == len(others) + 2
+    assert f'{first.stem}.2' in said(notes)
 
 
 def test_objects_of_one_image_come_together(tmp_path):
