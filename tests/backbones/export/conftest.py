@@ -190,6 +190,7 @@ def exported(
                 )
                 ended = Started(folder, [script]).wait()
                 assert ended.returncode == 0, ended.stderr[-1500:]
+                lines = ended.stdout.splitlines()
             else:
                 export(*arguments, Options(**options), tiny.cfg_options, lines.append)
             model = TorchModel(
