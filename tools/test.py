@@ -13,9 +13,11 @@ with explain_missing():
     from _arguments import add_no_deploy, add_run_arguments, add_tile, make_parser, parse_run_args
     from mmengine.config import Config
     from mmengine.dist import is_main_process
+    from mmengine.logging import MMLogger
 
     from backbones.deploy import switch_to_deploy
     from backbones.engine.config import fit_to_device, load_run_config
+    from backbones.engine.console import quiet
     from backbones.engine.distributed import disconnect, prepare_on_first
     from backbones.engine.hooks import unwrap
     from backbones.engine.metrics import format_metrics, write_metrics
@@ -129,6 +131,7 @@ def main() -> None:
     args = parse_args()
     with exit_on_user_error():
         use_safe_loading(args.trust_checkpoint)
+        quiet(MMLogger.get_current_instance())
         config, check = configure(args), check_test
         if is_exported(args.checkpoint):
             from backbones.export.evaluate import check_exported_test as check

@@ -40,6 +40,7 @@ def tested(request, tmp_path_factory, shapes) -> tuple[str, Path, Path, dict]:
     done = tool_process.run_tool(folder, 'test.py', config, checkpoint, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f'{BEST[request.param]} ' in done.stdout
+    assert 'UserWarning' not in done.stderr
     metrics = figures(folder / 'work_dirs' / config.stem / 'metrics.json')
     return request.param, config, checkpoint, metrics
 
