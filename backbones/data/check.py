@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from backbones.errors import DataError
 
-from .classes import known_classes, name_classes
+from .classes import classes_of, name_classes
 from .coco import CocoCheck, read_coco
 from .config_datasets import (
     SPLITS,
@@ -114,8 +114,7 @@ def check_annotations(checked: CheckedDataset, config: Config) -> None:
                     "PASCAL VOC's layout has boxes and no masks, which the pipeline loads: take a "
                     'detector without masks, or set with_mask=False in LoadAnnotations'
                 )
-            own = checked.dataset.get('metainfo', {}).get('classes')
-            check_voc(checked, tuple(own or known_classes(checked.dataset)))
+            check_voc(checked, classes_of(checked.dataset))
         else:
             check_built(checked, config)
     except DataError as error:

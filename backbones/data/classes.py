@@ -139,6 +139,11 @@ def known_classes(dataset: ConfigDict) -> tuple[str, ...]:
     return tuple(dataset_class(dataset).METAINFO.get('classes') or ())
 
 
+def classes_of(dataset: ConfigDict) -> tuple[str, ...]:
+    """The classes of a dataset after :func:`set_classes`, which leaves out those of its type."""
+    return tuple(dataset.get('metainfo', {}).get('classes') or known_classes(dataset))
+
+
 def counts_of_types(config: Config) -> set[int]:
     """How many classes the types of a config's datasets are made for."""
     metas = [dataset_class(dataset).METAINFO for dataset in datasets_of(config)]

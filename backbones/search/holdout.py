@@ -17,7 +17,7 @@ from mmengine.config import Config, ConfigDict
 from PIL import Image
 
 from backbones.data.check import check_built, refuse_errors
-from backbones.data.classes import set_classes
+from backbones.data.classes import classes_of, set_classes
 from backbones.data.coco import categories_of, id_in, read_coco
 from backbones.data.config_datasets import (
     annotation_file,
@@ -78,7 +78,7 @@ def use_holdout(config: Config) -> None:
     """
     if not config.get('val_dataloader') or not config.get('val_evaluator'):
         raise ConfigError('a search needs a val_dataloader and a val_evaluator in the config')
-    classes = next(datasets_of(config, ('val',))).get('metainfo', {}).get('classes') or ()
+    classes = classes_of(next(datasets_of(config, ('val',))))
     datasets = leave_out_holdout(config)
     config.val_dataloader.dataset = join_datasets(datasets)
     for node in walk(config.val_evaluator):
@@ -222,7 +222,7 @@ def seen_classes(dataset: ConfigDict, config: Config) -> set[str]:
         path = annotation_file(dataset)
         used = {id_in(annotation, 'category_id') for annotation in read_coco(path)['annotations']}
         return {name for number, name in categories_of(path).items() if number in used}
-    classes, seen = dataset.metainfo.classes, set()
+    classes, seen = classes_of(dataset), set()
     for sample in segmentation_samples(dataset, config):
         try:
             with Image.open(sample.seg_map) as image:

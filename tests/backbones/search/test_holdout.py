@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
+from mmseg.datasets import ADE20KDataset
 from searching import prepared, write_search_config
 
 from backbones.data.classes import set_classes
@@ -122,6 +123,12 @@ def test_a_class_that_is_not_in_it_is_named(tmp_path, many_shapes, capsys):
     config = prepared(path, classes=str(tmp_path / 'more.txt'), palette=palette)
     assert config.unseen_classes == ['unicorn']
     assert 'unicorn' in capsys.readouterr().err
+
+
+def test_the_classes_may_be_those_of_the_type(tmp_path, many_shapes):
+    config = prepared(write_search_config(tmp_path, 'fpn', many_shapes), classes=None)
+    known = ADE20KDataset.METAINFO['classes']
+    assert set(known[7:]) <= set(config.unseen_classes) < set(known)
 
 
 @pytest.mark.parametrize(
