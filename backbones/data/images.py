@@ -64,13 +64,11 @@ def check_image(sample: Sample) -> tuple[Shape | None, list[Fault]]:
 def content_fault(content: bytes) -> str | None:
     """Whether an image file is empty, truncated or a corrupt animation; None if it is not.
 
-    Some versions of OpenCV fill in gray for what a JPEG lacks. Within its data the bytes of a
-    marker cannot occur, so a whole file has an end of image after its last start of scan; what
-    comes earlier may be a thumbnail's.
+    Some versions of OpenCV fill in gray for what a JPEG lacks.
     """
     if not content:
         return 'the file is empty'
-    if content.startswith(b'\xff\xd8') and content.rfind(b'\xff\xd9') < content.rfind(b'\xff\xda'):
+    if content.startswith(b'\xff\xd8') and not has_end(content):
         return 'the file is truncated: it has no end of image'
     if content.startswith(b'\x89PNG') and b'IEND' not in content[-1024:]:
         return 'the file is truncated: it has no IEND'
@@ -84,6 +82,18 @@ def content_fault(content: bytes) -> str | None:
         except PILLOW_ERRORS as error:
             return f'the animated PNG is corrupt: {error}'
     return None
+
+
+def has_end(jpeg: bytes) -> bool:
+    """Whether an end of image follows the first scan, in whose data its bytes cannot occur.
+
+    A thumbnail in a segment before it has one too; what follows may be a phone's video.
+    """
+    at = 2
+    while jpeg[at : at + 1] == b'\xff' and jpeg[at + 1 : at + 2] != b'\xda':
+        is_fill = jpeg[at + 1 : at + 2] == b'\xff'
+        at += 1 if is_fill else 2 + int.from_bytes(jpeg[at + 2 : at + 4], 'big')
+    return jpeg.find(b'\xff\xd9', at) >= 0
 
 
 def size_reason(sample: Sample, shape: Shape) -> str:

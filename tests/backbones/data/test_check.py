@@ -1,6 +1,7 @@
 """Every fault is found, with file and reason, and nothing in a whole set."""
 
 import copy
+import io
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from tiny import write_tiny_config
 
 from backbones.data import Report, check_dataset
 from backbones.data.config_datasets import datasets_of
+from backbones.data.images import content_fault
 from backbones.data.objects import decode_runs, run_length_fault
 from backbones.engine.config import load_config
 
@@ -267,6 +269,21 @@ def test_finds_nothing_in_a_whole_set(task, check):
     assert report.findings == []
     # Testing reads what validation reads, once.
     assert sorted(report.images.values()) == [5, 8]
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+def test_a_jpeg_ends_where_its_scans_do(progressive):
+    """Not in a thumbnail before them, nor in the video that phones put behind."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
+    files = []
+    for thumbnail in (b'', b'\xff\xd8\xff\xda\xff\xd9'):
+        noise.save(file := io.BytesIO(), 'JPEG', progressive=progressive, comment=thumbnail)
+        files.append(file.getvalue())
+    for whole in files:
+        assert content_fault(whole + b'\xff\xda' + rng.bytes(9)) is None
+        for length in (2, 3, 30, len(whole) // 2, len(whole) - 1):
+            assert 'truncated' in content_fault(whole[:length])
 
 
 def test_several_processes_find_what_one_does(data, check):
