@@ -143,15 +143,17 @@ def read_legend(source: Source, first: Path, found: Sequence[int]) -> None:
     elif not entries and has_palette and 'SegmentationClass' in first.parts and largest < 21:
         values = range(21)
         listed, source.colors = known_legend('voc')
-    elif not entries and set(found) == {0, 255}:
-        listed, values = names or ['background', 'foreground'], (0, 255)
+    # Roboflow's file has the values too.
+    elif entries and path.name == '_classes.csv':
+        pass
+    elif set(found) == {0, 255} and len(listed) < 3:
+        listed, values = listed or names or ['background', 'foreground'], (0, 255)
         if len(listed) != 2:
             raise DataError(
-                f'the maps are black and white, --classes names {len(names)}: name both, the '
-                'class of black pixels first'
+                f'the maps are black and white, {path if entries else "--classes"} names '
+                f'{len(listed)}: name both, the class of black pixels first'
             )
-    # Roboflow's file has the values too.
-    elif not (entries and path.name == '_classes.csv'):
+    else:
         listed = listed or names or [f'class_{i}' for i in range(largest + 1)]
         # In ADE20K's layout 0 is what is not labeled.
         is_ade20k = 'annotations/training' in first.relative_to(source.root).as_posix()

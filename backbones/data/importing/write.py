@@ -166,6 +166,11 @@ def choose_classes(source: Source, task: str) -> list[str]:
         source.note('classes left out', ', '.join(left_out))
     if has_background and BACKGROUND not in [*classes, *options.ignore]:
         classes = [BACKGROUND, *classes]
+    if task == 'segmentation' and not 2 <= len(classes) <= 254:
+        raise DataError(
+            f'segmentation tells 2 to 254 classes apart, not {len(classes)}: pixels of none '
+            'are ignored, so that the background has to be named too'
+        )
     return classes
 
 

@@ -424,27 +424,44 @@ def test_classes_are_chosen_and_ordered(tmp_path):
         run(tmp_path / 'source', tmp_path / 'other', classes=['square'])
 
 
+def to_two_values(root: Path, foreground: int) -> None:
+    for name, (size, objects) in IMAGES.items():
+        save_image(root / 'images' / f'{name}.jpg', size)
+        values = np.where(seg_map(size, objects) > 0, foreground, 0).astype(np.uint8)
+        (root / 'masks').mkdir(exist_ok=True)
+        Image.fromarray(values).save(root / 'masks' / f'{name}.png')
+
+
 @pytest.mark.parametrize(
-    ('names', 'classes'),
+    ('names', 'listed', 'classes'),
     [
-        ([], ['background', 'foreground']),
-        (['outside', 'cell'], ['outside', 'cell']),
+        ([], '', ['background', 'foreground']),
+        (['outside', 'cell'], '', ['outside', 'cell']),
+        ([], 'outside\ncell\n', ['outside', 'cell']),
     ],
 )
-def test_255_is_a_class_where_maps_are_black_and_white(names, classes, tmp_path):
+def test_255_is_a_class_where_maps_are_black_and_white(names, listed, classes, tmp_path):
     source = tmp_path / 'source'
-    for name, (size, objects) in IMAGES.items():
-        save_image(source / 'images' / f'{name}.jpg', size)
-        white = np.where(seg_map(size, objects) > 0, 255, 0).astype(np.uint8)
-        (source / 'masks').mkdir(exist_ok=True)
-        Image.fromarray(white).save(source / 'masks' / f'{name}.png')
+    to_two_values(source, 255)
+    write(source / 'classes.txt', listed)
     written, notes = run(source, tmp_path / 'out', classes=names)
     assert written.classes == classes and not notes
     size, objects = IMAGES['clip_a_001']
     (path,) = (tmp_path / 'out').glob('annotations/*/clip_a_001.png')
     assert np.array_equal(np.asarray(Image.open(path)), 1 + (seg_map(size, objects) > 0))
-    with pytest.raises(DataError, match='black and white'):
-        run(source, tmp_path / 'other', classes=['cell'])
+    for listed, names in (('', ['cell']), ('cell', [])):
+        write(source / 'classes.txt', listed)
+        with pytest.raises(DataError, match='black and white'):
+            run(source, tmp_path / 'other', classes=names)
+
+
+def test_a_class_alone_is_no_segmentation(tmp_path):
+    to_two_values(tmp_path / 'maps', 1)
+    to_labelme(tmp_path / 'polygons', masks=True)
+    for source, ignored in (('maps', ()), ('polygons', ['background'])):
+        options = dict(task='segmentation', classes=['disc'], ignore=ignored)
+        with pytest.raises(DataError, match='2'):
+            run(tmp_path / source, tmp_path / 'out', **options)
 
 
 def test_no_other_image_takes_the_place_of_a_missing_one(tmp_path):
