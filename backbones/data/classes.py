@@ -121,7 +121,7 @@ def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(classes, str):
         return tuple(classes)
     try:
-        lines = Path(classes).read_text(encoding='utf-8').splitlines()
+        lines = Path(classes).read_text(encoding='utf-8-sig').splitlines()
     # ValueError: it is not UTF-8, or not even the name of a file.
     except (OSError, ValueError) as error:
         raise ConfigError(

@@ -22,7 +22,7 @@ from backbones.errors import DataError, in_one_line
 from .masks import paired_maps, read_maps
 from .records import SPLIT_WORDS, Instance, LeftOut, Record, Source, measure
 
-YOLO_LINE = re.compile(r'\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*$', re.I)
+YOLO_LINE = re.compile(r'\d+(\s+-?[\d.]+(e[-+]?\d+)?){4,}\s*$', re.I)
 # What files of a suffix have in them; the first format that fits is theirs.
 MARKS = {
     '.json': {
@@ -67,9 +67,9 @@ def choose_format(source: Source) -> tuple[str, list[Path]]:
 def format_of(path: Path, source: Source) -> str | None:
     """The format that a file is of by its content, or None."""
     if path.suffix == '.txt' and path.stem in source.by_stem:
-        text = path.read_text(encoding='utf-8', errors='replace').strip()
-        is_empty_list = not text and 'labels' in path.parts
-        return 'yolo' if is_empty_list or YOLO_LINE.match(text.split('\n')[0]) else None
+        lines = path.read_text(encoding='utf-8-sig', errors='replace').strip().split('\n')
+        is_empty_list = lines == [''] and 'labels' in path.parts
+        return 'yolo' if is_empty_list or any(map(YOLO_LINE.match, lines)) else None
     if marks := MARKS.get(path.suffix.lower()):
         content = path.read_bytes()
         found = (name for name in marks if all(re.search(mark, content) for mark in marks[name]))
@@ -86,7 +86,7 @@ def parse(path: Path) -> Any:
     try:
         if path.suffix.lower() == '.xml':
             return parse_xml(path)
-        text = path.read_text(encoding='utf-8')
+        text = path.read_text(encoding='utf-8-sig')
         if path.suffix.lower() == '.json':
             return json.loads(text)
         if path.suffix in ('.yaml', '.yml'):
@@ -162,7 +162,7 @@ def read_yolo(source: Source, files: list[Path]) -> Iterator[Record]:
             yield record
             continue
         with source.leaving_out(path, UNREADABLE):
-            for number, line in enumerate(path.read_text(encoding='utf-8').split('\n'), 1):
+            for number, line in enumerate(path.read_text(encoding='utf-8-sig').split('\n'), 1):
                 if line.strip():
                     with source.leaving_out(f'{path}:{number}'):
                         record.instances.append(yolo_instance(line, image, source.names))
@@ -258,7 +258,7 @@ def coco_instance(one: dict, labels: dict) -> Instance:
 def read_labelme(source: Source, files: list[Path]) -> Iterator[Record]:
     for path in progress(files):
         with source.leaving_out(path, UNREADABLE):
-            content = json.loads(path.read_text(encoding='utf-8'))
+            content = json.loads(path.read_text(encoding='utf-8-sig'))
             image = source.image(content['imagePath'], path.stem, near=path)
             if image is None:
                 continue

@@ -139,7 +139,7 @@ class Source:
         splits = {}
         for path in self.files:
             if path.match(f'ImageSets/{kind}/*.txt') and path.stem in SPLIT_WORDS:
-                for line in path.read_text(encoding='utf-8').split('\n'):
+                for line in path.read_text(encoding='utf-8-sig').split('\n'):
                     splits[line.split(' ')[0].strip()] = SPLIT_WORDS[path.stem]
         return splits
 

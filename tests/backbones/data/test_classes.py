@@ -140,3 +140,9 @@ def test_lists_of_classes_that_cannot_be_read(content, message, tmp_path):
         (tmp_path / 'classes.txt').write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         class_list(str(tmp_path / 'classes.txt'))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    path = tmp_path / 'classes.txt'
+    path.write_text('disc\nring\n', encoding='utf-8-sig')
+    assert class_list(str(path)) == ('disc', 'ring')

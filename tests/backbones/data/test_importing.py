@@ -357,9 +357,9 @@ def test_bad_input_is_named_and_left_out(tmp_path):
     source = tmp_path / 'source'
     to_yolo(source, masks=False)
     lines = [
-        '0 .5 .5 1.2 .5',
-        '7 .5 .5 .1 .1',
         '1 .5 x .1 .1',
+        '7 .5 .5 .1 .1',
+        '0 .5 .5 1.2 .5',
         '1 .2 .2 .3 .3 .4',
         '2 1.5 .5 .2 .2',
     ]
@@ -367,7 +367,7 @@ def test_bad_input_is_named_and_left_out(tmp_path):
     write(label, '\n'.join(lines))
     (source / 'labels/clip_a_002.txt').unlink()
     _, notes = run(source, tmp_path / 'out')
-    for number in (2, 3, 4):
+    for number in (1, 2, 4):
         assert f'{label}:{number}' in said(notes)
     assert 'clipped' in said(notes) and 'clip_a_002.png' in said(notes) and 'outside' in said(notes)
     found = read_back(tmp_path / 'out')
@@ -377,6 +377,20 @@ def test_bad_input_is_named_and_left_out(tmp_path):
         path.unlink()
     with pytest.raises(DataError):
         run(source, tmp_path / 'none')
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_a_byte_order_mark_is_no_content(name, tmp_path):
+    WRITERS[name](tmp_path / 'source', masks=False)
+    if name == 'yolo':
+        write(tmp_path / 'source/classes.txt', '\n'.join(NAMES))
+        (tmp_path / 'source/data.yaml').unlink()
+    for path in (tmp_path / 'source').rglob('*'):
+        if path.suffix in ('.txt', '.xml', '.json'):
+            path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    written, notes = run(tmp_path / 'source', tmp_path / 'out')
+    assert written.classes == NAMES and not notes
+    assert sum(map(len, read_back(tmp_path / 'out').values())) == 7
 
 
 def test_several_formats_and_existing_folders_need_a_word(tmp_path):
