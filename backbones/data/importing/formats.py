@@ -224,11 +224,12 @@ def read_coco(source: Source, files: list[Path]) -> Iterator[Record]:
         annotations = defaultdict(list)
         for one in content['annotations']:
             annotations[one.get('image_id')].append(one)
+        split = source.split(path, with_name=True)
         for entry in progress(content['images']):
-            image = source.image(entry['file_name'], near=path)
+            image = source.image(entry['file_name'], near=path, split=split)
             if image is None:
                 continue
-            record = Record(image, source.split(path, with_name=True))
+            record = Record(image, split)
             record.size = entry.get('width'), entry.get('height')
             for one in annotations[entry['id']]:
                 with source.leaving_out(f'{path}, annotation {one.get("id")}'):
@@ -302,10 +303,10 @@ def read_cvat(source: Source, files: list[Path]) -> Iterator[Record]:
         names = [element.text for element in root.iterfind('meta//labels/label/name')]
         source.names += [name for name in names if name and name not in source.names]
         for entry in progress(root.findall('image')):
-            image = source.image(entry.get('name', ''), near=path)
+            split = SPLIT_WORDS.get((entry.get('subset') or '').lower())
+            image = source.image(entry.get('name', ''), near=path, split=split)
             if image is None:
                 continue
-            split = SPLIT_WORDS.get((entry.get('subset') or '').lower())
             record = Record(image, split or source.split(image))
             record.size = int(entry.get('width', 0)), int(entry.get('height', 0))
             shapes = sorted(entry, key=lambda shape: int(shape.get('z_order', 0)))

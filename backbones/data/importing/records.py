@@ -101,11 +101,11 @@ class Source:
             self.note('images that cannot be read, left out', f'{image}: {error}')
             return False
 
-    def image(self, *names: str | None, near: Path) -> Path | None:
+    def image(self, *names: str | None, near: Path, split: str | None = None) -> Path | None:
         """The image that an annotation file calls by the first of ``names`` that there is.
 
         Another suffix of images will do. It lies in those folders of the name that there are below
-        the root. Without any this is noted.
+        the root; of equally close ones it is that of the ``split``. Without any this is noted.
         """
         for name in filter(None, names):
             parts = name.replace('\\', '/').split('/')
@@ -120,7 +120,7 @@ class Source:
                 while tail < len(parts) and path.parts[-1 - tail] == parts[-1 - tail]:
                     tail += 1
                 shared = sum(a == b for a, b in zip(path.parts, near.parts, strict=False))
-                return tail, shared, -len(path.parts)
+                return tail, shared, split in (None, self.split(path)), -len(path.parts)
 
             if found:
                 return max(found, key=closeness)

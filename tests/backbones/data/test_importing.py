@@ -501,6 +501,34 @@ def test_no_other_image_takes_the_place_of_a_missing_one(tmp_path):
     assert f'val/{names[-1]}' in said(notes) and 'two splits' in said(notes)
 
 
+@pytest.mark.parametrize('name', ['coco', 'cvat'])
+def test_equal_names_of_two_splits_stay_apart(name, tmp_path):
+    source = tmp_path / 'source'
+    WRITERS[name](source, masks=False)
+    images = source / ('photos' if name == 'coco' else 'images')
+    for split in ('train', 'val'):
+        shutil.copytree(images, source / 'images' / split)
+    for path in images.glob('*.*'):
+        path.unlink()
+    path = source / ('labels/all.json' if name == 'coco' else 'annotations.xml')
+    text = path.read_text()
+    path.unlink()
+    if name == 'coco':
+        for split in ('train', 'val'):
+            write(source / f'annotations/instances_{split}.json', text)
+    else:
+        start, entries = text.removesuffix('</annotations>').split('<image', 1)
+        for split in ('Train', 'Validation'):
+            start += f'<image{entries}'.replace('<image', f'<image subset="{split}"')
+        write(path, start + '</annotations>')
+    written, notes = run(source, tmp_path / 'out')
+    assert not notes
+    for split in ('train', 'val'):
+        records = written.splits[split]
+        assert {r.image.relative_to(source).parts[1] for r in records} == {split}
+        assert len(records) == len(IMAGES) and sum(len(r.instances) for r in records) == 7
+
+
 def test_what_is_behind_a_dot_of_a_name_counts(tmp_path):
     source = tmp_path / 'source'
     to_voc(source, masks=False)
