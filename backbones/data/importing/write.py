@@ -58,6 +58,11 @@ def write_dataset(source: Source, format_name: str, files: list[Path]) -> Writte
     colors = source.colors and [source.colors[i] for i in chosen]
     for record in records:
         record.instances = [one for one in record.instances if one.label in classes]
+    for name in ('val', 'test'):
+        part = [record for record in records if record.split == name]
+        if part and not any(record.instances or record.seg_map for record in part):
+            source.note(f'{name} images without any annotation, left out', part[0].image.parent)
+            records = [record for record in records if record.split != name]
     name_images(records, source, task)
     written = Written(task, classes, colors, split(records, source))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -744,6 +744,22 @@ def test_a_test_split_is_what_test_py_measures_on(kind, tmp_path):
     assert Path(test.samples[0].path).stem == 'clip_c_001'
 
 
+@pytest.mark.parametrize('val', [None, 0.4])
+def test_a_test_split_without_labels_is_left_out(val, tmp_path):
+    source = tmp_path / 'source'
+    for split in ('train', 'val', 'test'):
+        to_yolo(source / split, masks=False)
+        (source / split / 'data.yaml').unlink()
+    shutil.rmtree(source / 'test/labels')
+    write(source / 'classes.txt', '\n'.join(NAMES))
+    written, notes = run(source, tmp_path / 'out', val=val)
+    assert {name: len(part) for name, part in written.splits.items()} == (
+        {'train': 6, 'val': 4} if val else {'train': 5, 'val': 5}
+    )
+    assert any(kind.startswith('test images') for kind in notes)
+    assert 'test_split =' not in (tmp_path / 'out/out.py').read_text()
+
+
 def test_the_tool_writes_a_config_that_reads_the_data(run_tool: Callable, tmp_path):
     to_coco(tmp_path / 'source', masks=True)
     done = run_tool('import_dataset.py', 'source', '--out', 'data/shapes')
