@@ -179,11 +179,13 @@ def yolo_splits(source: Source, config: Path | None, content: dict) -> dict[Path
             bases = config.parent / str(content.get('path') or ''), config.parent
             places = [base / name for base in bases for name in (entry, inside)]
             place = next(filter(Path.exists, places), None)
+            found = []
             if place and place.suffix == '.txt':
                 found = [source.image(line, near=place) for line in parse(place)]
-            else:
-                folder = place.resolve() if place else None
-                found = [path for path in source.images if folder in path.parents]
+            elif place:
+                folders = {path.parent for path in source.images}
+                inside = {one for one in folders if one.resolve().is_relative_to(place.resolve())}
+                found = [path for path in source.images if path.parent in inside]
             splits.update(dict.fromkeys(filter(None, found), SPLIT_WORDS[key]))
     return splits
 

@@ -565,6 +565,27 @@ def test_objects_of_one_image_come_together(tmp_path):
         }
 
 
+def test_links_are_followed_to_folders(tmp_path):
+    """Images below a link that goes out of the source; others by their own path, and once."""
+    source = tmp_path / 'source'
+    to_yolo(source, masks=False)
+    (source / 'images').rename(tmp_path / 'pool')
+    (source / 'images').mkdir()
+    (source / 'images/old').symlink_to(tmp_path / 'pool')
+    (source / 'images/new').mkdir()
+    (tmp_path / 'pool/clip_a_001.png').rename(source / 'images/new/clip_a_001.png')
+    for name in ('a', 'z', 'labels/z'):
+        (source / name).symlink_to(source)
+        (source / f'{name}_new').symlink_to(source / 'images/new')
+    write(source / 'data.yaml', f'train: images/new\nval: images/old\nnames: {NAMES}\n')
+    written, notes = run(source, tmp_path / 'out')
+    assert not notes
+    found = {
+        n: [r.image.relative_to(source).parts[:2] for r in p] for n, p in written.splits.items()
+    }
+    assert found == {'train': [('images', 'new')], 'val': [('images', 'old')] * 4}
+
+
 def test_links_are_followed(tmp_path):
     to_yolo(tmp_path / 'source', masks=False)
     images = tmp_path / 'source/images'
