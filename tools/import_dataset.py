@@ -13,7 +13,7 @@ with explain_missing():
     from backbones.data.findings import count, listed
     from backbones.data.importing import FORMATS, choose_format, open_source, write_dataset
     from backbones.engine.config import load_config
-    from backbones.errors import exit_on_user_error
+    from backbones.errors import exit_on_user_error, raise_output_errors
     from backbones.inference.overview import draw_overview
 
 # Places that are named of every kind of what is wrong.
@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    with exit_on_user_error(), open_source(args) as source:
+    with exit_on_user_error(), raise_output_errors(), open_source(args) as source:
         try:
             name, files = choose_format(source)
             print(f'{args.source}: {FORMATS[name][0]}, {count(len(files), "annotation file")}')
@@ -68,7 +68,7 @@ def main() -> int:
             # After an error too: they say why nothing is left.
             for kind, places in source.notes.items():
                 print('\n'.join(listed(kind, places, NOTED)))
-    with exit_on_user_error():
+    with exit_on_user_error(), raise_output_errors():
         counts = ', '.join(f'{len(part)} {split}' for split, part in written.splits.items())
         print(f'{written.task}, {len(written.classes)} classes: {", ".join(written.classes)}')
         print(f'{counts} images in {args.out}\n')

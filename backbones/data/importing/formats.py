@@ -54,12 +54,12 @@ def choose_format(source: Source) -> tuple[str, list[Path]]:
     if not several:
         formats = ', '.join(FORMATS[name][0] for name in found)
         raise DataError(
-            f'{source.root} has no annotations of {formats} ({len(source.images)} images)'
+            f'{source.options.source} has no annotations of {formats} ({len(source.images)} images)'
         )
     if len(several) > 1:
         counts = ', '.join(f'{name} ({len(files)}: {files[0]})' for name, files in several.items())
         raise DataError(
-            f'{source.root} has annotations of several formats, say which with --format: {counts}'
+            f'{source.options.source} has several formats, say which with --format: {counts}'
         )
     return several.popitem()
 

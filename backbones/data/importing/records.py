@@ -4,6 +4,7 @@ import os
 import re
 import tempfile
 import zipfile
+import zlib
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -168,16 +169,20 @@ def open_source(options: Namespace) -> Iterator[Source]:
     elif zipfile.is_zipfile(path):
         beside.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='.unpacked-', dir=beside) as folder:
-            # It takes '..' and leading slashes out of names.
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(folder)
+            try:
+                # It takes '..' and leading slashes out of names.
+                with zipfile.ZipFile(path) as archive:
+                    archive.extractall(folder)
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+                raise DataError(f'{path} cannot be unpacked: {in_one_line(error)}') from error
             yield Source(Path(folder), options)
-    elif path.is_file():
+    elif path.is_file() and path.suffix.lower() in ('.json', '.xml', '.txt'):
         root = path.resolve().parent
         root = root.parent if root.name == 'annotations' else root
         yield Source(root, options, path.resolve())
     else:
-        raise DataError(f'there is no {path}')
+        what = 'no annotation file and no whole zip: give its folder, or unpack it'
+        raise DataError(f'{path} is {what}' if path.exists() else f'there is no {path}')
 
 
 @cache

@@ -1,7 +1,9 @@
 """Imported folders hold the annotations that they were made from."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import sys
 import zipfile
@@ -420,6 +422,43 @@ def test_zips_are_unpacked_inside_of_a_folder(tmp_path):
         archive.writestr('../evil.txt', 'x')
     run(tmp_path / 'cells.zip', tmp_path / 'data/again')
     assert sorted(os.listdir(tmp_path / 'data')) == ['again', 'out']
+
+
+@pytest.mark.parametrize('damage', ['cut', 'encrypted', 'packed otherwise', 'corrupt'])
+def test_archives_that_cannot_be_unpacked_are_named(damage, tmp_path):
+    path = tmp_path / 'cells.zip'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('a.txt', bytes(range(256)))
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b'PK\1\2')
+    if damage == 'cut':
+        del content[-10:]
+    elif damage == 'corrupt':
+        content[40] ^= 255
+    else:
+        content[entry + (8 if damage == 'encrypted' else 10)] = 9  # flags or method
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        run(path, tmp_path / 'data/out')
+
+
+def test_only_annotation_files_are_read_alone(tmp_path):
+    to_yolo(tmp_path / 'source', masks=False)
+    with pytest.raises(DataError, match='yaml'):
+        run(tmp_path / 'source/data.yaml', tmp_path / 'out')
+
+
+def test_a_full_disk_is_no_traceback(tmp_path, monkeypatch, call_tool):
+    to_voc(tmp_path / 'source', masks=False)
+
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(shutil, 'copyfile', fill)
+    monkeypatch.setattr(os, 'link', fill)
+    code, text = call_tool('import_dataset.py', tmp_path / 'source', '--out', tmp_path / 'out')
+    assert code == 1 and 'No space left' in text
+    assert not (tmp_path / 'out').exists()
 
 
 def test_equal_names_in_folders_stay_apart(tmp_path):
