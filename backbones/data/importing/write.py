@@ -52,7 +52,7 @@ def write_dataset(source: Source, format_name: str, files: list[Path]) -> Writte
         hint = '--overwrite replaces it' if (out / RECORD).is_file() else 'and is no import'
         raise ConfigError(f'{options.out} exists ({hint}): choose another --out')
     records = read_records(source, format_name, files)
-    task = choose_task(records, options.task)
+    task = choose_task(records, source)
     classes = choose_classes(source, task)
     chosen = {source.names.index(name): i for i, name in enumerate(classes) if name in source.names}
     colors = source.colors and [source.colors[i] for i in chosen]
@@ -134,8 +134,9 @@ def leave_out_malformed(record: Record, source: Source) -> None:
     record.instances = kept
 
 
-def choose_task(records: Sequence[Record], task: str | None) -> str:
+def choose_task(records: Sequence[Record], source: Source) -> str:
     """Segmentation for maps, instances where every object has a mask, else detection."""
+    task = source.options.task
     if not records:
         raise DataError('no image is left')
     objects = [(record, one) for record in records for one in record.instances]
@@ -145,11 +146,20 @@ def choose_task(records: Sequence[Record], task: str | None) -> str:
         return 'segmentation'
     if not objects:
         raise DataError('no object is left')
-    record, unmasked = next((pair for pair in objects if not pair[1].mask), (None, None))
-    task = task or ('detection' if unmasked else 'instances')
-    if unmasked and task != 'detection':
-        raise DataError(f'--task {task} needs masks: {record.image} has a {unmasked.label} without')
-    return task
+    unmasked = [f'{record.image}: {one.label}' for record, one in objects if not one.mask]
+    if task == 'detection' or not unmasked:
+        return task or 'instances'
+    if len(unmasked) == len(objects):
+        if task:
+            raise DataError(f'--task {task} needs masks, and no object has one')
+        return 'detection'
+    what = 'left out' if task else 'so that all are boxes (--task instances leaves these out)'
+    for place in unmasked:
+        source.note(f'objects without a mask, {what}', place)
+    if task:
+        for record in records:
+            record.instances = [one for one in record.instances if one.mask]
+    return task or 'detection'
 
 
 def choose_classes(source: Source, task: str) -> list[str]:

@@ -685,6 +685,26 @@ def test_odd_values_of_coco(fields, objects, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('task', 'objects'),
+    [(None, NAMES[:2]), ('detection', NAMES[:2]), ('instances', NAMES[1:2])],
+)
+def test_objects_without_a_mask_among_others(task, objects, tmp_path):
+    """The task that was asked for is done without them."""
+    spoil_coco(tmp_path / 'source', segmentation=[[2, 3, 20, 3]])
+    written, notes = run(tmp_path / 'source', tmp_path / 'out', task=task)
+    assert written.task == (task or 'detection')
+    assert ('clip_a_001.jpg: disc' in said(notes)) == (task != 'detection')
+    assert [one[0] for one in read_back(tmp_path / 'out')['clip_a_001']] == objects
+
+
+@pytest.mark.parametrize('task', ['instances', 'segmentation'])
+def test_boxes_alone_have_no_masks(task, tmp_path):
+    to_coco(tmp_path / 'source', masks=False)
+    with pytest.raises(DataError, match=task):
+        run(tmp_path / 'source', tmp_path / 'out', task=task)
+
+
+@pytest.mark.parametrize(
     ('name', 'content'),
     [('data.yaml', b'names:\n\t- a'), ('data.yaml', b'names: 3'), ('classes.txt', b'caf\xe9')],
 )
