@@ -109,6 +109,11 @@ def read_records(source: Source, format_name: str, files: list[Path]) -> list[Re
         ) from error
     if not source.names:
         source.names = sorted({one.label for r in records.values() for one in r.instances})
+    # What has the same name is one class.
+    names = list(dict.fromkeys(source.names))
+    source.colors = source.colors and [source.colors[source.names.index(name)] for name in names]
+    source.values = {value: names.index(source.names[i]) for value, i in source.values.items()}
+    source.names = names
     return list(records.values())
 
 

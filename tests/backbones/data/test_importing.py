@@ -255,6 +255,26 @@ def test_segmentation_maps_come_back_exactly(kind, tmp_path):
     assert config.train_dataloader.dataset.data_root == f'{tmp_path}/out/'
 
 
+def test_what_has_one_name_is_one_class(tmp_path):
+    to_maps(tmp_path / 'maps', 'camvid')
+    path = tmp_path / 'maps/class_dict.csv'
+    path.write_text(path.read_text().replace('ring', 'disc'))
+    to_coco(tmp_path / 'coco', masks=True)
+    path = tmp_path / 'coco/labels/all.json'
+    path.write_text(path.read_text().replace('"ring"', '"disc"'))
+    for source in ('maps', 'coco'):
+        written, _ = run(tmp_path / source, tmp_path / f'of_{source}')
+        assert written.classes == NAMES[:2]
+    config = load_config(str(tmp_path / 'of_maps/of_maps.py'))
+    assert [tuple(color) for color in config.palette] == COLORS[:2]
+    for name, (size, objects) in IMAGES.items():
+        (path,) = (tmp_path / 'of_maps/annotations').rglob(f'{name}.png')
+        labels = seg_map(size, objects)
+        assert np.array_equal(np.asarray(Image.open(path)), np.where(labels == 3, 1, labels))
+    boxes = read_back(tmp_path / 'of_coco')
+    assert [one[0] for one in boxes['clip_a_002']] == ['disc']
+
+
 def test_polygons_become_maps(tmp_path):
     to_labelme(tmp_path / 'source', masks=True)
     written, _ = run(tmp_path / 'source', tmp_path / 'out', task='segmentation', ignore=['ring'])
