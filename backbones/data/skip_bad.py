@@ -1,8 +1,8 @@
 """``--skip-bad``: a training on what is left of a dataset without what is wrong in it.
 
 What annotations and segmentation maps show, and all of validation, is left out before the training.
-Images of a detector's training, which would take long to read twice, are skipped when they turn out
-to be unreadable. Without ``--skip-bad`` such an image ends the run with its name.
+Training images, which would take long to read twice, are skipped when they turn out to be
+unreadable. Without ``--skip-bad`` such an image ends the run with its name.
 """
 
 import json
