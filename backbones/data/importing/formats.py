@@ -112,6 +112,9 @@ def of_polygon(label: str, points: Sequence[float]) -> Instance:
 def read_voc(source: Source, files: list[Path]) -> Iterator[Record]:
     splits = source.listed_splits('Main')
     for path in progress(files):
+        if 'train' in splits.values() and path.stem not in splits:
+            source.note('images in no list of ImageSets/Main, left out', path)
+            continue
         with source.leaving_out(path, UNREADABLE):
             root = parse_xml(path)
             # mmdet and others go by the file's own name, which copies of a file differ in.

@@ -150,13 +150,14 @@ class Source:
         words = [word for name in names for word in re.split('[^a-z]+', name.lower())]
         return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), None)
 
-    def listed_splits(self, kind: str) -> dict[str, str]:
-        """Splits by an image's stem, from PASCAL VOC's ``ImageSets/KIND/*.txt``."""
+    def listed_splits(self, kind: str) -> dict[str, str | None]:
+        """Splits, if any, by an image's stem, from PASCAL VOC's ``ImageSets/KIND/*.txt``."""
         splits = {}
         for path in self.files:
-            if path.match(f'ImageSets/{kind}/*.txt') and path.stem in SPLIT_WORDS:
+            if path.match(f'ImageSets/{kind}/*.txt'):
                 for line in path.read_text(encoding='utf-8-sig').split('\n'):
-                    splits[line.split(' ')[0].strip()] = SPLIT_WORDS[path.stem]
+                    stem = line.split(' ')[0].strip()
+                    splits[stem] = SPLIT_WORDS.get(path.stem) or splits.get(stem)
         return splits
 
 

@@ -375,6 +375,22 @@ def test_splits_are_seeded_and_groups_stay_together(tmp_path):
         val('folder', group='folder')
 
 
+def test_images_in_no_list_of_voc_are_left_out(tmp_path):
+    """VOC2012 has more of them, with some of their objects, for tasks of other lists."""
+    to_voc(tmp_path / 'source', masks=False)
+    lists = dict(train=[0, 1], val=[2], disc_val=[2], trainval=[0, 1, 2, 3])
+    for name, numbers in lists.items():
+        lines = ''.join(f'{list(IMAGES)[i]}  1\n' for i in numbers)
+        write(tmp_path / f'source/ImageSets/Main/{name}.txt', lines)
+    written, notes = run(tmp_path / 'source', tmp_path / 'out')
+    found = {name: [r.image.stem for r in part] for name, part in written.splits.items()}
+    assert found == {
+        'train': ['clip_a_001', 'clip_a_002', 'clip_b_002'],
+        'val': ['clip_b_001'],
+    }
+    assert 'clip_c_001' in said(notes)
+
+
 def test_bad_input_is_named_and_left_out(tmp_path):
     source = tmp_path / 'source'
     to_yolo(source, masks=False)
