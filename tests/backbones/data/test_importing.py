@@ -391,6 +391,13 @@ def test_images_in_no_list_of_voc_are_left_out(tmp_path):
     assert 'clip_c_001' in said(notes)
 
 
+@pytest.mark.parametrize('val', [None, 0.4])
+def test_it_is_said_that_options_of_a_new_split_do_nothing(val, tmp_path):
+    to_maps(tmp_path / 'source', 'camvid')
+    _, notes = run(tmp_path / 'source', tmp_path / 'out', group='video', val=val)
+    assert ('--val' in said(notes)) == (val is None)
+
+
 def test_bad_input_is_named_and_left_out(tmp_path):
     source = tmp_path / 'source'
     to_yolo(source, masks=False)
