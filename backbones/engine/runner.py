@@ -73,8 +73,12 @@ class ReliableRunner(Runner):
             guard(dataset, Path(self.work_dir, SKIPPED) if skips else None)
         return loader
 
+    def dump_config(self) -> None:
+        """Nothing, for a test's config has another model: it would replace that of the training."""
+
     def train(self) -> nn.Module:
-        """Train the model; at the end, say how many images were skipped."""
+        """Save the config and train the model; at the end, say how many images were skipped."""
+        super().dump_config()
         try:
             return super().train()
         finally:

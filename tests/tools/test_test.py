@@ -97,9 +97,13 @@ def test_folding_changes_no_metric(tested, tmp_path, run_tool):
 
 def test_tta(shapes, run_tool, tmp_path):
     config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
+    saved = tmp_path / 'work_dirs' / config.stem / config.name
+    saved.parent.mkdir(parents=True)
+    saved.write_text('of the training')
     done = run_tool('test.py', config, checkpoint, '--tta', '--out', 'tta.json')
     assert done.returncode == 0, done.stderr[-3000:]
     assert figures(tmp_path / 'tta.json')['mIoU'] >= 0
+    assert saved.read_text() == 'of the training'
 
 
 def test_dist_test_starts_test_under_torchrun(tmp_path):
