@@ -59,6 +59,13 @@ def write_durably(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def checkpoint_folder(config: Config) -> str:
+    """Where mmengine's CheckpointHook writes."""
+    work_dir = os.path.abspath(config.work_dir)
+    out_dir = (config.get('default_hooks', {}).get('checkpoint') or {}).get('out_dir')
+    return os.path.join(out_dir, os.path.basename(work_dir)) if out_dir else work_dir
+
+
 def remove_partial_checkpoints(work_dir: str | Path) -> None:
     """Remove what a training that was killed left half written."""
     for partial in Path(work_dir).glob('*.pth.*.partial'):
@@ -90,8 +97,8 @@ def candidates(work_dir: Path) -> list[Path]:
     noted, folder = [], work_dir
     note = work_dir / 'last_checkpoint'
     if note.is_file() and (name := note.read_text().strip()):
-        # A work folder that was moved still names its old place.
-        noted = [path for path in (Path(name), work_dir / Path(name).name) if path.is_file()][:1]
+        # A work folder that was moved or copied still names its old place.
+        noted = [path for path in (work_dir / Path(name).name, Path(name)) if path.is_file()][:1]
         folder = noted[0].parent if noted else folder
     found = {path for glob in RESUMABLE for path in folder.glob(glob)}
     others = {path for path in found if not any(path.samefile(other) for other in noted)}

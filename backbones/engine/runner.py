@@ -1,6 +1,7 @@
 """mmengine's Runner, for trainings that can be stopped at any moment and for tests."""
 
 import copy
+import os
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from backbones.data.findings import count
 from backbones.data.skip_bad import SKIPPED, base_datasets, count_skipped, guard
 from backbones.deploy import expect_contiguous, replace_roi_align
 
-from .checkpoints import DURABLE
+from .checkpoints import DURABLE, checkpoint_folder
 from .console import ConsoleHook, prints_to, quiet
 from .hooks import PatienceHook
 from .loops import ResumableEpochLoop, ResumableIterLoop
@@ -108,6 +109,12 @@ class ReliableRunner(Runner):
         """Load what the config names."""
         with prints_to(self.logger):
             super().load_or_resume()
+        # mmengine removes the best checkpoint when there is a better one: not that of another
+        # folder, from which this training was resumed or copied.
+        for name, value in self.message_hub.runtime_info.items():
+            if name.startswith('best_ckpt'):
+                path = os.path.join(checkpoint_folder(self.cfg), os.path.basename(value))
+                self.message_hub.update_info(name, path)
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """A loop that resumes exactly, in place of mmengine's of the same kind."""

@@ -63,19 +63,20 @@ def test_a_corrupt_newest_is_passed_over(corrupt: Callable | None, tmp_path):
     ('note', 'expected'),
     [
         # The folder still has a longer training, of which a copy is younger.
-        ('iter_8.pth', 'iter_8.pth'),
+        ('{tmp_path}/iter_8.pth\n', 'iter_8.pth'),
         ('', 'iter_12.pth'),
-        # As of a folder that was moved.
+        # As of a folder that was moved, or copied.
         ('elsewhere/iter_8.pth', 'iter_8.pth'),
+        ('{tmp_path}/elsewhere/iter_8.pth', 'iter_8.pth'),
         ('elsewhere/iter_9.pth', 'iter_12.pth'),
     ],
 )
 def test_the_note_counts_more_than_age(note, expected, tmp_path):
     save(tmp_path / 'iter_8.pth', age=20)
     save(tmp_path / 'iter_12.pth', age=10)
-    (tmp_path / 'last_checkpoint').write_text(
-        note if '/' in note or not note else f'{tmp_path}/{note}\n'
-    )
+    (tmp_path / 'elsewhere').mkdir()
+    save(tmp_path / 'elsewhere/iter_8.pth', age=20)
+    (tmp_path / 'last_checkpoint').write_text(note.format(tmp_path=tmp_path))
     assert newest_checkpoint(tmp_path)[0] == tmp_path / expected
 
 

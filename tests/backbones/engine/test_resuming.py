@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -117,6 +118,24 @@ def test_a_checkpoint_that_is_only_loaded_gives_its_weights(by_epoch, tmp_path):
         train(toy_config(again, by_epoch, **load, **disturb(13, 'send_sigterm')))
     finish(again, by_epoch=by_epoch, **load)
     assert not differences(end_of(again), end_of(weights))
+
+
+@pytest.mark.parametrize('places', [{}, {'default_hooks__checkpoint__out_dir': 'disk'}])
+def test_a_copied_folder_continues_beside_the_first(places, tmp_path, monkeypatch):
+    """Each of them keeps one best checkpoint, its own."""
+    monkeypatch.chdir(tmp_path)
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    train(toy_config(first, **places))
+    disk = tmp_path / 'disk' if places else tmp_path
+    for folder in {tmp_path, disk}:
+        shutil.copytree(folder / 'first', folder / 'second')
+    (best,) = disk.glob('first/best_*')
+    # So that there is a better one.
+    settings = {'default_hooks__checkpoint__rule': 'less', 'train_cfg__max_iters': 30}
+    finish(second, **places, **settings)
+    assert best.is_file()
+    (own,) = disk.glob('second/best_*')
+    assert own.name != best.name
 
 
 def draws_of(rank: int, world_size: int, batch_size: int, sampler_type: type) -> list:
