@@ -107,7 +107,7 @@ def prepare(config: Config, args: argparse.Namespace) -> None:
         from backbones.search.supernet import prepare_supernet
 
         prepare_supernet(config)
-    remove_partial_checkpoints(config.work_dir)
+    remove_partial_checkpoints(config)
 
 
 def runner_of(config: Config) -> type[ReliableRunner]:

@@ -66,43 +66,42 @@ def checkpoint_folder(config: Config) -> str:
     return os.path.join(out_dir, os.path.basename(work_dir)) if out_dir else work_dir
 
 
-def remove_partial_checkpoints(work_dir: str | Path) -> None:
+def remove_partial_checkpoints(config: Config) -> None:
     """Remove what a training that was killed left half written."""
-    for partial in Path(work_dir).glob('*.pth.*.partial'):
+    for partial in Path(checkpoint_folder(config)).glob('*.pth.*.partial'):
         partial.unlink(missing_ok=True)
 
 
-def newest_checkpoint(work_dir: str | Path) -> tuple[Path, dict, list[str]] | None:
-    """The newest checkpoint of a work folder that can be resumed; None without any checkpoint.
+def newest_checkpoint(config: Config) -> tuple[Path, dict, list[str]] | None:
+    """The newest checkpoint of a training that can be resumed; None without any checkpoint.
 
     Returns the file, its content, and why newer ones were skipped. Raises CheckpointError where
     none can be resumed.
     """
     reasons = []
-    for path in candidates(Path(work_dir)):
+    for path in candidates(config):
         try:
             return path, read_resumable(path), reasons
         except CheckpointError as error:
             reasons.append(str(error))
     if reasons:
         raise CheckpointError(
-            f'none of the {len(reasons)} checkpoints in {work_dir} can be resumed:\n  '
-            + '\n  '.join(reasons)
+            f'none of the {len(reasons)} checkpoints can be resumed:\n  ' + '\n  '.join(reasons)
         )
     return None
 
 
-def candidates(work_dir: Path) -> list[Path]:
+def candidates(config: Config) -> list[Path]:
     """The checkpoints of a training: the one that ``last_checkpoint`` names, then by age."""
-    noted, folder = [], work_dir
-    note = work_dir / 'last_checkpoint'
+    noted, folder = [], Path(checkpoint_folder(config))
+    note = Path(config.work_dir, 'last_checkpoint')
     if note.is_file() and (name := note.read_text().strip()):
         # A work folder that was moved or copied still names its old place.
-        noted = [path for path in (work_dir / Path(name).name, Path(name)) if path.is_file()][:1]
+        noted = [path for path in (folder / Path(name).name, Path(name)) if path.is_file()][:1]
         folder = noted[0].parent if noted else folder
     found = {path for glob in RESUMABLE for path in folder.glob(glob)}
-    others = {path for path in found if not any(path.samefile(other) for other in noted)}
-    return noted + sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found -= {*noted}
+    return noted + sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def read_resumable(path: Path) -> dict:
@@ -155,7 +154,7 @@ def resume(config: Config, source: str) -> None:
         if not path.is_file():
             raise ConfigError(f'--resume: there is no checkpoint {path}')
         checkpoint = read_resumable(path)
-    elif newest := newest_checkpoint(config.work_dir):
+    elif newest := newest_checkpoint(config):
         path, checkpoint, reasons = newest
         for reason in reasons:
             print(f'--resume: skipped: {reason}')

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.fileio import get_file_backend
 
 from backbones import CheckpointError
@@ -15,6 +16,7 @@ from backbones.engine.checkpoints import (
     explain_full_disk,
     newest_checkpoint,
     remove_partial_checkpoints,
+    resume,
 )
 
 
@@ -24,6 +26,10 @@ def save(path: Path, age: int, **more: object) -> Path:
     torch.save(content, path)
     os.utime(path, (10**9 - age, 10**9 - age))
     return path
+
+
+def run_in(folder: Path) -> Config:
+    return Config({'work_dir': str(folder)})
 
 
 def flip_bits(content: bytes) -> bytes:
@@ -53,7 +59,7 @@ def test_a_corrupt_newest_is_passed_over(corrupt: Callable | None, tmp_path):
         newest.unlink()
     else:
         newest.write_bytes(corrupt(newest.read_bytes()))
-    path, checkpoint, reasons = newest_checkpoint(tmp_path)
+    path, checkpoint, reasons = newest_checkpoint(run_in(tmp_path))
     assert path == good and 'optimizer' in checkpoint
     assert len(reasons) == (0 if corrupt is None else 1)
     assert all('iter_12.pth' in reason for reason in reasons)
@@ -77,20 +83,33 @@ def test_the_note_counts_more_than_age(note, expected, tmp_path):
     (tmp_path / 'elsewhere').mkdir()
     save(tmp_path / 'elsewhere/iter_8.pth', age=20)
     (tmp_path / 'last_checkpoint').write_text(note.format(tmp_path=tmp_path))
-    assert newest_checkpoint(tmp_path)[0] == tmp_path / expected
+    assert newest_checkpoint(run_in(tmp_path))[0] == tmp_path / expected
+
+
+@pytest.mark.parametrize('note', ['', 'disk/run/iter_12.pth'])
+def test_checkpoints_of_another_disk_are_found_without_the_noted_one(note, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hook = {'checkpoint': {'type': 'CheckpointHook', 'out_dir': 'disk'}}
+    config = Config({'work_dir': 'work_dirs/run', 'default_hooks': hook})
+    for folder in (Path(config.work_dir), Path('disk/run')):
+        folder.mkdir(parents=True)
+    Path(config.work_dir, 'last_checkpoint').write_text(note)
+    newest = save(Path('disk/run/iter_8.pth'), age=10)
+    resume(config, 'auto')
+    assert config.resume and Path(config.load_from).samefile(newest)
 
 
 def test_the_best_checkpoint_is_none_to_resume(tmp_path):
     save(tmp_path / 'best_mIoU_iter_8.pth', age=10)
-    assert newest_checkpoint(tmp_path) is None
-    assert newest_checkpoint(tmp_path / 'nowhere') is None
+    assert newest_checkpoint(run_in(tmp_path)) is None
+    assert newest_checkpoint(run_in(tmp_path / 'nowhere')) is None
 
 
 def test_only_corrupt_ones_are_no_reason_to_start_anew(tmp_path):
     save(tmp_path / 'iter_8.pth', age=10).write_bytes(b'PK')
     torch.save({'state_dict': {'x': torch.ones(1)}}, tmp_path / 'epoch_1.pth')
     with pytest.raises(CheckpointError) as refused:
-        newest_checkpoint(tmp_path)
+        newest_checkpoint(run_in(tmp_path))
     assert 'none of the 2 checkpoints' in str(refused.value)
     assert 'iter_8.pth' in str(refused.value) and 'no optimizer' in str(refused.value)
 
@@ -121,7 +140,7 @@ def test_what_cannot_be_written_leaves_everything_as_it_was(function, tmp_path, 
 def test_what_was_being_written_is_removed(tmp_path):
     (tmp_path / 'iter_8.pth.0123.partial').write_bytes(b'half')
     save(tmp_path / 'iter_4.pth', age=1)
-    remove_partial_checkpoints(tmp_path)
+    remove_partial_checkpoints(run_in(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ['iter_4.pth']
 
 
