@@ -154,11 +154,13 @@ def parse(
     """Parse the command line, with a message for what ``--cfg-options`` cannot take."""
     try:
         return (parse_args or parser.parse_args)()
-    # What mmengine's DictAction makes of brackets that it does not know or that do not match.
-    except (RecursionError, AssertionError):
+    # What mmengine's DictAction makes of an entry without '=', and of brackets that it does not
+    # know or that do not match.
+    except (ValueError, RecursionError, AssertionError):
         parser.error(
-            '--cfg-options: a value is a number, a word, None, or a list as "[1,2]" or "(1,2)". '
-            'The entries of a dict are given one by one: model.backbone.init_cfg.checkpoint=PATH'
+            '--cfg-options takes KEY=VALUE without spaces, after all files. A value is a number, a '
+            'word, None, or a list as "[1,2]" or "(1,2)". The entries of a dict are given one by '
+            'one: model.backbone.init_cfg.checkpoint=PATH'
         )
 
 

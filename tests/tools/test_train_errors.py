@@ -69,6 +69,8 @@ INIT_CFG = "model.backbone.init_cfg=dict(type='Pretrained',checkpoint='a')"
         (['{config}', '--resume', 'nowhere.pth'], 'nowhere.pth', 1),
         (['{config}', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'], 'base_batch', 1),
         (['{config}', '--cfg-options', INIT_CFG], 'one by one', 2),
+        (['--cfg-options', 'a=1', '{config}'], 'KEY=VALUE', 2),
+        (['{config}', '--cfg-options', 'a', '=', '1'], 'KEY=VALUE', 2),
     ],
 )
 def test_wrong_arguments(arguments, message, code, tiny_config, refused):
