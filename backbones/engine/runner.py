@@ -66,6 +66,9 @@ class ReliableRunner(Runner):
         Its datasets name the file of an unusable sample, or skip it with ``skip_bad = True`` in the
         config of a training. Validation and testing cannot, for every image counts there.
         """
+        if isinstance(dataloader, dict) and not dataloader.get('num_workers'):
+            # torch refuses to keep workers that are not there.
+            dataloader = {**dataloader, 'persistent_workers': False}
         with prints_to(self.logger):
             loader = super().build_dataloader(dataloader, seed, diff_rank_seed)
         loader.worker_init_fn = partial(ignore_foreign_sigterm, initialize=loader.worker_init_fn)

@@ -115,8 +115,8 @@ model = dict(
     ),
 )
 root = 'SHAPES/coco/'
-train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=root))
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=root))
+train_dataloader = dict(num_workers=0, dataset=dict(data_root=root))
+val_dataloader = dict(num_workers=0, dataset=dict(data_root=root))
 train_cfg = dict(max_epochs=1)
 """
 
