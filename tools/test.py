@@ -24,7 +24,7 @@ with explain_missing():
     from backbones.engine.preflight import check_test, leave_out_init_cfg
     from backbones.engine.runner import ReliableRunner
     from backbones.engine.tta import use_test_time_augmentation
-    from backbones.errors import ConfigError, exit_on_user_error
+    from backbones.errors import ConfigError, exit_on_user_error, raise_output_errors
     from backbones.inference.exported_file import is_exported
     from backbones.inference.testing import use_inferencer
     from backbones.inference.tiles import check_tile
@@ -129,7 +129,7 @@ def use_model(config: Config, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    with exit_on_user_error():
+    with exit_on_user_error(), raise_output_errors():
         use_safe_loading(args.trust_checkpoint)
         quiet(MMLogger.get_current_instance())
         config, check = configure(args), check_test

@@ -10,8 +10,6 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from pycocotools import mask as coco_mask
 
-from backbones.errors import raise_output_errors
-
 from .drawing import Visualizer, font_size, has_room_for_text
 from .legend import INK, PAPER, Entry, legend_band
 from .masks import crop_masks
@@ -54,9 +52,8 @@ class ComparisonHook(Hook):
             suffix, encoded = encode_drawing(drawing)
             if path.suffix != suffix:
                 path = path.with_name(path.name + suffix)
-            with raise_output_errors():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(encoded)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded)
 
 
 def draw_comparison(visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:

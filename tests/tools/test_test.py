@@ -1,6 +1,8 @@
 """tools/test.py by its command line, on tiny models: metrics, drawings, and pages in a browser."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -83,6 +85,18 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_test(tested, tmp_
     for option in ('--out', '--report'):
         done = run_tool('test.py', config, checkpoint, option, tmp_path)
         assert done.returncode == 1 and option in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_full_disk_ends_in_a_message(tested, tmp_path, call_tool, monkeypatch):
+    _, config, checkpoint, _ = tested
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr('test.write_metrics', fail)
+    monkeypatch.chdir(tmp_path)
+    code, said = call_tool('test.py', config, checkpoint)
+    assert code == 1 and 'No space left' in said
 
 
 def test_folding_changes_no_metric(tested, tmp_path, run_tool):

@@ -1,7 +1,5 @@
 """test.py --show-dir: ground truth left, prediction right, each in the color of its class."""
 
-import errno
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +12,6 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
-from backbones.errors import exit_on_user_error
 from backbones.inference.comparison import GAP, ComparisonHook, draw_comparison
 from backbones.inference.drawing import Visualizer
 
@@ -76,22 +73,6 @@ def test_each_image_has_a_drawing_of_its_own(tmp_path: Path, runner: SimpleNames
     drawings = [path for path in (tmp_path / 'drawn').rglob('*') if path.is_file()]
     found = sorted(path.relative_to(tmp_path / 'drawn').as_posix() for path in drawings)
     assert found == ['a.jpg', 'a.png.jpg', 'b/a.jpg']
-
-
-def test_a_full_disk_ends_with_a_message(
-    tmp_path: Path, runner: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys
-):
-    sample = empty_sample(tmp_path / 'images' / 'a.jpg')
-    hook = ComparisonHook(tmp_path / 'drawn')
-    hook.before_test(runner)
-
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Path, 'write_bytes', fail)
-    with pytest.raises(SystemExit), exit_on_user_error():
-        hook.after_test_iter(runner, 0, {}, [sample])
-    assert 'nothing more can be written: No space left on device' in capsys.readouterr().err
 
 
 def test_segmentation_maps():
