@@ -99,7 +99,12 @@ def name_library_of_transforms(config: Config) -> None:
 
 
 def fit_to_device(config: Config) -> None:
-    """Without a GPU, use BatchNorm instead of SyncBN and no pinned memory, which need one."""
+    """Without a GPU, use BatchNorm instead of SyncBN and no pinned memory, which need one.
+
+    Mixed precision becomes that of the device.
+    """
+    if 'Amp' in str((config.get('optim_wrapper') or {}).get('type')):
+        use_amp(config)
     if not torch.cuda.is_available():
         use_batch_norm(config)
         for split in SPLITS:
@@ -138,7 +143,8 @@ def use_amp(config: Config) -> None:
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')
         return
     config.optim_wrapper.type = CPUAmpOptimWrapper.__name__
-    config.optim_wrapper.pop('loss_scale', None)
+    for option in ('loss_scale', 'dtype'):
+        config.optim_wrapper.pop(option, None)
 
 
 def scale_learning_rate(config: Config) -> None:

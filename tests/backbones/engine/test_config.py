@@ -16,3 +16,23 @@ def test_what_needs_a_gpu_is_left_out_without_one(has_gpu, monkeypatch):
     fit_to_device(config)
     assert config.model.backbone.norm_cfg.type == ('SyncBN' if has_gpu else 'BN')
     assert config.train_dataloader.get('pin_memory', False) is has_gpu
+
+
+AMP = dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=512.0)
+CPU_AMP = dict(type='CPUAmpOptimWrapper')
+
+
+@pytest.mark.parametrize(
+    ('has_gpu', 'given', 'expected'),
+    [
+        (False, AMP, CPU_AMP),
+        (True, AMP, AMP),
+        (True, CPU_AMP, dict(type='AmpOptimWrapper', loss_scale='dynamic')),
+        (False, dict(type='OptimWrapper'), dict(type='OptimWrapper')),
+    ],
+)
+def test_mixed_precision_is_that_of_the_device(has_gpu, given, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_gpu)
+    config = Config(dict(model={}, optim_wrapper=given))
+    fit_to_device(config)
+    assert config.optim_wrapper == expected
