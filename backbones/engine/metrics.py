@@ -98,7 +98,8 @@ def main_metric(config: Config) -> str:
                     return f'{evaluator.get("prefix") or "coco"}/{objects}_{name}'
         if kind == 'IoUMetric':
             names = evaluator.get('iou_metrics') or ['mIoU']
-            return 'mIoU' if 'mIoU' in names else names[0]
+            name = 'mIoU' if 'mIoU' in names else names[0]
+            return f'{evaluator.prefix}/{name}' if evaluator.get('prefix') else name
     return 'auto'
 
 

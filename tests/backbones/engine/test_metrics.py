@@ -109,6 +109,7 @@ def test_iou_of_every_class():
         ({'type': 'CocoMetric', 'metric': 'proposal'}, 'auto'),
         ({'type': 'IoUMetric'}, 'mIoU'),
         ({'type': 'IoUMetric', 'iou_metrics': ['mDice']}, 'mDice'),
+        ({'type': 'IoUMetric', 'prefix': 'x'}, 'x/mIoU'),
         ([{'type': 'VOCMetric'}], 'auto'),
     ],
 )
