@@ -178,6 +178,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """A number that NumPy takes as a seed."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 0 to {2**32 - 1}')
+    return int(text)
+
+
 def number(low: float, high: float) -> Callable[[str], float]:
     """A type for argparse: a number in this range."""
 

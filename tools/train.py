@@ -8,7 +8,7 @@ from _requirements import explain_missing
 
 with explain_missing():
     import torch
-    from _arguments import add_run_arguments, make_parser, parse_run_args
+    from _arguments import add_run_arguments, make_parser, parse_run_args, seed
     from mmengine.config import Config, ConfigDict
     from mmengine.dist import is_main_process
 
@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="scale the learning rate by this run's batch over the one that the config is made for",
     )
-    parser.add_argument('--seed', type=int, help='seed of all random numbers (default: drawn)')
+    parser.add_argument('--seed', type=seed, help='seed of all random numbers (default: drawn)')
     parser.add_argument(
         '--val-loss', action='store_true', help='compute the loss on the validation set as well'
     )

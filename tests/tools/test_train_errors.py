@@ -71,6 +71,7 @@ INIT_CFG = "model.backbone.init_cfg=dict(type='Pretrained',checkpoint='a')"
         (['{config}', '--cfg-options', INIT_CFG], 'one by one', 2),
         (['--cfg-options', 'a=1', '{config}'], 'KEY=VALUE', 2),
         (['{config}', '--cfg-options', 'a', '=', '1'], 'KEY=VALUE', 2),
+        (['{config}', '--seed', '-1'], 'from 0', 2),
     ],
 )
 def test_wrong_arguments(arguments, message, code, tiny_config, refused):
