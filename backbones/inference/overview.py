@@ -18,7 +18,6 @@ from backbones.data.findings import CheckedDataset
 from .comparison import to_detections, to_map
 from .drawing import Visualizer
 from .palette import choose_palette
-from .results import Segmentation
 
 SAMPLES = 8
 
@@ -76,9 +75,10 @@ def draw_samples(dataset: BaseDataset, palette: Any) -> Iterator[np.ndarray]:
     classes = dataset.metainfo['classes']
     visualizer = Visualizer(classes, choose_palette(None, classes, palette))
     for index in np.unique(np.linspace(0, len(dataset) - 1, SAMPLES).astype(int)).tolist():
-        image, sample = dataset[index]['inputs'], dataset[index]['data_samples']
+        data = dataset[index]
+        image, sample = data['inputs'], data['data_samples']
         if 'gt_sem_seg' in sample:
-            truth = Segmentation(to_map(sample.gt_sem_seg))
+            truth = to_map(sample.gt_sem_seg, len(classes))
         else:
             truth = to_detections(sample.gt_instances)
         yield visualizer.draw(image.permute(1, 2, 0).numpy(), truth)

@@ -894,3 +894,12 @@ def test_the_tool_writes_a_config_that_reads_the_data(run_tool: Callable, tmp_pa
     done = run_tool('import_dataset.py', 'nowhere', '--out', 'data/other')
     assert done.returncode == 1 and 'nowhere' in done.stderr and 'Traceback' not in done.stderr
     assert set(FORMATS) == {*WRITERS, 'masks'}
+
+
+def test_the_tool_draws_maps_too(tmp_path, monkeypatch, capsys):
+    to_maps(tmp_path / 'source', 'roboflow')
+    paths = [str(tmp_path / 'source'), '--out', str(tmp_path / 'out')]
+    monkeypatch.setattr(sys, 'argv', ['import_dataset.py', *paths])
+    assert import_dataset.main() == 0
+    assert Image.open(tmp_path / 'out/overview.png').size[0] > 1000
+    assert 'tools/train.py' in capsys.readouterr().out
