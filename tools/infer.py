@@ -153,7 +153,7 @@ def infer(args: argparse.Namespace) -> int:
     try:
         writer = Writer(folder, inferencer, parts, legend=not args.no_legend)
         clip = Clip(args.every, args.start, args.end, args.policy)
-        run = Run(inferencer, writer, clip, args.batch_size, bool(live), show)
+        run = Run(inferencer, writer, clip, args.batch_size, show)
         run.stop_on_signals()
         run(jobs)
     except OutputError as error:

@@ -39,14 +39,15 @@ class Model(Protocol):
 class Pipeline:
     """Runs a model while other threads read, preprocess and finish, in order, in bounded memory.
 
-    At most ``ahead`` frames are preprocessed ahead of the model, and finished behind it.
+    At most ``ahead`` frames are preprocessed ahead of the model, and finished behind it; of a live
+    source one.
     """
 
-    def __init__(self, model: Model, batch_size: int = 1, ahead: int | None = None) -> None:
+    def __init__(self, model: Model, batch_size: int = 1) -> None:
         self.model = model
         self.batch_size = batch_size
         self.threads = max(2, min(8, os.cpu_count() or 1))
-        self.ahead = ahead or 2 * batch_size + self.threads
+        self.ahead = 2 * batch_size + self.threads
         self.model_clock = Clock()
         self.finishing_clock = Clock()
 
@@ -167,7 +168,7 @@ class Overlapped:
     ) -> None:
         # None is the end.
         self._futures: Queue[Future | None] = Queue()
-        self._room = threading.Semaphore(ahead)
+        self._ahead, self._room = ahead, threading.Semaphore(ahead)
         self._closed = threading.Event()
         self._finished = False
         draw = partial(self._draw, function, items, executor)
@@ -198,17 +199,23 @@ class Overlapped:
         """Draw no more items, and wait until the drawing has stopped."""
         self._finished = True
         self._closed.set()
-        self._room.release()
+        self._room.release(self._ahead)
         self._thread.join()
 
     def _draw(self, function: Callable, items: Iterable, executor: Executor) -> None:
         last: Future | None = None
         try:
             for item in items:
-                self._room.acquire()
+                # A live frame that waits behind others is old when its turn comes.
+                is_live = isinstance(item, Frame) and item.stream and item.stream.live
+                room = self._ahead if is_live else 1
+                for _ in range(room):
+                    self._room.acquire()
                 if self._closed.is_set():
                     break
                 self._futures.put(executor.submit(function, item))
+                for _ in range(room - 1):
+                    self._room.release()
         except BaseException as error:
             last = Future()
             last.set_exception(error)

@@ -39,8 +39,7 @@ KEYS_THAT_CLOSE = (ord('q'), ord('Q'), 27)
 class Run:
     """Puts inputs through a model and writes the results.
 
-    Of live sources nothing is read ahead. ``show`` is called with every drawing, for a window, and
-    returns whether to go on.
+    ``show`` is called with every drawing, for a window, and returns whether to go on.
     """
 
     def __init__(
@@ -49,11 +48,10 @@ class Run:
         writer: Writer,
         clip: Clip,
         batch_size: int = 1,
-        is_live: bool = False,
         show: Callable[[np.ndarray], bool] | None = None,
     ) -> None:
         self.writer, self.clip, self.show = writer, clip, show
-        self.pipeline = Pipeline(model, batch_size, ahead=1 if is_live else None)
+        self.pipeline = Pipeline(model, batch_size)
         # No more is read then; what has been read is still finished and written.
         self.stopping = threading.Event()
         self.was_interrupted = False

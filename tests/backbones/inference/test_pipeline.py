@@ -1,12 +1,17 @@
 """The background map keeps order, stays bounded, hands errors on and can be stopped."""
 
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from backbones.inference.pipeline import MemoryBudget, Overlapped
+from backbones.inference.inputs import Input
+from backbones.inference.pipeline import MemoryBudget, Overlapped, Pipeline
+from backbones.inference.reading import Frame, Stream
 
 
 @pytest.fixture
@@ -39,6 +44,29 @@ def test_it_never_draws_far_ahead(executor):
         assert len(drawn) <= taken + 5
     overlapped.close()
     assert len(drawn) < 20
+
+
+def test_frames_of_a_camera_are_not_old_when_they_come_out():
+    """Each step has one at most, however many others it takes."""
+    model = SimpleNamespace(
+        preprocess=lambda image: {'inputs': image},
+        predict=lambda batch: batch,
+        postprocess=lambda raw, size: raw,
+    )
+    image, captured = np.zeros((6, 8, 3), np.uint8), []
+    stream = Stream(Input('webcam:0'), 'live', 8, 6, live=object())
+
+    def items():
+        for index in range(100):
+            captured.append(index)
+            yield Frame(stream.input, image.nbytes, image, None, stream, index)
+
+    finished = Pipeline(model, batch_size=8).run(items())
+    for frame in itertools.islice(finished, 10):
+        time.sleep(0.02)
+        assert captured[-1] - frame.index <= 4
+    finished.close()
+    assert len(captured) < 20
 
 
 @pytest.mark.parametrize('where', ['items', 'function'])
