@@ -163,8 +163,8 @@ def infer(args: argparse.Namespace) -> int:
         ) from error
     print(f'\n{run.describe(num_skipped)}')
     print(f'results: {folder}{os.sep}, listed in {folder / RECORDS_NAME}')
-    # A live source has no other end.
-    if run.was_interrupted and not live:
+    # A live source is done, since it has no other end.
+    if run.counts.total() < len(jobs) or run.counts['interrupted']:
         print('interrupted; the same command with --skip-existing continues', file=sys.stderr)
         return INTERRUPTED
     return SOME_FAILED if run.failed else 0

@@ -54,7 +54,6 @@ class Run:
         self.pipeline = Pipeline(model, batch_size)
         # No more is read then; what has been read is still finished and written.
         self.stopping = threading.Event()
-        self.was_interrupted = False
         # How many inputs there are of each status, and (input, problem) of those that failed.
         self.counts = Counter(done=0, failed=0)
         self.failed: list[tuple[str, str]] = []
@@ -105,9 +104,8 @@ class Run:
             signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.was_interrupted:
+        if self.stopping.is_set():
             raise KeyboardInterrupt
-        self.was_interrupted = True
         # Not print, which may be what was interrupted.
         os.write(sys.stderr.fileno(), b'\nfinishing what is begun; once more ends at once\n')
         self.stopping.set()

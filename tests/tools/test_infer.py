@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
+import infer
 import numpy as np
 import pytest
 import skimage
@@ -24,8 +26,9 @@ from rtsp_server import RtspServer
 from tool_process import TOOLS, Started
 from trained_tiny import write_trained
 from videos import corrupt, truncate, write_video
+from web import serve
 
-from backbones.inference import Inferencer
+from backbones.inference import Inferencer, camera
 
 PHOTOGRAPHS = Path(skimage.data_dir)
 
@@ -496,6 +499,39 @@ class TestLive:
         assert len(times) == record['frames'] and times[-1] < 1.1
         assert 'capture: ' in said and f'{record["dropped"]} dropped' in said
         assert 'model alone' in said
+
+
+class TestWindow:
+    """Which the user closes at the first drawing."""
+
+    @pytest.fixture
+    def call(self, models, call, tmp_path, monkeypatch) -> Callable[..., tuple[int, str]]:
+        monkeypatch.setattr(infer, 'Window', lambda: SimpleNamespace(show=lambda drawing: False))
+        return partial(call, *models['fpn'], '--show', '--out-dir', tmp_path / 'out')
+
+    def test_files_are_interrupted(self, call, tmp_path):
+        (tmp_path / 'in').mkdir()
+        for number in range(40):
+            cv2.imwrite(f'{tmp_path}/in/{number}.png', np.full((40, 60, 3), 80, np.uint8))
+        code, said = call(tmp_path / 'in')
+        assert code == 130 and '--skip-existing' in said
+        num_done = len(read_lines(tmp_path / 'out'))
+        assert num_done < 40
+        code, said = call(tmp_path / 'in', '--skip-existing')
+        assert f'{num_done} skipped' in said
+
+    def test_a_camera_has_ended(self, call, tmp_path, monkeypatch):
+        def read_stream(url: str, timeout: float) -> Iterator:
+            while True:
+                yield None, np.full((40, 60, 3), 80, np.uint8)
+                time.sleep(0.01)
+
+        monkeypatch.setenv('no_proxy', '*')
+        monkeypatch.setattr(camera, 'read_stream', read_stream)
+        with serve({'/': ('multipart/x-mixed-replace; boundary=next', b'--next')}) as server:
+            code, said = call(server.url + '/')
+        assert code == 0 and '--skip-existing' not in said
+        assert [record['status'] for record in read_lines(tmp_path / 'out')] == ['done']
 
 
 class TestMistakes:
