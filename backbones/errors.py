@@ -59,6 +59,11 @@ def in_one_line(error: Exception) -> str:
     return ' '.join(str(error).split())[:500] or type(error).__name__
 
 
+def reason_of(error: Exception) -> str:
+    """:func:`in_one_line` without the number and the path of an OSError."""
+    return getattr(error, 'strerror', None) or in_one_line(error)
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End the program with a message and exit code 1, without a traceback."""

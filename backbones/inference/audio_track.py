@@ -10,7 +10,7 @@ from av import error as av_error
 from av.filter import Graph
 from av.stream import Disposition
 
-from backbones.errors import InputError
+from backbones.errors import InputError, reason_of
 
 from .video_reader import find_origin, open_container
 
@@ -58,8 +58,9 @@ class AudioTrack:
                 self._add_audio()
                 self._origin = origin + Fraction(find_origin(self._input))
                 self._packets = self._read()
-        except (InputError, av_error.FFmpegError, ValueError) as error:
-            self.problem = f'the audio is missing: {getattr(error, "strerror", error)}'
+        # Of FFmpeg, or of a storage: each has errors of its own.
+        except Exception as error:
+            self.problem = f'the audio is missing: {reason_of(error)}'
 
     def _find_audio(self) -> av.AudioStream | None:
         streams = self._input.streams.audio
@@ -103,11 +104,11 @@ class AudioTrack:
             if self._is_cut:
                 offset = round((self._origin - LEAD) / self._source.time_base)
                 # One that cannot seek is read from the beginning.
-                with suppress(av_error.FFmpegError):
+                with suppress(Exception):
                     self._input.seek(max(offset, 0), stream=self._source)
             yield from self._copy() if self._is_copied else self._transcode()
-        except (av_error.FFmpegError, ValueError) as error:
-            self.problem = f'the audio ends early: {getattr(error, "strerror", error)}'
+        except Exception as error:
+            self.problem = f'the audio ends early: {reason_of(error)}'
 
     def _decode(self) -> Iterator[tuple[Fraction | None, av.Packet, list[av.AudioFrame]]]:
         """Good packets with their times in the output, and what they decode to."""

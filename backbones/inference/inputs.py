@@ -11,7 +11,7 @@ from typing import TextIO
 import fsspec
 import numpy as np
 
-from backbones.errors import InputError, in_one_line
+from backbones.errors import InputError, in_one_line, reason_of
 
 WEB_SCHEMES = ('http', 'https')
 STREAM_SCHEMES = ('rtsp', 'rtsps', 'rtmp', 'rtmps', 'udp')
@@ -95,7 +95,7 @@ def without_password(path: str) -> str:
 
 def explain_os_error(error: Exception) -> str:
     """Why a path cannot be opened, to stand behind it."""
-    return f'cannot be read: {getattr(error, "strerror", None) or error}'
+    return f'cannot be read: {reason_of(error)}'
 
 
 def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:

@@ -17,7 +17,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from backbones.errors import InputError
+from backbones.errors import InputError, reason_of
 
 from .images import TimedImage
 from .inputs import WEB_SCHEMES, explain_os_error, find_scheme
@@ -151,7 +151,7 @@ class VideoReader:
             # Some formats only guess where a time is, and may end up behind it.
             offset = round((max(self._start - SEEK_LEAD, 0) + self._origin) / self.time_base)
             # A file that cannot seek is read from the beginning.
-            with suppress(av_error.FFmpegError):
+            with suppress(Exception):
                 self._container.seek(offset, stream=self._stream)
             found = next(frames, None)
             if found is not None and found[1] <= begin:
@@ -222,8 +222,9 @@ class VideoReader:
             except av_error.InvalidDataError:
                 self._note_corruption()
                 failures += 1
-            except av_error.FFmpegError as error:
-                self._loss = f'breaks off at {self._read_until:.1f} s ({error.strerror})'
+            # Of FFmpeg, or of a storage: each has errors of its own.
+            except Exception as error:
+                self._loss = f'breaks off at {self._read_until:.1f} s ({reason_of(error)})'
                 break
         yield None
 
@@ -318,7 +319,8 @@ def open_container(source: str | Path) -> av.container.InputContainer:
         if not scheme and is_mp4(Path(source)):
             raise InputError('is cut short or corrupt: it has no index (moov)') from error
         raise InputError('is neither an image nor a video that can be read') from error
-    except av_error.FFmpegError as error:
+    # Of FFmpeg, or of a storage.
+    except Exception as error:
         raise InputError(explain_os_error(error)) from error
 
 

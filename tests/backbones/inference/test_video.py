@@ -8,8 +8,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFile
 from videos import (
     TONE,
     corrupt,
@@ -310,6 +312,32 @@ def test_a_name_with_a_colon_is_no_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     copy(Path('http:a%03d.mp4'), Path('http:b%03d.mp4'))
     assert numbers(read(Path('http:b%03d.mp4'))) == [0, 1, 2]
+
+
+def test_a_connection_to_a_storage_that_breaks(tmp_path, monkeypatch):
+    noise = list(np.random.default_rng(0).integers(0, 256, (30, 96, 128, 3), np.uint8))
+    content = write_video(tmp_path / 'a.mkv', noise, audio=True).read_bytes()
+    fsspec.filesystem('memory').pipe('/breaks/a.mkv', content)
+    read_all, good = MemoryFile.read, len(content) // 2
+
+    def read_some(file: MemoryFile, size: int = -1) -> bytes:
+        if file.tell() > good:
+            raise TimeoutError('too slow')
+        return read_all(file, size)
+
+    monkeypatch.setattr(MemoryFile, 'read', read_some)
+    source = [Input('memory://breaks/a.mkv')]
+    stream, *frames, closed = read_inputs(source, Clip())
+    assert 'breaks off at' in closed.problem and 'too slow' in closed.problem
+    writer = VideoWriter(tmp_path / 'out.mp4', stream, Clip(), 0)
+    for frame in frames:
+        writer.write(frame.image, frame.pts, frame.duration)
+    writer.close(whole_audio=True)
+    assert 'too slow' in writer.problem
+    assert 5 < len(read(tmp_path / 'out.mp4')) == len(frames) < 25
+    good = -1
+    (closed,) = read_inputs(source, Clip())
+    assert 'too slow' in closed.problem
 
 
 # ------------------------------------------------------------------------------------- writing
