@@ -31,10 +31,10 @@ with explain_missing():
     from backbones.errors import ConfigError, OutputError, exit_on_user_error
     from backbones.inference import Clip, Inferencer
     from backbones.inference.exported_file import is_exported
-    from backbones.inference.inputs import is_live, list_inputs
+    from backbones.inference.inputs import RECORDS_NAME, is_live, list_inputs
     from backbones.inference.output import Writer
     from backbones.inference.output_paths import plan_jobs
-    from backbones.inference.run import RECORDS_NAME, Run, Window
+    from backbones.inference.run import Run, Window
     from backbones.weights import use_safe_loading
 
 SOME_FAILED, INTERRUPTED = 3, 130

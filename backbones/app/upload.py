@@ -21,11 +21,11 @@ from backbones.inference import Clip, Detections, Inferencer, Segmentation
 from backbones.inference.drawing import Visualizer
 from backbones.inference.images import read_image
 from backbones.inference.inferencer import labels_of
-from backbones.inference.inputs import Input
+from backbones.inference.inputs import RECORDS_NAME, Input
 from backbones.inference.output import Writer
 from backbones.inference.output_paths import without_suffix
 from backbones.inference.reading import identify
-from backbones.inference.run import RECORDS_NAME, Run
+from backbones.inference.run import Run
 
 BOX = 'left, top, width, height'
 

@@ -18,6 +18,8 @@ STREAM_SCHEMES = ('rtsp', 'rtsps', 'rtmp', 'rtmps', 'udp')
 
 # Our own tools write these beside images.
 DATA_SUFFIXES = ('.json', '.jsonl')
+# Lists a run's results, which lie beside it.
+RECORDS_NAME = 'predictions.jsonl'
 
 VIDEO_SUFFIXES = (
     *('.3gp', '.asf', '.avi', '.flv', '.h264', '.h265', '.hevc', '.m2ts', '.m4v', '.mjpeg'),
@@ -195,7 +197,10 @@ def _walk(folder: str, recursive: bool) -> Iterator[Input]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if recursive and not _is_hidden(name)]
+        results = ('drawn', 'data') if RECORDS_NAME in files else ()
+        folders[:] = [
+            name for name in folders if recursive and not _is_hidden(name) and name not in results
+        ]
         folders.sort(key=_natural)
         for name in sorted(filter(_is_wanted, files), key=_natural):
             yield Input(os.path.join(path, name), found=True)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from backbones.errors import ConfigError, raise_output_errors
 
-from .inputs import Input
+from .inputs import RECORDS_NAME, Input
 from .output import StreamWriter, Writer
 from .pipeline import Model, Pipeline
 from .reading import Clip, Closed, Frame, Stream, read_inputs
@@ -29,7 +29,6 @@ from .results import to_json
 if TYPE_CHECKING:
     from .camera import CameraReader
 
-RECORDS_NAME = 'predictions.jsonl'
 WINDOW_TITLE = 'predictions'
 MAX_WINDOW_WIDTH, MAX_WINDOW_HEIGHT = 1280, 720
 # q and Esc.

@@ -144,6 +144,18 @@ def test_links_in_circles(tree: Path):
         assert 'again.jpg' in found and 'a.png' in found
 
 
+def test_results_are_no_inputs(tree: Path):
+    """Of a run whose output folder lies among its inputs, or is that folder."""
+    before = listed(tree, recursive=True)
+    for name in ('out/predictions.jsonl', 'out/drawn/a.jpg', 'data/day_1/c.png', 'drawn/a.jpg'):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    assert listed(tree, recursive=True) == before
+    assert names(listed(tree / 'out' / 'drawn'), tree) == ['out/drawn/a.jpg']
+    (tree / 'out' / 'predictions.jsonl').unlink()
+    assert 'out/drawn/a.jpg' in names(listed(tree, recursive=True), tree)
+
+
 def test_list_on_standard_input(tree: Path):
     lines = f'{tree / "frame_2.jpg"}\r\n\n{tree / "Ünï cödé 写真.jpg"}\n{tree}/no\u2028ne.jpg'
     items = listed(tree / 'a.png', '-', stdin=lines)
