@@ -68,11 +68,10 @@ def result_stems(paths: Sequence[str]) -> list[str]:
             stem = name
         if is_live(path):
             stem += time.strftime('_%Y-%m-%d_%H-%M-%S')
-        folder, separator, last = stem.rpartition('/')
-        encoded = last.encode('utf-8', 'surrogateescape')
-        if stem in stems or len(encoded) > MAX_NAME_BYTES:
-            last = encoded[:MAX_NAME_BYTES].decode('utf-8', 'ignore')
-            stem = f'{folder}{separator}{last}_{crc32(os.fsencode(path)):08x}'
+        *folders, last = map(os.fsencode, stem.split('/'))
+        short = b'/'.join([*(name[:255] for name in folders), last[:MAX_NAME_BYTES]])
+        if stem in stems or short != os.fsencode(stem):
+            stem = f'{short.decode("utf-8", "ignore")}_{crc32(os.fsencode(path)):08x}'
         stems[stem] = None
     return list(stems)
 
@@ -80,9 +79,13 @@ def result_stems(paths: Sequence[str]) -> list[str]:
 def mirrored_path(path: str) -> str:
     """From the current folder on for files in it, else from the root on; of a URL host and path."""
     if find_scheme(path) or is_live(path):
-        parts = urlsplit(without_password(path).replace('webcam:', 'webcam_'))
-        query = f'_{parts.query}' if parts.query else ''
-        path = f'{parts.hostname or ""}/{unquote(parts.path)}{query}'
+        url = without_password(path).replace('webcam:', 'webcam_')
+        try:
+            parts = urlsplit(url)
+            query = f'_{parts.query}' if parts.query else ''
+            path = f'{parts.hostname or ""}/{unquote(parts.path)}{query}'
+        except ValueError:  # of brackets that hold no address: opening it says so
+            path = url.partition('://')[2]
         path = re.sub(r'[\x00-\x1f\\:*?"<>|]', '_', path)
         return '/'.join(part for part in path.split('/') if part not in ('', '.', '..'))
     path = os.path.abspath(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from backbones.errors import ConfigError
-from backbones.inference.inputs import list_inputs
+from backbones.inference.inputs import Input, list_inputs
 from backbones.inference.output_paths import find_result, plan_jobs, result_stems
 
 
@@ -45,6 +45,19 @@ def test_no_two_inputs_share_a_stem(folder):
     stems = result_stems(paths)
     assert len(set(stems)) == len(paths)
     assert all(len(os.fsencode(stem)) < 255 for stem in stems)
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        *('http://[camera-ip]/video', 'rtsp://[user:pw@]host', 'http://[::1/x'),
+        *(f'https://h/{"x" * 300}/a.jpg', f'https://h/a.jpg?t={"ä" * 150}/y'),
+    ],
+)
+def test_odd_urls_have_names_too(folder, url):
+    (job,), _ = plan_jobs([Input(url)], folder, 'refuse', ['drawn'])
+    assert job.name and job.file_name
+    assert all(0 < len(os.fsencode(part)) <= 255 for part in job.name.split('/'))
 
 
 def test_every_recording_of_a_camera_is_another(folder):
