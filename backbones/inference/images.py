@@ -88,13 +88,13 @@ def open_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
         ) from error
 
 
-def begins_like_image(beginning: bytes) -> bool:
-    """Whether a file with this beginning holds an image, whole or not."""
+def begins_like_image(beginning: bytes, maybe: bool = False) -> bool:
+    """Whether a file with this beginning holds an image, whole or not; or ``maybe`` holds one."""
     Image.init()
     return is_heic(beginning) or any(
         Image.OPEN[name][1](beginning)
         for name in FORMATS
-        if name in Image.OPEN and name not in FORMATS_WITHOUT_SIGNATURE
+        if name in Image.OPEN and (maybe or name not in FORMATS_WITHOUT_SIGNATURE)
     )
 
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 WEB_TIMEOUT = 10.0
 MAX_DOWNLOAD = 2**28
 
+# A camera's row of JPEGs, which begins like one JPEG.
+ROW_SUFFIXES = ('.mjpeg', '.mjpg')
+
 Kind = Literal['image', 'animation', 'video', 'live']
 
 
@@ -267,8 +270,7 @@ def _identify_file(path: str) -> Source:
         raise NotMediaError('is not a file but a folder, a device or a pipe')
     if not status.st_size:
         raise NotMediaError('is empty (0 bytes)')
-    # A camera's row of JPEGs begins like one JPEG.
-    if Path(path).suffix.lower() not in ('.mjpeg', '.mjpg'):
+    if Path(path).suffix.lower() not in ROW_SUFFIXES:
         with suppress(NotMediaError):
             return _identify_image(path)
     return _identify_video(path)
@@ -303,7 +305,9 @@ def _identify_url(url: str) -> Source:
             if content_type == 'multipart/x-mixed-replace':
                 return Source('live', url)
             data = file.read(images.SIGNATURE_BYTES)
-            if images.begins_like_image(data) or content_type.startswith('image/'):
+            is_row = Path(url.partition('?')[0]).suffix.lower() in ROW_SUFFIXES
+            may_be_image = images.begins_like_image(data, maybe=True) and not is_row
+            if may_be_image or content_type.startswith('image/'):
                 data += file.read(MAX_DOWNLOAD)
                 if len(data) > MAX_DOWNLOAD:
                     raise InputError(f'is too large: more than {MAX_DOWNLOAD / 2**20:g} MiB')

@@ -362,6 +362,32 @@ def test_storage_that_fsspec_knows(tmp_path: Path):
     assert listed(f'{url}/odd[1].png') == [Input(f'{url}/odd[1].png')]
 
 
+@pytest.fixture
+def unmarked(tmp_path: Path) -> dict[str, bytes]:
+    """Images that only two letters mark, and a video that begins like an image."""
+    paths = [tmp_path / name for name in ('scan.bmp', 'scan.ppm', 'row.mjpeg')]
+    for path in paths[:2]:
+        Image.open(PHOTOGRAPHS / 'chelsea.png').save(path)
+    write_video(paths[2], 3, codec='mjpeg', pixel_format='yuvj420p', format='mjpeg')
+    return {f'/{path.name}': path.read_bytes() for path in paths}
+
+
+def test_a_storage_has_what_a_disk_has(unmarked: dict[str, bytes], tmp_path: Path):
+    storage = fsspec.filesystem('memory')
+    storage.pipe({f'/unmarked{name}': content for name, content in unmarked.items()})
+    storage.pipe({'/unmarked/notes.txt': b'BMW is a make', '/unmarked/clip.bmp': b'no image'})
+    (tmp_path / 'notes.txt').write_text('BMW is a make')
+    (tmp_path / 'clip.bmp').write_text('no image')
+    for folder in (tmp_path, 'memory://unmarked'):
+        seen = []
+        for item in read_inputs(listed(folder), Clip(), Event()):
+            kind = 'left out' if getattr(item, 'was_left_out', False) else type(item).__name__
+            seen.append((Path(item.input.path).name, kind))
+        row = [('row.mjpeg', kind) for kind in ('Stream', *('Frame',) * 3, 'Closed')]
+        scans = [('scan.bmp', 'Frame'), ('scan.ppm', 'Frame')]
+        assert seen == [('clip.bmp', 'Closed'), ('notes.txt', 'left out'), *row, *scans]
+
+
 def give_with_login(handler: Handler) -> None:
     """The image, to whom it is for."""
     login = base64.b64encode(b'me:p@ss').decode()
@@ -379,7 +405,9 @@ def send_elsewhere(handler: Handler) -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def server(
+    unmarked: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """The URL of a web server with every kind of answer."""
     monkeypatch.setenv('no_proxy', '*')
     image = (PHOTOGRAPHS / 'chelsea.png').read_bytes()
@@ -387,6 +415,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     pages = {
         **dict.fromkeys(('/image.png', '/a%20b.png'), ('image/png', image)),
         '/untold': image,
+        **unmarked,
         '/animation': ('image/gif', (PHOTOGRAPHS / 'no_time_for_that_tiny.gif').read_bytes()),
         '/video': ('video/mp4', write_video(tmp_path / 'a.mp4', 3, audio=True).read_bytes()),
         '/page': ('text/html; charset=utf-8', b'<html></html>'),
@@ -406,6 +435,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     [
         *[('image.png', 'image'), ('untold', 'image'), ('a b.png?size=*', 'image')],
         *[('animation', 'animation'), ('live', 'live'), ('video', 'video')],
+        *[('scan.bmp', 'image'), ('scan.ppm', 'image'), ('row.mjpeg?size=2', 'video')],
     ],
 )
 def test_what_a_server_gives(server: str, name: str, kind: str):
