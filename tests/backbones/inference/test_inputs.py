@@ -362,6 +362,15 @@ def test_storage_that_fsspec_knows(tmp_path: Path):
     assert listed(f'{url}/odd[1].png') == [Input(f'{url}/odd[1].png')]
 
 
+def test_hidden_files_of_a_storage():
+    below = ('a.png', '.raw/b.png', '.raw/c.json', '.raw/.d.png', '.raw/deep/e.png')
+    fsspec.filesystem('memory').pipe({f'/hides/{name}': b' ' for name in below})
+    url = 'memory://hides'
+    assert names(listed(url, recursive=True), url) == ['a.png']
+    assert names(listed(f'{url}/.raw', recursive=True), url) == ['.raw/b.png', '.raw/deep/e.png']
+    assert names(listed(f'{url}/.raw/*.*'), url) == ['.raw/b.png']
+
+
 @pytest.fixture
 def unmarked(tmp_path: Path) -> dict[str, bytes]:
     """Images that only two letters mark, and a video that begins like an image."""
