@@ -116,6 +116,8 @@ def parse_args() -> argparse.Namespace:
         parser.error('there is no INPUT after the model: give CONFIG CHECKPOINT INPUT')
     if args.data_only and args.show:
         parser.error('--show shows drawings, which --data-only leaves out')
+    if args.end is not None and args.end <= args.start:
+        parser.error('--end has to be after --start')
     return args
 
 

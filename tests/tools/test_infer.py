@@ -548,6 +548,8 @@ class TestMistakes:
             (['--score-thr', '50'], 2, "'50' is not a number from 0"),
             (['--score-thr', 'high'], 2, "'high' is not a number from 0"),
             (['--start', '-1'], 2, "'-1' is not a number from 0"),
+            (['--start', '9', '--end', '9'], 2, 'after --start'),
+            (['--end', '0'], 2, 'after --start'),
         ],
     )
     def test_of_the_command(self, arguments, code, said, models, call, tmp_path):
