@@ -28,7 +28,7 @@ with explain_missing():
     import cv2
     from _arguments import add_model_options, make_parser, model_options, number, parse, positive
 
-    from backbones.errors import ConfigError, OutputError, exit_on_user_error
+    from backbones.errors import ConfigError, OutputError, exit_on_user_error, raise_output_errors
     from backbones.inference import Clip, Inferencer
     from backbones.inference.exported_file import is_exported
     from backbones.inference.inputs import RECORDS_NAME, is_live, list_inputs
@@ -151,8 +151,9 @@ def infer(args: argparse.Namespace) -> int:
     show = Window().show if args.show else None
     options = dict(device=args.device, palette=args.palette, **model_options(args))
     inferencer = Inferencer(args.model, args.checkpoint, **options)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        with raise_output_errors():
+            folder.mkdir(parents=True, exist_ok=True)
         writer = Writer(folder, inferencer, parts, legend=not args.no_legend)
         clip = Clip(args.every, args.start, args.end, args.policy)
         run = Run(inferencer, writer, clip, args.batch_size, show)

@@ -1,5 +1,6 @@
 """tools/infer.py as a user runs it: what is written, what is said, and what comes after a stop."""
 
+import errno
 import json
 import os
 import re
@@ -484,6 +485,16 @@ def test_a_full_disk(last, models, media, call, small_disk, tmp_path, monkeypatc
     stems = {path.stem for path in inputs}
     assert {Path(name).stem for name in files_in(out / 'drawn')} == stems
     assert {Path(record['input']).stem for record in read_lines(out)} == stems
+
+
+def test_a_read_only_disk(models, call, tmp_path, monkeypatch):
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, 'mkdir', refuse)
+    out = tmp_path / 'out'
+    code, said = call(*models['fpn'], PHOTOGRAPHS / 'rocket.jpg', '--out-dir', out)
+    assert code == 1 and f'{out}: ' in said and 'Read-only file system' in said
 
 
 class TestLive:
