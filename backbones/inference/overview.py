@@ -31,7 +31,7 @@ def draw_overview(datasets: Sequence[CheckedDataset], path: Path) -> None:
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(3, 12)
     built = [build_dataset(checked.dataset) for checked in datasets]
-    palette = datasets[0].dataset.metainfo.get('palette')
+    palette = datasets[0].dataset.get('metainfo', {}).get('palette')
     for place, drawing in enumerate(draw_samples(built[0], palette)):
         axes = figure.add_subplot(grid[place // 4, place % 4 * 3 : place % 4 * 3 + 3])
         axes.imshow(drawing[..., ::-1])

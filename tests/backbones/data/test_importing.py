@@ -14,6 +14,7 @@ from pathlib import Path
 import import_dataset
 import numpy as np
 import pytest
+from mmdet.datasets import CocoDataset
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -881,6 +882,14 @@ def test_a_test_split_without_labels_is_left_out(val, tmp_path):
     )
     assert any(kind.startswith('test images') for kind in notes)
     assert 'test_split =' not in (tmp_path / 'out/out.py').read_text()
+
+
+def test_classes_may_be_those_of_a_known_dataset(tmp_path, call_tool):
+    to_yolo(tmp_path / 'source', masks=False)
+    write(tmp_path / 'source/data.yaml', f'names: {list(CocoDataset.METAINFO["classes"])}')
+    code, text = call_tool('import_dataset.py', tmp_path / 'source', '--out', tmp_path / 'out')
+    assert code == 0 and 'train.py' in text
+    assert (tmp_path / 'out/overview.png').is_file()
 
 
 def test_the_tool_writes_a_config_that_reads_the_data(run_tool: Callable, tmp_path):
