@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,8 @@ def run(
     data = import_optional('ray.data', 'inference on many machines', 'scale')
     _connect(ray, address)
     try:
-        options, (least, most) = plan(ray.cluster_resources(), len(units), **resources)
+        machines = [node['Resources'] for node in ray.nodes() if node['Alive']]
+        options, (least, most) = plan(machines, len(units), bool(address), **resources)
         data.DataContext.get_current().enable_progress_bars = False
         device = None if options['num_gpus'] else 'cpu'
         job = job | {'model': job['model'] | {'device': device}}
@@ -177,29 +179,33 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def plan(
-    room: dict[str, float],
+    machines: Sequence[dict[str, float]],
     num_units: int,
+    may_grow: bool = False,
     actors: tuple[int, int] | None = None,
     cpus: float | None = None,
     gpus: float | None = None,
 ) -> tuple[dict[str, float], tuple[int, int]]:
     """What each process gets, and the least and the most processes there are at a time.
 
-    By default as many as there is room for, each with a GPU where there are some, and with a core,
-    or a fair share of them beside a GPU.
+    By default as many as the machines have room for, each with a GPU where there are some, and with
+    a core, or beside a GPU a fair share of those of the machine that has the fewest.
     """
     if gpus is None:
-        gpus = 1.0 if room.get('GPU', 0) >= 1 else 0.0
+        gpus = 1.0 if any(room.get('GPU', 0) >= 1 for room in machines) else 0.0
     if cpus is None:
-        cpus = max(1, int(room['CPU'] * gpus / room['GPU'])) if gpus and room.get('GPU') else 1
-    fitting = int(room.get('CPU', 0) // cpus)
-    if gpus:
-        fitting = min(fitting, int(room.get('GPU', 0) / gpus + 1e-6))
-    # A cluster that grows may have no room yet.
-    if not fitting and not actors:
+        shares = [room.get('CPU', 0) * gpus / room['GPU'] for room in machines if room.get('GPU')]
+        cpus = max(1, int(min(shares))) if gpus and shares else 1
+    fitting = 0
+    for room in machines:
+        by_gpu = room.get('GPU', 0) / gpus + 1e-6 if gpus else math.inf
+        fitting += int(min(room.get('CPU', 0) // cpus, by_gpu))
+    # Another's cluster may grow, and have no room yet.
+    if not fitting and not (actors and may_grow):
+        rooms = (f'{r.get("CPU", 0):g} cores and {r.get("GPU", 0):g} GPUs' for r in machines)
         raise ConfigError(
-            f'a process of {cpus:g} cores and {gpus:g} GPUs has no room in the cluster, which has '
-            f'{room.get("CPU", 0):g} cores and {room.get("GPU", 0):g} GPUs'
+            f'no machine has room for a process of {cpus:g} cores and {gpus:g} GPUs, they have '
+            + '; '.join(dict.fromkeys(rooms))
         )
     least, most = actors or (fitting, fitting)
     return dict(num_cpus=cpus, num_gpus=gpus), (min(least, num_units), min(most, num_units))

@@ -145,22 +145,44 @@ def test_slurm_starts_ray_on_each_machine(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('room', 'resources', 'options', 'actors'),
+    ('machines', 'resources', 'options', 'actors'),
     [
-        ({'CPU': 8.0}, dict(), dict(num_cpus=1, num_gpus=0.0), (8, 8)),
-        ({'CPU': 8.0}, dict(cpus=3), dict(num_cpus=3, num_gpus=0.0), (2, 2)),
-        ({'CPU': 64.0, 'GPU': 4.0}, dict(), dict(num_cpus=16, num_gpus=1.0), (4, 4)),
-        ({'CPU': 64.0, 'GPU': 4.0}, dict(gpus=0.5), dict(num_cpus=8, num_gpus=0.5), (8, 8)),
-        ({'CPU': 64.0, 'GPU': 4.0}, dict(gpus=0), dict(num_cpus=1, num_gpus=0), (64, 64)),
-        ({'CPU': 2.0}, dict(actors=(1, 50)), dict(num_cpus=1, num_gpus=0.0), (1, 50)),
-        ({}, dict(gpus=1, actors=(1, 50)), dict(num_cpus=1, num_gpus=1), (1, 50)),
+        ([{'CPU': 8.0}], dict(), dict(num_cpus=1, num_gpus=0.0), (8, 8)),
+        ([{'CPU': 8.0}], dict(cpus=3), dict(num_cpus=3, num_gpus=0.0), (2, 2)),
+        ([{'CPU': 64.0, 'GPU': 4.0}], dict(), dict(num_cpus=16, num_gpus=1.0), (4, 4)),
+        ([{'CPU': 64.0, 'GPU': 4.0}], dict(gpus=0.5), dict(num_cpus=8, num_gpus=0.5), (8, 8)),
+        ([{'CPU': 64.0, 'GPU': 4.0}], dict(gpus=0), dict(num_cpus=1, num_gpus=0), (64, 64)),
+        ([{'CPU': 2.0}], dict(actors=(1, 50)), dict(num_cpus=1, num_gpus=0.0), (1, 50)),
+        ([{}], dict(may_grow=True, gpus=1, actors=(1, 50)), dict(num_cpus=1, num_gpus=1), (1, 50)),
+        # A process has to fit into one machine.
+        (
+            [{'CPU': 16.0}, *[{'CPU': 16.0, 'GPU': 1.0}] * 4],
+            dict(),
+            dict(num_cpus=16, num_gpus=1.0),
+            (4, 4),
+        ),
+        (
+            [{'CPU': 64.0, 'GPU': 1.0}, {'CPU': 8.0, 'GPU': 1.0}],
+            dict(),
+            dict(num_cpus=8, num_gpus=1.0),
+            (2, 2),
+        ),
     ],
 )
-def test_what_processes_get(room, resources, options, actors):
-    assert plan(room, 100, **resources) == (options, actors)
-    assert plan(room, 1, **resources)[1] == (1, 1)
+def test_what_processes_get(machines, resources, options, actors):
+    assert plan(machines, 100, **resources) == (options, actors)
+    assert plan(machines, 1, **resources)[1] == (1, 1)
 
 
-def test_no_room_for_a_process():
-    with pytest.raises(ConfigError, match='8'):
-        plan({'CPU': 2.0}, 1, cpus=8)
+@pytest.mark.parametrize(
+    ('machines', 'resources'),
+    [
+        ([{'CPU': 4.0}] * 2, dict(cpus=8)),
+        ([{'CPU': 4.0, 'GPU': 1.0}] * 2, dict(gpus=2)),
+        # Our own cluster does not grow.
+        ([{'CPU': 4.0}], dict(gpus=0.5, actors=(4, 64))),
+    ],
+)
+def test_no_room_for_a_process(machines, resources):
+    with pytest.raises(ConfigError, match='4 cores'):
+        plan(machines, 100, **resources)
