@@ -76,11 +76,13 @@ class PixelMetric(BaseMetric):
         """Some pixels by confidence, or None where the prediction is not that of the logits."""
         # After test-time augmentation, logits, (C, H, W), are those of one image of several.
         grid = (slice(None, None, STEP),) * 2
-        confidence, best = torch.softmax(logits[(..., *grid)].float().cpu(), 0).max(dim=0)
         truth, prediction = truth[grid], prediction[grid]
-        if len(logits) != len(self.classes) or not np.array_equal(best.numpy(), prediction):
+        logits = logits[(..., *grid)].float().cpu()
+        # Not of the softmax, which rounds near ties to ties.
+        best = logits.argmax(dim=0).numpy()
+        if len(logits) != len(self.classes) or not np.array_equal(best, prediction):
             return None
-        valid = truth != self.ignore_index
+        confidence, valid = torch.softmax(logits, 0).amax(dim=0), truth != self.ignore_index
         return count_by_confidence(confidence.numpy()[valid], (truth == prediction)[valid])
 
     def keep_maps(self, result: dict, truth: np.ndarray, prediction: np.ndarray) -> None:
@@ -157,7 +159,7 @@ def pixel_blocks(pixels: PixelMetric) -> list[Block]:
         boundary_block(pixels.near),
     ]
     if pixels.calibration is None:
-        note = 'Not measured: there are maps alone, without the logits that they were made from.'
+        note = 'Not measured with --tta, --tile and exported files, which do not give the logits.'
         return [*blocks, Block('Calibration', note, half=True)]
     note = f'Every {STEP}th pixel of every {STEP}th row by the softmax of the predicted class.'
     return [*blocks, calibration_block(pixels.calibration, note)]

@@ -78,6 +78,16 @@ def test_calibration():
     assert run([sample_of(truth, 1 - prediction, logits=logits)]).calibration is None
 
 
+def test_calibration_of_logits_that_nearly_tie():
+    """Their softmax is equal, and the first of equals another label."""
+    logits = torch.full((4, 8, 8), -100.0)
+    logits[0] = 0.01
+    logits[1] = torch.nextafter(logits[0], torch.tensor(1.0))
+    prediction = np.ones((8, 8), int)
+    bins = run([sample_of(prediction, prediction, logits=logits)]).calibration
+    assert bins.sum(axis=0) == pytest.approx([4, 4, 2])
+
+
 def test_calibration_error_by_hand():
     bins = count_by_confidence(np.array([0.95, 0.95, 1.0, 0.15]), np.array([1, 1, 0, 0]))
     assert bins[9].tolist() == [3, 2, pytest.approx(2.9)]
