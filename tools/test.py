@@ -4,6 +4,7 @@ In place of the checkpoint it takes a file that tools/export.py wrote.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -88,6 +89,11 @@ def configure(args: argparse.Namespace) -> Config:
     for option, file in (('--out', args.out), ('--report', args.report)):
         if file and Path(file).is_dir():
             raise ConfigError(f'{option} {file} is a folder; give the path of a file')
+        if file:
+            folder = Path(file).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise ConfigError(f'{option} {file}: its folder cannot be written to')
     check_tile(args.tile, args.overlap)
     if args.tile is not None and args.tta:
         raise ConfigError('--tta resizes and flips whole images: test with it or with --tile')

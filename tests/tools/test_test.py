@@ -82,9 +82,12 @@ def test_every_class_has_metrics_and_every_image_a_drawing(tested):
 
 def test_outputs_that_cannot_be_written_are_refused_before_the_test(tested, tmp_path, run_tool):
     _, config, checkpoint, _ = tested
-    for option in ('--out', '--report'):
-        done = run_tool('test.py', config, checkpoint, option, tmp_path)
-        assert done.returncode == 1 and option in done.stderr and 'Traceback' not in done.stderr
+    (tmp_path / 'file').touch()
+    for option, path in (('--out', ''), ('--report', 'file/a.html')):
+        done = run_tool('test.py', config, checkpoint, option, tmp_path / path)
+        assert done.returncode == 1 and 'Traceback' not in done.stderr
+        assert str(tmp_path / path).removesuffix('/a.html') in done.stderr
+        assert 'test batch' not in done.stdout
 
 
 def test_a_full_disk_ends_in_a_message(tested, tmp_path, call_tool, monkeypatch):
