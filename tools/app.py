@@ -124,7 +124,7 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
     page = Page(models, args.max_megapixels, args.max_seconds, args.score_thr, folder)
     url = page.serve(args.host, args.port, args.max_megabytes)
     print(f'{", ".join(models)}: {url} (Ctrl-C ends it)', flush=True)
-    if args.host not in LOCAL:
+    if args.host.strip('[]') not in LOCAL:
         print(
             f'warning: everybody who reaches {args.host} can use this page, without a password',
             file=sys.stderr,

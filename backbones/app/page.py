@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -129,9 +130,14 @@ class Page:
 
     def serve(self, host: str, port: int | None, max_megabytes: int) -> str:
         """Begin to answer browsers, by default at the first free port from 7860 on; the URL."""
+        host = host.strip('[]')
+        is_ipv6 = ':' in host
         try:
+            # Gradio would try a hundred ports of an address that is not ours, 5 s each.
+            family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+            socket.create_server((host, port or 0), family=family).close()
             _, url, _ = self.blocks.launch(
-                server_name=host,
+                server_name=f'[{host}]' if is_ipv6 else host,
                 server_port=port,
                 max_file_size=max_megabytes * 2**20,
                 theme=gr.themes.Default(**FONTS),
@@ -146,7 +152,7 @@ class Page:
                 ssr_mode=False,
                 mcp_server=False,
             )
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise ConfigError(f'{host}, port {port or "7860 and later"}: {error}') from error
         return url
 

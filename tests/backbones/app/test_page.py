@@ -11,6 +11,7 @@ gr = pytest.importorskip('gradio', reason='gradio is not installed')
 from backbones.app import page as page_module  # noqa: E402
 from backbones.app.page import Page  # noqa: E402
 from backbones.app.upload import Drawn, Predicted  # noqa: E402
+from backbones.errors import ConfigError  # noqa: E402
 
 TAB = SimpleNamespace(session_hash='tab')
 
@@ -80,3 +81,12 @@ def test_an_upload_that_is_replaced_while_it_is_drawn_empties_nothing(page, monk
     monkeypatch.setattr(FakeUpload, 'meanwhile_draw', lambda _: page.leave(TAB))
     assert page.download not in draw(page, 0.3)
     assert results(page) == []
+
+
+@pytest.mark.parametrize(
+    ('host', 'port'),
+    [('127.0.0.1', 99999), ('203.0.113.1', None), ('no.such.host.invalid', None), ('::2', None)],
+)
+def test_an_address_that_is_not_ours(host, port, page):
+    with pytest.raises(ConfigError, match=str(port or host)):
+        page.serve(host, port, 1)
