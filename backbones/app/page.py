@@ -1,5 +1,6 @@
 """The page: what is on it, and what happens when somebody uploads something or moves a slider."""
 
+import os
 import re
 import shutil
 import socket
@@ -132,6 +133,9 @@ class Page:
         """Begin to answer browsers, by default at the first free port from 7860 on; the URL."""
         host = host.strip('[]')
         is_ipv6 = ':' in host
+        # Gradio asks its own page, also where a proxy is for everything else.
+        others = os.environ.get('no_proxy') or os.environ.get('NO_PROXY')
+        os.environ['no_proxy'] = ','.join(filter(None, [others, 'localhost', host]))
         try:
             # Gradio would try a hundred ports of an address that is not ours, 5 s each.
             family = socket.AF_INET6 if is_ipv6 else socket.AF_INET

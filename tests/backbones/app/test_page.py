@@ -1,5 +1,7 @@
 """What a tab shows when something changes while a model runs or results are drawn."""
 
+import socket
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +83,22 @@ def test_an_upload_that_is_replaced_while_it_is_drawn_empties_nothing(page, monk
     monkeypatch.setattr(FakeUpload, 'meanwhile_draw', lambda _: page.leave(TAB))
     assert page.download not in draw(page, 0.3)
     assert results(page) == []
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1', '0.0.0.0', '::1', '[::1]'])
+def test_it_answers_where_there_is_a_proxy_for_everything_else(host, page, monkeypatch):
+    if ':' in host and not socket.has_dualstack_ipv6():
+        pytest.skip('this machine has no IPv6')
+    # Nothing listens there.
+    monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
+    monkeypatch.setenv('no_proxy', 'example.com')
+    try:
+        url = page.serve(host, None, 1)
+        monkeypatch.delenv('http_proxy')
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert answer.status == 200
+    finally:
+        page.blocks.close()
 
 
 @pytest.mark.parametrize(
