@@ -35,14 +35,15 @@ def pair_up(arguments: Sequence[str]) -> list[Named]:
 
 
 def name_models(models: Sequence[Named]) -> list[str]:
-    """A name for each, no two the same: of its config or file, else of its checkpoint's folder."""
-    paths = [Path(config or checkpoint).with_suffix('') for config, checkpoint in models]
-    repeated = {name for name, count in Counter(path.name for path in paths).items() if count > 1}
+    """A name for each, no two the same: of its config or file, else with folder or suffix."""
+    files = [Path(config or checkpoint) for config, checkpoint in models]
+    counts = Counter(file.stem for file in files)
     names = []
-    for (_, checkpoint), path in zip(models, paths, strict=True):
-        name = path.name
-        if name in repeated and checkpoint:
-            name = f'{Path(checkpoint).parent.name} {Path(checkpoint).stem}'
+    for (_, checkpoint), file in zip(models, files, strict=True):
+        name = file.stem
+        if counts[name] > 1:
+            weights = Path(checkpoint or file).absolute()
+            name = f'{weights.parent.name} {weights.stem}' if checkpoint else file.name
         number = sum(each.partition(' #')[0] == name for each in names) + 1
         names.append(name if number == 1 else f'{name} #{number}')
     return names

@@ -34,6 +34,13 @@ def test_no_two_names_are_the_same():
     assert names == expected
 
 
+def test_exported_files_beside_their_checkpoint_have_their_suffix(tmp_path, monkeypatch):
+    (tmp_path / 'runs').mkdir()
+    monkeypatch.chdir(tmp_path / 'runs')
+    models = [('m.py', 'm.pth'), ('m.xml', None), ('m.onnx', None)]
+    assert name_models(models) == ['runs m', 'm.xml', 'm.onnx']
+
+
 def test_a_checkpoint_brings_its_config(tmp_path, shapes):
     config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
     with pytest.raises(ConfigError, match='CONFIG'):
