@@ -10,7 +10,7 @@ from backbones.errors import ConfigError, in_one_line
 from backbones.files import atomic_write
 from backbones.inference.inputs import find_scheme
 
-# Programs that read a folder of Parquet files leave out names that begin with _ or a dot.
+# Where pandas and Spark read a folder, they leave out names that begin with _ or a dot.
 RUN_FILE, INPUTS_FOLDER = '_run.json', '_inputs'
 
 
