@@ -176,7 +176,8 @@ class Page:
             upload.source = path
             self.uploads[request.session_hash] = upload
             for name, model in self.models.items():
-                upload.predicted[name] = upload.predict(model, f'{name} predicts')
+                if not upload.is_replaced:
+                    upload.predicted[name] = upload.predict(model, f'{name} predicts')
         except InputError as error:
             self.leave(request)
             shutil.rmtree(folder, ignore_errors=True)
@@ -231,6 +232,7 @@ class Page:
         """End the video that runs here for another upload, which :meth:`show` may have begun."""
         upload = self.uploads.get(request.session_hash)
         if upload and path and upload.source != path:
+            upload.is_replaced = True
             upload.stopping.set()
 
     def stop(self, request: gr.Request) -> None:

@@ -56,9 +56,9 @@ class Upload:
     """An image or a video that somebody uploaded; InputError where it cannot be read.
 
     ``megapixels`` limit an image or a frame, larger ones are refused; ``seconds`` a video, which
-    ends there. ``source`` is where a page has it from, ``problem`` what of it is left out,
-    ``predicted`` what the models predict, by their names. Setting ``stopping`` ends
-    :meth:`predict`; for the other models, too, the video ends there.
+    ends there. ``source`` is where a page has it from, ``is_replaced`` whether that shows another,
+    ``problem`` what of it is left out, ``predicted`` what the models predict, by their names.
+    Setting ``stopping`` ends :meth:`predict`; for the other models, too, the video ends there.
     """
 
     def __init__(self, path: Path, megapixels: float, seconds: float) -> None:
@@ -66,6 +66,7 @@ class Upload:
         # Without an end unless one is needed: where a clip ends, audio ends with it.
         self.clip, self.num_frames = Clip(), None
         self.source: str | None = None
+        self.is_replaced = False
         self.problem: str | None = None
         self.predicted: dict[str, Predicted] = {}
         self.stopping = threading.Event()

@@ -24,7 +24,7 @@ class FakeUpload:
     meanwhile_predict = meanwhile_draw = staticmethod(lambda: None)
 
     def __init__(self, path: Path, megapixels: float, seconds: float) -> None:
-        self.path, self.problem, self.predicted = path, None, {}
+        self.path, self.problem, self.predicted, self.is_replaced = path, None, {}, False
         self.stopping = SimpleNamespace(set=lambda: None)
 
     def predict(self, model, title) -> Predicted:
@@ -76,6 +76,14 @@ def test_a_drawing_replaces_the_last(page):
     show(page)
     assert [shown(page, draw(page, score_thr)) for score_thr in (0.3, 0.9)] == [0.3, 0.9]
     assert results(page) == ['photo.zip']
+
+
+@pytest.mark.parametrize(('path', 'expected'), [('other.jpg', 1), (None, 2)])
+def test_an_upload_that_is_replaced_goes_through_no_other_model(path, expected, page, monkeypatch):
+    page.models = {name: page.models['model'] for name in 'ab'}
+    monkeypatch.setattr(FakeUpload, 'meanwhile_predict', lambda _: page.change(path, TAB))
+    show(page)
+    assert len(page.uploads['tab'].predicted) == expected
 
 
 def test_an_upload_that_is_replaced_while_it_is_drawn_empties_nothing(page, monkeypatch):
