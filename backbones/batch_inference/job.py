@@ -18,7 +18,7 @@ from backbones.engine.config import load_config
 from backbones.errors import ConfigError, import_optional, in_one_line
 from backbones.inference.inputs import find_scheme
 from backbones.inference.output import encode_drawing
-from backbones.inference.output_paths import mirrored_path
+from backbones.inference.output_paths import mirrored_path, shorten
 from backbones.inference.predictor import Predictor
 from backbones.inference.reading import Frame
 from backbones.weights import use_safe_loading
@@ -92,12 +92,18 @@ class Worker:
             return
         drawing = self.predictor.inferencer.visualizer.draw(frame.image, frame.prediction)
         suffix, content = encode_drawing(drawing)
-        name = mirrored_path(frame.input.path)
+        name = drawn_name(frame.input.path)
         if frame.stream:
             name = f'{name}/{frame.index:06d}'
         if not name.endswith(suffix):
             name += suffix
         self.destination.write(f'{DRAWN_FOLDER}/{name}', content)
+
+
+def drawn_name(path: str) -> str:
+    """The drawing of an input, from the root on: each process may be started in another folder."""
+    name = mirrored_path(path) if find_scheme(path) else os.path.normpath(f'/{path}').lstrip('/')
+    return shorten(name, path)
 
 
 def fingerprint(model: dict[str, Any], draw: bool) -> dict[str, str]:

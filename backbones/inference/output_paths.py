@@ -68,12 +68,17 @@ def result_stems(paths: Sequence[str]) -> list[str]:
             stem = name
         if is_live(path):
             stem += time.strftime('_%Y-%m-%d_%H-%M-%S')
-        *folders, last = map(os.fsencode, stem.split('/'))
-        short = b'/'.join([*(name[:255] for name in folders), last[:MAX_NAME_BYTES]])
-        if stem in stems or short != os.fsencode(stem):
-            stem = f'{short.decode("utf-8", "ignore")}_{crc32(os.fsencode(path)):08x}'
-        stems[stem] = None
+        stems[shorten(stem, path, is_taken=stem in stems)] = None
     return list(stems)
+
+
+def shorten(stem: str, path: str, is_taken: bool = False) -> str:
+    """The stem, or if file systems do not take it or it is taken, one that only this path has."""
+    *folders, last = map(os.fsencode, stem.split('/'))
+    short = b'/'.join([*(name[:255] for name in folders), last[:MAX_NAME_BYTES]])
+    if is_taken or short != os.fsencode(stem):
+        stem = f'{short.decode("utf-8", "ignore")}_{crc32(os.fsencode(path)):08x}'
+    return stem
 
 
 def mirrored_path(path: str) -> str:

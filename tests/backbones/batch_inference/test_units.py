@@ -247,6 +247,25 @@ def test_what_a_killed_process_left_is_not_read(images, tmp_path):
     assert pyarrow.dataset.dataset(out, format='parquet').to_table().num_rows == 1
 
 
+def test_drawings_have_names_that_files_can_have(tmp_path, monkeypatch):
+    """Those that paths have in a Parquet file too, and the same wherever a process was started."""
+    from backbones.batch_inference.job import drawn_name
+
+    signed = f'https://bucket.host/photos/a.jpg?Signature={"x" * 300}'
+    paths = [signed, f'{signed}y', str(tmp_path / 'in/a.jpg'), 'b.jpg', '../../c.jpg', 'd' * 240]
+    (tmp_path / 'in').mkdir()
+    names = []
+    for folder in (tmp_path, tmp_path / 'in'):
+        monkeypatch.chdir(folder)
+        names.append([drawn_name(path) for path in paths])
+    assert names[0] == names[1]
+    assert names[0][2:5] == [str(tmp_path / 'in/a.jpg')[1:], 'b.jpg', 'c.jpg']
+    destination = Destination(str(tmp_path / 'out'))
+    for name in names[0]:
+        destination.write(f'_drawn/{name}.jpg', b'')
+    assert len(list((tmp_path / 'out/_drawn').rglob('*.jpg'))) == len(paths)
+
+
 def test_a_worker_writes_each_unit_once(images, tmp_path, out, shapes):
     """Without Ray: images from a Parquet file, and what a retry finds."""
     from trained_tiny import write_trained
