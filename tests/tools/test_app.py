@@ -280,4 +280,4 @@ def test_it_ends_while_a_model_runs(page, folder):
     page.reload()
     page.get_by_text('Score threshold').wait_for()
     upload(page, folder / 'slow.png')
-    page.get_by_text(re.compile('processing|predicts')).first.wait_for()
+    page.get_by_text(re.compile('processing|frames')).first.wait_for()
