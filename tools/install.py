@@ -232,7 +232,9 @@ class Installation:
         wanted = self.torch_to_install()
         if wanted is None:
             print(f'Keeping torch {self.version("torch")}.', flush=True)
-            wanted = self.state.get('torch', '')
+            # One that the user put there since the last run is no longer our choice.
+            same = self.state.get('versions', {}).get('torch') == self.version('torch')
+            wanted = self.state.get('torch', '') if same else ''
         else:
             requirement = shlex.split(wanted)
             if self.version('torch'):

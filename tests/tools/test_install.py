@@ -162,6 +162,17 @@ def test_mmcv_follows_torch(run: Callable, pip: FakePip, checkout: Path) -> None
     assert 'torch==2.6.0' in limits and 'torch==2.13.0' not in limits
 
 
+def test_a_torch_that_the_user_installed_stays_when_the_pin_moves(
+    run: Callable, pip: FakePip, checkout: Path
+) -> None:
+    run()
+    pip.put('torch', '2.9.0+cu126')  # by hand
+    run()
+    file = checkout / 'requirements' / 'constraints.txt'
+    file.write_text(file.read_text().replace('torch==2.13.0', 'torch==2.13.1'))
+    assert not [title for title in run() if TORCH in title]
+
+
 @pytest.mark.parametrize(
     ('torch', 'standard'), [('2.13.1', 17), ('2.14.0', 20), ('2.9.0', 17), ('2.20.0+cu130', 20)]
 )
