@@ -47,7 +47,7 @@ def name_classes(config: Config, splits: Sequence[str]) -> tuple[str, ...]:
     chosen = config.get('classes')
     if chosen is None:
         chosen = next(filter(None, (d.get('metainfo', {}).get('classes') for d in datasets)), None)
-    names = class_list(chosen) if chosen is not None else known_classes(datasets[0])
+    names = class_list(chosen) if chosen is not None else next(map(known_classes, datasets), ())
     if config.default_scope == 'mmseg':
         for dataset in datasets:
             check_metainfo(dataset, names)

@@ -199,6 +199,8 @@ def write_files(
     names = {name: choice.to_json() for name, choice in files.items()}
     content = dict(files=names, size=setting.size, **identify(config))
     description = json.dumps(content, indent=2)
+    # Only now: the networks are identified by the config without the classes that this sets there.
+    options = with_classes(config, options)
     networks, table = folder / NETWORKS_NAME, folder / CSV_NAME
     if networks.is_file() and networks.read_text() != description:
         raise ConfigError(f'{folder} has files of other networks: write to a new folder')

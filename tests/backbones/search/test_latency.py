@@ -182,6 +182,29 @@ def test_a_folder_of_files_is_completed_and_keeps_what_was_filled_in(
         write_files(config, other, folder, size=(64, 96), number=10)
 
 
+NO_DATA = {f'{split}_dataloader': None for split in ('train', 'val', 'test')}
+
+
+@pytest.mark.parametrize(('options', 'classes'), [({}, 6), (NO_DATA, 80)])
+def test_heads_of_files_have_the_classes_of_the_data(
+    tiny_config, tmp_path, monkeypatch, options, classes
+):
+    counts = []
+
+    def export(candidate, model, setting, path):
+        counts.append(model.bbox_head.num_classes)
+        path.write_text('')
+
+    monkeypatch.setattr(measurements, 'export_model', export)
+    monkeypatch.setattr(measurements, 'check_packages', lambda suffix: None)
+    config, options = str(tiny_config('retinanet')), {'search': {}, **options}
+    table = write_files(config, options, tmp_path / 'phone', size=(64, 64), number=10)
+    assert counts == [classes] * 10
+    # No milliseconds were filled in, but it is the table of this config.
+    with pytest.raises(ConfigError, match='line 2'):
+        read_measurements(table, load_config(config, options))
+
+
 def test_measuring_compares_all_groups_with_one_network(tiny_config, tmp_path, monkeypatch):
     """A machine that is three times as slow in the second group changes nothing."""
     config, options = str(tiny_config('fpn')), {'search': dict(necks=(8, 16))}
