@@ -87,7 +87,11 @@ def command_that_helps(first: str, versions: dict[str, str], own: bool) -> str:
         return 'make install    (or, in an environment of your own: see docs/install.md)'
     if first == 'backbones':
         return f'{pip} install --no-deps -e {ROOT}'
-    maintained, original, version = LINES.get(first, ('', '', ''))
+    if first == 'torch':
+        return 'install torch again, in a build that fits your machine: see pytorch.org'
+    if first == 'pip check':
+        return f'{pip} check    (lists what conflicts; all that this project needs can be imported)'
+    maintained, original, version = LINES[first]
     has_original = any(name in versions for _, name, _ in LINES.values())
     name, version = (original, version) if has_original else (maintained, versions.get(maintained))
     wanted = f'{name}=={version}' if version else name
@@ -96,7 +100,7 @@ def command_that_helps(first: str, versions: dict[str, str], own: bool) -> str:
             f'{pip} install -r requirements/build.txt && MMCV_WITH_OPS=1 {pip} install --no-deps '
             f'--force-reinstall --no-build-isolation --no-cache-dir --no-binary {name} {wanted}'
         )
-    if has_original and name:
+    if has_original:
         return f'{pip} install {wanted}'
     return f'{pip} install --no-build-isolation -r requirements/runtime.txt'
 

@@ -51,12 +51,17 @@ def test_nothing_installed(tmp_path: Path) -> None:
         ('backbones', MAINTAINED, False, ['install --no-deps -e']),
         ('two lines', {**MAINTAINED, **ORIGINAL}, False, ['uninstall', 'onedl-mmcv mmcv']),
         ('torch', {}, False, ['make install']),
+        ('torch', ORIGINAL, False, ['pytorch.org']),
+        ('pip check', ORIGINAL, False, ['pip check']),
+        ('pip check', MAINTAINED, False, ['pip check']),
     ],
 )
 def test_command_that_helps(broken: str, versions: dict, own: bool, words: list[str]) -> None:
     command = command_that_helps(broken, versions, own)
     for word in words:
         assert word in command
+    # It lists the maintained line, which overwrites the original one.
+    assert versions is not ORIGINAL or 'runtime.txt' not in command
 
 
 @pytest.mark.parametrize(
