@@ -168,7 +168,8 @@ def latency(args: argparse.Namespace) -> None:
         setting = Setting(
             backend=backend,
             size=args.size or DEFAULT_SIZES[config.default_scope],
-            device=str(choose_device(args.device)),
+            # OpenVINO runs on no GPU that torch can see.
+            device=str(choose_device(args.device or ('cpu' if backend == 'openvino' else None))),
             threads=args.threads or default_threads(),
         )
         counts = (number, args.held_out, args.rounds, args.seconds)

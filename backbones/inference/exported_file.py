@@ -209,6 +209,8 @@ def onnx_providers(runtime: Any, device: str | None) -> list:
 
 def open_openvino(path: Path, device: str | None, threads: int, amp: bool) -> Runner:
     """A runner that uses OpenVINO."""
+    if (device or '').startswith('cuda'):
+        raise ConfigError(f'{path} cannot be run on {device}: OpenVINO needs --device cpu')
     openvino = import_optional('openvino', str(path))
     core = openvino.Core()
     settings = {'PERFORMANCE_HINT': 'LATENCY'}

@@ -2,6 +2,11 @@
 
 import json
 
+import pytest
+import search
+
+from backbones.errors import ConfigError
+
 SEARCH = 'search = dict(necks=(8, 16))\n'
 QUICK = ('--size', '64x96', '--rounds', 1, '--seconds', 0, '--networks', 10, '--held-out', 2)
 
@@ -16,3 +21,16 @@ def test_latency_is_measured_and_predicted(run_tool, tiny_config, tmp_path):
     assert model['setting']['size'] == [64, 96]
     assert all(name in done.stdout for name in ('smallest', 'largest', 'tau', str(file.name)))
     assert not log.exists()
+
+
+@pytest.mark.parametrize(('backend', 'device'), [('torch', 'cuda:0'), ('openvino', 'cpu')])
+def test_openvino_is_measured_on_the_cpu_of_a_machine_with_a_gpu(
+    call_tool, tiny_config, monkeypatch, backend, device
+):
+    def measure(config, options, setting, *counts):
+        raise ConfigError(f'on {setting.device}')
+
+    monkeypatch.setattr(search, 'choose_device', lambda name: name or 'cuda:0')
+    monkeypatch.setattr(search, 'measure_latency', measure)
+    command = ('search.py', 'latency', tiny_config('fpn', SEARCH), '--backend', backend)
+    assert call_tool(*command) == (1, f'\nerror: on {device}\n')

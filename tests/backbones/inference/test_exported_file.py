@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backbones.errors import ExportError
+from backbones.errors import ConfigError, ExportError
 from backbones.inference import exported_file
 from backbones.inference.exported_file import Description, Runner, open_exported, read_description
 
@@ -92,6 +92,12 @@ def test_threads_are_those_of_the_environment(monkeypatch, tmp_path):
         with pytest.raises(ExportError, match='enough'):
             open_exported(tmp_path / 'a.onnx', 'cpu', given)
     assert threads == [2, 3, 0, 4, 0]
+
+
+def test_openvino_is_not_asked_for_a_gpu_of_torch(tmp_path):
+    (tmp_path / 'a.xml').touch()
+    with pytest.raises(ConfigError, match='--device cpu'):
+        open_exported(tmp_path / 'a.xml', 'cuda:0')
 
 
 def test_a_file_is_closed_with_its_last_use(monkeypatch):
