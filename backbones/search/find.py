@@ -17,6 +17,7 @@ from .evaluate import Evaluator, load_supernet
 from .front import Network, format_front, make_front, write_front
 from .holdout import prepare_holdout
 from .latency import HIGH_ERROR, LatencyModel, find_latency
+from .measurements import check_setting
 from .measurements import measure as measure_networks
 from .methods import METHODS, Search
 from .space import Choice, search_options
@@ -42,6 +43,8 @@ def find_networks(config: Config, args: Namespace) -> str | None:
         model = read_model()
         if model and model.error > HIGH_ERROR:
             print(f'warning: latency is predicted with a mean error of {model.error:.0%}')
+        if args.measures and model and model.setting:
+            check_setting(model.setting)
         prepare_holdout(config)
 
     config = prepare_on_first(config, prepare)

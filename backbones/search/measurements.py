@@ -25,6 +25,7 @@ from backbones.errors import ConfigError, DataError
 from backbones.export.export import staged
 from backbones.export.formats import check_packages
 from backbones.files import atomic_write
+from backbones.inference.model import choose_device
 from backbones.inference.run import progress_bar
 
 from .evaluate import append_record, read_records
@@ -155,6 +156,16 @@ def measure(
             bar.update(0.5 * len(group))
     reference_ms = median(record['reference_ms'] for record in records.values())
     return [records[choice.to_json()]['ratio'] * reference_ms for choice in choices]
+
+
+def check_setting(setting: Setting) -> None:
+    """Raise ConfigError where networks cannot be measured again here as they were."""
+    try:
+        choose_device(setting.device)
+        if setting.backend in SUFFIXES:
+            check_packages(SUFFIXES[setting.backend])
+    except ConfigError as error:
+        raise ConfigError(f'{error}. Without measuring again here: --no-measure') from error
 
 
 def with_classes(config: Config, options: dict[str, Any]) -> dict[str, Any]:
