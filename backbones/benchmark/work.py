@@ -19,6 +19,7 @@ from backbones.engine.amp import features_in_bfloat16, inference_precision
 from backbones.export.check import make_sample, photograph
 from backbones.export.exportable import exportable, is_segmentor
 from backbones.inference.cuda_graphs import Recorded, use_cuda_graphs
+from backbones.inference.exported_file import RUNNABLE
 from backbones.inference.masks import keep_masks_small
 from backbones.inference.seg_maps import keep_logits_small, predict_logits, seg_map_of
 
@@ -207,7 +208,8 @@ def export_model(candidate: Candidate, model: nn.Module, setting: Setting, path:
         deploy=setting.deploy,
     )
     description = describe(candidate.load(), model, options, candidate.name, (), None)
-    traceable = model.backbone if is_backbone else exportable(model)
+    open_sizes = path.suffix in RUNNABLE
+    traceable = model.backbone if is_backbone else exportable(model, open_sizes=open_sizes)
     write(switch_to_deploy(traceable) if setting.deploy else traceable, path, description)
 
 

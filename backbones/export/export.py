@@ -89,11 +89,6 @@ def export(
     open_sizes = out.suffix in RUNNABLE
     traceable = exportable(model, options.logits, options.backbone_only, open_sizes)
     description = describe(cfg, model, options, Path(config).stem, classes, palette)
-    if out.suffix == '.mlpackage' and description.task == 'detection':
-        raise ExportError(
-            '.mlpackage holds segmentors, and the backbone of a detector with --backbone-only: '
-            'Core ML has no operators for what comes after it'
-        )
     if options.deploy:
         traceable = switch_to_deploy(traceable)
     for transform in description.missing_transforms:

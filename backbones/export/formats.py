@@ -50,6 +50,11 @@ def write(model: nn.Module, path: Path, description: Description) -> None:
 
     Raises ExportError where torch or the format's own converter refuses.
     """
+    if path.suffix == '.mlpackage' and description.task == 'detection':
+        raise ExportError(
+            '.mlpackage holds segmentors, and the backbone of a detector with --backbone-only: '
+            'Core ML has no operators for what comes after it'
+        )
     try:
         with warnings.catch_warnings():
             # torch and the converters warn about each other's deprecated functions.

@@ -12,10 +12,13 @@ import torch
 from exporting import needs_export
 from mmengine.registry import MODELS
 
+from backbones.benchmark.candidates import Candidate
+from backbones.benchmark.work import Setting, export_model
 from backbones.data.classes import set_classes
 from backbones.engine.config import fit_to_device, load_config
 from backbones.errors import ExportError
 from backbones.export import export as export_module
+from backbones.export import formats
 from backbones.export.check import example_image
 from backbones.export.export import Options, export
 from backbones.export.exportable import exportable
@@ -217,6 +220,18 @@ def test_a_core_ml_package_is_written_and_says_that_it_was_not_compared(exported
     model = coremltools.models.MLModel(str(made.path), skip_model_load=True)
     assert model.get_spec().description.input[0].type.WhichOneof('Type') == 'imageType'
     assert json.loads(model.user_defined_metadata[METADATA_KEY])['task'] == 'segmentation'
+
+
+def test_what_a_search_writes_for_core_ml_has_no_shapes_that_depend_on_values(
+    tiny_model, tmp_path, monkeypatch
+):
+    pytest.importorskip('coremltools')
+    programs = []
+    monkeypatch.setattr(formats, 'write_core_ml', lambda program, *_: programs.append(program))
+    candidate = Candidate(tiny_model('fpn').config)
+    path = tmp_path / 'a.mlpackage'
+    export_model(candidate, candidate.build(), Setting(size=(64, 64)), path)
+    assert 'conv2d' in str(programs[0].graph) and 'nonzero' not in str(programs[0].graph)
 
 
 def test_where_results_differ_no_file_is_left(tmp_path, exported, monkeypatch):
