@@ -26,7 +26,7 @@ from backbones.data.classes import set_classes
 from backbones.data.config_datasets import build_images, datasets_of
 from backbones.data.skip_bad import guard
 from backbones.engine.metrics import is_number
-from backbones.errors import ExportError, import_optional
+from backbones.errors import ConfigError, ExportError, import_optional
 from backbones.inference.exported_file import INPUT_NAME, Description, open_exported
 from backbones.inference.testing import use_inferencer
 
@@ -58,6 +58,9 @@ def check_data(config: Config) -> None:
     calibrated on."""
     if config.get('val_dataloader') and config.get('val_evaluator'):
         config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
+    for key in ('train_dataloader', 'test_dataloader', 'test_evaluator'):
+        if not config.get(key):
+            raise ConfigError(f'--int8 needs training and validation data: the config has no {key}')
     set_classes(config, ('train', 'test'), keep_files=True)
     refuse_errors(config, ('test',))
     training_images(config)

@@ -234,6 +234,17 @@ def test_what_a_search_writes_for_core_ml_has_no_shapes_that_depend_on_values(
     assert 'conv2d' in str(programs[0].graph) and 'nonzero' not in str(programs[0].graph)
 
 
+def test_a_config_of_a_model_alone_is_enough(tmp_path, exported, monkeypatch):
+    written = exported('fixed')
+    monkeypatch.setattr(
+        export_module, 'write', lambda model, path, description: shutil.copy(written.path, path)
+    )
+    out, parts = tmp_path / 'a.onnx', ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    without = {'test_pipeline': [], **dict.fromkeys(parts)}
+    export(written.tiny.config, written.tiny.checkpoint, out, Options(), without)
+    assert out.is_file()
+
+
 def test_where_results_differ_no_file_is_left(tmp_path, exported, monkeypatch):
     written = exported('fixed')
     open_exported = export_module.open_exported

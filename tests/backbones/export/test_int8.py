@@ -13,7 +13,7 @@ from exporting import FEWER_BLOCKS, needs_export
 from tool_process import TOOLS, run_tool
 from trained_tiny import write_trained
 
-from backbones.errors import DataError, ExportError
+from backbones.errors import ConfigError, DataError, ExportError
 from backbones.export import export as export_module
 from backbones.export.export import Options, export
 from backbones.inference.exported_file import ExportedModel
@@ -167,6 +167,13 @@ def test_missing_data_are_found_before_anything_is_written(
     options = Options(int8=True), missing, lambda line: None
     with pytest.raises((DataError, FileNotFoundError), match='nowhere'):
         export(*model_of(task), tmp_path / 'a.onnx', *options)
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_a_config_without_data_is_refused(split, model_of, tmp_path):
+    parts = [f'{split}_dataloader', *(['test_dataloader'] if split == 'val' else [])]
+    with pytest.raises(ConfigError, match='--int8'):
+        export(*model_of('fpn'), tmp_path / 'a.onnx', Options(int8=True), dict.fromkeys(parts))
 
 
 def test_what_cannot_be_quantized(tmp_path):
