@@ -55,8 +55,8 @@ def take_network(
     choice = Choice.from_json(json.dumps(member['choice']))
     if choice not in evaluator.known:
         raise ConfigError(
-            f'{source} is not the checkpoint that {found} was made with: give that one, or search '
-            'again'
+            f'{found} was made with another checkpoint than {source}, or other --cfg-options or '
+            '--skip-bad: give what `find` was given, or search again'
         )
     milliseconds = member['measured_ms'] or member['latency_ms']
     latency = f', {milliseconds:.1f} ms' if milliseconds else ''

@@ -101,7 +101,7 @@ def test_a_taken_network_is_an_ordinary_one(folder):
     for command, problem in (
         ((*take, *number, *out), '--out'),
         ((*take, '--number', 99, '--out', 'other.py'), '--number'),
-        ((*other, *number, '--out', 'other.py'), 'search again'),
+        ((*other, *number, '--out', 'other.py'), '--cfg-options'),
     ):
         done = run_tool(folder, *command)
         assert done.returncode == 1 and problem in done.stderr
