@@ -17,6 +17,7 @@ import cv2
 import torch
 
 from backbones.errors import in_one_line
+from backbones.inference.exported_file import omp_threads
 
 from .candidates import OURS, Group
 from .measure import Timed, count_macs, measure_in_turns, peak_memory, synchronizer
@@ -126,7 +127,7 @@ def figures(timed: Timed, first: Timed, batch: int) -> dict[str, Any]:
 
 def default_threads() -> int:
     """OMP_NUM_THREADS where it is set, else the physical cores that this process may use."""
-    return int(os.environ.get('OMP_NUM_THREADS') or 0) or len(one_cpu_per_core())
+    return omp_threads() or len(one_cpu_per_core())
 
 
 def one_cpu_per_core() -> list[int]:

@@ -141,6 +141,13 @@ def is_exported(path: str | os.PathLike) -> bool:
     return Path(path).suffix in (*RUNNABLE, '.mlpackage')
 
 
+def omp_threads() -> int:
+    """What OMP_NUM_THREADS says, 0 where it says nothing."""
+    # 4,2 are 4 threads, and 2 for each of those that start some; OpenMP ignores a word.
+    own = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0].strip()
+    return int(own) if own.isdecimal() else 0
+
+
 def open_exported(
     path: str | os.PathLike,
     device: str | None = None,
@@ -155,9 +162,7 @@ def open_exported(
     ``amp`` is for .xml: bfloat16 or float16 where OpenVINO chooses so.
     """
     path = Path(path)
-    # 4,2 are 4 threads, and 2 for each of those that start some; OpenMP ignores a word.
-    own = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0].strip()
-    threads = threads or (int(own) if own.isdecimal() else 0)
+    threads = threads or omp_threads()
     if path.suffix not in RUNNABLE:
         raise ExportError(f'{path} cannot be run here: {", ".join(RUNNABLE)} can be')
     if not path.is_file():

@@ -158,6 +158,13 @@ def test_compiling_freezes_the_weights(monkeypatch):
     assert counters['inductor']['mkldnn_conv_weight_pack_matcher_count'] == 1
 
 
+def test_threads_are_those_of_the_environment_or_the_cores(monkeypatch):
+    monkeypatch.setattr(benchmarking, 'one_cpu_per_core', lambda: [0, 2, 4])
+    for value, threads in (('2', 2), ('', 3), ('4,2', 4), ('auto', 3)):
+        monkeypatch.setenv('OMP_NUM_THREADS', value)
+        assert benchmarking.default_threads() == threads
+
+
 def test_counts_s2_as_the_paper_does():
     """1.25 G at 224x224 with the classifiers, two because of distillation (Table 2)."""
     holder = torch.nn.Module()
