@@ -150,6 +150,8 @@ def check_request(out: Path, options: Options) -> None:
             )
         if out.suffix == '.xml':
             import_nncf()
+    if options.logits and options.backbone_only:
+        raise ExportError('--backbone-only gives feature maps, and no --logits')
     if options.dynamic and options.size:
         raise ExportError('a file is for one size or, with --dynamic, for any: not both')
     if out.suffix == '.mlpackage' and (options.dynamic or options.batch is None):

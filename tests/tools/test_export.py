@@ -39,6 +39,7 @@ def run_export(call_tool, retinanet, tmp_path):
         ('model.mlpackage', ('--dynamic',), 'fixed size'),
         ('model.mlpackage', (), '--backbone-only'),
         ('model.onnx', ('--logits',), 'this is a detector'),
+        ('model.onnx', ('--logits', '--backbone-only'), 'feature maps'),
         ('model.onnx', ('--image', 'none.jpg'), 'there is no image none.jpg'),
         (
             'model.onnx',
