@@ -97,7 +97,10 @@ def import_optional(package: str, purpose: str, requirements: str = 'export') ->
     try:
         return import_module(package)
     except (ImportError, OSError) as error:
+        wanted = f'-r requirements/{requirements}.txt'
+        if requirements == 'runtime':
+            # It lists OpenMMLab too, of which this environment may have the other line.
+            wanted = package.partition('.')[0]
         raise ConfigError(
-            f'{purpose} needs the package {package}: '
-            f'pip install -r requirements/{requirements}.txt ({in_one_line(error)})'
+            f'{purpose} needs the package {package}: pip install {wanted} ({in_one_line(error)})'
         ) from error

@@ -30,6 +30,7 @@ CHECKS = {
     'mmdet': 'import mmdet',
     'mmseg': 'import mmseg',
     'backbones': 'import backbones; print(backbones.__path__[0])',
+    'tools': 'import av, fsspec, huggingface_hub, jinja2, pycocotools, safetensors, scipy, tqdm',
     'pip check': None,
 }
 # The maintained line and the original line of OpenMMLab install into the same folders; the versions
@@ -87,6 +88,8 @@ def command_that_helps(first: str, versions: dict[str, str], own: bool) -> str:
         return 'make install    (or, in an environment of your own: see docs/install.md)'
     if first == 'backbones':
         return f'{pip} install --no-deps -e {ROOT}'
+    if first == 'tools':
+        return f'{pip} install -e {shlex.quote(f"{ROOT}[tools]")}'
     if first == 'torch':
         return 'install torch again, in a build that fits your machine: see pytorch.org'
     if first == 'pip check':

@@ -6,6 +6,7 @@ import warnings
 from argparse import Namespace
 from contextlib import redirect_stdout
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -129,7 +130,9 @@ def keep_best_checkpoint(config: Config) -> None:
 
 
 def log_to_tensorboard(config: Config) -> None:
-    """Add TensorBoard to the places that a config logs to."""
+    """Add TensorBoard, where it is installed, to the places that a config logs to."""
+    if find_spec('tensorboard') is None:
+        return
     visualizer = config.setdefault('visualizer', ConfigDict(type='Visualizer'))
     backends = visualizer.get('vis_backends') or [ConfigDict(type='LocalVisBackend')]
     if not any('Tensorboard' in str(backend.type) for backend in backends):

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import pickle
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from tool_process import Started
 from web import Handler, Server, serve
 
 from backbones import CheckpointError, EfficientFormerV2, trust_checkpoints, weights
+from backbones.errors import ConfigError
 from backbones.weights import encode_checkpoint, load_checkpoint, read_checkpoint
 
 NAME = 'efficientformerv2_s0.snap_dist_in1k'
@@ -382,6 +384,17 @@ def test_a_missing_page_or_an_interrupted_download_leaves_nothing(suffix, server
     assert not cached_files(tmp_path)
     server.pages[f'/a{suffix}'] = content
     load_checkpoint(url)
+
+
+@pytest.mark.parametrize('name', ['huggingface_hub', 'safetensors'])
+def test_a_missing_package_is_installed_by_itself(name, tmp_path, monkeypatch):
+    """Not with requirements/runtime.txt, whose OpenMMLab would overwrite the original line."""
+    path = tmp_path / 'a.safetensors'
+    path.write_bytes(encode_checkpoint(TENSORS, {}, '.safetensors'))
+    monkeypatch.setitem(sys.modules, name, None)
+    source = f'timm://{NAME}' if name == 'huggingface_hub' else str(path)
+    with pytest.raises(ConfigError, match=f'pip install {name} '):
+        read_checkpoint(source)
 
 
 # In a process of its own, for huggingface_hub reads its settings when it is imported.

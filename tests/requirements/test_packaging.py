@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from doctor import LINES
 from mmengine.registry import MODELS
 from packaging.requirements import Requirement
 
@@ -78,7 +79,7 @@ def test_extras_have_the_bounds_of_the_requirements():
     }
     for name in ('export', 'int8', 'search', 'scale', 'app', 'tracking'):
         assert extras[name] == required[name]
-    own = Requirement(f'{project["name"]}[hub,video,export,int8,search,scale,app,tracking]')
-    for extra in ('hub', 'video', 'all'):
-        assert extras[extra] - {own} <= required['runtime']
-    assert own in extras['all']
+    theirs = {'torch', *(maintained for maintained, _, _ in LINES.values())}
+    assert extras['tools'] == {each for each in required['runtime'] if each.name not in theirs}
+    all_others = 'tools,export,int8,search,scale,app,tracking'
+    assert extras['all'] == {Requirement(f'{project["name"]}[{all_others}]')}

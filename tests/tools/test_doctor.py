@@ -23,12 +23,14 @@ def run(script: Path, first_on_path: Path, python: object = sys.executable) -> t
 def test_broken_modules_are_named(tmp_path: Path) -> None:
     (tmp_path / 'mmcv.py').write_text("raise ImportError('_ext.so: undefined symbol: _ZN2at4_ops')")
     (tmp_path / 'mmseg.py').write_text('import os; os.abort()')
+    (tmp_path / 'pycocotools.py').write_text('raise ImportError')
     code, output, _ = run(ROOT / 'tools' / 'doctor.py', tmp_path)
     assert code == 1
     rows = {line.split()[1]: line for line in output.splitlines() if len(line.split()) > 2}
     assert rows['torch'].startswith('ok')
     assert rows['mmcv'].startswith('FAIL') and 'undefined symbol' in rows['mmcv']
     assert rows['mmseg'].startswith('FAIL') and 'ends the interpreter' in rows['mmseg']
+    assert rows['tools'].startswith('FAIL')
     assert 'MMCV_WITH_OPS=1' in output or '--repair' in output
 
 
@@ -49,6 +51,7 @@ def test_nothing_installed(tmp_path: Path) -> None:
         ('mmdet', ORIGINAL, False, [' mmdet==3.3.0']),
         ('mmdet', MAINTAINED, False, ['requirements/runtime.txt']),
         ('backbones', MAINTAINED, False, ['install --no-deps -e']),
+        ('tools', ORIGINAL, False, ['install -e', '[tools]']),
         ('two lines', {**MAINTAINED, **ORIGINAL}, False, ['uninstall', 'onedl-mmcv mmcv']),
         ('torch', {}, False, ['make install']),
         ('torch', ORIGINAL, False, ['pytorch.org']),

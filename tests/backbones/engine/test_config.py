@@ -1,10 +1,12 @@
 """Fitting a config to the machine that it runs on."""
 
+import sys
+
 import pytest
 import torch
 from mmengine.config import Config
 
-from backbones.engine.config import fit_to_device
+from backbones.engine.config import fit_to_device, log_to_tensorboard
 
 
 @pytest.mark.parametrize('has_gpu', [False, True])
@@ -36,3 +38,13 @@ def test_mixed_precision_is_that_of_the_device(has_gpu, given, expected, monkeyp
     config = Config(dict(model={}, optim_wrapper=given))
     fit_to_device(config)
     assert config.optim_wrapper == expected
+
+
+@pytest.mark.parametrize('is_installed', [True, False])
+def test_runs_log_to_tensorboard_where_it_is_installed(is_installed, monkeypatch):
+    if not is_installed:
+        monkeypatch.setitem(sys.modules, 'tensorboard', None)
+    config = Config()
+    log_to_tensorboard(config)
+    backends = [each.type for each in config.get('visualizer', {}).get('vis_backends', [])]
+    assert backends == is_installed * ['LocalVisBackend', 'TensorboardVisBackend']
