@@ -137,6 +137,11 @@ def test_the_readmes_configs_put_the_backbone_under_models_of_theirs(library, tm
     path.write_text(text)
     config = load_config(str(path))
     model = build_from_nothing(config).eval()
+    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    assert isinstance(optimizer, torch.optim.AdamW)
+    # UPerNet's schedule ends at a learning rate that is as high as AdamW begins with.
+    last = config.param_scheduler[-1]
+    assert last.get('eta_min', 0) < 0.1 * optimizer.defaults['lr']
     with torch.no_grad():
         result = model.test_step(sample_of(config.default_scope, 61, 90))[0]
     assert result.ori_shape == (61, 90)
