@@ -22,7 +22,7 @@ help: ## Show this text
 	@echo '  PYTHON       what .venv is made with, 3.10 or later     (make install PYTHON=python3.12)'
 	@echo '  TASK         of the demo: fpn, mask_rcnn, retinanet, search   (make demo TASK=mask_rcnn)'
 	@echo '  WHEELHOUSE   folder of ready wheels, of mmcv say        (make install WHEELHOUSE=~/wheels)'
-	@echo "  TORCH        another torch, with pip's options          (make install TORCH='torch==2.6.0 --index-url URL')"
+	@echo "  TORCH        another torch, with pip's options          (make install TORCH='torch==2.13.0 --index-url URL')"
 
 install: ## Make .venv and install what is missing there
 	@$(PYTHON) tools/install.py

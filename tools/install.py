@@ -374,7 +374,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description='Make .venv and install what is missing there.',
         epilog='Variables: WHEELHOUSE, a folder of ready wheels, and TORCH, another torch with '
-        "options of pip: 'torch==2.6.0 --index-url URL'.",
+        "options of pip: 'torch==2.13.0 --index-url URL'.",
     )
     parser.add_argument(
         '--oldest', action='store_true', help='make .venv-oldest with the lowest versions'
