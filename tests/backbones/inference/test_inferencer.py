@@ -1,5 +1,6 @@
 """From Python: the same predictions as mmdet's and mmseg's own inference, for any input."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -261,3 +262,11 @@ def test_the_example_of_the_docs(tmp_path, shapes, monkeypatch):
     assert sorted(path.name for path in Path('drawn').iterdir()) == [
         *('drive_000000.jpg', 'drive_000001.jpg', 'drive_000002.jpg', 'street_000000.jpg')
     ]
+
+
+def test_the_documentation_has_the_signature():
+    text = (ROOT / 'docs' / 'inference.md').read_text(encoding='utf-8')
+    (written,) = re.findall(r'`Inferencer\((config[^`]*?)\)`', text)
+    parameters = list(inspect.signature(Inferencer).parameters.values())
+    bare = [each.replace(annotation=each.empty) for each in parameters]
+    assert f'({" ".join(written.split())})' == str(inspect.Signature(bare))
