@@ -35,7 +35,7 @@ EXAMPLES = """\
 examples:
   python tools/app.py seg_configs/fpn_effv2_s2.py fpn_s2.pth
       a page at http://127.0.0.1:7860
-  python tools/app.py work_dirs/a/best_mIoU.pth work_dirs/b/best_mIoU.pth
+  python tools/app.py work_dirs/a/best_mIoU_iter_9000.pth work_dirs/b/best_mIoU_iter_8000.pth
       two trainings side by side
   python tools/app.py mask_rcnn.py mask_rcnn.pth mask_rcnn.xml mask_rcnn.onnx --score-thr 0.5
       a checkpoint beside what it was exported to

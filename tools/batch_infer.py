@@ -96,7 +96,7 @@ def parse_args() -> argparse.Namespace:
         '--gpus-per-actor',
         type=number(0, 64),
         metavar='N',
-        help='GPUs of each; 0.5 for two on one GPU (default: 1 where there are GPUs)',
+        help='GPUs of each; 0.5 for two on one GPU (default: 1 where there are GPUs; .xml: none)',
     )
     parser.add_argument(
         '--every', type=positive, default=1, metavar='N', help='every Nth frame of videos'

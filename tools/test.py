@@ -72,7 +72,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--tta',
         action='store_true',
-        help="average over flips, and over the sizes of the config's tta_pipeline",
+        help="also predict flipped images, and in the sizes of the config's tta_pipeline; average "
+        "a segmentor's logits, join a detector's boxes",
     )
     parser.add_argument(
         '--amp', action='store_true', help='of an exported .xml only: mixed precision'
