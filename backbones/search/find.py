@@ -94,8 +94,7 @@ def find_networks(config: Config, args: Namespace) -> str | None:
     if model:
         front.notes.append(
             'Latency of a whole network on one image, predicted from '
-            f'{model.setting.backend if model.setting else "measurements.csv"} with a mean error '
-            f'of {model.error:.1%}; measured: again, here.'
+            f'{model.source} with a mean error of {model.error:.1%}; measured: again, here.'
         )
     if front.off_pace:
         # Or the next search would take them from there.

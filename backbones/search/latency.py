@@ -60,6 +60,13 @@ class LatencyModel:
         terms = terms_of(self.space, choice, self.padding)
         return sum(self.coefficients[name] * value for name, value in terms.items())
 
+    @property
+    def source(self) -> str:
+        """What ran the networks that were measured, and the size of its images."""
+        if self.setting is None:
+            return 'measurements.csv'
+        return '{} at {}x{}'.format(self.setting.backend, *self.setting.size)
+
     def save(self, path: Path, config: Config, measured: dict[Choice, float]) -> None:
         """Write it as JSON, with the networks that were measured and the machine they ran on."""
         setting = self.setting
@@ -217,8 +224,9 @@ def format_latency(model: LatencyModel, measured: dict[Choice, float], number: i
         both = (model.predict(choice), measured[choice])
         rows.append((names[choice], *(f'{ms:.2f} ms' for ms in both)))
     figures = "error {:.1%}, Kendall's tau {:.3f}".format
-    text = f'\nfitted to {number} networks; on those that a fit has not seen, in {NUM_FOLDS}-fold '
-    lines = [format_rows(rows), f'{text}cross-validation: {figures(model.error, model.tau)}']
+    text = f'\n{model.source}, fitted to {number} networks; on those that a fit has not seen, in '
+    text += f'{NUM_FOLDS}-fold cross-validation: {figures(model.error, model.tau)}'
+    lines = [format_rows(rows), text]
     if others := list(measured)[number:]:
         predicted = [model.predict(choice) for choice in others]
         found = compare(predicted, [measured[choice] for choice in others])

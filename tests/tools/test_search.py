@@ -19,7 +19,8 @@ def test_latency_is_measured_and_predicted(run_tool, tiny_config, tmp_path):
     model = json.loads(file.read_text())
     assert len(model['networks']) == 12 and all(each['ms'] > 0 for each in model['networks'])
     assert model['setting']['size'] == [64, 96]
-    assert all(name in done.stdout for name in ('smallest', 'largest', 'tau', str(file.name)))
+    shown = ('64x96', 'smallest', 'largest', 'tau', str(file.name))
+    assert all(name in done.stdout for name in shown)
     assert not log.exists()
 
 
