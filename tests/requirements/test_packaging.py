@@ -80,6 +80,9 @@ def test_extras_have_the_bounds_of_the_requirements():
     for name in ('export', 'int8', 'search', 'scale', 'app', 'tracking'):
         assert extras[name] == required[name]
     theirs = {'torch', *(maintained for maintained, _, _ in LINES.values())}
-    assert extras['tools'] == {each for each in required['runtime'] if each.name not in theirs}
+    parts = Requirement(f'{project["name"]}[hub,video]')
+    assert parts in extras['tools']
+    tools = extras['tools'] - {parts} | extras['hub'] | extras['video']
+    assert tools == {each for each in required['runtime'] if each.name not in theirs}
     all_others = 'tools,export,int8,search,scale,app,tracking'
     assert extras['all'] == {Requirement(f'{project["name"]}[{all_others}]')}
