@@ -109,8 +109,11 @@ def descend(search: Search) -> tuple[list[Choice], dict[str, float]]:
     metric = None
     while actions := useful_actions(search, state):
 
-        def price(name: str) -> float:
-            return drops.get(kind_of(name), 0.0) / actions[name][1]
+        def price(name: str) -> tuple[float, float]:
+            gain = actions[name][1]
+            # Where the metric rises, which is mostly chance, the step costs nothing: divided by the
+            # gain, that rise would be worth most in the steps that gain least.
+            return max(drops.get(kind_of(name), 0.0), 0.0) / gain, -gain
 
         number = affordable(search, path, actions)
         tried = sorted(actions, key=price)[: max(number, 1)]

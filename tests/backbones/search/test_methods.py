@@ -53,6 +53,16 @@ def test_greedy_ends_where_evaluating_everything_does(targets):
     assert asked < search_all
 
 
+@pytest.mark.parametrize('rise', [0, 0.001])
+def test_of_steps_that_cost_nothing_the_one_that_gains_most(rise):
+    """Also where the metric rises with all, as it does by chance with some."""
+    search = make(targets=dict(latency=9.0))
+    search.evaluate = lambda choices: [-rise * metric(choice) for choice in choices]
+    (_, first, *_), _ = descend(search)
+    latencies = {c: costs(c)['latency'] for c in SPACE.smaller(SPACE.largest).values()}
+    assert latencies[first] == min(latencies.values())
+
+
 @pytest.mark.parametrize(
     ('latency', 'parameters', 'targets'),
     [
