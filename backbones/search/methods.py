@@ -173,8 +173,8 @@ def useful_actions(search: Search, state: Choice) -> dict[str, tuple[Choice, flo
 
 
 def kind_of(action: str) -> str:
-    """The dimension that an action makes smaller, without the setting."""
-    dimension, _, setting = action.partition(': ')
+    """The dimension that an action makes smaller or larger, without the setting."""
+    dimension, _, setting = action.replace('put back', 'left out').partition(': ')
     return f'{dimension}: {re.sub("[0-9.]+", "", setting)}'
 
 

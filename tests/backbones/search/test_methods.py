@@ -179,3 +179,6 @@ def test_kinds_of_actions():
     assert len({kind_of(action) for action in actions}) == len(actions)
     state = SPACE.smaller(SPACE.largest)['stage 1, block 2: ratio 3.5']
     assert {kind_of(action) for action in SPACE.smaller(state)} == set(map(kind_of, actions))
+    # The climb asks by kind what it costs to be without a block, which may come back.
+    without = SPACE.smaller(SPACE.largest)['stage 3, block 4: left out']
+    assert set(map(kind_of, SPACE.larger(without))) <= set(map(kind_of, actions))
