@@ -36,7 +36,7 @@ def write_supernet(config: Config, path: Path, space: bool = True) -> Path:
     """A checkpoint as the training of a supernet leaves it, or an ordinary one."""
     torch.manual_seed(0)
     model = with_random_weights(MODELS.build(config.model))
-    checkpoint = {'state_dict': model.state_dict(), 'meta': {}}
+    checkpoint = {'state_dict': model.state_dict(), 'meta': {'cfg': config.pretty_text}}
     if space:
         checkpoint['search_space'] = Space.from_config(config).to_json()
     torch.save(checkpoint, path)

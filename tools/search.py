@@ -107,7 +107,7 @@ def add_command(
     parser.add_argument(
         '--work-dir', help='where results go (default: the config, else work_dirs/NAME)'
     )
-    add_cfg_options(parser, 'search.seed=1')
+    add_cfg_options(parser, 'val_dataloader.batch_size=8')
     add_trust_checkpoint(parser)
     parser.set_defaults(run=run, launcher='none', local_rank=0)
     return parser

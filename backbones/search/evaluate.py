@@ -43,7 +43,7 @@ from backbones.weights import load_checkpoint
 
 from .elastic import Layout
 from .holdout import as_test, join_datasets
-from .space import Choice, Space, search_options
+from .space import Choice, Space, check_holdout, search_options
 
 # Variances of fewer images would lack what differs from image to image.
 CALIBRATION_BATCH = 16
@@ -63,7 +63,9 @@ def load_supernet(config: Config, source: str) -> tuple[Layout, dict[str, Tensor
     model = MODELS.build(config.model)
     layout = Layout(model, space)
     fit_whole(model, checkpoint, source)
-    if not is_supernet:
+    if is_supernet:
+        check_holdout(config, checkpoint)
+    else:
         if dist.is_main_process():
             print(
                 f'{source} is no supernet but an ordinary model (plain slimming): networks are '

@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict
 
 from backbones.efficientformer_v2.backbone import ARCHITECTURES, NUM_STAGES, resolve_architecture
 from backbones.errors import CheckpointError, ConfigError
+from backbones.weights import config_of
 
 # Hidden channels are int(channels * ratio): with these ratios the product is exact.
 RATIOS = (1.5, 2, 2.5, 3, 3.5, 4)
@@ -369,6 +370,20 @@ def search_options(config: Config) -> dict[str, Any]:
     if unknown := sorted(set(given) - set(DEFAULTS)):
         raise ConfigError(f'search has no options {unknown}; it has {sorted(DEFAULTS)}')
     return DEFAULTS | given
+
+
+def check_holdout(config: Config, supernet: dict) -> None:
+    """Raise ConfigError where a supernet's checkpoint has seen images of the hold-out."""
+    trained = config_of(supernet)
+    if trained is None:
+        return
+    before, now = search_options(trained), search_options(config)
+    # A smaller hold-out is a part of a larger one.
+    if now['seed'] != before['seed'] or now['holdout'] > before['holdout']:
+        raise ConfigError(
+            'the supernet was trained on images of this hold-out: leave search.seed at '
+            f'{before["seed"]}, and search.holdout at {before["holdout"]} or less'
+        )
 
 
 def find_head(model: ConfigDict) -> tuple[str, str, float] | None:

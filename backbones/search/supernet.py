@@ -28,7 +28,7 @@ from backbones.errors import ConfigError
 
 from .elastic import Layout, make_elastic, set_choice
 from .holdout import leave_out_holdout
-from .space import Space, describe
+from .space import Space, check_holdout, describe
 
 NUM_RANDOM = 2
 
@@ -144,3 +144,5 @@ class SpaceHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self.has_supernet = self.space.check_checkpoint(checkpoint)
+        if self.has_supernet:
+            check_holdout(runner.cfg, checkpoint)

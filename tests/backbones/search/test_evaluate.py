@@ -11,7 +11,7 @@ from searching import prepared, write_search_config, write_supernet
 from torch import nn
 
 from backbones.engine.runner import ReliableRunner
-from backbones.errors import CheckpointError, DataError
+from backbones.errors import CheckpointError, ConfigError, DataError
 from backbones.search.evaluate import (
     Evaluator,
     calibrate,
@@ -133,6 +133,16 @@ def test_a_supernet_of_another_space(tmp_path, many_shapes):
     config = prepared(path, **{'search.ratios': [1, 2]})
     with pytest.raises(CheckpointError, match='another space'):
         load_supernet(config, str(checkpoint))
+
+
+@pytest.mark.parametrize('options', [{'search.seed': 1}, {'search.holdout': 0.4}])
+def test_a_supernet_that_was_trained_on_the_hold_out(options, tmp_path, many_shapes):
+    path = write_search_config(tmp_path, 'fpn', many_shapes)
+    checkpoint = write_supernet(prepared(path), tmp_path / 'supernet.pth')
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        load_supernet(prepared(path, **options), str(checkpoint))
+    # A part of the one that was left out in training.
+    load_supernet(prepared(path, **{'search.holdout': 0.32}), str(checkpoint))
 
 
 def test_an_ordinary_model_is_sorted(tmp_path, many_shapes, capsys):
