@@ -21,6 +21,7 @@ with explain_missing():
         make_parser,
         parse_run_args,
         positive,
+        seed,
     )
     from mmengine.config import Config
 
@@ -192,6 +193,8 @@ def add_find(parser: argparse.ArgumentParser) -> None:
     add('--method', choices=METHODS, default='greedy', help=text)
     text = 'networks to evaluate at most, besides the published ones (default: 250)'
     add('--evaluations', type=positive, default=250, metavar='N', help=text)
+    text = 'of random and nsga2 (default: 0); the hold-out stays the same'
+    add('--seed', type=seed, default=0, metavar='N', help=text)
     text = (
         'how much parameters and latency weigh against each other until one of the targets is met '
         "(default: 0.5 1, the paper's)"

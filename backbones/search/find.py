@@ -20,7 +20,7 @@ from .latency import HIGH_ERROR, LatencyModel, find_latency
 from .measurements import check_setting
 from .measurements import measure as measure_networks
 from .methods import METHODS, Search
-from .space import Choice, search_options
+from .space import Choice
 
 
 def find_networks(config: Config, args: Namespace) -> str | None:
@@ -59,8 +59,8 @@ def find_networks(config: Config, args: Namespace) -> str | None:
 
     evaluator = Evaluator(config, layout, state_dict, config.work_dir)
     weights = dict(zip(('parameters', 'latency'), args.exponents, strict=True))
-    seed = search_options(config)['seed']
-    search = Search(space, evaluator.evaluate, costs, targets, weights, args.evaluations, seed)
+    counts = (args.evaluations, args.seed)
+    search = Search(space, evaluator.evaluate, costs, targets, weights, *counts)
     search.check_targets()
     if is_main_process():
         show_progress(evaluator, search)

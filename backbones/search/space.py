@@ -35,7 +35,7 @@ DEFAULTS = dict(
     necks=NECKS,  # widths of the neck
     holdout=0.1,  # the part of the training images that candidates are compared on
     calibration_images=64,  # training images that a candidate's BatchNorms see
-    seed=0,  # of the hold-out and of the search
+    seed=0,  # of the hold-out and of the networks that are measured
 )
 
 

@@ -16,7 +16,7 @@ from backbones.engine.config import fit_to_device, load_config
 from backbones.errors import ConfigError
 from backbones.search.find import find_networks
 from backbones.search.latency import latency_path
-from backbones.search.methods import EXPONENTS
+from backbones.search.methods import EXPONENTS, METHODS
 
 # What `search.py find` gives where nothing is asked for.
 DEFAULTS = dict(
@@ -27,6 +27,7 @@ DEFAULTS = dict(
     method='greedy',
     evaluations=250,
     exponents=EXPONENTS,
+    seed=0,
     measures=True,
 )
 
@@ -78,3 +79,13 @@ def test_what_cannot_be_measured_again_is_said_before_the_search(
     with pytest.raises(ConfigError, match=f'{word}.*--no-measure'):
         find_networks(config, args)
     assert not (tmp_path / 'search').exists()
+
+
+def test_the_seed_of_a_method_is_not_that_of_the_hold_out(tmp_path, many_shapes, monkeypatch):
+    def stop(search):
+        raise InterruptedError(f'seed {search.seed}')
+
+    monkeypatch.setitem(METHODS, 'random', stop)
+    request = dict(max_parameters=1e5, method='random', seed=5)
+    with pytest.raises(InterruptedError, match='seed 5'):
+        find_networks(*prepare(tmp_path, many_shapes, None, **request))
