@@ -127,6 +127,12 @@ def split_training(config: Config) -> list[tuple[ConfigDict, list[str], list[str
         )
     parts, total = [], 0
     for dataset in datasets:
+        # As read_part names it.
+        if (path := annotation_file(dataset)).match('search/train_[0-9].*'):
+            raise ConfigError(
+                f'{config.filename} reads {path}, without the hold-out, since the training of '
+                'a supernet saved it: give the config that was trained'
+            )
         names = names_of(dataset, config)
         chosen = choose(set(names), fraction, options['seed'])
         held_out, rest = ([n for n in names if (n in chosen) == inside] for inside in (True, False))

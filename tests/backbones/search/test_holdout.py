@@ -56,6 +56,19 @@ def test_holdout_and_rest_are_disjoint_and_complete(task, tmp_path, many_shapes)
     assert set(images(other.val_dataloader.dataset)) != set(held_out)
 
 
+@pytest.mark.parametrize('task', TASKS)
+def test_what_was_split_is_not_split_again(task, tmp_path, many_shapes):
+    """The training of a supernet saves its config, which then lacks the hold-out."""
+    path = write_search_config(tmp_path, task, many_shapes)
+    config = load_config(str(path))
+    config.work_dir = str(tmp_path / 'work')
+    leave_out_holdout(config)
+    config.dump(tmp_path / 'work' / path.name)
+    saved = load_config(str(tmp_path / 'work' / path.name))
+    with pytest.raises(ConfigError, match='without the hold-out'):
+        leave_out_holdout(saved)
+
+
 def test_skip_bad_splits_what_training_does(tmp_path, many_shapes):
     shapes = Path(shutil.copytree(many_shapes, tmp_path / 'shapes'))
     path = write_search_config(tmp_path, 'fpn', shapes)
