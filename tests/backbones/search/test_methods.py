@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,18 @@ def test_a_target_without_weight_is_reached_still(latency, parameters, targets):
     weights = dict(latency=latency, parameters=parameters)
     path, _ = descend(search := make(targets=targets, exponents=weights))
     assert not search.unmet(path[-1])
+
+
+def test_steps_that_gain_nothing_may_be_needed():
+    """As where the latency model rounds channels up to 16, near the smallest network."""
+
+    def padded(choice: Choice) -> dict[str, float]:
+        channels = tuple(-(-width // 16) * 16 for width in choice.channels)
+        return costs(replace(choice, channels=channels))
+
+    search = make(targets=dict(latency=1.001 * padded(SPACE.smallest)['latency']))
+    search.costs = padded
+    assert not search.unmet(descend(search)[0][-1])
 
 
 def test_greedy_uses_the_room_below_the_targets():
