@@ -112,8 +112,14 @@ class SupernetRunner(ReliableRunner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> Supernet:
         """The model as a supernet, also in a single process."""
         layout = Layout(model, Space.from_config(self.cfg))
-        # A number for every step, so that a resumed training draws the same.
-        generator = lambda: np.random.default_rng([self.seed, self.iter])  # noqa: E731
+        different = self.cfg.get('randomness', {}).get('diff_rank_seed', False)
+
+        def generator() -> np.random.Generator:
+            """The same in all processes, and in a training that was resumed."""
+            # mmengine has added the rank to it.
+            seed = self.seed - dist.get_rank() if different else self.seed
+            return np.random.default_rng([seed, self.iter])
+
         return Supernet(model.to(get_device()), layout, generator)
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
