@@ -29,10 +29,11 @@ SKIPPED = 'skipped.jsonl'
 IN_TRAINING = 'skipped in training'
 
 
-def leave_out_bad(config: Config, splits: tuple[str, ...]) -> None:
+def leave_out_bad(config: Config, splits: tuple[str, ...], folder: str = '') -> None:
     """Let a config read lists without the images that have errors, and skip what fails later.
 
-    The lists go to ``without_bad`` in the work folder, what is not in them to ``skipped.jsonl``.
+    The lists go to ``without_bad`` in a folder of the work folder, what is not in them to
+    ``skipped.jsonl`` there.
     The classes of the config have to be set. DataError where more than single images are wrong.
     """
     config.skip_bad = True
@@ -41,7 +42,7 @@ def leave_out_bad(config: Config, splits: tuple[str, ...]) -> None:
     for found in errors:
         if found.image is None:
             raise DataError(f'--skip-bad leaves out images, and this is none: {found}')
-    work_dir = Path(config.work_dir).resolve()
+    work_dir = Path(config.work_dir, folder).resolve()
     for number, checked in enumerate(report.datasets):
         bad = {found.image for found in checked.findings if found.severity == ERROR}
         # Of other layouts they are skipped in training.

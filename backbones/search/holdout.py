@@ -65,9 +65,13 @@ def prepare_holdout(config: Config) -> None:
     """
     set_classes(config, ('train', 'val'))
     if config.get('skip_bad'):
-        leave_out_bad(config, ('train',))
+        # Not where the training of the supernet keeps what it has left out.
+        leave_out_bad(config, ('train',), 'search/train')
     use_holdout(config)
-    (leave_out_bad if config.get('skip_bad') else refuse_errors)(config, ('val',))
+    if config.get('skip_bad'):
+        leave_out_bad(config, ('val',), 'search/holdout')
+    else:
+        refuse_errors(config, ('val',))
 
 
 def use_holdout(config: Config) -> None:

@@ -83,10 +83,16 @@ def test_skip_bad_splits_what_training_does(tmp_path, many_shapes):
     for name, each in dict(trained=trained, searched=searched, strict=strict).items():
         each.work_dir, each.skip_bad = str(tmp_path / name), each is not strict
     check_training(trained)
+    # In the work folder of the training, which keeps what it has written.
+    searched.work_dir = trained.work_dir
+    written = {path: path.read_bytes() for path in Path(trained.work_dir).rglob('*.*')}
+    assert len(written) == 2
     leave_out_holdout(trained)
+    trained_on = images(trained.train_dataloader.dataset)
     prepare_holdout(searched)
+    assert all(path.read_bytes() == content for path, content in written.items())
     held_out, rest = map(images, parts_of(searched))
-    assert rest == images(trained.train_dataloader.dataset)
+    assert rest == trained_on
     assert sorted(held_out + rest) == sorted(set(all_images(shapes)) - bad)
     with pytest.raises(DataError):
         prepare_holdout(strict)
