@@ -196,8 +196,8 @@ def add_find(parser: argparse.ArgumentParser) -> None:
     text = 'of random and nsga2 (default: 0); the hold-out stays the same'
     add('--seed', type=seed, default=0, metavar='N', help=text)
     text = (
-        'how much parameters and latency weigh against each other until one of the targets is met '
-        "(default: 0.5 1, the paper's)"
+        'with both targets, how much parameters and latency weigh against each other until one is '
+        "met (default: 0.5 1, the paper's)"
     )
     add('--exponents', nargs=2, type=float, default=EXPONENTS, metavar=('A', 'B'), help=text)
     text = 'leave the latency of the networks that are shown at what is predicted'
