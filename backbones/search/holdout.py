@@ -121,7 +121,7 @@ def split_training(config: Config) -> list[tuple[ConfigDict, list[str], list[str
     """Every training dataset with the names of its images in the hold-out, and of the others."""
     options = search_options(config)
     fraction = options['holdout']
-    if not 0 < fraction < 1:
+    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
         raise ConfigError(f'search.holdout is a part of the training images, not {fraction}')
     datasets = list(datasets_of(config, ('train',)))
     if len(datasets) > 1 and any(layout_of(dataset) == 'coco' for dataset in datasets):

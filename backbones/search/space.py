@@ -367,9 +367,16 @@ def search_options(config: Config) -> dict[str, Any]:
             f'{config.filename} has no search: add `search = dict()` to a config of your own over '
             'it, or take one of seg_configs/fpn_effv2_s1_search.py and the like'
         )
+    if not isinstance(given, dict):
+        raise ConfigError(f'search is a dict of options, such as `search = dict()`, not {given!r}')
     if unknown := sorted(set(given) - set(DEFAULTS)):
         raise ConfigError(f'search has no options {unknown}; it has {sorted(DEFAULTS)}')
-    return DEFAULTS | given
+    options = DEFAULTS | given
+    for name, least in (('calibration_images', 1), ('seed', 0)):
+        value = options[name]
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f'search.{name} is a whole number from {least} on, not {value!r}')
+    return options
 
 
 def check_holdout(config: Config, supernet: dict) -> None:

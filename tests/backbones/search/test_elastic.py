@@ -163,6 +163,10 @@ def test_networks_of_a_space():
         ({'search.min_depths': (1, 1, 2.5, 1)}, r'2\.5.*whole'),
         ({'search.necks': (64.5,)}, r'64\.5.*whole'),
         ({'search.ratios': ['3']}, 'ratios'),
+        ({'search': True}, 'True'),
+        ({'search.seed': -1}, 'seed.*-1'),
+        ({'search.calibration_images': 0}, 'calibration_images.*0'),
+        ({'search.calibration_images': 'all'}, 'calibration_images.*all'),
         ({'model.neck': [dict(type='FPN'), dict(type='BFP')]}, 'FPN as its neck.*BFP'),
     ],
 )
