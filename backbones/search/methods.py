@@ -137,18 +137,23 @@ def climb(search: Search, path: list[Choice], drops: dict[str, float]) -> list[C
     A narrower neck for instance saves much more than the rest of the way may have needed. What
     cost most metric when it was made smaller is made larger first.
     """
-    state = path[-1]
-    while search.left > 0 and not search.unmet(state):
-        actions = search.space.larger(state)
-        names = [name for name, choice in actions.items() if not search.unmet(choice)]
-        names.sort(key=lambda name: -drops.get(kind_of(name), 0.0))
-        tried = [actions[name] for name in names[: min(BEST_ACTIONS, search.left)]]
-        metrics = search.ask(tried)
-        if not tried or max(metrics) <= search.found[state]:
-            break
-        state = tried[int(np.argmax(metrics))]
-        path.append(state)
+    while better := better_and_larger(search, path[-1], drops):
+        path.append(better)
     return path
+
+
+def better_and_larger(search: Search, state: Choice, drops: dict[str, float]) -> Choice | None:
+    """The best of the first few next larger networks with a better one among them, if any."""
+    actions = search.space.larger(state)
+    names = [name for name, choice in actions.items() if not search.unmet(choice)]
+    names.sort(key=lambda name: -drops.get(kind_of(name), 0.0))
+    while names and search.left > 0:
+        number = min(BEST_ACTIONS, search.left)
+        tried, names = [actions[name] for name in names[:number]], names[number:]
+        metrics = search.ask(tried)
+        if max(metrics) > search.found[state]:
+            return tried[int(np.argmax(metrics))]
+    return None
 
 
 def check_evaluations(search: Search, share: int = 1) -> None:

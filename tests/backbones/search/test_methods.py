@@ -9,7 +9,16 @@ import pytest
 from searching import SPACE, costs, metric
 
 from backbones.errors import ConfigError
-from backbones.search.methods import METHODS, Genome, Search, descend, greedy, kind_of, random
+from backbones.search.methods import (
+    METHODS,
+    Genome,
+    Search,
+    climb,
+    descend,
+    greedy,
+    kind_of,
+    random,
+)
 from backbones.search.space import Choice
 
 
@@ -185,6 +194,18 @@ def test_genome():
         choice = SPACE.sample(rng)
         assert genome.decode(genome.encode(choice)) == choice
         assert genome.decode([rng.integers(size) for size in genome.sizes]) in SPACE
+
+
+@pytest.mark.parametrize(('evaluations', 'is_found'), [(100, True), (9, False)])
+def test_the_climb_tries_all_that_is_left_while_evaluations_last(evaluations, is_found):
+    start, actions = SPACE.smallest, SPACE.larger(SPACE.smallest)
+    better = list(actions.values())[-1]
+    search = make(targets=dict(latency=99.0), evaluations=evaluations)
+    search.evaluate = lambda choices: [float(choice == better) for choice in choices]
+    search.ask([start])
+    path = climb(search, [start], drops={})
+    assert path == ([start, better] if is_found else [start])
+    assert len(search.found) <= evaluations
 
 
 def test_kinds_of_actions():
