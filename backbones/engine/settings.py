@@ -16,6 +16,7 @@ from mmengine.config import config as mmengine_config
 from mmengine.config.utils import RemoveAssignFromAST
 from mmengine.fileio import load
 
+from backbones.data.config_datasets import walk
 from backbones.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ def read_config(path: str, options: Mapping[str, Any]) -> Config:
     """
     names = {key: value for key, value in options.items() if '.' not in key}
     if Config._is_lazy_import(path):
-        return Config.fromfile(path)
+        return name_types(Config.fromfile(path))
     config, files = evaluate(path, names)
     declared = set(config.get('settings', ()))
     if not declared:
@@ -44,6 +45,17 @@ def read_config(path: str, options: Mapping[str, Any]) -> Config:
             'set it in the config that this one was made from'
         )
     return evaluate(path, values, declared)[0]
+
+
+def name_types(config: Config) -> Config:
+    """A config with the names of its types in place of classes, as mmengine saves it."""
+    config = Config(config.to_dict(), filename=config.filename)
+    for node in walk(config._cfg_dict):
+        module, _, name = str(node.get('type')).rpartition('.')
+        # mmcv and mmdet look these up in mmcv.ops, by the name alone.
+        if module.startswith('mmcv.ops') and ('nms' in name or name.startswith('RoI')):
+            node.type = name
+    return config
 
 
 # What a file of a config holds: the syntax tree of a Python file, the content of any other.

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from backbones.data.labels import set_ignored_label
 from backbones.engine.config import load_config
+from backbones.engine.metrics import main_metric
+from backbones.engine.preflight import is_ours
 from backbones.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -133,3 +136,31 @@ def test_what_cannot_be_followed_is_refused(tmp_path):
     assert load_config(str(saved), {'part.scale': 1}).part.scale == 1
     with pytest.raises(ConfigError, match='size'):
         load_config(str(saved), {'size': 4})
+
+
+PURE_PYTHON = """
+from mmcv.ops import RoIAlign, nms
+from mmseg.datasets import BaseSegDataset
+from mmseg.evaluation import IoUMetric
+from mmseg.models import EncoderDecoder
+from mmseg.models.decode_heads import FCNHead
+from backbones.efficientformer_v2.backbone import EfficientFormerV2
+default_scope = 'mmseg'
+model = dict(type=EncoderDecoder, backbone=dict(type=EfficientFormerV2),
+             decode_head=dict(type=FCNHead, num_classes=2))
+test_cfg = dict(nms=dict(type=nms), roi_layer=dict(type=RoIAlign))
+val_dataloader = dict(dataset=dict(type=BaseSegDataset, ignore_index=7))
+val_evaluator = dict(type=IoUMetric, iou_metrics=['mIoU'])
+"""
+
+
+def test_a_config_with_classes_for_types_is_read_like_any_other(tmp_path):
+    config = load_config(write(tmp_path / 'mine.py', PURE_PYTHON), {'model.backbone.arch': 's1'})
+    assert is_ours(config.model.backbone) and config.model.backbone.arch == 's1'
+    assert main_metric(config) == 'mIoU'
+    set_ignored_label(config)
+    assert config.model.decode_head.ignore_index == config.val_evaluator.ignore_index == 7
+    # mmcv and mmdet do not find them by more than their names.
+    assert (config.test_cfg.nms.type, config.test_cfg.roi_layer.type) == ('nms', 'RoIAlign')
+    config.dump(tmp_path / 'saved.py')
+    assert load_config(str(tmp_path / 'saved.py'))._cfg_dict == config._cfg_dict
