@@ -1,6 +1,7 @@
 """What a run starts from, checked before any data are read."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
@@ -12,7 +13,7 @@ from backbones.data.classes import set_classes
 from backbones.data.skip_bad import leave_out_bad
 from backbones.efficientformer_v2.backbone import EfficientFormerV2
 from backbones.efficientformer_v2.checkpoint_keys import check_nan, enumerate_keys
-from backbones.errors import CheckpointError
+from backbones.errors import CheckpointError, ConfigError
 from backbones.weights import load_checkpoint
 
 
@@ -34,7 +35,7 @@ def check_test(config: Config) -> None:
     trained = (checkpoint['meta'].get('dataset_meta') or {}).get('classes')
     if trained:
         check_classes(f'checkpoint {config.load_from}', trained, classes)
-    fit_whole(MODELS.build(whole_model(config)), checkpoint, config.load_from)
+    fit_whole(build(whole_model(config)), checkpoint, config.load_from)
     refuse_errors(config, ('test',))
 
 
@@ -69,7 +70,7 @@ def check_start(config: Config) -> dict | None:
     checkpoint = load_checkpoint(source or pretrained)
     # Other backbones than ours have rules of their own for what may be missing.
     if is_ours(backbone):
-        fitted = MODELS.build({**backbone, 'init_cfg': None})
+        fitted = build({**backbone, 'init_cfg': None})
         model = fitted if source is None else nn.ModuleDict({'backbone': fitted})
         fit(model, checkpoint, source or pretrained)
     try:
@@ -78,6 +79,18 @@ def check_start(config: Config) -> dict | None:
         # What the model does not use does no harm, and buffers may have NaN by design.
         print(f'warning: {error}', file=sys.stderr, flush=True)
     return checkpoint if source else None
+
+
+def build(model: dict) -> nn.Module:
+    """A config's model, or a part of it, or ConfigError."""
+    try:
+        return MODELS.build(model)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f'the model of the config cannot be built: {error} ({place.filename}, line '
+            f'{place.lineno})'
+        ) from error
 
 
 def is_ours(backbone: dict) -> bool:

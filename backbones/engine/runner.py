@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from backbones.data.findings import count
 from backbones.data.skip_bad import SKIPPED, base_datasets, count_skipped, guard
 from backbones.deploy import expect_contiguous, replace_roi_align
+from backbones.errors import ConfigError, in_one_line
 
 from .checkpoints import DURABLE, checkpoint_folder
 from .console import ConsoleHook, prints_to, quiet
@@ -27,6 +28,7 @@ from .hooks import PatienceHook
 from .loops import ResumableEpochLoop, ResumableIterLoop
 from .metrics import add_per_class
 from .nan_guard import NO_CLIPPING, NanGuardHook
+from .preflight import build
 from .sampler import ignore_foreign_sigterm
 
 LOOPS_FOR = {EpochBasedTrainLoop: ResumableEpochLoop, IterBasedTrainLoop: ResumableIterLoop}
@@ -44,7 +46,10 @@ class ReliableRunner(Runner):
         """A runner of a config, which is formatted once."""
         formatted = FormattedConfig()
         formatted.__setstate__(cfg.__getstate__())
-        return super().from_cfg(formatted)
+        try:
+            return super().from_cfg(formatted)
+        except ImportError as error:
+            raise ConfigError(f'the config needs a package: {in_one_line(error)}') from error
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """A logger whose messages go to the log file, warnings and errors to the console too."""
@@ -54,7 +59,7 @@ class ReliableRunner(Runner):
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """The model, in which mmcv's operators get the memory that they expect."""
-        model = super().build_model(model)
+        model = super().build_model(build(model) if isinstance(model, dict) else model)
         replace_roi_align(model)
         return expect_contiguous(model)
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
-from mmengine.registry import MODELS
 from torch import Tensor
 
 from backbones.data.classes import set_classes, set_num_classes
@@ -17,7 +16,7 @@ from backbones.data.config_datasets import dataset_class, datasets_of, test_pipe
 from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.amp import inference_precision
 from backbones.engine.config import fit_to_device, load_config
-from backbones.engine.preflight import fit_whole
+from backbones.engine.preflight import build, fit_whole
 from backbones.errors import ConfigError, DataError
 from backbones.weights import config_of, load_checkpoint
 
@@ -175,10 +174,7 @@ def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Modul
     with warnings.catch_warnings():
         # This warning of mmseg's is about a loss.
         warnings.filterwarnings('ignore', 'Default ``avg_non_ignore``', UserWarning)
-        try:
-            model = MODELS.build(config.model)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(f'the model of the config cannot be built: {error}') from error
+        model = build(config.model)
     fit_whole(model, checkpoint, source)
     return model
 

@@ -3,6 +3,7 @@
 tests/backbones/data has the faults that the checks find; here is one of each kind.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_the_message_names_what_is_wrong(case, data, tiny_config, refused):
     task, corrupt, extra, message = CASES[case]
     corrupt(data)
     assert message in refused(tiny_config(task, extra, shapes=data), '--work-dir', 'run')
+
+
+@pytest.mark.parametrize(
+    ('extra', 'message'),
+    [
+        ("model['pretrained'] = 'open-mmlab://resnet50_v1c'", 'pretrained'),
+        ("model['backbone'] = dict(arch='s3')", 's3'),
+        ("model['decode_head']['type'] = 'NoSuchHead'", 'NoSuchHead'),
+        ("visualizer = dict(name='mine', vis_backends=[dict(type='WandbVisBackend')])", 'wandb'),
+    ],
+)
+def test_what_cannot_be_built_is_named(
+    extra, message, tiny_config, call_tool, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    monkeypatch.chdir(tmp_path)
+    code, said = call_tool('train.py', tiny_config('fpn', extra), '--work-dir', 'run')
+    assert code == 1 and message in said.rpartition('error: ')[2]
 
 
 INIT_CFG = "model.backbone.init_cfg=dict(type='Pretrained',checkpoint='a')"
