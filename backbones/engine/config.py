@@ -61,6 +61,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
     import_library(config.default_scope)
     init_default_scope(config.default_scope)
     name_library_of_transforms(config)
+    name_pretrained(config)
     return config
 
 
@@ -97,6 +98,14 @@ def name_library_of_transforms(config: Config) -> None:
     pipelines = [dataset.get('pipeline', []) for dataset in datasets_of(config)]
     for transform in itertools.chain(*pipelines, config.get('test_pipeline', [])):
         transform.setdefault('_scope_', config.default_scope)
+
+
+def name_pretrained(config: Config) -> None:
+    """Put the weights of a backbone where all but mmseg's older configs have them."""
+    model = config.get('model') or {}
+    backbone = model.get('backbone')
+    if backbone and isinstance(model.get('pretrained'), str) and not backbone.get('init_cfg'):
+        backbone.init_cfg = dict(type='Pretrained', checkpoint=model.pop('pretrained'))
 
 
 def fit_to_device(config: Config) -> None:

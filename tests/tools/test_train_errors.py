@@ -63,7 +63,7 @@ def test_the_message_names_what_is_wrong(case, data, tiny_config, refused):
 @pytest.mark.parametrize(
     ('extra', 'message'),
     [
-        ("model['pretrained'] = 'open-mmlab://resnet50_v1c'", 'pretrained'),
+        ("model['backbone']['pretrained'] = 'open-mmlab://resnet50_v1c'", 'pretrained'),
         ("model['backbone'] = dict(arch='s3')", 's3'),
         ("model['decode_head']['type'] = 'NoSuchHead'", 'NoSuchHead'),
         ("visualizer = dict(name='mine', vis_backends=[dict(type='WandbVisBackend')])", 'wandb'),

@@ -6,7 +6,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from backbones.engine.config import fit_to_device, log_to_tensorboard
+from backbones.engine.config import fit_to_device, log_to_tensorboard, name_pretrained
+from backbones.engine.preflight import leave_out_init_cfg, pretrained_backbone
 
 
 @pytest.mark.parametrize('has_gpu', [False, True])
@@ -48,3 +49,12 @@ def test_runs_log_to_tensorboard_where_it_is_installed(is_installed, monkeypatch
     log_to_tensorboard(config)
     backends = [each.type for each in config.get('visualizer', {}).get('vis_backends', [])]
     assert backends == is_installed * ['LocalVisBackend', 'TensorboardVisBackend']
+
+
+def test_mmsegs_older_way_to_start_from_weights_is_known():
+    model = dict(pretrained='open-mmlab://resnet50_v1c', backbone=dict(type='ResNetV1c'))
+    config = Config(dict(model=model, load_from='whole.pth'))
+    name_pretrained(config)
+    assert pretrained_backbone(config) == 'open-mmlab://resnet50_v1c'
+    leave_out_init_cfg(config)
+    assert pretrained_backbone(config) is None and 'pretrained' not in config.model
