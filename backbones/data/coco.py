@@ -99,7 +99,10 @@ class CocoCheck:
         filters = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
         nodes = list(walk(config.get(f'{checked.split}_evaluator')))
         metrics = [node.get('metric') or [] for node in nodes]
-        self.metric_files = {Path(node.ann_file) for node in nodes if node.get('ann_file')}
+        files = {Path(node.ann_file) for node in nodes if node.get('ann_file')}
+        has_own = annotation_file(dataset).resolve() in {file.resolve() for file in files}
+        # Parts of a joined dataset can have a metric each.
+        self.metric_files = set() if has_own else files
         self.checked = checked
         self.folder = data_folder(dataset, 'img')
         # Whether COCO's metrics are computed with the file.
@@ -119,8 +122,7 @@ class CocoCheck:
         self.check_images(content['images'])
         self.check_annotations(content['annotations'])
         for file in self.metric_files:
-            if file.resolve() != annotation_file(self.checked.dataset).resolve():
-                self.check_metric_file(file)
+            self.check_metric_file(file)
         if not self.folder.is_dir():
             reason = (
                 f'there is no image folder {self.folder} (data_root and data_prefix say so). '

@@ -345,6 +345,20 @@ def test_ground_truth_is_that_of_the_same_images(data, check):
         assert found.file == str(data / path) and 'val_evaluator' in found.reason
 
 
+def test_every_part_of_a_joined_set_may_have_a_metric_of_its_own(data, check):
+    def validate_on_both(config: Config, paths: tuple[str, ...] = (TRAIN, VAL)) -> None:
+        parts = list(datasets_of(config, ('train', 'val')))
+        config.val_dataloader.dataset = ConfigDict(type='ConcatDataset', datasets=parts)
+        metrics = [{**config.val_evaluator, 'ann_file': str(data / path)} for path in paths]
+        config.val_evaluator = ConfigDict(
+            type='MultiDatasetsEvaluator', metrics=metrics, dataset_prefixes=['a', 'b']
+        )
+
+    assert not check('retinanet', ('val',), validate_on_both).of('error')
+    (found,) = check('retinanet', ('val',), lambda c: validate_on_both(c, (VAL, VAL))).of('error')
+    assert found.kind == 'ground truth of other images'
+
+
 def test_what_training_and_validation_read_is_checked_for_evaluation(data, check):
     edit(data / TRAIN, lambda c: c['annotations'][0].pop('iscrowd'))
 
