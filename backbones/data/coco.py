@@ -68,8 +68,10 @@ def read_coco(path: Path) -> dict:
         raise DataError(f'{path} is {what}') from error
     if not isinstance(content, dict):
         raise DataError(f'{path} is not a COCO file: it holds a {type(content).__name__}')
+    # COCO's own lists of test images come without annotations.
+    content.setdefault('annotations', [])
     for key in ('images', 'annotations', 'categories'):
-        if not isinstance(content.get(key), list) or not content[key]:
+        if not isinstance(content.get(key), list) or not (content[key] or key == 'annotations'):
             raise DataError(f'{path} is not a COCO file to train or test on: it has no {key}')
     return content
 
@@ -107,6 +109,8 @@ class CocoCheck:
         self.folder = data_folder(dataset, 'img')
         # Whether COCO's metrics are computed with the file.
         self.is_evaluated = checked.split != 'train'
+        # Whether predictions are written without being compared.
+        self.is_formatted = any(node.get('format_only') for node in nodes)
         # Whether the pipeline or the metric reads segmentations.
         self.reads_masks = reads_masks(dataset) or (
             self.is_evaluated and any('segm' in metric for metric in metrics)
@@ -120,7 +124,8 @@ class CocoCheck:
     def run(self) -> None:
         content = read_coco(annotation_file(self.checked.dataset))
         self.check_images(content['images'])
-        self.check_annotations(content['annotations'])
+        if content['annotations'] or not self.is_formatted:
+            self.check_annotations(content['annotations'])
         for file in self.metric_files:
             self.check_metric_file(file)
         if not self.folder.is_dir():

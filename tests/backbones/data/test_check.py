@@ -203,7 +203,8 @@ ENTRIES = [
     (category(id=[2]), 'error', 'unusable dataset', 'has [2] as id'),
     (annotation(image_id=99), 'error', 'annotation of no image', 'image_id 99'),
     (annotation(image_id=[1]), 'error', 'incomplete annotation', 'has [1] as image_id'),
-    (content(lambda c: c.update(annotations=[])), 'error', 'unusable dataset', 'no annotations'),
+    (content(lambda c: c.update(annotations={})), 'error', 'unusable dataset', 'no annotations'),
+    (content(lambda c: c.update(annotations=[])), 'error', 'no objects', 'no annotation'),
     (content(lambda c: [a.update(category_id=9) for a in c['annotations']]), 'error', 'no objects',
      'any of the classes'),
     (lambda d: cut(d / TRAIN), 'error', 'unusable dataset', 'line 1 column'),
@@ -343,6 +344,16 @@ def test_ground_truth_is_that_of_the_same_images(data, check):
     for path in ('copy.json', TRAIN):
         (found,) = check('retinanet', ('val',), validate_with(path)).of('error')
         assert found.file == str(data / path) and 'val_evaluator' in found.reason
+
+
+def test_predictions_are_written_for_images_without_annotations(data, check):
+    edit(data / VAL, lambda content: content.pop('annotations'))
+
+    def test_on(config: Config, **options: bool) -> None:
+        config.test_evaluator.update(ann_file=str(data / VAL), **options)
+
+    assert check('retinanet', ('test',), test_on).of('error')
+    assert not check('retinanet', ('test',), lambda c: test_on(c, format_only=True)).findings
 
 
 def test_every_part_of_a_joined_set_may_have_a_metric_of_its_own(data, check):
