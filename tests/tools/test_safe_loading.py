@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from backbones import CheckpointError
 from backbones.engine.checkpoints import read_resumable
 from backbones.engine.config import fit_to_device, load_config
-from backbones.engine.preflight import check_start, fit_whole
+from backbones.engine.preflight import check_classes, check_start, fit_whole
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'seg_configs' / 'fpn_effv2_s0_shapes.py'
@@ -121,6 +121,14 @@ def test_a_backbone_alone_is_not_tested(config, model_tensors):
     tensors = {key: value for key, value in model_tensors.items() if key.startswith('backbone.')}
     with pytest.raises(CheckpointError, match=r'neck\.'):
         fit_whole(MODELS.build(config.model), {'state_dict': tensors}, 'in.pth')
+
+
+def test_classes_are_compared_where_the_config_knows_them():
+    check_classes('in.pth', ('a', 'b'), ())
+    check_classes('in.pth', ('a', 'b'), ('c', 'd'))
+    for other in (('a',), ('b', 'a')):
+        with pytest.raises(CheckpointError, match='number and order'):
+            check_classes('in.pth', ('a', 'b'), other)
 
 
 @pytest.mark.parametrize(
