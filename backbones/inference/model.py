@@ -50,6 +50,7 @@ class TorchModel:
         self.device = choose_device(device)
         self.amp = amp
         cfg = load_config(config, cfg_options)
+        expect_objects(cfg.model)
         loaded = load_checkpoint(checkpoint)
         self.classes, self.palette = classes_and_palette(cfg, loaded)
         set_num_classes(cfg, len(self.classes))
@@ -69,12 +70,15 @@ class TorchModel:
         if deploy and self.device.type == 'cuda':
             use_cuda_graphs(self.model)
         self.transform = Compose(transforms_of(cfg, config))
+        self.as_float = any(step.get('to_float32') for step in test_pipeline(cfg))
         millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         self.about = {'model': f'{type(self.model).__name__}, {millions:.1f} M parameters'}
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
         """Resize an image, (height, width, 3), uint8, BGR, as the config's test pipeline does."""
         size = image.shape[:2]
+        if self.as_float:
+            image = image.astype(np.float32)
         # The keys that the libraries' own loading transforms would add.
         return self.transform(
             dict(img=image, img_id=0, img_path=None, img_shape=size, ori_shape=size)
@@ -139,6 +143,14 @@ def choose_device(name: str | None) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f'device {name!r} cannot be used here: {reason}') from error
     return device
+
+
+def expect_objects(model: dict) -> None:
+    """Raise ConfigError for a detector that gives no boxes or masks for an image alone."""
+    if 'language_model' in model:
+        raise ConfigError(f'{model.type} needs a text with every image, which there is no way for')
+    if 'panoptic_fusion_head' in model and not (model.get('test_cfg') or {}).get('instance_on'):
+        raise ConfigError(f'{model.type} gives panoptic maps, not objects')
 
 
 def classes_and_palette(config: Config, checkpoint: dict) -> tuple[tuple[str, ...], Any]:

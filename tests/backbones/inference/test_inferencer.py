@@ -18,6 +18,7 @@ from videos import corrupt, read_number, write_video
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError, InputError
 from backbones.inference import Detections, Inferencer, Segmentation
+from backbones.inference.model import TorchModel
 
 ROOT = Path(__file__).resolve().parents[3]
 PHOTOGRAPHS = [Path(skimage.data_dir) / name for name in ('coffee.png', 'rocket.jpg')]
@@ -240,6 +241,24 @@ def test_a_config_that_builds_no_model(tmp_path, shapes):
     config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
     with pytest.raises(ConfigError, match=r'cannot be built.*bckbone'):
         Inferencer(config, checkpoint, cfg_options={'model.bckbone': 1})
+
+
+@pytest.mark.parametrize(
+    ('part', 'message'), [('panoptic_fusion_head', 'maps'), ('language_model', 'text')]
+)
+def test_models_that_find_no_objects_in_an_image_alone(part, message, tmp_path, shapes):
+    config, checkpoint = write_trained(tmp_path, 'retinanet', shapes)
+    with pytest.raises(ConfigError, match=message):
+        Inferencer(config, checkpoint, cfg_options={f'model.{part}': {}})
+
+
+def test_transforms_get_floats_where_the_config_loads_images_so(tmp_path, shapes):
+    """CenterNet's takes nothing else."""
+    files = map(str, write_trained(tmp_path, 'retinanet', shapes))
+    option = 'test_dataloader.dataset.pipeline.0.to_float32'
+    model = TorchModel(*files, device='cpu', cfg_options={option: True})
+    item = model.preprocess(np.zeros((96, 96, 3), np.uint8))
+    assert item['inputs'].dtype == torch.float32
 
 
 def test_a_config_without_a_checkpoint():
