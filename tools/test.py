@@ -95,6 +95,11 @@ def configure(args: argparse.Namespace) -> Config:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise ConfigError(f'{option} {file}: its folder cannot be written to')
+    if args.out and args.out.endswith(('.pkl', '.pickle')):
+        raise ConfigError(
+            f'--out {args.out}: metrics go there, as JSON; predictions are written by a metric of '
+            'the config, mmdet.DumpDetResults or DumpResults'
+        )
     check_tile(args.tile, args.overlap)
     if args.tile is not None and args.tta:
         raise ConfigError('--tta resizes and flips whole images: test with it or with --tile')

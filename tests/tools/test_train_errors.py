@@ -114,3 +114,8 @@ def test_missing_coco_and_ade20k_say_where_to_get_them(config, source, refused):
 
 def test_test_refuses_a_missing_checkpoint(tiny_config, refused):
     assert 'nowhere.pth' in refused(tiny_config('fpn'), 'nowhere.pth', tool='test.py')
+
+
+def test_predictions_do_not_go_where_mmdets_test_writes_them(tiny_config, refused):
+    options = ['--out', 'results.pkl']
+    assert 'results.pkl' in refused(tiny_config('fpn'), 'nowhere.pth', *options, tool='test.py')
