@@ -72,6 +72,15 @@ def iou_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[s
     return metrics
 
 
+def outer_prefix(config: Config) -> str:
+    """What mmdet puts before the names of metrics: the teacher, or the first of joined datasets."""
+    if 'TeacherStudentValLoop' in str((config.get('val_cfg') or {}).get('type')):
+        return 'teacher/'
+    evaluator = config.val_evaluator
+    names = evaluator.get('dataset_prefixes') if isinstance(evaluator, dict) else None
+    return f'{names[0]}/' if names else ''
+
+
 def can_measure(config: Config, names: str | list[str]) -> bool:
     """Whether validation may return metrics of these names, by the prefixes of its metrics."""
     prefixes = {'auto', 'val'}
@@ -82,6 +91,9 @@ def can_measure(config: Config, names: str | list[str]) -> bool:
                 kind = registry.get(kind) if isinstance(kind, str) else kind
             prefixes.add(evaluator.get('prefix') or getattr(kind, 'default_prefix', None))
     names = [names] if isinstance(names, str) else names
+    if outer_prefix(config):
+        # Names that the config has from a base lack it.
+        return not any(name.partition('/')[0] in prefixes - {'auto', 'val'} for name in names)
     # Without a prefix, names may be any.
     return None in prefixes or all(name.partition('/')[0] in prefixes for name in names)
 
@@ -95,7 +107,8 @@ def main_metric(config: Config) -> str:
             for objects in ('segm', 'bbox'):
                 if objects in evaluator.get('metric', 'bbox'):
                     name = 'mAP' if 'mAP' in items else items[0]
-                    return f'{evaluator.get("prefix") or "coco"}/{objects}_{name}'
+                    prefix = outer_prefix(config) + (evaluator.get('prefix') or 'coco')
+                    return f'{prefix}/{objects}_{name}'
         if kind == 'IoUMetric':
             names = evaluator.get('iou_metrics') or ['mIoU']
             name = 'mIoU' if 'mIoU' in names else names[0]

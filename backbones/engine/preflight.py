@@ -95,7 +95,8 @@ def build(model: dict) -> nn.Module:
 
 def is_ours(backbone: dict) -> bool:
     """Whether a config's backbone is an EfficientFormerV2."""
-    return MODELS.get(backbone.get('type', '')) is EfficientFormerV2
+    # Not every model has one at its top: a teacher and its student have one each.
+    return 'type' in backbone and MODELS.get(backbone['type']) is EfficientFormerV2
 
 
 def check_classes(source: str, trained: Sequence[str], classes: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from backbones.engine.config import keep_best_checkpoint
 from backbones.engine.hooks import ValLossHook, is_annotated_after_resizing, resize_ground_truth
 from backbones.engine.metrics import add_per_class, format_metrics, main_metric, write_metrics
+from backbones.engine.preflight import is_ours
 
 BOXES = {'cat': [10, 10, 40, 40], 'dog': [60, 60, 30, 30]}
 
@@ -100,6 +101,13 @@ def test_iou_of_every_class():
     assert np.isnan(metrics['IoU/car'])
 
 
+JOINED = {
+    'type': 'MultiDatasetsEvaluator',
+    'metrics': [{'type': 'CocoMetric'}] * 2,
+    'dataset_prefixes': ['a', 'b'],
+}
+
+
 @pytest.mark.parametrize(
     ('evaluator', 'expected'),
     [
@@ -111,6 +119,7 @@ def test_iou_of_every_class():
         ({'type': 'IoUMetric', 'iou_metrics': ['mDice']}, 'mDice'),
         ({'type': 'IoUMetric', 'prefix': 'x'}, 'x/mIoU'),
         ([{'type': 'VOCMetric'}], 'auto'),
+        (JOINED, 'a/coco/bbox_mAP'),
     ],
 )
 def test_the_metric_that_chooses_the_best_checkpoint(evaluator, expected):
@@ -125,6 +134,9 @@ def test_the_metric_that_chooses_the_best_checkpoint(evaluator, expected):
         ({'type': 'CocoMetric', 'prefix': 'cells'}, 'coco/bbox_mAP', 'cells/bbox_mAP'),
         ({'type': 'VOCMetric'}, 'coco/bbox_mAP', 'auto'),
         ({'type': 'mmdet.VOCMetric'}, 'pascal_voc/AP50', 'pascal_voc/AP50'),
+        (JOINED, 'coco/bbox_mAP', 'a/coco/bbox_mAP'),
+        (JOINED, 'b/coco/bbox_mAP', 'b/coco/bbox_mAP'),
+        (JOINED, 'val/loss', 'val/loss'),
     ],
 )
 def test_a_best_checkpoint_by_a_metric_that_is_not_measured_is_by_the_main_one(
@@ -138,6 +150,13 @@ def test_a_best_checkpoint_by_a_metric_that_is_not_measured_is_by_the_main_one(
     assert config.default_hooks.checkpoint.save_best == expected
     changed = expected != save_best
     assert config.default_hooks.checkpoint.rule == ('greater' if changed else 'less')
+
+
+def test_a_teacher_and_its_student_are_told_apart():
+    val = {'val_evaluator': {'type': 'CocoMetric'}, 'val_cfg': {'type': 'TeacherStudentValLoop'}}
+    assert main_metric(Config(val)) == 'teacher/coco/bbox_mAP'
+    # Their backbones are further down.
+    assert not is_ours({})
 
 
 def test_metrics_of_any_kind_can_be_written_and_printed(tmp_path):
