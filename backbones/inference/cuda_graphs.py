@@ -6,6 +6,7 @@ of all of that for inputs of one shape, and starts it at once.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class Graph:
         precision = torch.get_autocast_dtype('cuda'), torch.is_autocast_enabled('cuda')
         autocast = torch.autocast('cuda', *precision, cache_enabled=False)
         with torch.cuda.device(device), autocast:
-            stream = torch.cuda.Stream()
+            stream = stream_of(pool, device)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 function(self.inputs)
@@ -112,6 +113,12 @@ class Graph:
                 old.copy_(new)
         self.graph.replay()
         return copy_of(self.outputs)
+
+
+@cache
+def stream_of(pool: tuple, device: torch.device) -> torch.cuda.Stream:
+    """What all graphs of a pool are recorded on: no other stream may use memory that one freed."""
+    return torch.cuda.Stream(device)
 
 
 def is_close(found: Any, expected: Any) -> bool:

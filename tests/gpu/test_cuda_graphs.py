@@ -7,7 +7,7 @@ from tiny import assert_same
 from torch import nn
 from trained_tiny import write_trained
 
-from backbones.inference.cuda_graphs import MAX_SHAPES, Recorded
+from backbones.inference.cuda_graphs import CALLS_BEFORE_RECORDING, MAX_SHAPES, Recorded
 from backbones.inference.model import TorchModel
 from backbones.inference.results import Detections
 
@@ -69,6 +69,21 @@ def test_only_so_many_shapes_are_kept():
         x = torch.randn(size, device='cuda')
         assert_same(recorded(x), x * x)
     assert len(recorded.graphs) == MAX_SHAPES
+
+
+@torch.no_grad()
+def test_graphs_share_their_memory():
+    recorded = Recorded(lambda x: x.exp().sin().cos().mean(dim=(1, 2, 3)))
+    reserved = []
+    # What the second needs fits into what the first left.
+    for size in (512, 500):
+        for _ in range(CALLS_BEFORE_RECORDING + 1):
+            recorded(torch.randn(1, 64, size, size, device='cuda'))
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved())
+    assert len(recorded.graphs) == 2 and all(recorded.graphs.values())
+    # The copy of its inputs, without two maps more.
+    assert reserved[1] - reserved[0] < 1.5 * 4 * 64 * 500 * 500
 
 
 @torch.no_grad()
