@@ -38,9 +38,11 @@ class RelativePositionBias(nn.Module):
 
         The keys are from last to first, see :func:`look_up`; ``dtype`` is that of the scores.
         """
-        # A CUDA graph would keep reading what was cached when it was recorded.
-        is_recorded = self.table.is_cuda and torch.cuda.is_current_stream_capturing()
-        if self.training or torch.is_grad_enabled() or is_compiling() or is_recorded:
+        if self.training or torch.is_grad_enabled() or is_compiling():
+            return self._look_up(grid, dtype)
+        # A CUDA graph would keep reading what was cached when it was recorded. Asked last, since
+        # torch.compile cannot ask it.
+        if self.table.is_cuda and torch.cuda.is_current_stream_capturing():
             return self._look_up(grid, dtype)
         key = (tuple(grid), dtype, self.table.device, *version_of(self.table))
         return self._cache(key, lambda: self._look_up(grid, dtype))

@@ -95,6 +95,18 @@ def test_gradients_equal_those_of_a_cpu():
         torch.testing.assert_close(weight.grad.cpu(), gradients[name], rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize('deploy', [False, True])
+def test_compiles_into_one_graph(deploy):
+    backbone = random_backbone(TINY_ARCH).cuda()
+    if deploy:
+        switch_to_deploy(backbone)
+    compiled = torch.compile(copy.deepcopy(backbone), backend='eager', fullgraph=True)
+    images = torch.rand(2, 3, 70, 101, device='cuda')
+    for with_gradients in (False, True):
+        with torch.set_grad_enabled(with_gradients):
+            assert_same(compiled(images), backbone(images))
+
+
 def test_one_backbone_serves_several_sizes_and_devices():
     backbone = switch_to_deploy(random_backbone(TINY_ARCH))
     sizes = [(64, 96), (130, 70), (64, 96)]

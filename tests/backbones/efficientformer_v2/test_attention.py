@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from backbones.efficientformer_v2 import attention, cpu, position_bias
 from backbones.efficientformer_v2.attention import DownsamplingAttention, TalkingHeadAttention
@@ -45,6 +46,16 @@ def test_look_up_is_by_distance(grid, query_stride, compiled, monkeypatch):
 def test_looking_up_takes_no_memory():
     table = torch.randn(8, 20, 30)
     assert look_up(table, 1).untyped_storage().nbytes() < 5 * table.untyped_storage().nbytes()
+
+
+def test_compiles_into_one_graph_for_a_gpu(monkeypatch):
+    # Without CUDA there are shapes alone, and no indexing.
+    monkeypatch.setattr(RelativePositionBias, '_look_up', lambda self, *_: self.table + 1)
+    with FakeTensorMode(), torch.device('cuda'):
+        bias = RelativePositionBias(8, (4, 6), 1, 'offset').eval()
+    with torch.no_grad():
+        found = torch.compile(bias, backend='eager', fullgraph=True)((4, 6), torch.float32)
+    assert found.is_cuda and found.shape == bias.table.shape
 
 
 def test_offset_is_exact_on_the_grid_of_the_table():
