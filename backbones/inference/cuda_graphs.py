@@ -4,6 +4,7 @@ A GPU computes an image faster than Python can tell it what to compute. A CUDA g
 of all of that for inputs of one shape, and starts it at once.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -18,6 +19,8 @@ from backbones.deploy import works_channels_last
 CALLS_BEFORE_RECORDING = 2
 # Every shape keeps its inputs and outputs on the GPU.
 MAX_SHAPES = 8
+# A process records one graph at a time, whichever model it is of.
+RECORDING = threading.Lock()
 # Beside the necks and heads that work in channels last: what they compute depends on nothing but
 # their inputs, their weights, and the shape of the inputs.
 KNOWN = {'EfficientFormerV2', 'ResNet', 'ResNetV1c', 'MobileNetV2', 'FixedLightHamHead'}
@@ -76,7 +79,8 @@ class Recorded:
 def record(function: Callable[[Any], Any], maps: Any, pool: tuple) -> 'Graph | None':
     """A graph that computes the same, or None."""
     try:
-        graph = Graph(function, maps, pool)
+        with RECORDING:
+            graph = Graph(function, maps, pool)
         return graph if is_close(graph.replay(maps), function(maps)) else None
     except RuntimeError:
         # Memory was not enough, or an operator waits for the GPU.

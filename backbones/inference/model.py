@@ -1,5 +1,6 @@
 """A config and a checkpoint, ready to predict."""
 
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,10 +31,7 @@ LOADING_STEPS = ('LoadImage', 'LoadAnnotations', 'LoadPanopticAnnotations', 'Inf
 
 
 class TorchModel:
-    """A detector or segmentor of mmdet or mmseg, ready to predict.
-
-    :meth:`preprocess` and :meth:`postprocess` may run in other threads than :meth:`predict`.
-    """
+    """A detector or segmentor of mmdet or mmseg, ready to predict; threads may share it."""
 
     # Whether a segmentor has :meth:`predict_logits`.
     gives_logits = True
@@ -49,6 +47,9 @@ class TorchModel:
     ) -> None:
         self.device = choose_device(device)
         self.amp = amp
+        # CUDA graphs, and mixed precision on a CPU, write to what threads would share.
+        takes_turns = amp or self.device.type == 'cuda'
+        self._turn = threading.Lock() if takes_turns else nullcontext()
         cfg = load_config(config, cfg_options)
         expect_objects(cfg.model)
         loaded = load_checkpoint(checkpoint)
@@ -108,7 +109,8 @@ class TorchModel:
         data = self.model.data_preprocessor(
             {key: [item[key] for item in batch] for key in ('inputs', 'data_samples')}, False
         )
-        with inference_precision(self.model, self.device) if self.amp else nullcontext():
+        precision = inference_precision(self.model, self.device) if self.amp else nullcontext()
+        with self._turn, precision:
             yield data['inputs'], data['data_samples']
 
     def logits_of(self, raw: Logits, size: tuple[int, int]) -> Logits:

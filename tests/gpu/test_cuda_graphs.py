@@ -1,5 +1,8 @@
 """A network that is replayed computes what it computes operator by operator."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +53,19 @@ def test_predictions_stay_the_same_from_frame_to_frame(task, amp, shapes, tmp_pa
             else:
                 np.testing.assert_allclose(found, expected, atol=0.5 if amp else 0.01, rtol=1e-3)
     assert len(recorded.graphs) >= 2 and all(recorded.graphs.values())
+
+
+def test_threads_that_share_a_model(shapes, tmp_path):
+    config, checkpoint = map(str, write_trained(tmp_path, 'retinanet', shapes))
+    images = frames()
+    model, other = (TorchModel(config, checkpoint) for _ in range(2))
+    expected = [predict(other, image) for image in images]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(partial(predict, model), images))
+    assert all(model.model.extract_feat.graphs.values())
+    for ours, theirs in zip(found, expected, strict=True):
+        for each, right in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(each, right, atol=0.01, rtol=1e-3)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -235,6 +236,19 @@ def test_amp_on_a_cpu(segmentor, tmp_path, shapes):
     plain = next(segmentor(PHOTOGRAPHS[0])).prediction.seg_map
     mixed = next(Inferencer(config, checkpoint, amp=True)(PHOTOGRAPHS[0])).prediction.seg_map
     assert (plain == mixed).mean() > 0.9
+
+
+def test_threads_that_share_a_model_in_mixed_precision(tmp_path, shapes):
+    model = TorchModel(*map(str, write_trained(tmp_path, 'retinanet', shapes)), 'cpu', amp=True)
+    rng = np.random.default_rng(0)
+    batches = [
+        [model.preprocess(rng.integers(0, 255, (64, width, 3), np.uint8))]
+        for width in (64, 80, 96, 112)
+    ]
+    expected = [model.predict(batch)[0].scores.tolist() for batch in batches] * 2
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(model.predict, batches * 2))
+    assert [raw[0].scores.tolist() for raw in found] == expected
 
 
 def test_a_config_that_builds_no_model(tmp_path, shapes):
