@@ -63,7 +63,9 @@ class Recorded:
 
     def __call__(self, maps: Tensor | Sequence[Tensor]) -> Any:
         each = (maps,) if isinstance(maps, Tensor) else tuple(maps)
-        if torch.is_grad_enabled() or not all(x.is_cuda for x in each):
+        # Before torch 2.4 CUDA's autocast was asked by other functions.
+        can_record = hasattr(torch, 'get_autocast_dtype') and all(x.is_cuda for x in each)
+        if torch.is_grad_enabled() or not can_record:
             return self.function(maps)
         shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in each)
         precision = torch.is_autocast_enabled('cuda') and torch.get_autocast_dtype('cuda')
