@@ -335,16 +335,16 @@ def resolve_architecture(arch: str | dict) -> dict:
             f'not {arch!r}'
         )
     for key in ('channels', 'depths', 'mlp_ratios'):
-        if len(arch[key]) != NUM_STAGES:
+        if not isinstance(arch[key], Sequence) or len(arch[key]) != NUM_STAGES:
             raise ValueError(f'arch[{key!r}] has an entry for each of {NUM_STAGES} stages')
     if any(number < 2 for number in arch['channels']):
         raise ValueError(f"arch['channels'] are at least 2, not {arch['channels']}")
     depths = arch['depths']
     for stage, (depth, ratios) in enumerate(zip(depths, arch['mlp_ratios'], strict=True)):
-        if depth < 1 or len(ratios) != depth:
+        if depth < 1 or not isinstance(ratios, Sequence) or len(ratios) != depth:
             raise ValueError(
-                f"arch['mlp_ratios'][{stage}] has a number for each block of the stage: "
-                f"arch['depths'][{stage}] is {depth}, but there are {len(ratios)}"
+                f"arch['mlp_ratios'][{stage}] has a number for each block of the stage, not "
+                f"{ratios!r}: arch['depths'][{stage}] is {depth}"
             )
     given = arch['num_attention_blocks']
     numbers = (given, given) if isinstance(given, int) else tuple(given)

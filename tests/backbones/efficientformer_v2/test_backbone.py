@@ -61,6 +61,8 @@ def test_only_what_out_indices_needs_is_built(out_indices):
         (dict(arch='s3'), "'s0', 's1', 's2', 'l'"),
         (dict(arch=dict(TINY_ARCH, depth=3)), 'depths'),
         (dict(arch=dict(TINY_ARCH, depths=(1, 1, 2, 3))), 'mlp_ratios'),
+        (dict(arch=dict(TINY_ARCH, mlp_ratios=(2, 2, 2, 2))), 'each block'),
+        (dict(arch=dict(TINY_ARCH, depths=3)), '4 stages'),
         (dict(arch=dict(TINY_ARCH, channels=(4, 8, 8))), '4 stages'),
         (dict(arch=dict(TINY_ARCH, num_attention_blocks=3)), r'\(2, 2\)'),
         (dict(arch=dict(TINY_ARCH, num_attention_blocks=(1, 3))), r'\(2, 2\)'),
