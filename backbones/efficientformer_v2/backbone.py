@@ -98,7 +98,8 @@ class EfficientFormerV2(BaseModule):
             1 to 4 the stem and as many stages. Default: -1.
         norm_eval: Keep the BatchNorms' running statistics while training. Default: False.
         with_cp: Recompute the blocks in the backward pass instead of keeping what is inside
-            them, which saves memory and costs time. Default: False.
+            them, which saves memory and costs time. As in mmdet's ResNet, BatchNorms that learn
+            their statistics count every batch twice. Default: False.
         init_cfg: mmengine's initialization; ``dict(type='Pretrained', checkpoint=...)`` loads
             weights. Default: None.
 
