@@ -29,6 +29,11 @@ OTHERS = [
     for path in sorted([*ROOT.glob('det_configs/*.py'), *ROOT.glob('seg_configs/*.py')])
     if not re.search(r'_effv2_(s1|s2|l|l_.*|(s1|s2)_neck.*)$', path.stem)
 ]
+VARIANTS = [
+    pytest.param(path, *match.groups(), id=path.stem)
+    for path in sorted(ROOT.glob('*_configs/*.py'))
+    if (match := re.fullmatch(r'(\w+_effv2_(?:s0|s1|s2|l))_(authors|search|neck\d+)', path.stem))
+]
 
 
 def build_from_nothing(config: Config) -> torch.nn.Module:
@@ -86,6 +91,30 @@ def test_recipe(path):
     else:
         assert config.train_cfg.max_epochs == 12
         assert config.param_scheduler[-1].milestones == [8, 11]
+
+
+@pytest.mark.parametrize(('path', 'recipe', 'kind'), VARIANTS)
+def test_a_variant_is_its_recipe_but_for_what_its_name_says(path, recipe, kind):
+    config, base = (Config.fromfile(each) for each in (path, path.with_name(f'{recipe}.py')))
+    model, is_segmentor = base.model, recipe.startswith('fpn')
+    if kind == 'authors':
+        # Else their checkpoints load, and compute something else.
+        model.backbone.update(pretrain_img_size=512 if is_segmentor else 800, bias_resize='matrix')
+        if is_segmentor:
+            multiple = dict(type='ResizeToMultiple', size_divisor=32)
+            base.test_dataloader.dataset.pipeline.insert(2, multiple)
+    elif kind == 'search':
+        assert config.search == {}
+    else:
+        width = int(kind.removeprefix('neck'))
+        model.neck.out_channels = width
+        if is_segmentor:
+            model.decode_head.update(in_channels=[width] * 4, channels=width // 2)
+        else:
+            model.bbox_head.update(in_channels=width, feat_channels=width)
+    assert config.model.to_dict() == model.to_dict()
+    for part in ('train_dataloader', 'test_dataloader', 'optim_wrapper', 'train_cfg'):
+        assert config[part].to_dict() == base[part].to_dict()
 
 
 def test_the_light_head_learns_ten_times_as_fast_as_the_backbone():
