@@ -7,6 +7,9 @@ import pytest
 import torch
 from tiny import TINY_ARCH, write_tiny_config
 from tool_process import TOOLS, launch, run_in_two
+from trained_tiny import write_trained
+
+from backbones.engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ('fpn', 'mask_rcnn')
@@ -35,8 +38,13 @@ def test_training_leaves_what_a_user_looks_for(trained):
     lines = next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
     entries = [json.loads(line) for line in lines]
     assert [entry['step'] for entry in entries if 'loss' in entry] == [1, 2]
+    # Two processes of two images.
+    recipe = load_config(str(config))
+    share = 2 * 2 / recipe.auto_scale_lr.base_batch_size
+    assert entries[0]['lr'] == pytest.approx(share * recipe.optim_wrapper.optimizer.lr)
     assert 0 < entries[-1]['val/loss'] < 100
-    assert 'num_classes=6' in (work_dir / config.name).read_text().replace('7', '6')
+    # Of a segmentor with the background.
+    assert f'num_classes={7 if task == "fpn" else 6}' in (work_dir / config.name).read_text()
     meta = torch.load(work_dir / 'iter_2.pth', weights_only=False)['meta']
     assert set(CLASSES) <= set(meta['dataset_meta']['classes'])
 
@@ -136,6 +144,26 @@ val_evaluator = dict(
     assert 'warning' in done.stderr and 'norm_eval=False' in done.stderr
     assert list((tmp_path / 'run').glob('best_coco_bbox_mAP_epoch_1.pth'))
     assert list((tmp_path / 'run').glob('*/vis_data/events.out.tfevents.*'))
+
+
+def test_a_whole_model_of_other_classes_is_a_start(shapes, tmp_path, run_tool):
+    """What fits is taken over; layers of another number of classes begin anew."""
+    _, checkpoint = write_trained(tmp_path, 'retinanet', shapes)
+    config = write_tiny_config(tmp_path, 'retinanet', shapes, "classes = ['disc', 'ring']\n")
+    # Nothing but the statistics of norms moves.
+    options = (f'load_from={checkpoint}', 'train_cfg.max_iters=1', 'optim_wrapper.optimizer.lr=0')
+    done = run_tool('train.py', config, '--work-dir', 'run', '--cfg-options', *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    given, found = (
+        torch.load(path, weights_only=False)['state_dict']
+        for path in (checkpoint, tmp_path / 'run/iter_1.pth')
+    )
+    assert given.keys() == found.keys()
+    for name, tensor in given.items():
+        if name.startswith('bbox_head.retina_cls.'):
+            assert len(CLASSES) * len(found[name]) == 2 * len(tensor)
+        elif 'running_' not in name and 'num_batches' not in name:
+            assert torch.equal(found[name], tensor), name
 
 
 @pytest.mark.parametrize(
