@@ -6,9 +6,14 @@ import os
 import re
 from pathlib import Path
 
+import cv2
+import mmcv
+import numpy as np
 import pytest
 import tool_process
+import torch.nn.functional as F
 from browser import open_browser
+from mmseg.apis import inference_model, init_model
 from tool_process import TOOLS, launch, run_in_two
 from trained_tiny import write_trained
 
@@ -80,14 +85,14 @@ def test_every_class_has_metrics_and_every_image_a_drawing(tested):
     assert drawn == [f'val_{number:06d}.jpg' for number in range(1, 6)]
 
 
-def test_outputs_that_cannot_be_written_are_refused_before_the_test(tested, tmp_path, run_tool):
+def test_outputs_that_cannot_be_written_are_refused_before_the_test(tested, tmp_path, call_tool):
     _, config, checkpoint, _ = tested
     (tmp_path / 'file').touch()
     for option, path in (('--out', ''), ('--report', 'file/a.html')):
-        done = run_tool('test.py', config, checkpoint, option, tmp_path / path)
-        assert done.returncode == 1 and 'Traceback' not in done.stderr
-        assert str(tmp_path / path).removesuffix('/a.html') in done.stderr
-        assert 'test batch' not in done.stdout
+        code, said = call_tool('test.py', config, checkpoint, option, tmp_path / path)
+        assert code == 1 and 'Traceback' not in said
+        assert str(tmp_path / path).removesuffix('/a.html') in said
+        assert 'test batch' not in said
 
 
 def test_a_full_disk_ends_in_a_message(tested, tmp_path, call_tool, monkeypatch):
@@ -112,28 +117,77 @@ def test_folding_changes_no_metric(tested, tmp_path, run_tool):
     assert figures(tmp_path / 'out.json') == pytest.approx(metrics, abs=2e-3, nan_ok=True)
 
 
-def test_tta(shapes, run_tool, tmp_path):
+def test_tta(shapes, call_tool, tmp_path, monkeypatch):
+    """The mean over six sizes and their mirror images, each as mmseg's own inference has it."""
     config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
     saved = tmp_path / 'work_dirs' / config.stem / config.name
     saved.parent.mkdir(parents=True)
     saved.write_text('of the training')
-    done = run_tool('test.py', config, checkpoint, '--tta', '--out', 'tta.json')
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert figures(tmp_path / 'tta.json')['mIoU'] >= 0
+    monkeypatch.chdir(tmp_path)
+    code, said = call_tool('test.py', config, checkpoint, '--tta', '--out', 'tta.json')
+    assert code == 0, said
     assert saved.read_text() == 'of the training'
 
+    model = init_model(str(config), str(checkpoint), device='cpu')
+    counts = np.zeros((7, 7))
+    for path in sorted((shapes / 'ade/images/validation').iterdir()):
+        image = cv2.imread(str(path))
+        size, total = image.shape[:2], 0
+        for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75):
+            side = round(128 * ratio)
+            resized = mmcv.imresize(image, (side, side))
+            for mirror in (1, -1):
+                given = np.ascontiguousarray(resized[:, ::mirror])
+                logits = inference_model(model, given).seg_logits.data[None]
+                logits = logits.flip(3) if mirror < 0 else logits
+                total = total + F.interpolate(logits, size, mode='bilinear')[0].softmax(dim=0)
+        annotation = shapes / 'ade/annotations/validation' / f'{path.stem}.png'
+        truth = cv2.imread(str(annotation), cv2.IMREAD_UNCHANGED).astype(int) - 1
+        np.add.at(counts, (truth, total.argmax(dim=0).numpy()), 1)
+    both = counts.diagonal()
+    expected = 100 * np.nanmean(both / (counts.sum(0) + counts.sum(1) - both))
+    assert figures(tmp_path / 'tta.json')['mIoU'] == pytest.approx(expected, abs=0.2)
 
-def test_dist_test_starts_test_under_torchrun(tmp_path):
+
+@pytest.mark.parametrize(
+    ('environment', 'expected'),
+    [
+        ({}, '--nnodes 1 --node_rank 0 --standalone '),
+        ({'PORT': '29'}, '--nnodes 1 --node_rank 0 --master_addr 127.0.0.1 --master_port 29 '),
+        (
+            {'NNODES': '2', 'NODE_RANK': '1', 'MASTER_ADDR': '10.0.0.1'},
+            '--nnodes 2 --node_rank 1 --master_addr 10.0.0.1 --master_port 29500 ',
+        ),
+    ],
+    ids=['one machine', 'a port', 'two machines'],
+)
+def test_dist_test_starts_test_under_torchrun(environment, expected, tmp_path):
     """With a Python that says what it was to run."""
     python = tmp_path / 'python'
     python.write_text('#!/usr/bin/env bash\necho "$@"\n')
     python.chmod(0o755)
     arguments = ('my config.py', 'model.pth', 2, '--out', 'two.json')
-    done = launch('dist_test.sh', *arguments, cwd=tmp_path, PYTHON=str(python))
+    done = launch('dist_test.sh', *arguments, cwd=tmp_path, PYTHON=str(python), **environment)
     assert done.returncode == 0, done.stderr
-    assert '-m torch.distributed.run --nproc_per_node 2 ' in done.stdout
+    assert f'-m torch.distributed.run --nproc_per_node 2 {expected}' in done.stdout
     assert done.stdout.endswith(
         'tools/test.py my config.py model.pth --out two.json --launcher pytorch\n'
+    )
+
+
+def test_slurm_test_starts_test_under_srun(tmp_path):
+    """With a srun that says what it was to run."""
+    (tmp_path / 'srun').write_text('#!/usr/bin/env bash\necho "$@"\n')
+    (tmp_path / 'srun').chmod(0o755)
+    path = f'{tmp_path}:{os.environ["PATH"]}'
+    arguments = ('gpu', 'job', 'my config.py', 'model.pth', '--out', 'a.json')
+    done = launch('slurm_test.sh', *arguments, cwd=tmp_path, PATH=path, GPUS='16')
+    assert done.returncode == 0, done.stderr
+    asked = '--partition gpu --job-name job --ntasks 16 --ntasks-per-node 8 --gres gpu:8 '
+    # Nothing is saved when its time is over.
+    assert done.stdout.startswith(asked) and '--signal' not in done.stdout
+    assert done.stdout.endswith(
+        'tools/test.py my config.py model.pth --out a.json --launcher slurm\n'
     )
 
 
