@@ -1,4 +1,7 @@
-"""tools/app.py in a browser: images and videos of two models, and what must not be reachable."""
+"""tools/app.py in a browser: images and videos of two models, and what must not be reachable.
+
+One page for all tests, which run in this order.
+"""
 
 import importlib.util
 import io
@@ -62,6 +65,7 @@ def url(folder) -> Iterator[str]:
     process = Started(folder, command, TMPDIR=str(folder))
     while process.is_alive() and '\n' not in process.said():
         time.sleep(0.1)
+    assert process.is_alive(), process.wait(1).stderr
     yield process.said().split()[2]
     # While a model is running.
     os.kill(process.pid, signal.SIGTERM)
