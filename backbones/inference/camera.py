@@ -31,6 +31,9 @@ STREAM_OPTIONS = {
 # Seconds to wait before each try to reconnect, until an image comes.
 RETRY_DELAYS = (1, 2, 4, 8, 16)
 
+# Seconds for a camera to be free again. A read that gets no answer ends by itself, later.
+CLOSE_TIMEOUT = 1.0
+
 # With the policy 'all', how many frames may wait.
 QUEUE_SIZE = 8
 
@@ -99,8 +102,7 @@ class CameraReader:
                 self._queue.get_nowait()
         with suppress(Full):
             self._queue.put_nowait(StopIteration())
-        # Time for a camera to be free again. A read that gets no answer ends by itself, later.
-        self._thread.join(1.0)
+        self._thread.join(CLOSE_TIMEOUT)
 
     def _capture(self) -> None:
         """What the thread does: hand on frames, open a lost connection again."""

@@ -70,6 +70,7 @@ class Camera:
 def webcam(monkeypatch: pytest.MonkeyPatch) -> Iterator[Camera]:
     webcam = Camera()
     monkeypatch.setattr(cv2, 'VideoCapture', webcam)
+    monkeypatch.setattr(camera, 'CLOSE_TIMEOUT', 0.05)
     yield webcam
     webcam.unplug()
 
