@@ -16,21 +16,22 @@ TRAIN = 'coco/annotations/instances_train2017.json'
     ],
 )
 def test_findings_are_printed_and_written_and_errors_exit_with_1(
-    corrupt, kind, code, data, tiny_config, run_tool, tmp_path
+    corrupt, kind, code, data, tiny_config, call_tool, tmp_path
 ):
     corrupt(data)
     config = tiny_config('retinanet', shapes=data)
-    done = run_tool('check_dataset.py', config, '--split', 'train', '--json', 'out/found.json')
-    assert done.returncode == code, done.stderr
+    out = tmp_path / 'out/found.json'
+    ended, said = call_tool('check_dataset.py', config, '--split', 'train', '--json', out)
+    assert ended == code, said
     file = str(data / 'coco/train2017/train_000001.jpg')
-    assert file in done.stdout and kind in done.stdout
-    written = json.loads((tmp_path / 'out/found.json').read_text())
+    assert file in said and kind in said
+    written = json.loads(out.read_text())
     assert (written['errors'], written['warnings']) == (code, 1 - code)
     (found,) = written['findings']
     assert (found['file'], found['kind'], found['split']) == (file, kind, 'train')
 
 
-def test_a_wrong_config_exits_with_2(run_tool):
-    done = run_tool('check_dataset.py', 'nowhere.py')
-    assert done.returncode == 2
-    assert 'nowhere.py' in done.stderr and 'Traceback' not in done.stderr
+def test_a_wrong_config_exits_with_2(call_tool):
+    code, said = call_tool('check_dataset.py', 'nowhere.py')
+    assert code == 2
+    assert 'nowhere.py' in said and 'Traceback' not in said

@@ -98,16 +98,23 @@ def test_the_backbone_of_a_whole_model(run_tool, tmp_path):
     assert set(out) == set(EfficientFormerV2('s0').state_dict())
 
 
-def refused(process) -> str:
-    assert process.returncode == 1
-    assert 'Traceback' not in process.stderr
-    return process.stderr
+@pytest.fixture
+def refused(call_tool, tmp_path, monkeypatch) -> Callable[[str], str]:
+    """What is said of why in.pth is not written to a path."""
+
+    def refuse(out: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        code, said = call_tool('convert_checkpoint.py', 'in.pth', out)
+        assert code == 1 and 'Traceback' not in said
+        return said
+
+    return refuse
 
 
-def test_nothing_is_overwritten_unasked(run_tool, tmp_path):
+def test_nothing_is_overwritten_unasked(refused, run_tool, tmp_path):
     torch.save(published('timm_s0_imagenet'), tmp_path / 'in.pth')
     (tmp_path / 'out.pth').write_text('precious')
-    assert '--overwrite' in refused(run_tool('convert_checkpoint.py', 'in.pth', 'out.pth'))
+    assert '--overwrite' in refused('out.pth')
     assert (tmp_path / 'out.pth').read_text() == 'precious'
     process = run_tool('convert_checkpoint.py', 'in.pth', 'out.pth', '--overwrite')
     assert process.returncode == 0, process.stderr
@@ -140,10 +147,10 @@ BIAS = 'decode_head.conv_seg.bias'
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_and_nothing_written(
-    change, out, said, whole, run_tool, tmp_path
+    change, out, said, whole, refused, tmp_path
 ):
     checkpoint = torch.load(whole)
     change(checkpoint)
     torch.save(checkpoint, tmp_path / 'in.pth')
-    assert said in refused(run_tool('convert_checkpoint.py', 'in.pth', out))
+    assert said in refused(out)
     assert [path.name for path in tmp_path.iterdir()] == ['in.pth']

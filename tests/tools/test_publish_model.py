@@ -39,18 +39,23 @@ def save_training(path: Path, ema: bool = False, config: str = CONFIG) -> None:
     torch.save(checkpoint, path)
 
 
-def publish(run_tool, folder: Path, suffix: str = '.pth') -> Path:
-    process = run_tool('publish_model.py', 'in.pth', f'out{suffix}')
-    assert process.returncode == 0, process.stderr
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def publish(call_tool, folder: Path, suffix: str = '.pth') -> Path:
+    code, said = call_tool('publish_model.py', 'in.pth', f'out{suffix}')
+    assert code == 0, said
     (path,) = folder.glob(f'out-*{suffix}')
     return path
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_weights_config_and_classes_are_all_that_is_published(suffix, run_tool, tmp_path):
+def test_weights_config_and_classes_are_all_that_is_published(suffix, call_tool, tmp_path):
     save_training(tmp_path / 'in.pth')
-    path = publish(run_tool, tmp_path, suffix)
-    assert publish(run_tool, tmp_path, suffix) == path, 'the same weights, the same name'
+    path = publish(call_tool, tmp_path, suffix)
+    assert publish(call_tool, tmp_path, suffix) == path, 'the same weights, the same name'
     assert path.stem == f'out-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}'
     assert path.stat().st_size < 10_000
     published = read_checkpoint(path)
@@ -67,17 +72,17 @@ def test_weights_config_and_classes_are_all_that_is_published(suffix, run_tool, 
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_a_supernet_stays_one(suffix, run_tool, tmp_path):
+def test_a_supernet_stays_one(suffix, call_tool, tmp_path):
     save_training(tmp_path / 'in.pth')
     supernet = {**read_checkpoint(tmp_path / 'in.pth'), 'search_space': SPACE.to_json()}
     torch.save(supernet, tmp_path / 'in.pth')
-    published = load_checkpoint(str(publish(run_tool, tmp_path, suffix)))
+    published = load_checkpoint(str(publish(call_tool, tmp_path, suffix)))
     assert SPACE.check_checkpoint(published)
 
 
-def test_the_moving_average_is_published(run_tool, tmp_path):
+def test_the_moving_average_is_published(call_tool, tmp_path):
     save_training(tmp_path / 'in.pth', ema=True)
-    published = read_checkpoint(publish(run_tool, tmp_path))
+    published = read_checkpoint(publish(call_tool, tmp_path))
     torch.testing.assert_close(published['state_dict'], AVERAGE)
 
 
@@ -90,9 +95,9 @@ def test_the_moving_average_is_published(run_tool, tmp_path):
         ('import os', 'out.pth', 'is not plain data: line 1 is no assignment'),
     ],
 )
-def test_what_cannot_be_published(config, out, said, run_tool, tmp_path):
+def test_what_cannot_be_published(config, out, said, call_tool, tmp_path):
     save_training(tmp_path / 'in.pth', config=config)
-    process = run_tool('publish_model.py', 'in.pth', out)
-    assert process.returncode == 1
-    assert said in process.stderr and 'Traceback' not in process.stderr
+    code, text = call_tool('publish_model.py', 'in.pth', out)
+    assert code == 1
+    assert said in text and 'Traceback' not in text
     assert [path.name for path in tmp_path.iterdir()] == ['in.pth']

@@ -42,6 +42,11 @@ def read_config() -> Config:
 config = pytest.fixture(read_config)
 
 
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope='module')
 def model_tensors() -> dict[str, torch.Tensor]:
     return dict(MODELS.build(read_config().model).state_dict())
@@ -58,11 +63,13 @@ def evil(tmp_path: Path, model_tensors: dict) -> Path:
 
 
 @pytest.mark.parametrize('command', COMMANDS.values(), ids=COMMANDS)
-def test_no_tool_runs_the_code_in_a_checkpoint_that_is_not_trusted(command, evil, run_tool):
-    process = run_tool(*command)
-    assert process.returncode == 1
-    assert 'posix.mkdir' in process.stderr and '--trust-checkpoint' in process.stderr
-    assert 'Traceback' not in process.stderr
+def test_no_tool_runs_the_code_in_a_checkpoint_that_is_not_trusted(
+    command, evil, call_tool, run_tool
+):
+    code, said = call_tool(*command)
+    assert code == 1
+    assert 'posix.mkdir' in said and '--trust-checkpoint' in said
+    assert 'Traceback' not in said
     assert not evil.exists()
     if command[0] != 'train.py' or command is COMMANDS['train, resume']:
         run_tool(*command, '--trust-checkpoint')
@@ -82,12 +89,12 @@ def half(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ('train, resume', dict, 'cannot be resumed'),
     ],
 )
-def test_checkpoints_are_checked(name, change, said, model_tensors, run_tool, tmp_path):
+def test_checkpoints_are_checked(name, change, said, model_tensors, call_tool, tmp_path):
     torch.save({'state_dict': change(model_tensors), 'meta': {}}, tmp_path / 'in.pth')
-    process = run_tool(*COMMANDS[name])
-    assert process.returncode == 1
-    assert said in process.stderr and 'in.pth' in process.stderr
-    assert 'Traceback' not in process.stderr
+    code, text = call_tool(*COMMANDS[name])
+    assert code == 1
+    assert said in text and 'in.pth' in text
+    assert 'Traceback' not in text
 
 
 @pytest.mark.parametrize(
