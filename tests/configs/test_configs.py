@@ -240,6 +240,8 @@ def test_inferencers(tmp_path):
     ):
         config = Config.fromfile(ROOT / path)
         config.model.backbone.init_cfg = None
+        if 'mask_rcnn' in path:
+            config.test_dataloader.dataset.pipeline[1].scale = (160, 160)
         config.dump(tmp_path / 'config.py')
         run = inferencer(str(tmp_path / 'config.py'), device='cpu')
         assert run(image, out_dir='')['predictions'] is not None

@@ -153,11 +153,14 @@ def test_autocast_stays_close():
     assert_same(found, expected, 0.1)
 
 
-def test_compiles_into_one_graph():
+@pytest.mark.parametrize(
+    'sizes', [[(50, 77)], pytest.param([(64, 64), (50, 77)], marks=pytest.mark.slow)]
+)
+def test_compiles_into_one_graph(sizes):
     backbone = switch_to_deploy(tiny_backbone())
     compiled = torch.compile(copy.deepcopy(backbone), backend='eager', fullgraph=True)
     with torch.no_grad():
-        for size in ((64, 64), (50, 77)):
+        for size in sizes:
             image = torch.rand(2, 3, *size)
             assert_same(compiled(image), backbone(image))
 

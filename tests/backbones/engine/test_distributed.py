@@ -15,7 +15,7 @@ from backbones.errors import DataError, exit_on_user_error
 
 def prepare(config):
     print('reading', flush=True)
-    time.sleep(1)
+    time.sleep(0.2)
     if sys.argv[1] == 'fail':
         raise DataError('no data')
     if sys.argv[1] == 'die':

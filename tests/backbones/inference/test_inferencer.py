@@ -176,7 +176,8 @@ def write_solo(folder: Path) -> tuple[Path, Path]:
 _base_ = 'mmdet::solov2/solov2-light_r18_fpn_ms-3x_coco.py'
 model = dict(
     backbone=dict(init_cfg=None),
-    mask_head=dict(num_classes=2),
+    mask_head=dict(num_classes=2, feat_channels=64, stacked_convs=1,
+                   mask_feature_head=dict(feat_channels=32, out_channels=64)),
     test_cfg=dict(score_thr=0.0, filter_thr=0.0, max_per_img=5),
 )
 test_dataloader = dict(dataset=dict(pipeline=[
