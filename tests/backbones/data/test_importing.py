@@ -912,3 +912,33 @@ def test_the_tool_draws_maps_too(tmp_path, monkeypatch, capsys):
     assert import_dataset.main() == 0
     assert Image.open(tmp_path / 'out/overview.png').size[0] > 1000
     assert 'tools/train.py' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'task',
+    [
+        pytest.param('detection', marks=pytest.mark.slow),
+        pytest.param('instances', marks=pytest.mark.slow),
+        'segmentation',
+    ],
+)
+def test_what_was_imported_is_trained_and_predicts(task, tmp_path, run_tool, call_tool):
+    """The three commands of docs/own_data.md, on small images, for one epoch and from nothing."""
+    if task == 'segmentation':
+        to_maps(tmp_path / 'source', 'roboflow')
+    else:
+        to_coco(tmp_path / 'source', masks=True)
+    written, _ = run(tmp_path / 'source', tmp_path / 'mine', task=task)
+    small = ('image_size=64', 'epochs=1', 'batch_size=2', 'num_workers=0', 'pretrained=False')
+    done = run_tool('train.py', 'mine/mine.py', '--seed', 0, '--cfg-options', *small)
+    assert done.returncode == 0, done.stderr[-3000:]
+    work_dir = tmp_path / 'work_dirs/mine'
+    (best,) = work_dir.glob('best_*_epoch_1.pth')
+    metric = {'detection': 'coco_bbox_mAP', 'instances': 'coco_segm_mAP', 'segmentation': 'mIoU'}
+    assert best.name == f'best_{metric[task]}_epoch_1.pth'
+    image = next((tmp_path / 'source').rglob('clip_a_001.jpg'))
+    out = ('--out-dir', tmp_path / 'out', '--score-thr', 0)
+    code, text = call_tool('infer.py', work_dir / 'mine.py', best, image, *out)
+    assert code == 0, text
+    categories = json.loads((tmp_path / 'out/categories.json').read_text())
+    assert [one['name'] for one in categories] == written.classes
