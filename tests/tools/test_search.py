@@ -5,7 +5,11 @@ import json
 import pytest
 import search
 
+from backbones.engine.config import load_config
 from backbones.errors import ConfigError
+from backbones.search.latency import find_latency, identify
+from backbones.search.measurements import COLUMNS, CSV_NAME, NETWORKS_NAME, choose_networks
+from backbones.search.space import Space
 
 SEARCH = 'search = dict(necks=(8, 16))\n'
 QUICK = ('--size', '64x96', '--rounds', 1, '--seconds', 0, '--networks', 10, '--held-out', 2)
@@ -35,3 +39,24 @@ def test_openvino_is_measured_on_the_cpu_of_a_machine_with_a_gpu(
     monkeypatch.setattr(search, 'measure_latency', measure)
     command = ('search.py', 'latency', tiny_config('fpn', SEARCH), '--backend', backend)
     assert call_tool(*command) == (1, f'\nerror: on {device}\n')
+
+
+def test_what_another_device_has_measured_is_read(tiny_config, call_tool, tmp_path):
+    """As `--write-files` leaves the table, with the milliseconds filled in."""
+    path = tiny_config('fpn', SEARCH)
+    config = load_config(str(path))
+    space = Space.from_config(config)
+    choices = choose_networks(space, 0, 12)
+    files = {f'n{number}.onnx': choice.to_json() for number, choice in enumerate(choices)}
+    names = json.dumps(dict(files=files, **identify(config)))
+    (tmp_path / NETWORKS_NAME).write_text(names)
+    times = [sum(space.widths(choice).values()) for choice in choices]
+    lines = [f'{name},{ms}' for name, ms in zip(files, times, strict=True)]
+    (tmp_path / CSV_NAME).write_text('\n'.join([','.join(COLUMNS), *lines]))
+    command = ('latency', path, '--work-dir', tmp_path / 'out', '--from', tmp_path / CSV_NAME)
+    code, said = call_tool('search.py', *command)
+    assert code == 0 and 'latency_csv.json' in said and 'tau' in said, said
+    config.work_dir = str(tmp_path / 'out')
+    model = find_latency(config, 'csv')
+    assert model.setting is None
+    assert model.predict(choices[0]) == pytest.approx(times[0], rel=0.2)
