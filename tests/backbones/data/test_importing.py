@@ -7,9 +7,9 @@ import re
 import shutil
 import sys
 import zipfile
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import import_dataset
 import numpy as np
@@ -136,8 +136,9 @@ def run(
     source: Path, out: Path, name: str | None = None, **options
 ) -> tuple[Written, dict[str, list[str]]]:
     """Import a folder; returns what was written, and what was said."""
-    unset = dict(task=None, val=None, group=None, seed=0, classes=(), ignore=(), overwrite=False)
-    args = Namespace(source=source, out=out, format=name, **{**unset, **options})
+    with mock.patch('sys.argv', ['import_dataset.py', str(source), '--out', str(out)]):
+        args = import_dataset.parse_args()
+    vars(args).update(format=name, **options)
     with open_source(args) as opened:
         return write_dataset(opened, *choose_format(opened)), opened.notes
 
