@@ -31,7 +31,11 @@ from functools import partial
 import pytest
 import tool_process
 import torch
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from tiny import draw_shapes, write_tiny_config
+
+from backbones import weights
 
 torch.set_num_threads(1)
 
@@ -93,8 +97,17 @@ def run_tool(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture
+def restore_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back what a test changes for the whole process: safe loading and trust."""
+    monkeypatch.setattr(weights, '_trusted', False)
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    for name in ('load_from_http', '_safe_torch_load'):
+        monkeypatch.setattr(mmengine_checkpoint, name, getattr(mmengine_checkpoint, name))
+
+
+@pytest.fixture
 def call_tool(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, restore_loading: None
 ) -> Iterator[Callable[..., tuple[int, str]]]:
     """Runs one of our tools in this process; returns its exit code and what was said."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -29,15 +29,7 @@ from backbones.weights import encode_checkpoint, load_checkpoint, read_checkpoin
 
 NAME = 'efficientformerv2_s0.snap_dist_in1k'
 TENSORS = {'a': torch.arange(6.0).view(2, 3), 'b': torch.tensor(3)}
-
-
-@pytest.fixture(autouse=True)
-def restore_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take back what a test changes for the whole process: safe loading and trust."""
-    monkeypatch.setattr(weights, '_trusted', False)
-    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes)
-    for name in ('load_from_http', '_safe_torch_load'):
-        monkeypatch.setattr(mmengine_checkpoint, name, getattr(mmengine_checkpoint, name))
+pytestmark = pytest.mark.usefixtures('restore_loading')
 
 
 @pytest.fixture
