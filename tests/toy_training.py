@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import uuid
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -167,7 +168,7 @@ def toy_config(folder: Path, by_epoch: bool = False, **changes: Any) -> Config:
             'custom_hooks': [EMA],
             'randomness': {'seed': 3},
             'work_dir': str(folder),
-            'experiment_name': f'{folder.name}_{random.random()}',
+            'experiment_name': f'{folder.name}_{uuid.uuid4()}',
             'log_level': 'WARNING',
         }
     )

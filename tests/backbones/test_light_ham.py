@@ -35,6 +35,8 @@ def make_maps(batch: int = 3) -> list[Tensor]:
 @pytest.mark.parametrize('memory', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('parts', [1, 2])
 def test_results_and_gradients_are_those_of_mmsegs_head_with_the_same_bases(train, memory, parts):
+    # With one in forty others the decomposition multiplies rounding errors by a hundred.
+    torch.manual_seed(0)
     ours, theirs = make_head(MD_S=parts), make_head(LightHamHead, rand_init=False, MD_S=parts)
     theirs.hamburger.ham.register_buffer('bases', torch.zeros_like(ours.hamburger.ham.bases))
     theirs.load_state_dict(ours.state_dict())
