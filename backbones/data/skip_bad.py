@@ -32,9 +32,9 @@ IN_TRAINING = 'skipped in training'
 def leave_out_bad(config: Config, splits: tuple[str, ...], folder: str = '') -> None:
     """Let a config read lists without the images that have errors, and skip what fails later.
 
-    The lists go to ``without_bad`` in a folder of the work folder, what is not in them to
-    ``skipped.jsonl`` there.
-    The classes of the config have to be set. DataError where more than single images are wrong.
+    The lists go to ``without_bad`` in that ``folder`` of the work folder, what is not in them to
+    ``skipped.jsonl`` beside it. The classes of the config have to be set. DataError where more than
+    single images are wrong.
     """
     config.skip_bad = True
     report = check_dataset(config, splits, decode=('val', 'test'))

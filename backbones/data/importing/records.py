@@ -53,7 +53,7 @@ class LeftOut(DataError):
     """An object that is left out: what is wrong with objects of its kind, and with this one."""
 
 
-def walk(root: Path) -> Iterator[Path]:
+def walk_folders(root: Path) -> Iterator[Path]:
     """What is below a folder, through links too; each folder once, by its own path if it can."""
     # Links come last.
     tops, seen = [root], set()
@@ -81,7 +81,7 @@ class Source:
         self.values: dict[int, int] = {}  # the class of each value in a segmentation map
         self.notes: dict[str, list[str]] = defaultdict(list)  # bad input by kind, and where it is
         out = options.out.resolve()
-        paths = sorted(path for path in walk(self.root) if out not in (path, *path.parents))
+        paths = sorted(path for path in walk_folders(self.root) if out not in (path, *path.parents))
         paths = [path for path in paths if not set(path.parts) & {'__MACOSX', '.git'}]
         self.folders = {path.name for path in paths if path.is_dir()}
         paths = [path for path in paths if path.is_file()]
