@@ -246,7 +246,7 @@ def test_in_python(detector, kind, deploy):
     assert average_precision(made.ground_truth, found) == pytest.approx(made.expected, abs=1e-4)
 
 
-@pytest.mark.parametrize('options', [[], ['--tta']], ids=str)
+@pytest.mark.parametrize('options', [[], ['--no-deploy'], ['--tta']], ids=str)
 def test_by_test_py(detector, options, run_tool, tmp_path):
     made = detector('list_neck')
     done = run_tool('test.py', made.config, made.checkpoint, '--out', 'out.json', *options)
