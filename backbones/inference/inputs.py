@@ -145,8 +145,8 @@ def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
     # Each storage has errors of its own.
     except Exception as error:
         raise InputError(f'cannot be listed: {in_one_line(error)}') from error
-    # A folder that the user names is wanted, whatever it is called.
-    named = len(re.split(r'[*?[]', path)[0])
+    # What the user names is wanted, whatever it is called.
+    named = re.match(r'([^*?[]*/)?\.*', path).end()
     paths = sorted((each for each in paths if _is_wanted(each[named:])), key=_natural)
     if not paths:
         raise InputError('has no files in it')

@@ -349,6 +349,7 @@ def test_storage_that_fsspec_knows(tmp_path: Path):
     assert names(listed(url), url) == ['a.mp4', 'b_2.png', 'b_10.png']
     assert names(listed(url, recursive=True), url) == ['a.mp4', 'b_2.png', 'b_10.png', 'deep/c.png']
     assert names(listed(f'{url}/*.png'), url) == ['b_2.png', 'b_10.png']
+    assert names(listed(f'{url}/b_2*'), url) == ['b_2.png']
     video, photo = listed(f'{url}/a.mp4', f'{url}/b_2.png')
     stream, *frames, closed = read_inputs([video], Clip(), Event())
     assert [read_number(frame.image) for frame in frames] == [0, 1, 2]
@@ -369,6 +370,7 @@ def test_hidden_files_of_a_storage():
     assert names(listed(url, recursive=True), url) == ['a.png']
     assert names(listed(f'{url}/.raw', recursive=True), url) == ['.raw/b.png', '.raw/deep/e.png']
     assert names(listed(f'{url}/.raw/*.*'), url) == ['.raw/b.png']
+    assert names(listed(f'{url}/.raw/.d*'), url) == ['.raw/.d.png']
 
 
 @pytest.fixture
