@@ -112,16 +112,16 @@ def of_polygon(label: str, points: Sequence[float]) -> Instance:
 def read_voc(source: Source, files: list[Path]) -> Iterator[Record]:
     splits = source.listed_splits('Main')
     for path in progress(files):
-        if 'train' in splits.values() and path.stem not in splits:
-            source.note('images in no list of ImageSets/Main, left out', path)
-            continue
         with source.leaving_out(path, UNREADABLE):
             root = parse_xml(path)
             # mmdet and others go by the file's own name, which copies of a file differ in.
             image = source.image(path.stem, root.findtext('filename'), near=path)
             if image is None:
                 continue
-            record = Record(image, splits.get(path.stem) or source.split(path))
+            if 'train' in splits.values() and image not in splits:
+                source.note('images in no list of ImageSets/Main, left out', path)
+                continue
+            record = Record(image, splits.get(image) or source.split(path))
             with suppress(DataError):
                 record.size = size_of(root)
             for number, item in enumerate(root.findall('object'), 1):

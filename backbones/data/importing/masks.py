@@ -86,7 +86,7 @@ def read_maps(source: Source, _: list[Path]) -> list[Record]:
                 raise DataError(f'{path} is {text}')
             for value in np.unique(values).tolist():
                 found.setdefault(value, path)
-            split = splits.get(image.stem) or source.split(image) or source.split(path)
+            split = splits.get(image) or source.split(image) or source.split(path)
             records.append(Record(image, split, seg_map=path))
         if len(found) > 300:
             raise DataError(f'{path}: more than 300 colors: no classes, but a photograph or JPEG')

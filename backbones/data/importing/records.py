@@ -117,19 +117,26 @@ class Source:
             self.note('images that cannot be read, left out', f'{image}: {error}')
             return False
 
+    def called(self, parts: Sequence[str]) -> list[Path]:
+        """All images that a name of these parts, folders first, may stand for.
+
+        Another suffix of images will do. They lie in those of its folders that there are below the
+        root.
+        """
+        stem, suffix = os.path.splitext(parts[-1])
+        # frame.1 has no suffix: its image is frame.1.jpg, never frame.jpg.
+        found = self.by_stem.get(stem if suffix.lower() in IMAGE_SUFFIXES else parts[-1], [])
+        folders = self.folders.intersection(parts[:-1])
+        depth = len(self.root.parts)
+        return [path for path in found if folders.issubset(path.parts[depth:])]
+
     def image(self, *names: str | None, near: Path, split: str | None = None) -> Path | None:
         """The image that an annotation file calls by the first of ``names`` that there is.
 
-        Another suffix of images will do. It lies in those folders of the name that there are below
-        the root; of equally close ones it is that of the ``split``. Without any this is noted.
+        Of equally close ones it is that of the ``split``. Without any this is noted.
         """
         for name in filter(None, names):
             parts = name.replace('\\', '/').split('/')
-            stem, suffix = os.path.splitext(parts[-1])
-            # frame.1 has no suffix: its image is frame.1.jpg, never frame.jpg.
-            found = self.by_stem.get(stem if suffix.lower() in IMAGE_SUFFIXES else parts[-1], [])
-            folders = self.folders.intersection(parts[:-1])
-            found = [path for path in found if folders <= {*path.relative_to(self.root).parts}]
 
             def closeness(path: Path, parts: Sequence[str] = parts) -> tuple:
                 tail = 0
@@ -138,7 +145,7 @@ class Source:
                 shared = sum(a == b for a, b in zip(path.parts, near.parts, strict=False))
                 return tail, shared, split in (None, self.split(path)), -len(path.parts)
 
-            if found:
+            if found := self.called(parts):
                 return max(found, key=closeness)
         self.note('annotations without an image, left out', f'{near}: {names[-1]}')
         return None
@@ -150,14 +157,19 @@ class Source:
         words = [word for name in names for word in re.split('[^a-z]+', name.lower())]
         return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), None)
 
-    def listed_splits(self, kind: str) -> dict[str, str | None]:
-        """Splits, if any, by an image's stem, from PASCAL VOC's ``ImageSets/KIND/*.txt``."""
-        splits = {}
+    def listed_splits(self, kind: str) -> dict[Path, str | None]:
+        """Splits, if any, by image, from PASCAL VOC's ``ImageSets/KIND/*.txt``."""
+        lines, splits = {}, {}
         for path in self.files:
             if path.match(f'ImageSets/{kind}/*.txt'):
                 for line in path.read_text(encoding='utf-8-sig').split('\n'):
-                    stem = line.split(' ')[0].strip()
-                    splits[stem] = SPLIT_WORDS.get(path.stem) or splits.get(stem)
+                    lines[line] = SPLIT_WORDS.get(path.stem) or lines.get(line)
+        for line, split in lines.items():
+            # A name with spaces may have quotes; in lists of a class 1, 0 or -1 follows.
+            name = line.replace('"', '').replace('\\', '/').strip()
+            bare = re.sub(r'\s+-?\d+$', '', name)
+            for image in self.called(name.split('/')) or self.called(bare.split('/')):
+                splits[image] = split or splits.get(image)
         return splits
 
 

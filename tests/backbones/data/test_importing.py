@@ -377,12 +377,15 @@ def test_splits_are_seeded_and_groups_stay_together(tmp_path):
         val('folder', group='folder')
 
 
-def test_images_in_no_list_of_voc_are_left_out(tmp_path):
+@pytest.mark.parametrize(
+    'line', ['{}  1', '{}', '{}.jpg', 'JPEGImages/{}.jpg', 'sub\\{}', '"{}" -1']
+)
+def test_images_in_no_list_of_voc_are_left_out(line, tmp_path):
     """VOC2012 has more of them, with some of their objects, for tasks of other lists."""
     to_voc(tmp_path / 'source', masks=False)
     lists = dict(train=[0, 1], val=[2], disc_val=[2], trainval=[0, 1, 2, 3])
     for name, numbers in lists.items():
-        lines = ''.join(f'{list(IMAGES)[i]}  1\n' for i in numbers)
+        lines = ''.join(f'{line.format(list(IMAGES)[i])}\n' for i in numbers)
         write(tmp_path / f'source/ImageSets/Main/{name}.txt', lines)
     written, notes = run(tmp_path / 'source', tmp_path / 'out')
     found = {name: [r.image.stem for r in part] for name, part in written.splits.items()}
@@ -391,6 +394,25 @@ def test_images_in_no_list_of_voc_are_left_out(tmp_path):
         'val': ['clip_b_001'],
     }
     assert 'clip_c_001' in said(notes)
+
+
+def test_lists_of_voc_name_images_in_folders_and_with_spaces(tmp_path):
+    source, names = tmp_path / 'source', ('one/img 0', 'one/img 1', 'two/img 0', 'two/img 1', 'img')
+    box = '<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>'
+    item = f'<object><name>cat</name><bndbox>{box}</bndbox></object>'
+    for name in names:
+        save_image(source / f'JPEGImages/{name}.jpg', (40, 30))
+        write(source / f'Annotations/{name}.xml', f'<annotation>{item}</annotation>')
+    write(source / 'ImageSets/Main/train.txt', 'one/img 0\none/img 1\nimg\n')
+    write(source / 'ImageSets/Main/val.txt', 'two/img 0\ntwo/img 1\n')
+    write(source / 'ImageSets/Main/test.txt', '\n')
+    written, _ = run(source, tmp_path / 'out')
+    images = source / 'JPEGImages'
+    found = {
+        name: {record.image.relative_to(images).with_suffix('').as_posix() for record in part}
+        for name, part in written.splits.items()
+    }
+    assert found == {'train': {'one/img 0', 'one/img 1', 'img'}, 'val': {'two/img 0', 'two/img 1'}}
 
 
 @pytest.mark.parametrize('val', [None, 0.4])
