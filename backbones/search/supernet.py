@@ -150,5 +150,8 @@ class SpaceHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self.has_supernet = self.space.check_checkpoint(checkpoint)
-        if self.has_supernet:
+        own = runner.train_dataloader.dataset.metainfo.get('classes') or ()
+        classes = (checkpoint['meta'].get('dataset_meta') or {}).get('classes') or own
+        # One of other classes, to start from, has seen none of these images.
+        if self.has_supernet and list(classes) == list(own):
             check_holdout(runner.cfg, checkpoint)

@@ -2,16 +2,21 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from searching import write_supernet
+from mmengine.config import Config
+from searching import CONFIG, SPACE, write_supernet
 from tool_process import TOOLS, run_in_two
 
 from backbones.data.classes import set_classes
 from backbones.engine.config import load_config
+from backbones.errors import ConfigError
+from backbones.search.supernet import SpaceHook
 
 SEARCH = """\
 search = dict(necks=(8,), channels=((2, 4), (4, 8), (4, 8), (8, 16)), holdout=1 / 3)
@@ -105,6 +110,23 @@ def test_a_supernet_that_starts_from_one_keeps_the_order_of_its_channels(write, 
     for name in expected:
         if 'running_' not in name and 'num_batches' not in name:
             assert torch.equal(found[name], expected[name]), name
+
+
+@pytest.mark.parametrize('classes', [('cat', 'dog'), ('cell',)])
+def test_a_supernet_that_starts_from_one_holds_out_no_more(classes):
+    config = Config({**CONFIG, 'search': dict(holdout=0.2)})
+    checkpoint = dict(
+        search_space=SPACE.to_json(),
+        meta=dict(cfg='search = dict(holdout=0.1)', dataset_meta=dict(classes=['cat', 'dog'])),
+    )
+    dataset = SimpleNamespace(metainfo=dict(classes=classes))
+    runner = SimpleNamespace(cfg=config, train_dataloader=SimpleNamespace(dataset=dataset))
+    hook = SpaceHook(SPACE)
+    refused = pytest.raises(ConfigError, match='hold-out')
+    # One of other classes was trained on other images.
+    with nullcontext() if classes == ('cell',) else refused:
+        hook.after_load_checkpoint(runner, checkpoint)
+    assert hook.has_supernet
 
 
 def test_accumulated_gradients_are_refused(write, run_tool):
