@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
@@ -72,47 +72,49 @@ def iou_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[s
     return metrics
 
 
-def outer_prefix(config: Config) -> str:
-    """What mmdet puts before the names of metrics: the teacher, or the first of joined datasets."""
-    if 'TeacherStudentValLoop' in str((config.get('val_cfg') or {}).get('type')):
-        return 'teacher/'
+def named_metrics(config: Config) -> list[tuple[str, ConfigDict]]:
+    """The metrics of a validation, each with what mmdet puts before its names.
+
+    That is the name of a joined dataset, or first the teacher and then its student.
+    """
     evaluator = config.val_evaluator
-    names = evaluator.get('dataset_prefixes') if isinstance(evaluator, dict) else None
-    return f'{names[0]}/' if names else ''
+    metrics = [node for node in walk(evaluator) if 'type' in node]
+    if isinstance(evaluator, dict) and (names := evaluator.get('dataset_prefixes')):
+        # Behind the evaluator itself there is one for each.
+        return [(f'{name}/', metric) for name, metric in zip(names, metrics[1:], strict=False)]
+    is_taught = 'TeacherStudentValLoop' in str((config.get('val_cfg') or {}).get('type'))
+    names = ('teacher/', 'student/') if is_taught else ('',)
+    return [(name, metric) for name in names for metric in metrics]
 
 
 def can_measure(config: Config, names: str | list[str]) -> bool:
     """Whether validation may return metrics of these names, by the prefixes of its metrics."""
-    prefixes = {'auto', 'val'}
-    for evaluator in walk(config.val_evaluator):
-        if 'type' in evaluator:
-            with METRICS.switch_scope_and_registry(None) as registry:
-                kind = evaluator.type
-                kind = registry.get(kind) if isinstance(kind, str) else kind
-            prefixes.add(evaluator.get('prefix') or getattr(kind, 'default_prefix', None))
+    prefixes = {'auto', 'val/'}
+    for outer, metric in named_metrics(config):
+        with METRICS.switch_scope_and_registry(None) as registry:
+            kind = metric.type
+            kind = registry.get(kind) if isinstance(kind, str) else kind
+        inner = metric.get('prefix') or getattr(kind, 'default_prefix', None)
+        # Without a prefix, names may be any.
+        prefixes.add(f'{outer}{inner}/' if inner else outer)
     names = [names] if isinstance(names, str) else names
-    if outer_prefix(config):
-        # Names that the config has from a base lack it.
-        return not any(name.partition('/')[0] in prefixes - {'auto', 'val'} for name in names)
-    # Without a prefix, names may be any.
-    return None in prefixes or all(name.partition('/')[0] in prefixes for name in names)
+    return all(name.startswith(tuple(prefixes)) for name in names)
 
 
 def main_metric(config: Config) -> str:
     """What checkpoints are compared by: mask AP, else box AP, or mIoU; 'auto' for other metrics."""
-    for evaluator in walk(config.val_evaluator):
-        kind = str(evaluator.get('type')).rpartition('.')[2]
+    for outer, metric in named_metrics(config):
+        kind, prefix = str(metric.type).rpartition('.')[2], metric.get('prefix')
         if kind == 'CocoMetric':
-            items = evaluator.get('metric_items') or ['mAP']
+            items = metric.get('metric_items') or ['mAP']
             for objects in ('segm', 'bbox'):
-                if objects in evaluator.get('metric', 'bbox'):
+                if objects in metric.get('metric', 'bbox'):
                     name = 'mAP' if 'mAP' in items else items[0]
-                    prefix = outer_prefix(config) + (evaluator.get('prefix') or 'coco')
-                    return f'{prefix}/{objects}_{name}'
+                    return f'{outer}{prefix or "coco"}/{objects}_{name}'
         if kind == 'IoUMetric':
-            names = evaluator.get('iou_metrics') or ['mIoU']
+            names = metric.get('iou_metrics') or ['mIoU']
             name = 'mIoU' if 'mIoU' in names else names[0]
-            return f'{evaluator.prefix}/{name}' if evaluator.get('prefix') else name
+            return outer + (f'{prefix}/{name}' if prefix else name)
     return 'auto'
 
 

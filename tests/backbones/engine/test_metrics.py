@@ -19,7 +19,13 @@ from torch.utils.data import DataLoader
 
 from backbones.engine.config import keep_best_checkpoint
 from backbones.engine.hooks import ValLossHook, is_annotated_after_resizing, resize_ground_truth
-from backbones.engine.metrics import add_per_class, format_metrics, main_metric, write_metrics
+from backbones.engine.metrics import (
+    add_per_class,
+    can_measure,
+    format_metrics,
+    main_metric,
+    write_metrics,
+)
 from backbones.engine.preflight import is_ours
 
 BOXES = {'cat': [10, 10, 40, 40], 'dog': [60, 60, 30, 30]}
@@ -106,6 +112,12 @@ JOINED = {
     'metrics': [{'type': 'CocoMetric'}] * 2,
     'dataset_prefixes': ['a', 'b'],
 }
+# Names that are those of metrics too.
+MIXED = {
+    'type': 'MultiDatasetsEvaluator',
+    'metrics': [{'type': 'VOCMetric'}, {'type': 'CocoMetric'}],
+    'dataset_prefixes': ['pascal_voc', 'coco'],
+}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +149,10 @@ def test_the_metric_that_chooses_the_best_checkpoint(evaluator, expected):
         (JOINED, 'coco/bbox_mAP', 'a/coco/bbox_mAP'),
         (JOINED, 'b/coco/bbox_mAP', 'b/coco/bbox_mAP'),
         (JOINED, 'val/loss', 'val/loss'),
+        (MIXED, None, 'coco/coco/bbox_mAP'),
+        (MIXED, 'coco/bbox_mAP', 'coco/coco/bbox_mAP'),
+        (MIXED, 'coco/coco/bbox_mAP_50', 'coco/coco/bbox_mAP_50'),
+        (MIXED, ['pascal_voc/pascal_voc/AP50'], ['pascal_voc/pascal_voc/AP50']),
     ],
 )
 def test_a_best_checkpoint_by_a_metric_that_is_not_measured_is_by_the_main_one(
@@ -155,6 +171,8 @@ def test_a_best_checkpoint_by_a_metric_that_is_not_measured_is_by_the_main_one(
 def test_a_teacher_and_its_student_are_told_apart():
     val = {'val_evaluator': {'type': 'CocoMetric'}, 'val_cfg': {'type': 'TeacherStudentValLoop'}}
     assert main_metric(Config(val)) == 'teacher/coco/bbox_mAP'
+    assert can_measure(Config(val), 'student/coco/bbox_mAP')
+    assert not can_measure(Config(val), 'coco/bbox_mAP')
     # Their backbones are further down.
     assert not is_ours({})
 
