@@ -113,7 +113,9 @@ def fit_to_device(config: Config) -> None:
 
     Mixed precision becomes that of the device.
     """
-    if 'Amp' in str((config.get('optim_wrapper') or {}).get('type')):
+    kind = str((config.get('optim_wrapper') or {}).get('type')).rpartition('.')[2]
+    # Not those that users derive from them.
+    if kind in ('AmpOptimWrapper', CPUAmpOptimWrapper.__name__):
         use_amp(config)
     if not torch.cuda.is_available():
         use_batch_norm(config)

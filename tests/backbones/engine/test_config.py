@@ -32,6 +32,7 @@ CPU_AMP = dict(type='CPUAmpOptimWrapper')
         (True, AMP, AMP),
         (True, CPU_AMP, dict(type='AmpOptimWrapper', loss_scale='dynamic')),
         (False, dict(type='OptimWrapper'), dict(type='OptimWrapper')),
+        (True, dict(type='MyAmpOptimWrapper'), dict(type='MyAmpOptimWrapper')),
     ],
 )
 def test_mixed_precision_is_that_of_the_device(has_gpu, given, expected, monkeypatch):
