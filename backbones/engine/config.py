@@ -49,6 +49,10 @@ def load_config(path: str, options: dict | None = None) -> Config:
     # A config is a program.
     except Exception as error:
         raise ConfigError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
+    scope = str((config.get('model') or {}).get('type')).partition('.')[0]
+    if config.get('default_scope') is None and scope in SCOPES:
+        # mmdet's configs with classes for types have none.
+        config.default_scope = scope
     if config.get('default_scope') not in SCOPES:
         raise ConfigError(
             f'{path}: default_scope is {config.get("default_scope")!r}; it must be one of '

@@ -145,7 +145,7 @@ from mmseg.evaluation import IoUMetric
 from mmseg.models import EncoderDecoder
 from mmseg.models.decode_heads import FCNHead
 from backbones.efficientformer_v2.backbone import EfficientFormerV2
-default_scope = 'mmseg'
+default_scope = None
 model = dict(type=EncoderDecoder, backbone=dict(type=EfficientFormerV2),
              decode_head=dict(type=FCNHead, num_classes=2))
 test_cfg = dict(nms=dict(type=nms), roi_layer=dict(type=RoIAlign))
@@ -157,7 +157,7 @@ val_evaluator = dict(type=IoUMetric, iou_metrics=['mIoU'])
 def test_a_config_with_classes_for_types_is_read_like_any_other(tmp_path):
     config = load_config(write(tmp_path / 'mine.py', PURE_PYTHON), {'model.backbone.arch': 's1'})
     assert is_ours(config.model.backbone) and config.model.backbone.arch == 's1'
-    assert main_metric(config) == 'mIoU'
+    assert main_metric(config) == 'mIoU' and config.default_scope == 'mmseg'
     set_ignored_label(config)
     assert config.model.decode_head.ignore_index == config.val_evaluator.ignore_index == 7
     # mmcv and mmdet do not find them by more than their names.
