@@ -159,7 +159,8 @@ def pixel_blocks(pixels: PixelMetric) -> list[Block]:
         boundary_block(pixels.near),
     ]
     if pixels.calibration is None:
-        note = 'Not measured with --tta, --tile and exported files, which do not give the logits.'
+        causes = '--tta, --tile, exported files and models of one logit'
+        note = f'Not measured with {causes}, which do not give the logits of all classes.'
         return [*blocks, Block('Calibration', note, half=True)]
     note = f'Every {STEP}th pixel of every {STEP}th row by the softmax of the predicted class.'
     return [*blocks, calibration_block(pixels.calibration, note)]
