@@ -32,13 +32,13 @@ MADE_FOR = {
 
 
 def imports(node: ast.AST, runs: bool = True) -> Iterator[tuple[str, bool]]:
-    """Names of imported modules, and whether importing the file imports them."""
+    """Names of imported modules, or in them, and whether importing the file imports them."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from ((alias.name, runs) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
-            names = [child.module] if child.module else [alias.name for alias in child.names]
-            yield from (('.' * child.level + name, runs) for name in names)
+            start = '.' * child.level + (f'{child.module}.' if child.module else '')
+            yield from ((start + alias.name, runs) for alias in child.names)
         elif not (isinstance(child, ast.If) and 'TYPE_CHECKING' in ast.unparse(child.test)):
             is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             yield from imports(child, runs and not is_function)
@@ -57,8 +57,14 @@ def test_imports_run_one_way_and_extras_are_imported_where_they_are_used():
             whole = whole or name.split('.')
             if whole[0] == 'backbones' and room != '__init__':
                 other = whole[1] if len(whole) > 1 else room
-                if other != room and LEVELS[other] > LEVELS[room]:
+                if other != room and LEVELS.get(other, 0) > LEVELS[room]:
                     wrong.append(f'{path} imports {".".join(whole)}')
             elif whole[0] in OPTIONAL and runs and path.stem not in MADE_FOR.get(whole[0], ()):
                 wrong.append(f'{path} imports {whole[0]} wherever it is imported')
     assert not wrong
+
+
+def test_all_ways_to_import_a_room_are_seen():
+    for line in ('from backbones import search', 'import backbones.search'):
+        assert list(imports(ast.parse(line))) == [('backbones.search', True)]
+    assert list(imports(ast.parse('from .. import search'))) == [('..search', True)]
