@@ -1,12 +1,22 @@
 """What every tool begins with: imports that fail with one plain line instead of a traceback."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def wait_passively() -> None:
+    """Let threads of OpenMP, which torch is about to load, sleep while they wait for others.
+
+    They would spin, and take the cores from reading, drawing and whatever else runs: beside other
+    jobs a model infers in a small part of the time.
+    """
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 
 @contextmanager

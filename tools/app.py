@@ -17,10 +17,10 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from _requirements import explain_missing
+from _requirements import explain_missing, wait_passively
 
-# Read when torch is loaded, as in infer.py; and when Gradio is.
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+wait_passively()
+# Read when Gradio is loaded.
 os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
 
 with explain_missing():

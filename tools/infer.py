@@ -18,12 +18,9 @@ import os
 import sys
 from pathlib import Path
 
-from _requirements import explain_missing
+from _requirements import explain_missing, wait_passively
 
-# Read when torch is loaded: threads that spin while they wait for the model's next step would take
-# the cores from reading, drawing and encoding.
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-
+wait_passively()
 with explain_missing():
     import cv2
     from _arguments import add_model_options, make_parser, model_options, number, parse, positive

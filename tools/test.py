@@ -8,8 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from _requirements import explain_missing
+from _requirements import explain_missing, wait_passively
 
+wait_passively()
 with explain_missing():
     from _arguments import add_no_deploy, add_run_arguments, add_tile, make_parser, parse_run_args
     from mmengine.config import Config

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import runpy
 from pathlib import Path
 
 import cv2
@@ -265,3 +266,13 @@ def test_tables_are_sorted_with_the_keyboard_and_are_there_without_scripts(teste
     plain, _ = open_page(browser, tested[2].parent / 'out/report.html', java_script_enabled=False)
     assert plain.locator('table.sortable').first.locator('tbody tr').count() == len(found)
     assert not troubles
+
+
+@pytest.mark.parametrize('given', [None, 'ACTIVE'])
+@pytest.mark.parametrize('tool', ['infer.py', 'search.py', 'test.py'])
+def test_what_infers_for_long_leaves_the_cores_to_others(tool, given, monkeypatch):
+    monkeypatch.setenv('OMP_WAIT_POLICY', given or '')
+    if given is None:
+        monkeypatch.delenv('OMP_WAIT_POLICY')
+    runpy.run_path(str(TOOLS / tool))
+    assert os.environ['OMP_WAIT_POLICY'] == (given or 'PASSIVE')
