@@ -269,7 +269,7 @@ def test_tables_are_sorted_with_the_keyboard_and_are_there_without_scripts(teste
 
 
 @pytest.mark.parametrize('given', [None, 'ACTIVE'])
-@pytest.mark.parametrize('tool', ['infer.py', 'search.py', 'test.py'])
+@pytest.mark.parametrize('tool', ['infer.py', 'test.py'])
 def test_what_infers_for_long_leaves_the_cores_to_others(tool, given, monkeypatch):
     monkeypatch.setenv('OMP_WAIT_POLICY', given or '')
     if given is None:
