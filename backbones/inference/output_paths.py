@@ -18,8 +18,8 @@ from .inputs import MEDIA_SUFFIXES, Input, find_scheme, is_live, without_passwor
 
 # What the results of an input can be, by their folder.
 SUFFIXES = {'drawn': ('.jpg', '.png', '.mp4'), 'data': ('.json', '.png', '.jsonl', '.frames')}
-# Of the 255 bytes that file systems allow, suffixes and temporary names need some.
-MAX_NAME_BYTES = 200
+# Of the 255 bytes that file systems allow, a checksum, the suffix and a temporary name need 56.
+MAX_NAME_BYTES = 199
 
 Existing = Literal['refuse', 'overwrite', 'skip']
 
