@@ -57,7 +57,7 @@ def list_units(source: str, destination: Destination, images_per_unit: int) -> l
     if is_live(source):
         raise ConfigError(f'{source} has no end of its own; tools/infer.py takes it')
     paths = list_paths(source, destination)
-    if all(path.endswith('.parquet') for path in paths):
+    if all(path.lower().endswith('.parquet') for path in paths):
         if find_columns(open_parquet(paths[0]).schema_arrow, paths[0])[1]:
             return [unit for path in paths for unit in _units_in(path, path)]
         paths = _absolute(path for file in paths for path in _read_paths(file))

@@ -138,12 +138,13 @@ def test_files_without_a_known_suffix_are_inputs_where_there_are_no_others(tmp_p
     assert [Path(row['path']).name for row in inputs_of(units, out)] == ['a', 'b.dat']
 
 
-def test_other_files_beside_parquet_files_are_left_out(tmp_path, out):
+@pytest.mark.parametrize('name', ['a.parquet', 'A.PARQUET'])
+def test_other_files_beside_parquet_files_are_left_out(name, tmp_path, out):
     """As Spark writes them."""
     (tmp_path / 'set').mkdir()
-    for name in ('_SUCCESS', 'README.md'):
-        (tmp_path / 'set' / name).touch()
-    pq.write_table(pa.table({'bytes': [b'1', b'2']}), tmp_path / 'set' / 'a.parquet')
+    for other in ('_SUCCESS', 'README.md'):
+        (tmp_path / 'set' / other).touch()
+    pq.write_table(pa.table({'bytes': [b'1', b'2']}), tmp_path / 'set' / name)
     units = list_units(str(tmp_path / 'set'), Destination(out), 8)
     assert [row['bytes'] for row in inputs_of(units, out)] == [b'1', b'2']
 
