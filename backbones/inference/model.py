@@ -12,7 +12,7 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from torch import Tensor
 
-from backbones.data.classes import set_classes, set_num_classes
+from backbones.data.classes import class_list, set_classes, set_num_classes
 from backbones.data.config_datasets import dataset_class, datasets_of, test_pipeline
 from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.amp import inference_precision
@@ -165,7 +165,7 @@ def classes_and_palette(config: Config, checkpoint: dict) -> tuple[tuple[str, ..
         for dataset in datasets_of(source, ('test', 'val', 'train')) if source else ():
             named = dataset.get('metainfo') or {}
             if named.get('classes'):
-                return tuple(named['classes']), named.get('palette')
+                return class_list(named['classes']), named.get('palette')
     dataset = next(datasets_of(config, ('test', 'val', 'train')), None)
     if dataset is not None:
         known = dataset_class(dataset).METAINFO

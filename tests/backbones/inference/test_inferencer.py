@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import skimage
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from trained_tiny import write_trained
 from videos import corrupt, read_number, write_video
@@ -19,7 +20,7 @@ from videos import corrupt, read_number, write_video
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError, InputError
 from backbones.inference import Detections, Inferencer, Segmentation
-from backbones.inference.model import TorchModel
+from backbones.inference.model import TorchModel, classes_and_palette
 
 ROOT = Path(__file__).resolve().parents[3]
 PHOTOGRAPHS = [Path(skimage.data_dir) / name for name in ('coffee.png', 'rocket.jpg')]
@@ -223,6 +224,13 @@ def test_classes_and_scores_are_chosen(tmp_path, shapes):
     assert len(kept.scores) == (every.labels[:5] == label).sum()
     with pytest.raises(ConfigError, match="no class 'unicorn'; it has 'disc'"):
         Inferencer(config, checkpoint, classes=['unicorn'])
+
+
+def test_the_metainfo_may_name_a_file_of_classes(tmp_path):
+    (tmp_path / 'names.txt').write_text('disc\nring\n')
+    metainfo = dict(classes=str(tmp_path / 'names.txt'))
+    config = Config(dict(test_dataloader=dict(dataset=dict(metainfo=metainfo))))
+    assert classes_and_palette(config, {'meta': {}})[0] == ('disc', 'ring')
 
 
 def test_other_classes_are_left_blank(tmp_path, shapes):
