@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ from backbones.errors import in_one_line
 from .reading import Frame
 from .results import Detections, Segmentation
 
-# Bytes that all images in the pipeline, decoded and drawn, may take.
-IMAGE_BUDGET = 2**30
+# MiB that all images in the pipeline, decoded and drawn, may take.
+IMAGE_BUDGET = 1024
 
 # What a transform or the network may raise on an image it cannot work with, one so thin that
 # nothing is left of it after resizing, for instance. InputError is a ValueError.
@@ -48,8 +49,9 @@ class Pipeline:
         self.batch_size = batch_size
         self.threads = max(2, min(8, os.cpu_count() or 1))
         self.ahead = 2 * batch_size + self.threads
-        self.model_clock = Clock()
-        self.finishing_clock = Clock()
+        # Frames that the model and finishing worked on, and seconds that took over all threads.
+        self.counts, self.seconds = Counter(), Counter()
+        self._lock = threading.Lock()
 
     def run(
         self, items: Iterable, finish: Callable[[Frame], None] = lambda frame: None
@@ -58,7 +60,7 @@ class Pipeline:
 
         ``finish`` is called for each frame, in several threads and out of order.
         """
-        budget = MemoryBudget(IMAGE_BUDGET)
+        budget = threading.Semaphore(IMAGE_BUDGET)
         with ThreadPoolExecutor(self.threads, thread_name_prefix='frames') as executor:
             inputs = Overlapped(self._preprocess, _within(budget, items), executor, self.ahead)
             outputs = self._predict(inputs)
@@ -69,12 +71,22 @@ class Pipeline:
                 for item in finished:
                     yield item
                     if isinstance(item, Frame):
-                        budget.release(2 * item.num_bytes)
+                        budget.release(mib_of(item))
             finally:
-                # In this order: no stage may wait for one that is closed already.
-                budget.open()
+                # In this order: no stage may wait for one that is closed already. Once stopped, one
+                # more frame may wait for memory.
+                inputs.stop()
+                budget.release(IMAGE_BUDGET)
                 inputs.close()
                 finished.close()
+
+    @contextmanager
+    def _timed(self, what: str, count: int = 1) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        with self._lock:
+            self.seconds[what] += time.perf_counter() - start
+            self.counts[what] += count
 
     def _preprocess(self, frame: Any) -> Any:
         if isinstance(frame, Frame):
@@ -107,7 +119,7 @@ class Pipeline:
 
     def _predict_batch(self, batch: list[Frame]) -> Iterator[Frame]:
         try:
-            with self.model_clock.running(len(batch)):
+            with self._timed('model', len(batch)):
                 raws = self.model.predict([frame.inputs for frame in batch])
         except IMAGE_ERRORS as error:
             if len(batch) > 1:
@@ -123,7 +135,7 @@ class Pipeline:
     def _finish(self, frame: Any, finish: Callable[[Frame], None]) -> Any:
         if not isinstance(frame, Frame):
             return frame
-        with self.finishing_clock.running():
+        with self._timed('finishing'):
             try:
                 if not frame.problem:
                     frame.prediction = self.model.postprocess(frame.raw, frame.image.shape[:2])
@@ -132,28 +144,6 @@ class Pipeline:
             frame.raw = None
             finish(frame)
         return frame
-
-
-class Clock:
-    """How many frames were worked on, and how many seconds that took, over all threads."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.count = 0
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def running(self, count: int = 1) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        with self._lock:
-            self.seconds += time.perf_counter() - start
-            self.count += count
-
-    @property
-    def rate(self) -> float:
-        """Frames a second; 0 before the first."""
-        return self.count / self.seconds if self.seconds else 0.0
 
 
 class Overlapped:
@@ -170,7 +160,6 @@ class Overlapped:
         self._futures: Queue[Future | None] = Queue()
         self._ahead, self._room = ahead, threading.Semaphore(ahead)
         self._closed = threading.Event()
-        self._finished = False
         draw = partial(self._draw, function, items, executor)
         self._thread = threading.Thread(target=draw, daemon=True)
         self._thread.start()
@@ -179,7 +168,7 @@ class Overlapped:
         return self
 
     def __next__(self) -> Any:
-        if self._finished:
+        if self._closed.is_set():
             raise StopIteration
         future = self._futures.get()
         if future is None:
@@ -195,11 +184,14 @@ class Overlapped:
         # Only one thread takes from the queue, so its first entry stays.
         return bool(queue) and queue[0] is not None and queue[0].done()
 
-    def close(self) -> None:
-        """Draw no more items, and wait until the drawing has stopped."""
-        self._finished = True
+    def stop(self) -> None:
+        """Draw no more items, but for one that is waited for."""
         self._closed.set()
         self._room.release(self._ahead)
+
+    def close(self) -> None:
+        """Draw no more items, and wait until the drawing has stopped."""
+        self.stop()
         self._thread.join()
 
     def _draw(self, function: Callable, items: Iterable, executor: Executor) -> None:
@@ -222,34 +214,16 @@ class Overlapped:
         self._futures.put(last)
 
 
-class MemoryBudget:
-    """Bytes that the images in the pipeline may take; one that is larger has to be alone."""
-
-    def __init__(self, total: int) -> None:
-        self._total: float = total
-        self._taken = 0
-        self._changed = threading.Condition()
-
-    def take(self, amount: int) -> None:
-        """Wait until there is room for this many bytes, and take them."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._taken or self._taken + amount <= self._total)
-            self._taken += amount
-
-    def release(self, amount: int) -> None:
-        with self._changed:
-            self._taken -= amount
-            self._changed.notify_all()
-
-    def open(self) -> None:
-        """Let everyone through: the work is ending."""
-        self._total = float('inf')
-        self.release(0)
+def mib_of(frame: Frame) -> int:
+    """What a frame and its drawing take of the budget: all of it where they are larger."""
+    return min(1 + 2 * frame.num_bytes // 2**20, IMAGE_BUDGET)
 
 
-def _within(budget: MemoryBudget, items: Iterable) -> Iterator[Any]:
+def _within(budget: threading.Semaphore, items: Iterable) -> Iterator[Any]:
     """The items, each frame as soon as there is memory for it and its drawing."""
     for item in items:
         if isinstance(item, Frame):
-            budget.take(2 * item.num_bytes)
+            # No other thread acquires, so what is taken so far keeps none from going on.
+            for _ in range(mib_of(item)):
+                budget.acquire()
         yield item

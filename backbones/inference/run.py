@@ -85,12 +85,13 @@ class Run:
         lines += [f'         failed: {path}: {problem}' for path, problem in self.failed[:10]]
         if len(self.failed) > 10:
             lines.append(f'         ... and {len(self.failed) - 10} more')
-        model, finishing = self.pipeline.model_clock, self.pipeline.finishing_clock
-        if model.count:
+        counts, seconds = self.pipeline.counts, self.pipeline.seconds
+        if count := counts['model']:
+            model, finishing = (counts[what] / seconds[what] for what in ('model', 'finishing'))
             lines.append(
-                f'speed:   {model.count} frames in {self._seconds:.1f} s, '
-                f'{model.count / self._seconds:.2f} a second (model alone {model.rate:.2f}, '
-                f'drawing and writing alone {finishing.rate:.1f})'
+                f'speed:   {count} frames in {self._seconds:.1f} s, '
+                f'{count / self._seconds:.2f} a second (model alone {model:.2f}, '
+                f'drawing and writing alone {finishing:.1f})'
             )
         if self._live:
             rate = self._live.num_captured / self._seconds

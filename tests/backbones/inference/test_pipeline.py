@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from backbones.inference import pipeline
 from backbones.inference.inputs import Input
-from backbones.inference.pipeline import MemoryBudget, Overlapped, Pipeline
+from backbones.inference.pipeline import Overlapped, Pipeline
 from backbones.inference.reading import Frame, Stream
 
 
@@ -69,6 +70,24 @@ def test_frames_of_a_camera_are_not_old_when_they_come_out():
     assert len(captured) < 20
 
 
+def test_frames_larger_than_the_budget_are_alone(monkeypatch):
+    monkeypatch.setattr(pipeline, 'IMAGE_BUDGET', 4)
+    image, preprocessed = np.zeros((6, 8, 3), np.uint8), []
+    model = SimpleNamespace(
+        preprocess=lambda image: preprocessed.append(image) or {'inputs': image},
+        predict=lambda batch: batch,
+        postprocess=lambda raw, size: raw,
+    )
+    finished = Pipeline(model).run(Frame(Input('a'), 2**30, image) for _ in range(9))
+    for number in range(1, 4):
+        next(finished)
+        time.sleep(0.02)
+        assert len(preprocessed) == number
+    # One waits for memory.
+    finished.close()
+    assert len(preprocessed) <= 4
+
+
 @pytest.mark.parametrize('where', ['items', 'function'])
 def test_errors_come_where_the_result_would(executor, where):
     def items():
@@ -105,22 +124,3 @@ def test_what_is_ready_does_not_wait(executor):
     with pytest.raises(StopIteration):
         next(overlapped)
     assert not overlapped.is_next_ready()
-
-
-def test_memory_budget_waits_for_room_and_lets_a_giant_pass_alone():
-    budget = MemoryBudget(100)
-    budget.take(60)
-    order = []
-
-    def giant():
-        budget.take(500)
-        order.append('giant in')
-        budget.release(500)
-
-    thread = threading.Thread(target=giant)
-    thread.start()
-    time.sleep(0.05)
-    order.append('first out')
-    budget.release(60)
-    thread.join()
-    assert order == ['first out', 'giant in']

@@ -113,8 +113,9 @@ def test_images_in_the_pipeline_stay_within_the_budget(folder, tmp_path, monkeyp
     """The model waits for its first image until no more are read."""
     for number in range(40):
         write_gray(folder / f'{number}.png', 80)
+    write_gray(folder / 'giant.png', 80, (1200, 1600))
     budget = 4
-    monkeypatch.setattr(pipeline, 'IMAGE_BUDGET', budget * 2 * 40 * 60 * 3)
+    monkeypatch.setattr(pipeline, 'IMAGE_BUDGET', budget)
     lock, counts = threading.Lock(), SimpleNamespace(now=0, most=0)
     budget_is_used = threading.Event()
     model = FakeModel()
@@ -137,7 +138,7 @@ def test_images_in_the_pipeline_stay_within_the_budget(folder, tmp_path, monkeyp
     model.predict = lambda batch: budget_is_used.wait(60) and predict(batch)
     monkeypatch.setattr(Writer, 'finish', counted_finish)
     summary = run_over(folder, tmp_path / 'out', model)
-    assert summary.counts['done'] == 40
+    assert summary.counts['done'] == 41
     assert counts.most == budget
 
 
