@@ -14,7 +14,7 @@ from backbones.errors import ConfigError, InputError, import_optional
 from .drawing import Visualizer
 from .exported_file import ExportedModel, is_exported
 from .inputs import Input, list_inputs
-from .masks import encode_mask
+from .masks import encode_mask, extents_of
 from .model import TorchModel
 from .output_paths import mirrored_path
 from .palette import choose_palette
@@ -69,14 +69,10 @@ class Result:
         supervision = import_optional('supervision', 'to_supervision()', 'tracking')
         masks = None
         if objects.masks:
-            # Compact as ours; the extents include their last pixel.
-            extents = [
-                (mask.x, mask.y, mask.x + width - 1, mask.y + height - 1)
-                for mask in objects.masks
-                for height, width in [mask.shape]
-            ]
+            # Compact as ours; its extents include their last pixel.
+            extents = extents_of(objects.masks) - (0, 0, 1, 1)
             encoded = [encode_mask(mask, size) for mask in objects.masks]
-            masks = supervision.CompactMask.from_coco_rle(encoded, np.array(extents), size)
+            masks = supervision.CompactMask.from_coco_rle(encoded, extents, size)
         names = [self._visualizer.class_names[label] for label in objects.labels]
         return supervision.Detections(
             xyxy=objects.boxes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -98,13 +99,17 @@ def crop_masks(masks: np.ndarray) -> list[CroppedMask]:
     return cropped
 
 
-def fill_empty_boxes(boxes: np.ndarray, masks: list[CroppedMask]) -> np.ndarray:
+def extents_of(masks: Sequence[CroppedMask]) -> np.ndarray:
+    """(N, 4): left, top, right and bottom of the pixels of each mask."""
+    starts = np.array([(mask.x, mask.y) for mask in masks], np.int64).reshape(-1, 2)
+    sizes = np.array([mask.shape[::-1] for mask in masks], np.int64).reshape(-1, 2)
+    return np.hstack([starts, starts + sizes])
+
+
+def fill_empty_boxes(boxes: np.ndarray, masks: Sequence[CroppedMask]) -> np.ndarray:
     """Boxes, (N, 4); where one has no area, the extent of its mask."""
-    starts = np.array([(mask.x, mask.y) for mask in masks], boxes.dtype).reshape(-1, 2)
-    sizes = np.array([mask.shape[::-1] for mask in masks], boxes.dtype).reshape(-1, 2)
-    extents = np.hstack([starts, starts + sizes])
     is_empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1, keepdims=True)
-    return np.where(is_empty, extents, boxes)
+    return np.where(is_empty, extents_of(masks), boxes).astype(boxes.dtype)
 
 
 def encode_mask(mask: CroppedMask, size: tuple[int, int]) -> dict:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from backbones.files import atomic_write
 
-from .masks import CompressedMask, CroppedMask, crop_masks, encode_mask, fill_empty_boxes
+from .masks import CompressedMask, CroppedMask, crop_masks, encode_mask, extents_of
 
 COCO_CLASSES = 80
 # COCO numbers its 80 categories from 1 to 90 and leaves these out.
@@ -122,8 +122,7 @@ def regions_of(segmentation: Segmentation) -> Detections:
     masks = [
         CompressedMask(crop_masks((segmentation.seg_map == label)[None])[0]) for label in labels
     ]
-    boxes = fill_empty_boxes(np.zeros((len(masks), 4), np.float32), masks)
-    return Detections(boxes, None, labels, masks)
+    return Detections(extents_of(masks).astype(np.float32), None, labels, masks)
 
 
 def to_json(content: Any) -> bytes:

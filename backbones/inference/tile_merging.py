@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from .drawing import overlaps
-from .masks import CompressedMask, CroppedMask
+from .masks import CompressedMask, CroppedMask, extents_of
 from .results import Detections
 
 # A box that ends this close to the border of its tile is taken to go on behind it: a share of the
@@ -186,10 +186,9 @@ def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
 
 def union(masks: Sequence[CroppedMask]) -> CompressedMask:
     """All pixels of several masks."""
-    shapes = np.array([mask.shape for mask in masks])
-    starts = np.array([(mask.y, mask.x) for mask in masks])
-    (top, left), size = starts.min(axis=0), (starts + shapes).max(axis=0) - starts.min(axis=0)
-    pixels = np.zeros(size, bool)
+    extents = extents_of(masks)
+    (left, top), (right, bottom) = extents[:, :2].min(axis=0), extents[:, 2:].max(axis=0)
+    pixels = np.zeros((bottom - top, right - left), bool)
     for mask in masks:
         paste(mask, pixels, left, top)
     return CompressedMask(CroppedMask(int(left), int(top), pixels))
