@@ -198,14 +198,8 @@ def _add_paths(paths: Sequence[str], destination: Destination, images_per_unit: 
 
 
 def _split(paths: Sequence[str], images_per_unit: int) -> Iterator[list[str]]:
-    images: list[str] = []
-    for path in paths:
-        if path.lower().endswith(VIDEO_SUFFIXES):
-            yield [path]
-            continue
-        images.append(path)
-        if len(images) == images_per_unit:
-            yield images
-            images = []
-    if images:
-        yield images
+    videos = [path for path in paths if path.lower().endswith(VIDEO_SUFFIXES)]
+    images = [path for path in paths if not path.lower().endswith(VIDEO_SUFFIXES)]
+    yield from ([video] for video in videos)
+    for start in range(0, len(images), images_per_unit):
+        yield images[start : start + images_per_unit]
