@@ -14,14 +14,12 @@ Curve = list[tuple[int, float]]
 
 def draw_curves(work_dir: str) -> Path | None:
     """Draw all runs of a work folder over iterations to ``curves.png``; None without any log."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = panels_of(work_dir)
     if not panels:
         return None
     figure = Figure(figsize=(5 * len(panels), 4), layout='constrained')
-    FigureCanvasAgg(figure)
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
         for name, curve in curves.items():

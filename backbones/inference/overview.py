@@ -24,11 +24,9 @@ SAMPLES = 8
 
 def draw_overview(datasets: Sequence[CheckedDataset], path: Path) -> None:
     """Draw images of the first of some datasets that were checked, and counts of all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 12), layout='constrained')
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(3, 12)
     built = [build_dataset(checked.dataset) for checked in datasets]
     palette = datasets[0].dataset.get('metainfo', {}).get('palette')

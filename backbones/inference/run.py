@@ -182,11 +182,10 @@ class Window:
                 'leave out --show and open the written file'
             )
         cv2.namedWindow(WINDOW_TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
-        self._is_open = True
 
     def show(self, image: np.ndarray) -> bool:
         """Show an image, made smaller where the screen is; False once the user wants no more."""
-        if self._is_open and self._is_visible():
+        if self._is_visible():
             scale = min(MAX_WINDOW_WIDTH / image.shape[1], MAX_WINDOW_HEIGHT / image.shape[0])
             if scale < 1:
                 size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
@@ -195,7 +194,6 @@ class Window:
             if cv2.waitKey(1) & 0xFF not in KEYS_THAT_CLOSE:
                 return True
             cv2.destroyWindow(WINDOW_TITLE)
-        self._is_open = False
         return False
 
     def _is_visible(self) -> bool:
