@@ -118,11 +118,13 @@ class Visualizer:
 
     def class_shares(self, seg_map: np.ndarray) -> dict[int, float]:
         """The share of the image that each class covers, of the classes that are there."""
-        count = len(self.class_names)
-        pixels = np.zeros(count, np.int64)
+        values = np.iinfo(seg_map.dtype).max + 1
+        pixels = np.zeros(values)
         for rows in strips(seg_map.shape):
-            pixels += count_labels(np.ascontiguousarray(seg_map[rows]))[:count]
-        return {int(index): pixels[index] / seg_map.size for index in np.flatnonzero(pixels)}
+            strip = np.ascontiguousarray(seg_map[rows])
+            pixels += cv2.calcHist([strip], [0], None, [values], [0, values])[:, 0]
+        found = np.flatnonzero(pixels[: len(self.class_names)])
+        return {int(label): pixels[label] / seg_map.size for label in found}
 
     def _color_regions(self, image: np.ndarray, seg_map: np.ndarray) -> None:
         """Blend the color of every class into its pixels and outline the regions, in place."""
@@ -154,12 +156,6 @@ def strips(shape: tuple[int, ...]) -> Iterator[slice]:
     step = max(STRIP_PIXELS // max(width, 1), 1)
     for start in range(0, height, step):
         yield slice(start, min(start + step, height))
-
-
-def count_labels(labels: np.ndarray) -> np.ndarray:
-    """How often each value of the type occurs."""
-    values = np.iinfo(labels.dtype).max + 1
-    return cv2.calcHist([labels], [0], None, [values], [0, values])[:, 0].astype(np.int64)
 
 
 def look_up(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
