@@ -79,11 +79,28 @@ def check_dataset(
             images = f'{len(checked.samples)} images of {checked.source}'
             print(f'{checked.split}: {images}, layout: {checked.layout}')
             check_images(checked, workers, checked.split in decode)
+        # A few test images may be of one class.
+        if 'train' in splits:
+            check_told_apart(report)
     finally:
         read_coco.cache_clear()
     if fault and fault not in [found.reason for found in report.findings]:
         report.datasets[0].add(ERROR, 'categories', fault)
     return report
+
+
+def check_told_apart(report: Report) -> None:
+    """Note where one class is all that the segmentation maps of all datasets have."""
+    labeled = set().union(*(checked.labeled for checked in report.datasets))
+    # -2 is a label of no class, which has an error of its own.
+    if len(labeled) == 1 and -2 not in labeled:
+        checked = next(checked for checked in report.datasets if checked.labeled)
+        reason = (
+            f'in all maps {classes_of(checked.dataset)[labeled.pop()]!r} is the only class, and '
+            'the rest, if any, is ignored: nothing is told apart. A background is a class, too: '
+            'number it 0 with reduce_zero_label=False, and foreground 1 and not 255'
+        )
+        checked.add(ERROR, 'a single class', reason)
 
 
 def datasets_to_check(config: Config, splits: Sequence[str]) -> list[CheckedDataset]:
@@ -167,32 +184,38 @@ def check_images(checked: CheckedDataset, workers: int | None, decode: bool) -> 
     ]
     name, workers = f'reading {checked.split}', min(workers or os.cpu_count() or 1, len(samples))
     with tqdm(total=len(samples), desc=name, unit=' images', leave=False, delay=2) as bar:
-        for sample, faults in zip(samples, check_samples(samples, workers), strict=True):
+        checks = check_samples(samples, workers)
+        for sample, (faults, labeled) in zip(samples, checks, strict=True):
             bar.update()
+            checked.labeled |= labeled
             for fault in faults:
                 checked.add(*fault, sample.name)
 
 
-def check_samples(samples: Sequence[Sample], workers: int) -> Iterator[list[tuple]]:
-    """What is wrong with each image, also where reading one ends the process."""
+def check_samples(
+    samples: Sequence[Sample], workers: int
+) -> Iterator[tuple[list[tuple], set[int]]]:
+    """What :func:`check_sample` says of each image, also where reading one ends the process."""
     done, alone = 0, 0
     while done < len(samples):
         try:
             rest = samples[done : done + 1] if alone else samples[done:]
-            for faults in check_in_parallel(rest, workers):
+            for found in check_in_parallel(rest, workers):
                 done, alone = done + 1, max(alone - 1, 0)
-                yield faults
+                yield found
         except BrokenProcessPool:
             if alone:
                 reason = 'the process that read it was ended, for want of memory or by a decoder'
                 done, alone = done + 1, alone - 1
-                yield [(ERROR, 'unreadable image', reason, rest[0].path)]
+                yield [(ERROR, 'unreadable image', reason, rest[0].path)], set()
             else:
                 # It is one of those that were being read: the next ones one by one.
                 alone = workers * CHUNK
 
 
-def check_in_parallel(samples: Sequence[Sample], workers: int) -> Iterator[list[tuple]]:
+def check_in_parallel(
+    samples: Sequence[Sample], workers: int
+) -> Iterator[tuple[list[tuple], set[int]]]:
     chunk = min(CHUNK, -(-len(samples) // workers))
     with ProcessPoolExecutor(workers, initializer=catch_decoder_warnings) as pool:
         yield from pool.map(check_sample, samples, chunksize=chunk)

@@ -57,6 +57,7 @@ class CheckedDataset:
     source: str  # what it is read from: an annotation file, a list or a folder
     samples: list[Sample] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    labeled: set[int] = field(default_factory=set)  # the classes in its segmentation maps
 
     def add(
         self,

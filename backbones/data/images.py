@@ -24,9 +24,12 @@ Shape = tuple[int, int]  # height, width
 PILLOW_ERRORS = (*IMAGE_DECODE_ERRORS, Image.DecompressionBombError)
 
 
-def check_sample(sample: Sample) -> list[tuple[str, str, str, str]]:
-    """All that is wrong with an image and its segmentation map: severity, kind, reason, file."""
-    shape, faults = None, []
+def check_sample(sample: Sample) -> tuple[list[tuple[str, str, str, str]], set[int]]:
+    """What is wrong with an image and its segmentation map, and the classes that the map has.
+
+    A fault is severity, kind, reason and file.
+    """
+    shape, faults, labeled = None, [], set()
     if not os.path.isfile(sample.path):
         faults = [(ERROR, 'missing image', 'it is not there')]
     elif sample.decode:
@@ -36,8 +39,8 @@ def check_sample(sample: Sample) -> list[tuple[str, str, str, str]]:
             shape = upright_size(image)[::-1]
     found = [(*fault, sample.path) for fault in faults]
     if sample.seg_map:
-        found += [(*fault, sample.seg_map) for fault in check_seg_map(sample, shape)]
-    return found
+        found += [(*fault, sample.seg_map) for fault in check_seg_map(sample, shape, labeled)]
+    return found, labeled
 
 
 def check_image(sample: Sample) -> tuple[Shape | None, list[Fault]]:
@@ -110,8 +113,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if rotated else image.size
 
 
-def check_seg_map(sample: Sample, shape: Shape | None) -> Iterator[Fault]:
-    """What is wrong with the segmentation map of an image of a size."""
+def check_seg_map(sample: Sample, shape: Shape | None, labeled: set[int]) -> Iterator[Fault]:
+    """What is wrong with the segmentation map of an image of a size; notes the classes it has."""
     try:
         with Image.open(sample.seg_map) as image:
             form, mode = image.format, image.mode
@@ -147,19 +150,20 @@ def check_seg_map(sample: Sample, shape: Shape | None) -> Iterator[Fault]:
             return
         reason = 'its labels fit into 8 bits, so nothing is lost'
         yield WARNING, '16-bit segmentation map', reason
-    yield from check_labels(labels.astype(np.uint8), sample.labels)
+    yield from check_labels(labels.astype(np.uint8), sample.labels, labeled)
 
 
-def check_labels(labels: np.ndarray, rules: LabelRules) -> Iterator[Fault]:
+def check_labels(labels: np.ndarray, rules: LabelRules, labeled: set[int]) -> Iterator[Fault]:
     """Whether there are labels that no class has, or no others than the ignored one."""
     counts = np.bincount(labels.ravel(), minlength=256)
     classes = rules.classes_of_values()
+    labeled.update(classes[(counts > 0) & (classes != -1)].tolist())
     wrong = np.flatnonzero((counts > 0) & (classes == -2))
     if len(wrong):
         pixels = counts[wrong].sum()
         reason = f'{pixels} pixels have the labels {wrong[:10].tolist()}, of no class: {rules}'
         yield ERROR, 'label of no class', reason
-    elif counts[classes == -1].sum() == labels.size:
+    elif not labeled:
         reason = 'all is ignored: nothing is learned from it'
         yield WARNING, 'segmentation map without labels', reason
 

@@ -238,4 +238,4 @@ def test_corrupt_seg_maps(file: tuple[str, bytes], folder: Path):
     path.write_bytes(file[1])
     sample = Sample(str(folder / '1.jpg'), '1.jpg', seg_map=str(path), labels=LabelRules(2, True))
     for decode in (True, False):
-        assert all(reason for _, _, reason, _ in check_sample(replace(sample, decode=decode)))
+        assert all(reason for _, _, reason, _ in check_sample(replace(sample, decode=decode))[0])

@@ -55,7 +55,7 @@ def read(path: Path, clip: Clip) -> None:
 
 def check_file(path: Path) -> None:
     """Read a file as check_dataset.py does."""
-    for _, _, reason, file in check_sample(Sample(str(path), path.name, (26, 18))):
+    for _, _, reason, file in check_sample(Sample(str(path), path.name, (26, 18)))[0]:
         assert reason and file == str(path)
 
 

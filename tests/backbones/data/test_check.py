@@ -399,6 +399,42 @@ def test_label_255_is_left_out_and_0_a_class_without_reduce_zero_label(data, che
     assert not [one for one in found if 'train_000001' in one.file]
 
 
+@pytest.mark.parametrize(
+    ('values', 'reduced', 'classes', 'expected'),
+    [
+        ((0, 255), False, ['ground', 'crack'], "'ground'"),
+        ((0, 1), True, ['ground', 'crack'], "'ground'"),
+        ((0, 0), False, ['crack'], "'crack'"),
+        ((0, 1), False, ['ground', 'crack'], None),
+        ((1, 2), True, ['ground', 'crack'], None),
+    ],
+)
+def test_a_training_needs_a_second_class(values, reduced, classes, expected, data, check):
+    for path in data.glob('ade/annotations/*/*.png'):
+        labels = np.where(np.array(Image.open(path)) > 1, *values[::-1])
+        Image.fromarray(labels.astype(np.uint8)).save(path)
+
+    def change(config: Config) -> None:
+        config.classes, config.palette = classes, [[0, 0, 0]] * len(classes)
+        for dataset in datasets_of(config):
+            dataset.update(reduce_zero_label=reduced, metainfo={'classes': classes})
+
+    errors = check('fpn', ('train', 'val'), change).of('error')
+    assert [one.kind for one in errors] == ['a single class'] * bool(expected)
+    assert all(expected in one.reason for one in errors)
+    # A few images may well be of one class.
+    assert not check('fpn', ('test',), change).findings
+
+
+def test_one_map_with_a_second_class_is_enough(data, check):
+    first, *others = sorted(data.glob('ade/annotations/*/*.png'))
+    for path in others:
+        Image.fromarray(np.array(Image.open(path)) * 0 + 1).save(path)
+    assert not check('fpn', ('train', 'val')).findings
+    first.write_bytes(others[0].read_bytes())
+    assert [one.kind for one in check('fpn', ('train', 'val')).findings] == ['a single class']
+
+
 def test_other_types_of_data_have_their_images_read(data, check, capsys):
     cut(data / SEG_IMAGE)
     listed = [{'img_path': Path(SEG_IMAGE).name}]
