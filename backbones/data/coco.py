@@ -192,7 +192,7 @@ class CocoCheck:
         """Check objects, and which images have any."""
         chosen = self.checked.dataset.get('metainfo', {}).get('classes') or self.categories.values()
         used = {number for number, name in self.categories.items() if name in chosen}
-        with_objects, seen = set(), set()
+        with_objects, seen, only_crowds = set(), set(), True
         for annotation in entries:
             # What is wrong may be another entry than these two.
             number = id_in(annotation, 'id')
@@ -218,8 +218,15 @@ class CocoCheck:
             else:
                 if category in used:
                     with_objects.add(annotation['image_id'])
+                    only_crowds &= annotation.get('iscrowd') == 1
                 for fault in self.object_faults(annotation, image):
                     self.checked.add(*fault, *where)
+        if with_objects and only_crowds:
+            reason = (
+                'every object is a crowd region (iscrowd=1), none of which is learned or measured. '
+                'CVAT marks all masks as such; tools/import_dataset.py takes them as objects'
+            )
+            self.checked.add(ERROR, 'only crowds', reason)
         self.check_empty_images(with_objects, list(chosen))
 
     def check_empty_images(self, with_objects: set[Id], chosen: list[str]) -> None:

@@ -237,8 +237,14 @@ def read_coco(source: Source, files: list[Path]) -> Iterator[Record]:
             record = Record(image, split)
             record.size = entry.get('width'), entry.get('height')
             for one in annotations[entry['id']]:
-                with source.leaving_out(f'{path}, annotation {one.get("id")}'):
-                    record.instances.append(coco_instance(one, labels))
+                place = f'{path}, annotation {one.get("id")}'
+                with source.leaving_out(place):
+                    instance = coco_instance(one, labels)
+                    # CVAT, which writes "occluded", marks every mask that is no polygon as a crowd.
+                    if instance.is_crowd and 'occluded' in (one.get('attributes') or ()):
+                        source.note("masks of CVAT's marked as crowds, taken as objects", place)
+                        instance.is_crowd = False
+                    record.instances.append(instance)
             yield record
 
 

@@ -207,6 +207,8 @@ ENTRIES = [
     (content(lambda c: c.update(annotations=[])), 'error', 'no objects', 'no annotation'),
     (content(lambda c: [a.update(category_id=9) for a in c['annotations']]), 'error', 'no objects',
      'any of the classes'),
+    (content(lambda c: [a.update(iscrowd=1) for a in c['annotations']]), 'error', 'only crowds',
+     'iscrowd'),
     (lambda d: cut(d / TRAIN), 'error', 'unusable dataset', 'line 1 column'),
     (text('[' * 100_000), 'error', 'unusable dataset', 'recursion'),
     (text('9' * 5000), 'error', 'unusable dataset', 'limit'),
@@ -309,6 +311,11 @@ def test_an_image_that_ends_the_process_is_named(data, check, monkeypatch):
     report = check('retinanet', ('train', 'val'), workers=2)
     assert [one.file for one in report.findings] == [str(data / IMAGE)]
     assert 'the process that read it was ended' in report.findings[0].reason
+
+
+def test_one_object_among_crowds_is_enough(data, check):
+    edit(data / TRAIN, lambda c: [a.update(iscrowd=1) for a in c['annotations'][1:]])
+    assert {one.kind for one in check('retinanet').findings} == {'crowd region'}
 
 
 def test_validation_is_checked_for_evaluation(data, check):

@@ -724,7 +724,7 @@ def spoil_coco(root: Path, **fields: object) -> None:
     path = root / 'labels/all.json'
     content = json.loads(path.read_text())
     for key, value in fields.items():
-        where = 'annotations' if key in ('segmentation', 'bbox') else 'images'
+        where = 'images' if key in ('width', 'height') else 'annotations'
         content[where][0][key] = value
     write(path, content)
 
@@ -749,6 +749,18 @@ def test_odd_values_of_coco(fields, objects, tmp_path):
     spoil_coco(tmp_path / 'source', **fields)
     run(tmp_path / 'source', tmp_path / 'out')
     assert len(read_back(tmp_path / 'out')['clip_a_001']) == objects
+
+
+@pytest.mark.parametrize('by_cvat', [False, True])
+def test_masks_of_cvat_are_no_crowds(by_cvat, tmp_path):
+    mask = dict(size=[30, 40], counts=[62, 10, 1128])
+    attributes = dict(occluded=False) if by_cvat else dict(color='red')
+    spoil_coco(tmp_path / 'source', segmentation=mask, iscrowd=1, attributes=attributes)
+    _, notes = run(tmp_path / 'source', tmp_path / 'out')
+    assert ('annotation 0' in said(notes)) == by_cvat
+    files = (tmp_path / 'out/annotations').glob('*.json')
+    written = [one for file in files for one in json.loads(file.read_text())['annotations']]
+    assert sum(one['iscrowd'] for one in written) == (not by_cvat)
 
 
 @pytest.mark.parametrize(
