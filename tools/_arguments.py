@@ -36,8 +36,10 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),
-        default='none',
-        help='what started the processes (default: none, a single one)',
+        # Each of torchrun's processes would otherwise be a run of its own, in the same work folder.
+        default='pytorch' if 'TORCHELASTIC_RUN_ID' in os.environ else 'none',
+        help='what started the processes (default: pytorch under torchrun, else none, a single '
+        'one)',
     )
     # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)

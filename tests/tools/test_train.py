@@ -1,10 +1,12 @@
 """tools/train.py by its command line, on tiny models."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from _arguments import add_launcher, parse_run_args
 from tiny import TINY_ARCH, write_tiny_config
 from tool_process import TOOLS, launch, run_in_two
 from trained_tiny import write_trained
@@ -164,6 +166,24 @@ def test_a_whole_model_of_other_classes_is_a_start(shapes, tmp_path, run_tool):
             assert len(CLASSES) * len(found[name]) == 2 * len(tensor)
         elif 'running_' not in name and 'num_batches' not in name:
             assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ('variables', 'options', 'launcher'),
+    [
+        (['TORCHELASTIC_RUN_ID', 'WORLD_SIZE'], [], 'pytorch'),
+        (['TORCHELASTIC_RUN_ID'], ['--launcher', 'none'], 'none'),
+        (['SLURM_NTASKS', 'SLURM_PROCID', 'OMPI_COMM_WORLD_SIZE', 'WORLD_SIZE'], [], 'none'),
+    ],
+)
+def test_torchrun_is_known_as_a_launcher(variables, options, launcher, monkeypatch):
+    """Each of its processes would otherwise be a training of its own, in the same folder."""
+    for name in variables:
+        monkeypatch.setenv(name, '2')
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setattr('sys.argv', ['train.py', *options])
+    add_launcher(parser := argparse.ArgumentParser())
+    assert parse_run_args(parser).launcher == launcher
 
 
 @pytest.mark.parametrize(
