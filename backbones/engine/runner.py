@@ -20,11 +20,13 @@ from torch.utils.data import DataLoader
 from backbones.data.findings import count
 from backbones.data.skip_bad import SKIPPED, base_datasets, count_skipped, guard
 from backbones.deploy import expect_contiguous, replace_roi_align
+from backbones.efficientformer_v2.backbone import EfficientFormerV2
+from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
 from backbones.errors import ConfigError, in_one_line
 
 from .checkpoints import DURABLE, checkpoint_folder
 from .console import ConsoleHook, prints_to, quiet
-from .hooks import PatienceHook
+from .hooks import PatienceHook, unwrap
 from .loops import ResumableEpochLoop, ResumableIterLoop
 from .metrics import add_per_class
 from .nan_guard import NO_CLIPPING, NanGuardHook
@@ -112,6 +114,28 @@ class ReliableRunner(Runner):
 
         evaluator.evaluate = log_prints
         return evaluator
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
+        """mmengine's, which also says what the model does not get from the checkpoint."""
+        checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        given, model = checkpoint['state_dict'], unwrap(self.model)
+        # Ours is refused where it is not complete, and may come by other names.
+        backbones = tuple(
+            f'{name}.' for name, m in model.named_modules() if isinstance(m, EfficientFormerV2)
+        )
+        missing = [
+            key
+            for key, tensor in model.state_dict().items()
+            if not key.startswith(backbones)
+            and not key.endswith('num_batches_tracked')
+            and (key not in given or given[key].shape != tensor.shape)
+        ]
+        if missing:
+            self.logger.warning(
+                f'{filename} lacks {count(len(missing), "tensor")} of the model or has other '
+                f'shapes for them, so that they start from random values: {enumerate_keys(missing)}'
+            )
+        return checkpoint
 
     def load_or_resume(self) -> None:
         """Load what the config names."""

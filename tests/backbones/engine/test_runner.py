@@ -1,10 +1,15 @@
-"""The runner's own config, whose text is that of mmengine's."""
+"""The runner's own config, whose text is that of mmengine's, and what it says as it loads."""
 
 import copy
 
+import pytest
+import torch
+from golden import published
 from mmengine.config import Config
+from toy_training import toy_config
 
-from backbones.engine.runner import FormattedConfig
+from backbones import EfficientFormerV2
+from backbones.engine.runner import FormattedConfig, ReliableRunner
 
 
 def test_the_text_is_mmengines_and_kept():
@@ -16,3 +21,23 @@ def test_the_text_is_mmengines_and_kept():
     assert formatted.pretty_text == config.pretty_text
     assert formatted.pretty_text is formatted.pretty_text
     assert 'pretty_text' not in formatted
+
+
+@pytest.mark.parametrize('change', [None, 'lacks', 'other shape'])
+def test_what_a_checkpoint_does_not_give_is_named(change, tmp_path, capsys):
+    """The backbone, in the authors' layout, is all there."""
+    runner = ReliableRunner.from_cfg(toy_config(tmp_path, custom_hooks=[]))
+    runner.model.backbone = EfficientFormerV2('s0')
+    weights = runner.model.layers.state_dict(prefix='layers.')
+    weights |= {f'backbone.{key}': value for key, value in published('snap_s0_imagenet').items()}
+    del weights['layers.1.num_batches_tracked']
+    if change == 'lacks':
+        del weights['layers.0.weight']
+    elif change:
+        weights['layers.3.weight'] = torch.zeros(3, 8)
+    torch.save({'state_dict': weights}, tmp_path / 'weights.pth')
+    runner.load_checkpoint(str(tmp_path / 'weights.pth'))
+    said = capsys.readouterr().err
+    assert ('layers.0.weight' in said) == (change == 'lacks')
+    assert ('layers.3.weight' in said) == (change == 'other shape')
+    assert ('random' in said) == bool(change) and 'backbone' not in said
