@@ -167,6 +167,9 @@ def read_yolo(source: Source, files: list[Path]) -> Iterator[Record]:
         with source.leaving_out(path, UNREADABLE):
             for number, line in enumerate(path.read_text(encoding='utf-8-sig').split('\n'), 1):
                 if line.strip():
+                    if content.get('kpt_shape'):
+                        # Keypoints follow the box.
+                        line = ' '.join(line.split()[:5])
                     with source.leaving_out(f'{path}:{number}'):
                         record.instances.append(yolo_instance(line, image, source.names))
             yield record

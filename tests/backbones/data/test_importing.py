@@ -719,6 +719,18 @@ def test_the_names_of_yolo_are_where_there_are_some(tmp_path):
     assert [record.image.stem for record in written.splits['val']] == ['clip_c_001']
 
 
+@pytest.mark.parametrize('count', [4, 17])
+def test_of_yolos_keypoints_the_box_is_read(count, tmp_path):
+    to_yolo(tmp_path / 'source', masks=False)
+    run(tmp_path / 'source', tmp_path / 'boxes')
+    with (tmp_path / 'source/data.yaml').open('a') as file:
+        file.write(f'kpt_shape: [{count}, 3]\n')
+    for path in tmp_path.glob('source/labels/*.txt'):
+        path.write_text(path.read_text().replace('\n', ' 0.2 0.3 2' * count + '\n'))
+    _, notes = run(tmp_path / 'source', tmp_path / 'out')
+    assert read_back(tmp_path / 'out') == read_back(tmp_path / 'boxes') and not notes
+
+
 def spoil_coco(root: Path, **fields: object) -> None:
     to_coco(root, masks=True)
     path = root / 'labels/all.json'
