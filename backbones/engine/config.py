@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.config import utils as config_utils
+from mmengine.device import utils as device_utils
 from mmengine.registry import init_default_scope
 
 from backbones.data.config_datasets import SPLITS, datasets_of, walk
@@ -75,6 +76,9 @@ def load_run_config(args: Namespace) -> Config:
     config.launcher = args.launcher
     default = str(Path('work_dirs') / Path(args.config).stem)
     config.work_dir = args.work_dir or config.get('work_dir') or default
+    # mmengine would take Apple's GPU, for which mmcv has no NMS and no RoIAlign.
+    if device_utils.DEVICE == 'mps':
+        device_utils.DEVICE = 'cpu'
     return config
 
 

@@ -1,12 +1,20 @@
 """Fitting a config to the machine that it runs on."""
 
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.device import utils as device_utils
 
-from backbones.engine.config import fit_to_device, log_to_tensorboard, name_pretrained
+from backbones.engine.config import (
+    fit_to_device,
+    load_run_config,
+    log_to_tensorboard,
+    name_pretrained,
+)
 from backbones.engine.preflight import leave_out_init_cfg, pretrained_backbone
 
 
@@ -19,6 +27,15 @@ def test_what_needs_a_gpu_is_left_out_without_one(has_gpu, monkeypatch):
     fit_to_device(config)
     assert config.model.backbone.norm_cfg.type == ('SyncBN' if has_gpu else 'BN')
     assert config.train_dataloader.get('pin_memory', False) is has_gpu
+
+
+@pytest.mark.parametrize(('found', 'used'), [('mps', 'cpu'), ('cuda', 'cuda'), ('cpu', 'cpu')])
+def test_apples_gpu_is_left_alone(found, used, tiny_config, monkeypatch):
+    """Most of mmcv's operators are not for it."""
+    monkeypatch.setattr(device_utils, 'DEVICE', found)
+    args = Namespace(config=str(tiny_config('fpn')), cfg_options={}, launcher='none', work_dir=None)
+    load_run_config(args)
+    assert get_device() == used
 
 
 AMP = dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=512.0)
