@@ -45,12 +45,17 @@ def check_sample(sample: Sample) -> tuple[list[tuple[str, str, str, str]], set[i
 
 def check_image(sample: Sample) -> tuple[Shape | None, list[Fault]]:
     """Decode an image; returns its size and what is wrong."""
+    is_dark = False
     try:
         content = Path(sample.path).read_bytes()
         reason = content_fault(content)
         if not reason:
             image = mmcv.imfrombytes(content, flag=sample.color_type, backend=sample.backend)
             reason = 'it is of no format that can be read, or corrupt' if image is None else None
+            # Cameras fill 10 to 14 of 16 bits, of which the upper 8 are read.
+            if not reason and image.dtype == np.uint8 and image.max() < 64:
+                whole = mmcv.imfrombytes(content, flag='unchanged', backend='cv2')
+                is_dark = whole is not None and whole.dtype == np.uint16
     except Exception as error:
         reason = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
     complaints = decoder_complaints()
@@ -59,6 +64,9 @@ def check_image(sample: Sample) -> tuple[Shape | None, list[Fault]]:
     shape, faults = image.shape[:2], []
     if complaints:
         faults.append((WARNING, 'corrupt image', f'read, but the decoder says: {complaints}'))
+    if is_dark:
+        reason = f'read as 8 bits, it has the values 0 to {image.max()} only: stretch the 16 first'
+        faults.append((WARNING, 'dark 16-bit image', reason))
     if sample.size and tuple(sample.size) != shape[::-1]:
         faults.append((ERROR, 'image of another size', size_reason(sample, shape)))
     return shape, faults

@@ -125,6 +125,12 @@ def wide(labels: np.ndarray) -> Image.Image:
     return Image.fromarray(labels.astype(np.uint16))
 
 
+def of_16_bits(step: int) -> Callable[[Path], None]:
+    """Makes a gray image of 12 bits, brightened by a factor."""
+    ramp = np.arange(4096, dtype=np.uint16).repeat(4).reshape(128, 128)
+    return lambda data: Image.fromarray(ramp * step).save(data / IMAGE, format='PNG')
+
+
 def to_one_pixel(data: Path) -> None:
     Image.new('RGB', (1, 1)).save(data / SEG_IMAGE)
     Image.new('L', (1, 1), 1).save(data / LABELS)
@@ -155,6 +161,7 @@ IMAGES = [
     (lambda d: Image.new('RGB', (90, 70)).save(d / IMAGE), 'error', 'image of another size',
      '90x70 (width x height), but annotated as 128x128'),
     (is_rotated, 'error', 'image of another size', 'EXIF'),
+    (of_16_bits(1), 'warning', 'dark 16-bit image', '0 to 15'),
     (is_small, 'warning', 'small image', 'min_size=32'),
     (content(detach), 'warning', 'image without objects', 'filter_empty_gt=True'),
     (image(1, file_name='train_000001.jpg'), 'warning', 'image listed twice', '1 and as image 2'),
@@ -272,6 +279,11 @@ def test_finds_nothing_in_a_whole_set(task, check):
     assert report.findings == []
     # Testing reads what validation reads, once.
     assert sorted(report.images.values()) == [5, 8]
+
+
+def test_a_16_bit_image_that_uses_them_is_fine(data, check):
+    of_16_bits(16)(data)
+    assert not check('retinanet').findings
 
 
 @pytest.mark.parametrize('progressive', [False, True])
