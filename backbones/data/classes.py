@@ -41,6 +41,20 @@ def set_classes(config: Config, splits: Sequence[str], keep_files: bool = False)
     return names
 
 
+def check_class_weights(model: ConfigDict) -> None:
+    """Refuse a segmentor's loss with weights for another number of classes than its head has."""
+    for head, key in class_heads(model):
+        for loss in walk(head.get('loss_decode')):
+            weights = loss.get('class_weight')
+            # SAN has one more, for "no object"; of two classes one may be all that is computed.
+            right = head[key] + (loss.get('loss_name') == 'loss_cls_ce'), head.get('out_channels')
+            if isinstance(weights, (list, tuple)) and len(weights) not in right:
+                raise ConfigError(
+                    f'class_weight of {head.get("type")} is a list of {len(weights)}, for '
+                    f'{head[key]} classes: give one number for each'
+                )
+
+
 def name_classes(config: Config, splits: Sequence[str]) -> tuple[str, ...]:
     """Name the classes in every dataset of a config; see :func:`set_classes`."""
     datasets = list(datasets_of(config))

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from backbones.data.check import refuse_errors
-from backbones.data.classes import set_classes
+from backbones.data.classes import check_class_weights, set_classes
 from backbones.data.skip_bad import leave_out_bad
 from backbones.efficientformer_v2.backbone import EfficientFormerV2
 from backbones.efficientformer_v2.checkpoint_keys import check_nan, enumerate_keys
@@ -25,6 +25,7 @@ def check_training(config: Config) -> None:
     check_start(config)
     splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
     set_classes(config, splits, keep_files=True)
+    check_class_weights(config.model)
     (leave_out_bad if config.get('skip_bad') else refuse_errors)(config, splits)
 
 

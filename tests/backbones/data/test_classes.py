@@ -1,6 +1,7 @@
 """Class names come from the data, heads follow them, and keep what is theirs by design."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from corrupt import edit
 from mmengine.config import Config, ConfigDict
 
 from backbones.data.classes import (
+    check_class_weights,
     class_heads,
     class_list,
     set_classes,
@@ -59,6 +61,15 @@ def test_weights_of_classes_follow(derived):
     config = derived('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py')
     set_num_classes(config, 3)
     assert config.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
+
+
+@pytest.mark.parametrize(('weights', 'fit'), [([1.0, 5.0, 3.0], True), ([1.0, 5.0], False)])
+def test_weights_of_another_number_of_classes_are_refused(weights, fit, tiny_config):
+    loss = dict(type='CrossEntropyLoss', class_weight=weights)
+    extra = f'model = dict(decode_head=dict(num_classes=3, loss_decode={loss}))'
+    model = load_config(str(tiny_config('fpn', extra))).model
+    with nullcontext() if fit else pytest.raises(ConfigError, match='class_weight'):
+        check_class_weights(model)
 
 
 @pytest.mark.parametrize(
