@@ -80,6 +80,10 @@ class Pipeline:
                 inputs.close()
                 finished.close()
 
+    def rate(self, what: str) -> float:
+        """Frames a second; 0 before the first."""
+        return self.counts[what] / self.seconds[what] if self.counts[what] else 0.0
+
     @contextmanager
     def _timed(self, what: str, count: int = 1) -> Iterator[None]:
         start = time.perf_counter()

@@ -85,9 +85,8 @@ class Run:
         lines += [f'         failed: {path}: {problem}' for path, problem in self.failed[:10]]
         if len(self.failed) > 10:
             lines.append(f'         ... and {len(self.failed) - 10} more')
-        counts, seconds = self.pipeline.counts, self.pipeline.seconds
-        if count := counts['model']:
-            model, finishing = (counts[what] / seconds[what] for what in ('model', 'finishing'))
+        if count := self.pipeline.counts['model']:
+            model, finishing = map(self.pipeline.rate, ('model', 'finishing'))
             lines.append(
                 f'speed:   {count} frames in {self._seconds:.1f} s, '
                 f'{count / self._seconds:.2f} a second (model alone {model:.2f}, '
