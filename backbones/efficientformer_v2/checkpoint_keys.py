@@ -19,6 +19,8 @@ from backbones.errors import CheckpointError
 RENAMING = {
     'own': (),
     'timm': (
+        # The names that features_only=True gives.
+        (r'^stages_', 'stages.'),
         (r'\.bn\.', '.norm.'),
         (r'\.ls([12])\.gamma$', r'.layer_scale_\1.gamma'),
         (r'\.q\.local\.', '.q_local.'),

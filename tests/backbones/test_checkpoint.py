@@ -62,6 +62,16 @@ def test_inside_a_model_the_layouts_load_as_well(snap, backbone):
         assert_equal_weights(backbone, model.backbone)
 
 
+def test_timms_feature_extractors_load():
+    """features_only=True flattens the list of stages."""
+    tensors = published('timm_s0_imagenet')
+    flat = {key.replace('stages.', 'stages_', 1): value for key, value in tensors.items()}
+    expected, found = EfficientFormerV2('s0'), EfficientFormerV2('s0')
+    expected.load_state_dict(tensors)
+    found.load_state_dict(flat)
+    assert_equal_weights(expected, found)
+
+
 def test_downstream_files_use_the_table_that_was_trained():
     loaded = EfficientFormerV2('s0', pretrain_img_size=800)
     tensors = published('snap_s0_coco')
