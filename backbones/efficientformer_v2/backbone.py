@@ -100,6 +100,7 @@ class EfficientFormerV2(BaseModule):
         with_cp: Recompute the blocks in the backward pass instead of keeping what is inside
             them, which saves memory and costs time. As in mmdet's ResNet, BatchNorms that learn
             their statistics count every batch twice. Default: False.
+        in_channels: Channels of the image, over which weights for RGB are spread. Default: 3.
         init_cfg: mmengine's initialization; ``dict(type='Pretrained', checkpoint=...)`` loads
             weights. Default: None.
 
@@ -119,6 +120,7 @@ class EfficientFormerV2(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -146,7 +148,7 @@ class EfficientFormerV2(BaseModule):
             with_cp=with_cp,
         )
 
-        self.stem = Stem(channels[0], shared['norm_cfg'])
+        self.stem = Stem(in_channels, channels[0], shared['norm_cfg'])
         self.stages = nn.ModuleList()
         for index in range(self.out_indices[-1] + 1):
             first = sum(depths[:index])

@@ -61,6 +61,7 @@ SUPERSEDED = "bias tables of ImageNet's size, beside those for dense prediction"
 # Keys that published files keep their tensors under, and where a whole model has its backbone.
 WRAPPERS = ('state_dict', 'model')
 PREFIX = 'backbone.'
+STEM = 'stem.conv1.conv.weight'
 
 
 def adapt_state_dict(
@@ -78,12 +79,23 @@ def adapt_state_dict(
     tensors = tensors_of(given)
     inside = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
     tensors = to_own_layout(inside or tensors)
+    if STEM in tensors:
+        tensors[STEM] = spread_rgb(tensors[STEM], expected[STEM].shape[1])
     check_complete(tensors, expected, given)
     built = {key.split('.')[1] for key in expected if key.startswith('stages.')}
     for key, tensor in tensors.items():
         stage = key.split('.')[1] if key.startswith('stages.') else None
         if stage is None or stage in built:
             state_dict[prefix + key] = tensor
+
+
+def spread_rgb(weight: Tensor, channels: int) -> Tensor:
+    """The first convolution's weight for RGB, for other channels: gray images look the same."""
+    if weight.shape[1:2] != (3,) or channels == 3:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, [index % 3 for index in range(channels)]] * (3 / channels)
 
 
 def tensors_of(checkpoint: object) -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 class Stem(nn.Module):
     """Two 3x3 convolutions of stride 2: from the image to (batch, channels, H/4, W/4)."""
 
-    def __init__(self, channels: int, norm_cfg: dict) -> None:
+    def __init__(self, in_channels: int, channels: int, norm_cfg: dict) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(3, channels // 2, 3, norm_cfg, stride=2)
+        self.conv1 = ConvNorm(in_channels, channels // 2, 3, norm_cfg, stride=2)
         self.conv2 = ConvNorm(channels // 2, channels, 3, norm_cfg, stride=2)
         self.act = GELU()
 

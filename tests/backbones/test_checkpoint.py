@@ -6,6 +6,7 @@ import pytest
 import torch
 from golden import published
 from mmengine.registry import MODELS
+from tiny import TINY_ARCH
 from torch import nn
 
 from backbones import CheckpointError, EfficientFormerV2
@@ -70,6 +71,30 @@ def test_timms_feature_extractors_load():
     expected.load_state_dict(tensors)
     found.load_state_dict(flat)
     assert_equal_weights(expected, found)
+
+
+def gray_features(in_channels: int, weights: dict) -> list[torch.Tensor]:
+    backbone = EfficientFormerV2('s0', in_channels=in_channels).eval()
+    backbone.load_state_dict(weights)
+    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return backbone(image.expand(-1, in_channels, -1, -1))
+
+
+@pytest.mark.parametrize('in_channels', [1, 6])
+def test_weights_of_rgb_are_spread_over_other_channels(in_channels, snap):
+    for expected, found in zip(
+        gray_features(3, snap), gray_features(in_channels, snap), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_of_other_channels_is_its_own(tmp_path):
+    saved, loaded = (EfficientFormerV2(TINY_ARCH, in_channels=4) for _ in range(2))
+    loaded.load_state_dict(saved.state_dict())
+    assert_equal_weights(saved, loaded)
+    with pytest.raises(CheckpointError, match=r'stem\.conv1'):
+        EfficientFormerV2(TINY_ARCH).load_state_dict(saved.state_dict())
 
 
 def test_downstream_files_use_the_table_that_was_trained():
