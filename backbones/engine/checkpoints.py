@@ -17,6 +17,8 @@ from backbones.weights import are_checkpoints_trusted, read_checkpoint
 
 # The best and the published checkpoints hold no optimizer, so they cannot be resumed.
 RESUMABLE = ('iter_*.pth', 'epoch_*.pth', 'preempted.pth')
+# In the work folder: when a training was started there anew, until it is resumed.
+STARTED = 'started'
 DURABLE = {'backend': 'durable'}
 
 
@@ -143,6 +145,18 @@ def explain_full_disk(work_dir: str) -> Iterator[None]:
         ) from error
 
 
+def refuse_earlier(path: Path, checkpoint: dict, work_dir: str) -> None:
+    """Raise ConfigError where a training was started anew after this checkpoint was saved."""
+    note = Path(work_dir, STARTED)
+    started = note.read_text() if note.is_file() else ''
+    if (checkpoint.get('meta') or {}).get('time', started) < started:
+        raise ConfigError(
+            f'--resume: {path} is of an earlier training: at {started} one was started anew in '
+            f'{work_dir}, of which no checkpoint can be resumed. --resume {path} continues the '
+            'earlier one; without --resume the new one starts again'
+        )
+
+
 def resume(config: Config, source: str) -> None:
     """Let a config continue from a checkpoint, with the seed of its training.
 
@@ -158,6 +172,7 @@ def resume(config: Config, source: str) -> None:
         path, checkpoint, reasons = newest
         for reason in reasons:
             print(f'--resume: skipped: {reason}')
+        refuse_earlier(path, checkpoint, config.work_dir)
     else:
         print(f'--resume: no checkpoint in {config.work_dir} yet, starting from the beginning')
         config.resume = False

@@ -24,7 +24,7 @@ from backbones.efficientformer_v2.backbone import EfficientFormerV2
 from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
 from backbones.errors import ConfigError, in_one_line
 
-from .checkpoints import DURABLE, checkpoint_folder
+from .checkpoints import DURABLE, STARTED, checkpoint_folder
 from .console import ConsoleHook, prints_to, quiet
 from .hooks import PatienceHook, unwrap
 from .loops import ResumableEpochLoop, ResumableIterLoop
@@ -90,6 +90,9 @@ class ReliableRunner(Runner):
     def train(self) -> nn.Module:
         """Save the config and train the model; at the end, say how many images were skipped."""
         super().dump_config()
+        if is_main_process():
+            started = Path(self.work_dir, STARTED)
+            started.unlink(missing_ok=True) if self._resume else started.write_text(self.timestamp)
         try:
             return super().train()
         finally:

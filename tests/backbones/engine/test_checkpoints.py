@@ -18,6 +18,7 @@ from backbones.engine.checkpoints import (
     remove_partial_checkpoints,
     resume,
 )
+from backbones.errors import ConfigError
 
 
 def save(path: Path, age: int, **more: object) -> Path:
@@ -103,6 +104,33 @@ def test_the_best_checkpoint_is_none_to_resume(tmp_path):
     save(tmp_path / 'best_mIoU_iter_8.pth', age=10)
     assert newest_checkpoint(run_in(tmp_path)) is None
     assert newest_checkpoint(run_in(tmp_path / 'nowhere')) is None
+
+
+@pytest.mark.parametrize(
+    ('started', 'saved', 'taken'),
+    [
+        (None, '20260101_115959', True),
+        ('20260101_120000', '20260101_120000', True),
+        ('20260101_120000', '20260101_120159', True),
+        ('20260101_120000', '20260101_115959', False),
+        ('20260101_120000', '20251231_235959', False),
+    ],
+)
+def test_an_earlier_training_of_the_folder_is_not_taken_for_the_last(
+    started, saved, taken, tmp_path
+):
+    """It would end with the results of another config; a new start would cost those that exist."""
+    path = save(tmp_path / 'iter_8.pth', age=10, meta={'time': saved})
+    if started:
+        (tmp_path / checkpoints.STARTED).write_text(started)
+    config = run_in(tmp_path)
+    if taken:
+        resume(config, 'auto')
+    else:
+        with pytest.raises(ConfigError, match=f'--resume {path}'):
+            resume(config, 'auto')
+        resume(config, str(path))
+    assert config.resume and config.load_from == str(path)
 
 
 def test_only_corrupt_ones_are_no_reason_to_start_anew(tmp_path):

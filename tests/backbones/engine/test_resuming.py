@@ -17,7 +17,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from toy_training import EMA, PowerCut, ToyNumbers, differences, disturb, end_of, toy_config, train
 
-from backbones.engine.checkpoints import resume
+from backbones.engine.checkpoints import STARTED, resume
 from backbones.engine.preemption import Preempted, PreemptionHook
 from backbones.engine.sampler import ResumableLoader, ResumableSampler
 
@@ -49,6 +49,13 @@ def alone(settings, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp('alone')
     train(toy_config(folder, **settings))
     return end_of(folder)
+
+
+def test_the_time_of_a_new_start_is_kept_until_it_is_resumed(tmp_path):
+    train(toy_config(tmp_path))
+    assert (tmp_path / STARTED).read_text() <= time.strftime('%Y%m%d_%H%M%S')
+    finish(tmp_path)
+    assert not (tmp_path / STARTED).exists()
 
 
 @pytest.mark.parametrize('step', [0, 5, 13])
