@@ -3,7 +3,7 @@
 import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from backbones.efficientformer_v2.checkpoint_keys import check_nan, tensors_of
 from backbones.errors import FATAL_OUTPUT_ERRNOS, CheckpointError, ConfigError
 from backbones.files import atomic_write
-from backbones.weights import are_checkpoints_trusted, read_checkpoint
+from backbones.weights import are_checkpoints_trusted, config_of, read_checkpoint
 
 # The best and the published checkpoints hold no optimizer, so they cannot be resumed.
 RESUMABLE = ('iter_*.pth', 'epoch_*.pth', 'preempted.pth')
@@ -157,6 +157,11 @@ def refuse_earlier(path: Path, checkpoint: dict, work_dir: str) -> None:
         )
 
 
+def schedule_of(config: Config) -> tuple:
+    """What mmengine takes from the checkpoint when it resumes, whatever the config says."""
+    return (config.get('optim_wrapper') or {}).get('optimizer'), config.get('param_scheduler')
+
+
 def resume(config: Config, source: str) -> None:
     """Let a config continue from a checkpoint, with the seed of its training.
 
@@ -178,7 +183,16 @@ def resume(config: Config, source: str) -> None:
         config.resume = False
         return
     config.resume, config.load_from = True, str(path)
-    seed = (checkpoint.get('meta') or {}).get('seed')
+    meta = checkpoint.get('meta') or {}
+    # Nothing is known of a config that is more than plain data.
+    with suppress(CheckpointError):
+        if schedule_of(config_of({'meta': meta}) or config) != schedule_of(config):
+            print(
+                f'--resume: optimizer and schedule stay those that {path} was trained with; the '
+                "config's are others. To follow the config, start anew from the weights: "
+                f'--cfg-options load_from={path}'
+            )
+    seed = meta.get('seed')
     if seed is not None:
         randomness = config.get('randomness', {})
         if randomness.get('seed') not in (None, seed):

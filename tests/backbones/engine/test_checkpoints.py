@@ -133,6 +133,23 @@ def test_an_earlier_training_of_the_folder_is_not_taken_for_the_last(
     assert config.resume and config.load_from == str(path)
 
 
+@pytest.mark.parametrize(
+    ('saved', 'said'),
+    [
+        ('optim_wrapper = dict(optimizer=dict(lr=0.1))\nparam_scheduler = [dict(end=2)]', False),
+        ('optim_wrapper = dict(optimizer=dict(lr=0.2))\nparam_scheduler = [dict(end=2)]', True),
+        ('optim_wrapper = dict(optimizer=dict(lr=0.1))\nparam_scheduler = [dict(end=4)]', True),
+        ('param_scheduler = [dict(end=range(4))]', False),
+        ('', False),
+    ],
+)
+def test_another_schedule_than_that_of_the_checkpoint_is_said(saved, said, tmp_path, capsys):
+    path = save(tmp_path / 'iter_8.pth', age=10, meta={'cfg': saved})
+    config = Config({'optim_wrapper': {'optimizer': {'lr': 0.1}}, 'param_scheduler': [{'end': 2}]})
+    resume(config, str(path))
+    assert (f'load_from={path}' in capsys.readouterr().out) == said
+
+
 def test_only_corrupt_ones_are_no_reason_to_start_anew(tmp_path):
     save(tmp_path / 'iter_8.pth', age=10).write_bytes(b'PK')
     torch.save({'state_dict': {'x': torch.ones(1)}}, tmp_path / 'epoch_1.pth')
