@@ -1,8 +1,10 @@
 """COCO annotation files: reading them, and what is wrong in them."""
 
 import json
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +14,7 @@ from mmengine.config import Config
 from backbones.errors import DataError
 
 from .config_datasets import annotation_file, data_folder, reads_masks, walk
-from .findings import ERROR, WARNING, CheckedDataset
+from .findings import ERROR, WARNING, CheckedDataset, count
 from .objects import box_fault, is_degenerate, is_number, mask_fault, misplaced
 
 COCO_SOURCE = (
@@ -118,6 +120,9 @@ class CocoCheck:
         # mmdet leaves out images without objects, and smaller ones.
         self.filter_empty_gt = filters.get('filter_empty_gt', False)
         self.min_size = filters.get('min_size', 0)
+        nodes = walk(config.get('model', {}).get('test_cfg'))
+        limits = [node.max_per_img for node in nodes if (node.get('max_per_img') or 0) > 0]
+        self.max_per_img = min(limits, default=math.inf)
         self.images: dict[Id, dict] = {}
         self.categories = categories_of(annotation_file(dataset))
 
@@ -192,7 +197,7 @@ class CocoCheck:
         """Check objects, and which images have any."""
         chosen = self.checked.dataset.get('metainfo', {}).get('classes') or self.categories.values()
         used = {number for number, name in self.categories.items() if name in chosen}
-        with_objects, seen, only_crowds = set(), set(), True
+        with_objects, seen = Counter(), set()
         for annotation in entries:
             # What is wrong may be another entry than these two.
             number = id_in(annotation, 'id')
@@ -217,19 +222,25 @@ class CocoCheck:
                 self.checked.add(ERROR, 'annotation of no category', reason, *where)
             else:
                 if category in used:
-                    with_objects.add(annotation['image_id'])
-                    only_crowds &= annotation.get('iscrowd') == 1
+                    with_objects[annotation['image_id']] += annotation.get('iscrowd') != 1
                 for fault in self.object_faults(annotation, image):
                     self.checked.add(*fault, *where)
-        if with_objects and only_crowds:
+        if with_objects and not any(with_objects.values()):
             reason = (
                 'every object is a crowd region (iscrowd=1), none of which is learned or measured. '
                 'CVAT marks all masks as such; tools/import_dataset.py takes them as objects'
             )
             self.checked.add(ERROR, 'only crowds', reason)
+        if more := [number for number in with_objects.values() if number > self.max_per_img]:
+            reason = (
+                f'{count(len(more), "image")} with up to {max(more)}, of which {self.max_per_img} '
+                'are detected in an image: model.test_cfg.max_per_img, or in two stages '
+                'model.test_cfg.rcnn.max_per_img, sets how many'
+            )
+            self.checked.add(WARNING, 'many objects', reason)
         self.check_empty_images(with_objects, list(chosen))
 
-    def check_empty_images(self, with_objects: set[Id], chosen: list[str]) -> None:
+    def check_empty_images(self, with_objects: Counter[Id], chosen: list[str]) -> None:
         empty = [image for number, image in self.images.items() if number not in with_objects]
         left = with_objects if self.filter_empty_gt else self.images
         filters = f'(filter_empty_gt={self.filter_empty_gt}, min_size={self.min_size})'

@@ -325,6 +325,19 @@ def test_an_image_that_ends_the_process_is_named(data, check, monkeypatch):
     assert 'the process that read it was ended' in report.findings[0].reason
 
 
+@pytest.mark.parametrize('task', ['retinanet', 'mask_rcnn'])
+@pytest.mark.parametrize('more', [0, 1])
+def test_images_with_more_objects_than_are_detected_are_counted(task, more, data, check):
+    def repeat(content: dict) -> None:
+        first, ids = content['annotations'][0], range(100 + more)
+        crowd = {**first, 'id': 10**6, 'iscrowd': 1}
+        content['annotations'] = [*({**first, 'id': number + 1} for number in ids), crowd]
+
+    edit(data / TRAIN, repeat)
+    kinds = [found.kind for found in check(task).findings]
+    assert kinds.count('many objects') == more
+
+
 def test_one_object_among_crowds_is_enough(data, check):
     edit(data / TRAIN, lambda c: [a.update(iscrowd=1) for a in c['annotations'][1:]])
     assert {one.kind for one in check('retinanet').findings} == {'crowd region'}
