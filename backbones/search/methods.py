@@ -11,10 +11,8 @@ metrics. So one that was killed is called again, and runs through what it knows 
 """
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
 
 import numpy as np
 
@@ -113,7 +111,7 @@ def descend(search: Search) -> tuple[list[Choice], dict[str, float]]:
             gain = actions[name][1]
             # Where the metric rises, which is mostly chance, the step costs nothing: divided by the
             # gain, that rise would be worth most in the steps that gain least.
-            return max(drops.get(kind_of(name), 0.0), 0.0) / gain, -gain
+            return max(drops.get(name, 0.0), 0.0) / gain, -gain
 
         number = affordable(search, path, actions)
         tried = sorted(actions, key=price)[: max(number, 1)]
@@ -122,7 +120,7 @@ def descend(search: Search) -> tuple[list[Choice], dict[str, float]]:
                 (metric,) = search.ask([state])
             metrics = search.ask([actions[name][0] for name in tried])
             for name, value in zip(tried, metrics, strict=True):
-                drops[kind_of(name)] = metric - value
+                drops[name] = metric - value
         best = min(tried, key=price)
         state = actions[best][0]
         metric = search.found.get(state)
@@ -146,7 +144,7 @@ def better_and_larger(search: Search, state: Choice, drops: dict[str, float]) ->
     """The best of the first few next larger networks with a better one among them, if any."""
     actions = search.space.larger(state)
     names = [name for name, choice in actions.items() if not search.unmet(choice)]
-    names.sort(key=lambda name: -drops.get(kind_of(name), 0.0))
+    names.sort(key=lambda name: -drops.get(name, 0.0))
     while names and search.left > 0:
         number = min(BEST_ACTIONS, search.left)
         tried, names = [actions[name] for name in names[:number]], names[number:]
@@ -180,12 +178,6 @@ def useful_actions(search: Search, state: Choice) -> dict[str, tuple[Choice, flo
     useful = {name: (choice, gain) for name, (choice, gain) in gains.items() if gain > 0}
     # Where latency is that of padded channels, what gains nothing leads to what does.
     return useful or {name: (choice, 1.0) for name, (choice, _) in gains.items()}
-
-
-def kind_of(action: str) -> str:
-    """The dimension that an action makes smaller or larger, without the setting."""
-    dimension, _, setting = action.replace('put back', 'left out').partition(': ')
-    return f'{dimension}: {re.sub("[0-9.]+", "", setting)}'
 
 
 def affordable(search: Search, path: list[Choice], actions: dict[str, tuple[Choice, float]]) -> int:
@@ -232,8 +224,16 @@ def nsga2(search: Search) -> list[Choice]:
     check_evaluations(search, share=2)
     path = greedy(half := replace(search, evaluations=search.evaluations // 2, found={}))
     search.found.update(half.found)
-    genome = Genome(search.space)
-    limits = np.array(genome.sizes) - 1
+    dimensions = list(search.space.dimensions.values())
+    limits = np.array(list(map(len, dimensions))) - 1
+
+    def genes_of(choice: Choice) -> list[int]:
+        return [each.index(value) for each, value in zip(dimensions, choice.values, strict=True)]
+
+    def network(genes: Sequence) -> Choice:
+        values = (each[int(gene)] for each, gene in zip(dimensions, genes, strict=True))
+        return search.space.possible(search.space.largest.with_values(values))
+
     number = len(search.targets)
     size = dict(n_var=len(limits), n_obj=1 + number, n_ieq_constr=number)
     problem = Problem(**size, xl=np.zeros(len(limits)), xu=limits, vtype=int)
@@ -242,7 +242,7 @@ def nsga2(search: Search) -> list[Choice]:
     start = [*path[::-1][:POPULATION], *(search.space.sample(rng) for _ in range(POPULATION))]
     algorithm = NSGA2(
         pop_size=POPULATION,
-        sampling=np.array([genome.encode(choice) for choice in dict.fromkeys(start)][:POPULATION]),
+        sampling=np.array([genes_of(choice) for choice in dict.fromkeys(start)][:POPULATION]),
         crossover=UniformCrossover(),
         mutation=PM(prob_var=2 / len(limits), eta=5, vtype=float, repair=RoundingRepair()),
     )
@@ -250,7 +250,7 @@ def nsga2(search: Search) -> list[Choice]:
     idle = 0
     while search.left > 0 and idle < MAX_IDLE_GENERATIONS:
         population = algorithm.ask()
-        choices = [genome.decode(genes) for genes in population.get('X')]
+        choices = list(map(network, population.get('X')))
         new = [choice for choice in dict.fromkeys(choices) if choice not in search.found]
         idle = 0 if new else idle + 1
         search.ask(new[: search.left])
@@ -265,39 +265,3 @@ def nsga2(search: Search) -> list[Choice]:
 
 
 METHODS = {'greedy': greedy, 'random': random, 'nsga2': nsga2}
-
-
-class Genome:
-    """Networks of a space as numbers, one for each dimension, which count its ``sizes`` from 0."""
-
-    def __init__(self, space: Space) -> None:
-        self.space = space
-        self.settings: list[Sequence] = [
-            *space.channels,
-            *(
-                (0, *space.ratios_of(stage, block))
-                for stage, ratios in enumerate(space.largest.ratios)
-                for block in range(len(ratios))
-            ),
-            *(range(number + 1) for number in space.largest.num_attention_blocks),
-            space.necks or (None,),
-        ]
-        self.sizes = [len(settings) for settings in self.settings]
-
-    def encode(self, choice: Choice) -> list[int]:
-        values = (*choice.channels, *chain(*choice.ratios), *choice.num_attention_blocks)
-        pairs = zip(self.settings, (*values, choice.neck), strict=True)
-        return [settings.index(value) for settings, value in pairs]
-
-    def decode(self, genes: Sequence[int]) -> Choice:
-        """A network; one of too few blocks gets its last ones back, as small as they can be."""
-        values = (each[int(gene)] for each, gene in zip(self.settings, genes, strict=True))
-        channels = tuple(islice(values, len(self.space.channels)))
-        rows = [list(islice(values, len(full))) for full in self.space.largest.ratios]
-        for stage, row in enumerate(rows):
-            for block in reversed(range(len(row))):
-                if sum(map(bool, row)) < self.space.min_depths[stage] and not row[block]:
-                    row[block] = self.space.ratios_of(stage, block)[0]
-        *attention, neck = values
-        choice = Choice(channels, tuple(map(tuple, rows)), tuple(attention), neck)
-        return self.space.with_possible_attention(choice)

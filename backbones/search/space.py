@@ -7,8 +7,10 @@ than the backbone, so that here their width is a dimension too.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,20 @@ class Choice:
     ratios: tuple[tuple[float, ...], ...]
     num_attention_blocks: tuple[int, int]  # the last ones that are left, in stages 3 and 4
     neck: int | None  # its channels; None: the config's own
+
+    @property
+    def values(self) -> tuple:
+        """A value for each of ``Space.dimensions``."""
+        return *self.channels, *chain(*self.ratios), *self.num_attention_blocks, self.neck
+
+    def with_values(self, values: Iterable) -> 'Choice':
+        values = iter(values)
+
+        def take(own: tuple) -> tuple:
+            return tuple(islice(values, len(own)))
+
+        widths_and_ratios = take(self.channels), tuple(map(take, self.ratios))
+        return Choice(*widths_and_ratios, take(self.num_attention_blocks), next(values))
 
     def blocks(self, stage: int) -> list[int]:
         """The blocks of a stage that are left, by their number in the largest network."""
@@ -198,10 +214,38 @@ class Space:
         own = self.largest.ratios[stage][block]
         return (*(ratio for ratio in self.ratios if ratio < own), own)
 
-    def can_attend(self, stage: int, blocks: Sequence[int]) -> int:
-        """How many of some blocks of a stage have attention in the largest network."""
-        capable = self.largest.attending_blocks(stage)
-        return sum(block in capable for block in blocks)
+    @cached_property
+    def dimensions(self) -> dict[str, Sequence]:
+        """The settings of each dimension; of a block 0, where it is left out, and its ratios."""
+        numbers = enumerate(self.largest.num_attention_blocks, 3)
+        return {
+            **{f'stage {stage}': widths for stage, widths in enumerate(self.channels, 1)},
+            **{
+                f'stage {stage + 1}, block {block + 1}': (0, *self.ratios_of(stage, block))
+                for stage, ratios in enumerate(self.largest.ratios)
+                for block in range(len(ratios))
+            },
+            **{f'stage {stage}, attention': range(number + 1) for stage, number in numbers},
+            'neck': self.necks or (None,),
+        }
+
+    def possible(self, choice: Choice) -> Choice:
+        """A network of the space that is as near to a choice of settings as can be.
+
+        Of too few blocks the last ones come back, as small as they can be, and no more of them
+        attend than in the largest network.
+        """
+        rows = list(map(list, choice.ratios))
+        for stage, row in enumerate(rows):
+            for block in reversed(range(len(row))):
+                if sum(map(bool, row)) < self.min_depths[stage] and not row[block]:
+                    row[block] = self.ratios_of(stage, block)[0]
+        choice = replace(choice, ratios=tuple(map(tuple, rows)))
+        numbers = (
+            min(number, len({*choice.blocks(stage)} & {*self.largest.attending_blocks(stage)}))
+            for stage, number in enumerate(choice.num_attention_blocks, NUM_STAGES - 2)
+        )
+        return replace(choice, num_attention_blocks=tuple(numbers))
 
     def smaller(self, choice: Choice) -> dict[str, Choice]:
         """What the next smaller setting of each dimension makes of a network, by its name."""
@@ -212,54 +256,25 @@ class Space:
         return self.neighbors(choice, 1)
 
     def neighbors(self, choice: Choice, step: int) -> dict[str, Choice]:
-        """The networks that differ in one dimension by one setting: step is 1 up or -1 down."""
+        """The networks that differ in one dimension by one setting: step is 1 up or -1 down.
 
-        def beside(settings: Sequence[Any], own: Any) -> Sequence[Any]:
-            """The setting next to a network's own, or none where that is the last one."""
-            place = settings.index(own) + step
-            return settings[place : place + 1] if place >= 0 else ()
-
-        found = {}
-        for stage, widths in enumerate(self.channels):
-            for width in beside(widths, choice.channels[stage]):
-                channels = put(choice.channels, stage, width)
-                found[f'stage {stage + 1}: {width} channels'] = replace(choice, channels=channels)
-        for stage, ratios in enumerate(choice.ratios):
-            can_lose = len(choice.blocks(stage)) > self.min_depths[stage]
-            for block, ratio in enumerate(ratios):
-                where, settings = (
-                    f'stage {stage + 1}, block {block + 1}',
-                    self.ratios_of(stage, block),
-                )
-                for other in beside(settings, ratio) if ratio else ():
-                    name = f'{where}: ratio {other:g}'
-                    found[name] = self.with_ratio(choice, stage, block, other)
-                if step < 0 and ratio and can_lose:
-                    found[f'{where}: left out'] = self.with_ratio(choice, stage, block, 0)
-                if step > 0 and not ratio:
-                    found[f'{where}: put back'] = self.with_ratio(choice, stage, block, settings[0])
-        for index, number in enumerate(choice.num_attention_blocks):
-            possible = range(self.can_attend(index + 2, choice.blocks(index + 2)) + 1)
-            for other in beside(possible, number):
-                numbers = put(choice.num_attention_blocks, index, other)
-                name = f'stage {index + 3}: {other} attention blocks'
-                found[name] = replace(choice, num_attention_blocks=numbers)
-        for neck in beside(self.necks, choice.neck) if self.necks else ():
-            found[f'neck: {neck} channels'] = replace(choice, neck=neck)
+        Blocks can also be left out, whatever their ratio; that, and putting them back, has a name.
+        """
+        own, found = dict(zip(self.dimensions, choice.values, strict=True)), {}
+        for name, settings in self.dimensions.items():
+            is_block = 'block' in name
+            position = settings.index(own[name]) + step
+            others = {settings[position]} if 0 <= position < len(settings) else set()
+            if is_block and own[name] and step < 0:
+                others.add(0)
+            for other in sorted(others, reverse=True):
+                asked = choice.with_values((own | {name: other}).values())
+                possible = self.possible(asked)
+                # The stage may need all its blocks, or have no other one that could attend.
+                if possible.ratios == asked.ratios and possible != choice:
+                    is_left_out = is_block and 0 in (own[name], other)
+                    found[f'{name}, left out' if is_left_out else name] = possible
         return found
-
-    def with_ratio(self, choice: Choice, stage: int, block: int, ratio: float) -> Choice:
-        """A choice with another ratio of a block, 0 to leave it out."""
-        ratios = put(choice.ratios, stage, put(choice.ratios[stage], block, ratio))
-        return self.with_possible_attention(replace(choice, ratios=ratios))
-
-    def with_possible_attention(self, choice: Choice) -> Choice:
-        """A choice with no more attention blocks than its blocks have in the largest network."""
-        numbers = tuple(
-            min(number, self.can_attend(stage, choice.blocks(stage)))
-            for stage, number in zip((2, 3), choice.num_attention_blocks, strict=True)
-        )
-        return replace(choice, num_attention_blocks=numbers)
 
     def sample(self, rng: np.random.Generator) -> Choice:
         """A random network; from the smallest to the largest, all sizes are about as frequent.
@@ -289,20 +304,11 @@ class Space:
         numbers = tuple(pick(range(n + 1)) for n in self.largest.num_attention_blocks)
         channels = tuple(map(pick, self.channels))
         neck = pick(self.necks) if self.necks else None
-        return self.with_possible_attention(Choice(channels, tuple(ratios), numbers, neck))
+        return self.possible(Choice(channels, tuple(ratios), numbers, neck))
 
     def __contains__(self, choice: Choice) -> bool:
-        return (
-            all(c in widths for c, widths in zip(choice.channels, self.channels, strict=True))
-            and all(len(choice.blocks(n)) >= depth for n, depth in enumerate(self.min_depths))
-            and all(
-                choice.ratios[stage][block] in self.ratios_of(stage, block)
-                for stage in range(NUM_STAGES)
-                for block in choice.blocks(stage)
-            )
-            and self.with_possible_attention(choice) == choice
-            and choice.neck in (self.necks or (None,))
-        )
+        pairs = zip(choice.values, self.dimensions.values(), strict=True)
+        return all(value in each for value, each in pairs) and self.possible(choice) == choice
 
     def published(self) -> dict[str, Choice]:
         """The published networks in this space, with every width of the neck, by their names."""
@@ -428,11 +434,6 @@ def align(own: Sequence[float], full: Sequence[float]) -> tuple[float, ...] | No
     for ratio in reversed(full):
         placed.append(rest.pop() if rest and rest[-1] <= ratio else 0)
     return None if rest else tuple(reversed(placed))
-
-
-def put(values: tuple, index: int, value: Any) -> tuple:
-    """A tuple with one value replaced."""
-    return (*values[:index], value, *values[index + 1 :])
 
 
 def describe(choice: Choice) -> str:

@@ -11,12 +11,10 @@ from searching import SPACE, costs, metric
 from backbones.errors import ConfigError
 from backbones.search.methods import (
     METHODS,
-    Genome,
     Search,
     climb,
     descend,
     greedy,
-    kind_of,
     random,
 )
 from backbones.search.space import Choice
@@ -188,12 +186,13 @@ def test_nothing_meets_the_targets():
     assert f'{costs(SPACE.smallest)["latency"]:.1f} ms' in str(error.value)
 
 
-def test_genome():
-    genome, rng = Genome(SPACE), np.random.default_rng(0)
+def test_any_values_are_a_network():
+    settings, rng = SPACE.dimensions.values(), np.random.default_rng(0)
     for _ in range(50):
         choice = SPACE.sample(rng)
-        assert genome.decode(genome.encode(choice)) == choice
-        assert genome.decode([rng.integers(size) for size in genome.sizes]) in SPACE
+        assert SPACE.possible(SPACE.largest.with_values(choice.values)) == choice
+        values = (each[rng.integers(len(each))] for each in settings)
+        assert SPACE.possible(SPACE.largest.with_values(values)) in SPACE
 
 
 @pytest.mark.parametrize(('evaluations', 'is_found'), [(100, True), (9, False)])
@@ -208,11 +207,9 @@ def test_the_climb_tries_all_that_is_left_while_evaluations_last(evaluations, is
     assert len(search.found) <= evaluations
 
 
-def test_kinds_of_actions():
-    actions = list(SPACE.smaller(SPACE.largest))
-    assert len({kind_of(action) for action in actions}) == len(actions)
-    state = SPACE.smaller(SPACE.largest)['stage 1, block 2: ratio 3.5']
-    assert {kind_of(action) for action in SPACE.smaller(state)} == set(map(kind_of, actions))
-    # The climb asks by kind what it costs to be without a block, which may come back.
-    without = SPACE.smaller(SPACE.largest)['stage 3, block 4: left out']
-    assert set(map(kind_of, SPACE.larger(without))) <= set(map(kind_of, actions))
+def test_names_of_actions():
+    """What an action has cost is known by its name when it is looked for again."""
+    actions = SPACE.smaller(SPACE.largest)
+    assert SPACE.smaller(actions['stage 1, block 2']).keys() == actions.keys()
+    # The climb asks what it costs to be without a block, which may come back.
+    assert SPACE.larger(actions['stage 3, block 4, left out']).keys() <= actions.keys()
