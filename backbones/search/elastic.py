@@ -1,53 +1,33 @@
 """One model with the weights of all networks of a space, and any network of it by itself.
 
-Which channels each dimension of each tensor runs over stands in one table (``LAYERS``). Everything
-follows from it: an elastic model that computes what the network of a choice does with slices of its
-weights, the order in which important channels come first, the number of parameters of a network
-and its weights.
+Which channels each dimension of each tensor runs over is seen in a second network, all of whose
+widths are others (``Layout``). Everything follows from it: an elastic model that computes what the
+network of a choice does with slices of its weights, the order in which important channels come
+first, the number of parameters of a network and its weights.
 """
 
+import copy
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import Conv2d
 from mmcv.cnn.bricks import DropPath
+from mmengine.config import Config
 from mmengine.dist import all_reduce, get_world_size
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from backbones.efficientformer_v2.backbone import Block, EfficientFormerV2
+from backbones.efficientformer_v2.backbone import NUM_STAGES, Block, EfficientFormerV2
 from backbones.efficientformer_v2.layers import LayerScale
 from backbones.errors import ConfigError
 
 from .space import Choice, Space
 
-# The layers whose channels depend on the choice, and what their output and input channels belong
-# to, named as in `Space.widths`. None: the same in all networks; a depthwise convolution has no
-# input dimension.
-STAGE, BEFORE, BLOCK = 'stages.{stage}', 'stages.{before}', 'stages.{stage}.blocks.{block}'
-LAYERS = {
-    'stem.conv1': ('stem', None),
-    'stem.conv2': ('stages.0', 'stem'),
-    'downsample.conv': (STAGE, BEFORE),
-    'downsample.attn.q_local': (BEFORE, None),
-    'downsample.attn.q': (None, BEFORE),
-    'downsample.attn.k': (None, BEFORE),
-    'downsample.attn.v': (None, BEFORE),
-    'downsample.attn.proj': (STAGE, None),
-    'token_mixer.stride_conv': (STAGE, None),
-    'token_mixer.q': (None, STAGE),
-    'token_mixer.k': (None, STAGE),
-    'token_mixer.v': (None, STAGE),
-    'token_mixer.proj': (STAGE, None),
-    'layer_scale_1': (STAGE, None),
-    'mlp.fc1': (BLOCK, STAGE),
-    'mlp.mid': (BLOCK, None),
-    'mlp.fc2': (STAGE, BLOCK),
-    'layer_scale_2': (STAGE, None),
-}
 BLOCK_KEY = re.compile(r'backbone\.stages\.(\d+)\.(?:blocks\.(\d+)\.)?(.+)')
 OF_ATTENTION = ('token_mixer.', 'layer_scale_1.')
 
@@ -62,26 +42,35 @@ class Axes(NamedTuple):
 
 
 class Layout:
-    """What every dimension of the tensors of a space's largest network, ``model``, belongs to."""
+    """What every dimension of the tensors of a space's largest network belongs to.
 
-    def __init__(self, model: nn.Module, space: Space) -> None:
+    ``config``: of the ``model``, which is that network.
+    """
+
+    def __init__(self, model: nn.Module, space: Space, config: Config) -> None:
         self.space = space
-        layers = behind_backbone(model, space)
+        widths = space.widths(space.largest)
+        # The widths of another network, each larger by a number of its own (the stem's by half of
+        # the first stage's, as must be), so that no two are confused where sizes are compared.
+        others = {group: width + 64 * n for n, (group, width) in enumerate(widths.items(), 1)}
+        channels = tuple(others[f'stages.{stage}'] for stage in range(NUM_STAGES))
+        ratios = tuple(
+            tuple((others[f'stages.{stage}.blocks.{n}'] + 0.5) / width for n in range(len(row)))
+            for stage, (width, row) in enumerate(zip(channels, space.largest.ratios, strict=True))
+        )
+        other = replace(space.largest, channels=channels, ratios=ratios, neck=others.get('neck'))
+        options = space.options(other, config)
+        if space.head:
+            options['model.{}.{}'.format(*space.head)] = others['head']
+        with torch.device('meta'):
+            tensors = build_network(config, options).state_dict()
         parameters = dict(model.named_parameters())
+        groups = {(width, others[group]): group for group, width in widths.items()}
         self.tensors = {}
         for name, tensor in model.state_dict().items():
-            outputs, inputs = layers.get(layer_of(name)) or self.in_backbone(name)
-            groups = (outputs, inputs, None, None)[: tensor.dim()]
-            self.tensors[name] = Axes(tuple(tensor.shape), groups, name in parameters)
-
-    def in_backbone(self, name: str) -> tuple[str | None, str | None]:
-        """What the outputs and inputs of the layer with a tensor of the backbone belong to."""
-        layer = layer_of(name).removeprefix('backbone.')
-        stage, block = 0, None
-        if match := BLOCK_KEY.fullmatch(f'backbone.{layer}'):
-            stage, block, layer = int(match[1]), match[2], match[3]
-        names = dict(stage=stage, before=stage - 1, block=block)
-        return tuple(group and group.format(**names) for group in LAYERS.get(layer, (None, None)))
+            sizes = zip(tensor.shape, tensors[name].shape, strict=True)
+            axes = tuple(map(groups.get, sizes))
+            self.tensors[name] = Axes(tuple(tensor.shape), axes, name in parameters)
 
     def slices(self, choice: Choice) -> Iterator[tuple[str, str, tuple[slice, ...]]]:
         """The tensors of a network: name in the largest one, own name, and what of it they are."""
@@ -134,26 +123,11 @@ class Layout:
                     tensors[name].copy_(tensors[name].index_select(dim, orders[group]))
 
 
-def behind_backbone(model: nn.Module, space: Space) -> dict[str, tuple[str | None, str | None]]:
-    """The layers of neck and head like those in ``LAYERS``, by their full names."""
-    neck, groups = model.neck, ('neck', 'head') if space.head else (None, None)
-    width, head_width = groups
-    levels = model.backbone.out_indices[neck.start_level : neck.backbone_end_level]
-    layers = {f'neck.lateral_convs.{k}': (width, f'stages.{i}') for k, i in enumerate(levels)}
-    for k in range(len(neck.fpn_convs)):
-        reads_backbone = k == len(levels) and neck.add_extra_convs == 'on_input'
-        layers[f'neck.fpn_convs.{k}'] = (width, f'stages.{levels[-1]}' if reads_backbone else width)
-    if space.head is None:
-        return layers
-    key = space.head[0]
-    for name, module in getattr(model, key).named_modules():
-        if not isinstance(module, nn.Conv2d):
-            continue
-        layer = layer_of(f'{key}.{name}.weight')
-        is_last = re.search(r'\.(conv_seg|retina_cls|retina_reg)$', layer)
-        is_first = re.search(r'\.(scale_heads\.\d+|cls_convs|reg_convs)\.0$', layer)
-        layers[layer] = (None if is_last else head_width, width if is_first else head_width)
-    return layers
+def build_network(config: Config, options: dict[str, Any]) -> nn.Module:
+    """The model of a config with the options of one of its space's networks."""
+    own = Config(dict(model=copy.deepcopy(config.model)))
+    own.merge_from_dict(options)
+    return MODELS.build(own.model)
 
 
 def layer_of(name: str) -> str:

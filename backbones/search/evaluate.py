@@ -41,7 +41,7 @@ from backbones.engine.metrics import add_per_class, main_metric
 from backbones.engine.preflight import fit_whole
 from backbones.weights import load_checkpoint
 
-from .elastic import Layout
+from .elastic import Layout, build_network
 from .holdout import as_test, join_datasets
 from .space import Choice, Space, check_holdout, search_options
 
@@ -61,7 +61,7 @@ def load_supernet(config: Config, source: str) -> tuple[Layout, dict[str, Tensor
     checkpoint = load_checkpoint(source)
     is_supernet = space.check_checkpoint(checkpoint)
     model = MODELS.build(config.model)
-    layout = Layout(model, space)
+    layout = Layout(model, space, config)
     fit_whole(model, checkpoint, source)
     if is_supernet:
         check_holdout(config, checkpoint)
@@ -162,9 +162,7 @@ class Evaluator:
 
     def calibrated(self, choice: Choice) -> nn.Module:
         """A network with the weights of the supernet and norms of its own, in evaluation mode."""
-        own = Config(dict(model=copy.deepcopy(self.config.model)))
-        own.merge_from_dict(self.layout.space.options(choice, self.config))
-        model = MODELS.build(own.model)
+        model = build_network(self.config, self.layout.space.options(choice, self.config))
         model.load_state_dict(self.layout.extract(self.state_dict, choice))
         expect_contiguous(model).to(self.device)
         self.batches = self.batches or calibration_batches(self.config, model.data_preprocessor)

@@ -111,7 +111,7 @@ class SupernetRunner(ReliableRunner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> Supernet:
         """The model as a supernet, also in a single process."""
-        layout = Layout(model, Space.from_config(self.cfg))
+        layout = Layout(model, Space.from_config(self.cfg), self.cfg)
         different = self.cfg.get('randomness', {}).get('diff_rank_seed', False)
 
         def generator() -> np.random.Generator:

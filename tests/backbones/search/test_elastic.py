@@ -69,7 +69,7 @@ def sorted_model(request, shapes, tmp_path_factory) -> tuple:
     config = read(path)
     space = Space.from_config(config)
     model = with_random_weights(build(config)).double()
-    layout = Layout(model, space)
+    layout = Layout(model, space, config)
     # Odd, and no multiple of 32.
     images = torch.randn(2, 3, 75, 97, dtype=torch.double)
     before = compute(model, images)
@@ -192,14 +192,14 @@ def test_norms_that_cannot_be_sliced_are_refused():
     config.model.decode_head.norm_cfg = dict(type='GN', num_groups=8)
     model = build(config)
     with pytest.raises(ConfigError, match='GroupNorm'):
-        make_elastic(model, Layout(model, Space.from_config(config)))
+        make_elastic(model, Layout(model, Space.from_config(config), config))
 
 
 def test_only_the_largest_network_moves_running_statistics():
     config = read(FPN.format('s1'))
     config.model.backbone.norm_eval = False
     model = build(config)
-    layout = Layout(model, Space.from_config(config))
+    layout = Layout(model, Space.from_config(config), config)
     make_elastic(model, layout)
     images = torch.randn(2, 3, 64, 64, dtype=torch.double)
 
