@@ -47,7 +47,7 @@ SHARES = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 # Images on which layers of float and int8 are compared.
 COMPARED = 8
 # What is compared where a metric has several figures.
-MAIN_METRICS = ('mIoU', 'bbox_mAP', 'segm_mAP')
+MAIN_METRICS = ('segm_mAP', 'bbox_mAP', 'segm_AP', 'bbox_AP', 'mIoU', 'mDice', 'mFscore')
 
 # How an input is made of the training image of a number.
 ReadInput = Callable[[int], dict[str, np.ndarray]]
@@ -97,7 +97,9 @@ def quantize(
         image = description.fit(images[number]['img'])[0]
         return {INPUT_NAME: np.stack([image] * (description.batch or 1))}
 
-    before = points(measure(config, path, '  float: batch'))
+    # mmdet's metrics are from 0 to 1, mmseg's from 0 to 100.
+    scale = 100 if config.default_scope == 'mmdet' else 1
+    before = points(measure(config, path, '  float: batch'), scale)
     made = path.with_name(f'int8.{path.name}')
     order: list[str] = []
     for share in SHARES:
@@ -110,7 +112,7 @@ def quantize(
         else:
             model = run_nncf(path, index, read_input, kept)
         save(model, made, description)
-        after = points(measure(config, made, '  int8: batch'))
+        after = points(measure(config, made, '  int8: batch'), scale)
         drop = round(max(before[name] - after[name] for name in before), 2)
         figures = ', '.join(f'{name} {before[name]:.2f} -> {after[name]:.2f}' for name in before)
         report(f'  {figures}: a drop of {drop:.2f} points')
@@ -149,15 +151,11 @@ def import_nncf() -> ModuleType:
     return nncf
 
 
-def points(metrics: dict[str, Any]) -> dict[str, float]:
+def points(metrics: dict[str, Any], scale: int) -> dict[str, float]:
     """The main figures among metrics, in hundredths."""
     named = [name for name in metrics if name.rpartition('/')[2] in MAIN_METRICS]
     named = named or [name for name, value in metrics.items() if is_number(value)][:1]
-    # mmdet's are from 0 to 1, mmseg's from 0 to 100.
-    return {
-        name: round(float(metrics[name]) * (100 if name.endswith('mAP') else 1), 2)
-        for name in named
-    }
+    return {name: round(float(metrics[name]) * scale, 2) for name in named}
 
 
 def run_onnxruntime(

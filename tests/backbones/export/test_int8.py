@@ -16,6 +16,7 @@ from trained_tiny import write_trained
 from backbones.errors import ConfigError, DataError, ExportError
 from backbones.export import export as export_module
 from backbones.export.export import Options, export
+from backbones.export.int8 import points
 from backbones.inference.exported_file import ExportedModel
 
 pytestmark = needs_export
@@ -82,6 +83,26 @@ def test_the_drop_is_what_test_py_measures(task, suffix, made, model_of, tmp_pat
     assert about['drop'] == pytest.approx(before - after, abs=0.011)
     assert f'drop of {about["drop"]:.2f}' in said
     assert name == {'fpn': 'mIoU', 'retinanet': 'coco/bbox_mAP'}[task]
+
+
+@pytest.mark.parametrize(
+    'metrics, scale, expected',
+    [
+        # mmdet's are shares, mmseg's per cent.
+        (
+            {'coco/bbox_mAP': 0.4, 'coco/segm_mAP': 0.3},
+            100,
+            {'coco/bbox_mAP': 40, 'coco/segm_mAP': 30},
+        ),
+        ({'coco/bbox_mAP_50': 0.5}, 100, {'coco/bbox_mAP_50': 50}),
+        ({'lvis/bbox_AP': 0.3, 'lvis/segm_AP': 0.2}, 100, {'lvis/bbox_AP': 30, 'lvis/segm_AP': 20}),
+        ({'pascal_voc/mAP': 0.6, 'pascal_voc/AP50': 0.6}, 100, {'pascal_voc/mAP': 60}),
+        ({'aAcc': 90, 'mIoU': 45.2, 'mAcc': 60}, 1, {'mIoU': 45.2}),
+        ({'aAcc': 90, 'mDice': 50, 'mAcc': 60}, 1, {'mDice': 50}),
+    ],
+)
+def test_what_is_compared(metrics, scale, expected):
+    assert points(metrics, scale) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('suffix', [pytest.param('.xml', marks=needs_nncf), '.onnx'])
