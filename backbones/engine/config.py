@@ -19,7 +19,6 @@ from backbones.data.config_datasets import SPLITS, datasets_of, walk
 from backbones.errors import ConfigError, in_one_line
 
 from .amp import CPUAmpOptimWrapper
-from .metrics import can_measure, main_metric
 from .settings import read_config
 
 SCOPES = ('mmdet', 'mmseg')
@@ -140,12 +139,10 @@ def use_batch_norm(config: Config) -> None:
 
 
 def keep_best_checkpoint(config: Config) -> None:
-    """Keep the best checkpoint by the metric that the config names and measures, or the task's."""
+    """Keep the best checkpoint; by the main metric where the config names none."""
     hook = config.get('default_hooks', {}).get('checkpoint')
-    if hook is None or not config.get('val_evaluator'):
-        return
-    if not hook.get('save_best') or not can_measure(config, hook.save_best):
-        hook.save_best, hook.rule = main_metric(config), 'greater'
+    if hook is not None and config.get('val_evaluator') and not hook.get('save_best'):
+        hook.save_best, hook.rule = 'auto', 'greater'
 
 
 def log_to_tensorboard(config: Config) -> None:

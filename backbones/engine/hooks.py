@@ -8,13 +8,15 @@ import torch
 from mmengine import dist
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
-from mmengine.hooks import EarlyStoppingHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn import functional
 
 from backbones.data.config_datasets import datasets_of
+
+from .metrics import main_metric
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -52,6 +54,30 @@ class PatienceHook(Hook):
                     f'the training ends early: {hook.monitor} was not better than '
                     f'{hook.best_score:.4g} in the last {hook.wait_count} validations'
                 )
+
+
+class BestMetricHook(Hook):
+    """Has the best checkpoint chosen by the main metric where the config's was not measured.
+
+    That of a base, for instance, is another one's. mmengine ends the training then.
+    """
+
+    # Before mmengine's CheckpointHook, after all that add metrics.
+    priority = 'LOW'
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        for hook in runner.hooks:
+            if not metrics or not isinstance(hook, CheckpointHook) or not hook.save_best:
+                continue
+            missing = [name for name in hook.key_indicators if name not in metrics]
+            if not missing:
+                continue
+            main, is_auto = main_metric(metrics), missing == ['auto']
+            if not is_auto:
+                runner.logger.warning(f'{missing} not measured: the best checkpoint is by {main}')
+            hook._init_rule(hook.rules if is_auto else ['greater'], [main])
+            # Where several were wanted, the hook has not looked for one.
+            hook.best_ckpt_path = runner.message_hub.runtime_info.get('best_ckpt')
 
 
 class ValLossHook(Hook):

@@ -3,18 +3,16 @@
 import json
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import METRICS
 
-from backbones.data.config_datasets import walk
-
+# The main figures of COCO, LVIS and segmentation, in the order in which one is chosen.
+MAIN = ('segm_mAP', 'bbox_mAP', 'segm_AP', 'bbox_AP', 'mIoU', 'mDice', 'mFscore')
 PER_CLASS = ('bbox_AP', 'segm_AP', 'IoU')
 SUFFIX = '_precision'
 
@@ -72,50 +70,21 @@ def iou_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[s
     return metrics
 
 
-def named_metrics(config: Config) -> list[tuple[str, ConfigDict]]:
-    """The metrics of a validation, each with what mmdet puts before its names.
+def main_metric(names: Iterable[str]) -> str:
+    """What networks are compared by: mask AP, else box AP, or mIoU; of other metrics the first.
 
-    That is the name of a joined dataset, or first the teacher and then its student.
+    ``names``: what was measured. mmdet puts more before a name where it has a teacher, or validates
+    on joined datasets; a config may ask for mAP_50 alone.
     """
-    evaluator = config.val_evaluator
-    metrics = [node for node in walk(evaluator) if 'type' in node]
-    if isinstance(evaluator, dict) and (names := evaluator.get('dataset_prefixes')):
-        # Behind the evaluator itself there is one for each.
-        return [(f'{name}/', metric) for name, metric in zip(names, metrics[1:], strict=False)]
-    is_taught = 'TeacherStudentValLoop' in str((config.get('val_cfg') or {}).get('type'))
-    names = ('teacher/', 'student/') if is_taught else ('',)
-    return [(name, metric) for name in names for metric in metrics]
-
-
-def can_measure(config: Config, names: str | list[str]) -> bool:
-    """Whether validation may return metrics of these names, by the prefixes of its metrics."""
-    prefixes = {'auto', 'val/'}
-    for outer, metric in named_metrics(config):
-        with METRICS.switch_scope_and_registry(None) as registry:
-            kind = metric.type
-            kind = registry.get(kind) if isinstance(kind, str) else kind
-        inner = metric.get('prefix') or getattr(kind, 'default_prefix', None)
-        # Without a prefix, names may be any.
-        prefixes.add(f'{outer}{inner}/' if inner else outer)
-    names = [names] if isinstance(names, str) else names
-    return all(name.startswith(tuple(prefixes)) for name in names)
-
-
-def main_metric(config: Config) -> str:
-    """What checkpoints are compared by: mask AP, else box AP, or mIoU; 'auto' for other metrics."""
-    for outer, metric in named_metrics(config):
-        kind, prefix = str(metric.type).rpartition('.')[2], metric.get('prefix')
-        if kind == 'CocoMetric':
-            items = metric.get('metric_items') or ['mAP']
-            for objects in ('segm', 'bbox'):
-                if objects in metric.get('metric', 'bbox'):
-                    name = 'mAP' if 'mAP' in items else items[0]
-                    return f'{outer}{prefix or "coco"}/{objects}_{name}'
-        if kind == 'IoUMetric':
-            names = metric.get('iou_metrics') or ['mIoU']
-            name = 'mIoU' if 'mIoU' in names else names[0]
-            return outer + (f'{prefix}/{name}' if prefix else name)
-    return 'auto'
+    names = list(names)
+    found = (
+        name
+        for is_of in (str.__eq__, str.startswith)
+        for main in MAIN
+        for name in names
+        if is_of(name.rpartition('/')[2], main)
+    )
+    return next(found, names[0])
 
 
 def is_per_class(name: str) -> bool:

@@ -26,7 +26,7 @@ from backbones.errors import ConfigError, in_one_line
 
 from .checkpoints import DURABLE, STARTED, checkpoint_folder
 from .console import ConsoleHook, prints_to, quiet
-from .hooks import PatienceHook, unwrap
+from .hooks import BestMetricHook, PatienceHook, unwrap
 from .loops import ResumableEpochLoop, ResumableIterLoop
 from .metrics import add_per_class
 from .nan_guard import NO_CLIPPING, NanGuardHook
@@ -170,13 +170,14 @@ class ReliableRunner(Runner):
         return super().build_optim_wrapper(optim_wrapper)
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """mmengine's, with durable checkpoints, the NaN guard and the console."""
+        """mmengine's, with durable checkpoints, their metric, the NaN guard and the console."""
         hooks = dict(hooks or {})
         checkpoint = hooks.get('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
         if isinstance(checkpoint, dict) and is_local(checkpoint):
             hooks['checkpoint'] = {**checkpoint, 'backend_args': DURABLE}
         super().register_default_hooks(hooks)
         self.register_hook(NanGuardHook())
+        self.register_hook(BestMetricHook())
         if is_main_process():
             self.register_hook(ConsoleHook())
 

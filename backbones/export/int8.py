@@ -25,7 +25,7 @@ from backbones.data.check import refuse_errors
 from backbones.data.classes import set_classes
 from backbones.data.config_datasets import build_images, datasets_of
 from backbones.data.skip_bad import guard
-from backbones.engine.metrics import is_number
+from backbones.engine.metrics import MAIN, is_number
 from backbones.errors import ConfigError, ExportError, import_optional
 from backbones.inference.exported_file import INPUT_NAME, Description, open_exported
 from backbones.inference.testing import use_inferencer
@@ -46,8 +46,6 @@ JOINING = ('MatMul', 'Concat', 'Add', 'Subtract', 'Multiply', 'Divide')
 SHARES = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 # Images on which layers of float and int8 are compared.
 COMPARED = 8
-# What is compared where a metric has several figures.
-MAIN_METRICS = ('segm_mAP', 'bbox_mAP', 'segm_AP', 'bbox_AP', 'mIoU', 'mDice', 'mFscore')
 
 # How an input is made of the training image of a number.
 ReadInput = Callable[[int], dict[str, np.ndarray]]
@@ -153,7 +151,7 @@ def import_nncf() -> ModuleType:
 
 def points(metrics: dict[str, Any], scale: int) -> dict[str, float]:
     """The main figures among metrics, in hundredths."""
-    named = [name for name in metrics if name.rpartition('/')[2] in MAIN_METRICS]
+    named = [name for name in metrics if name.rpartition('/')[2] in MAIN]
     named = named or [name for name, value in metrics.items() if is_number(value)][:1]
     return {name: round(float(metrics[name]) * scale, 2) for name in named}
 

@@ -94,7 +94,6 @@ class Evaluator:
         # Called with every choice that was asked for, its metric and whether it is new.
         self.report: Callable[[Choice, float, bool], None] = lambda *result: None
         self.device = torch.device(get_device())
-        self.metric = main_metric(config)
         self.holdout = build_dataset(config.val_dataloader.dataset)
         workers = config.val_dataloader.get('num_workers', 0)
         self.loader = DataLoader(
@@ -113,6 +112,8 @@ class Evaluator:
             Choice.from_json(json.dumps(record['choice'])): record['metric']
             for record in records[0]
         }
+        # Its name; earlier versions did not write it.
+        self.metric = next((r['name'] for r in records[0] if 'name' in r), 'metric')
 
     def fingerprint(self) -> str:
         """8 hexadecimal digits that are others where an evaluation would have another result."""
@@ -144,7 +145,7 @@ class Evaluator:
                 self.report(choice, metric, True)
                 if dist.is_main_process():
                     content = json.loads(choice.to_json())
-                    append_record(self.path, dict(choice=content, metric=metric))
+                    append_record(self.path, dict(choice=content, metric=metric, name=self.metric))
         return [self.known[choice] for choice in choices]
 
     @torch.no_grad()
@@ -158,7 +159,8 @@ class Evaluator:
             for batch in self.loader:
                 metrics.process(data_samples=model.val_step(batch), data_batch=batch)
             found = compute(metrics)
-        return float(found[next(iter(found)) if self.metric == 'auto' else self.metric])
+        self.metric = main_metric(found)
+        return float(found[self.metric])
 
     def calibrated(self, choice: Choice) -> nn.Module:
         """A network with the weights of the supernet and norms of its own, in evaluation mode."""

@@ -12,20 +12,20 @@ from mmdet.evaluation import CocoMetric
 from mmengine import dist
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
-from mmengine.registry import init_default_scope
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import MessageHub, MMLogger
 from mmseg.evaluation import IoUMetric
 from torch import nn
 from torch.utils.data import DataLoader
 
 from backbones.engine.config import keep_best_checkpoint
-from backbones.engine.hooks import ValLossHook, is_annotated_after_resizing, resize_ground_truth
-from backbones.engine.metrics import (
-    add_per_class,
-    can_measure,
-    format_metrics,
-    main_metric,
-    write_metrics,
+from backbones.engine.hooks import (
+    BestMetricHook,
+    ValLossHook,
+    is_annotated_after_resizing,
+    resize_ground_truth,
 )
+from backbones.engine.metrics import add_per_class, format_metrics, main_metric, write_metrics
 from backbones.engine.preflight import is_ours
 
 BOXES = {'cat': [10, 10, 40, 40], 'dog': [60, 60, 30, 30]}
@@ -107,73 +107,73 @@ def test_iou_of_every_class():
     assert np.isnan(metrics['IoU/car'])
 
 
-JOINED = {
-    'type': 'MultiDatasetsEvaluator',
-    'metrics': [{'type': 'CocoMetric'}] * 2,
-    'dataset_prefixes': ['a', 'b'],
-}
-# Names that are those of metrics too.
-MIXED = {
-    'type': 'MultiDatasetsEvaluator',
-    'metrics': [{'type': 'VOCMetric'}, {'type': 'CocoMetric'}],
-    'dataset_prefixes': ['pascal_voc', 'coco'],
-}
+@pytest.mark.parametrize(
+    ('names', 'expected'),
+    [
+        (['coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP'], 'coco/segm_mAP'),
+        (['x/bbox_mAP_50', 'x/bbox_mAP'], 'x/bbox_mAP'),
+        (['x/bbox_mAP_50', 'x/segm_mAP_50'], 'x/segm_mAP_50'),
+        (['lvis/bbox_AP', 'lvis/bbox_AP50', 'lvis/segm_AP'], 'lvis/segm_AP'),
+        (['aAcc', 'mIoU', 'IoU/segm_mAP_'], 'mIoU'),
+        (['x/aAcc', 'x/mDice', 'x/mAcc'], 'x/mDice'),
+        (['pascal_voc/mAP', 'pascal_voc/AP50'], 'pascal_voc/mAP'),
+        (['coco/AR@100', 'coco/AR@300'], 'coco/AR@100'),
+        (['teacher/coco/bbox_mAP', 'student/coco/bbox_mAP'], 'teacher/coco/bbox_mAP'),
+    ],
+)
+def test_the_main_metric(names, expected):
+    assert main_metric(names) == expected
+
+
+COCO = ['coco/bbox_mAP', 'coco/bbox_mAP_50']
+JOINED = ['a/coco/bbox_mAP', 'b/coco/bbox_mAP']
+# Names of datasets that are those of metrics too.
+MIXED = ['pascal_voc/pascal_voc/mAP', 'coco/coco/bbox_mAP', 'coco/coco/bbox_mAP_50']
 
 
 @pytest.mark.parametrize(
-    ('evaluator', 'expected'),
+    ('names', 'save_best', 'expected'),
     [
-        ({'type': 'CocoMetric'}, 'coco/bbox_mAP'),
-        ({'type': 'mmdet.CocoMetric', 'metric': ['bbox', 'segm']}, 'coco/segm_mAP'),
-        ({'type': 'CocoMetric', 'metric_items': ['mAP_50'], 'prefix': 'x'}, 'x/bbox_mAP_50'),
-        ({'type': 'CocoMetric', 'metric': 'proposal'}, 'auto'),
-        ({'type': 'IoUMetric'}, 'mIoU'),
-        ({'type': 'IoUMetric', 'iou_metrics': ['mDice']}, 'mDice'),
-        ({'type': 'IoUMetric', 'prefix': 'x'}, 'x/mIoU'),
-        ([{'type': 'VOCMetric'}], 'auto'),
-        (JOINED, 'a/coco/bbox_mAP'),
+        (COCO, None, ['coco/bbox_mAP']),
+        (COCO, 'coco/bbox_mAP_50', ['coco/bbox_mAP_50']),
+        ([*COCO, 'val/loss'], 'val/loss', ['val/loss']),
+        # Without --val-loss; boxes alone of a base with masks.
+        (COCO, 'val/loss', ['coco/bbox_mAP']),
+        (COCO, 'coco/segm_mAP', ['coco/bbox_mAP']),
+        (COCO, COCO, COCO),
+        (COCO, ['coco/bbox_mAP', 'coco/segm_mAP'], ['coco/bbox_mAP']),
+        (['aAcc', 'mDice'], 'mIoU', ['mDice']),
+        (['pascal_voc/mAP', 'pascal_voc/AP50'], 'coco/bbox_mAP', ['pascal_voc/mAP']),
+        (JOINED, 'coco/bbox_mAP', ['a/coco/bbox_mAP']),
+        (JOINED, 'b/coco/bbox_mAP', ['b/coco/bbox_mAP']),
+        (['voc/pascal_voc/mAP', *MIXED[1:]], None, ['coco/coco/bbox_mAP']),
+        (MIXED, 'coco/bbox_mAP', ['coco/coco/bbox_mAP']),
+        (MIXED, 'coco/coco/bbox_mAP_50', ['coco/coco/bbox_mAP_50']),
+        (MIXED, [MIXED[0]], [MIXED[0]]),
     ],
 )
-def test_the_metric_that_chooses_the_best_checkpoint(evaluator, expected):
-    assert main_metric(Config({'val_evaluator': evaluator})) == expected
-
-
-@pytest.mark.parametrize(
-    ('evaluator', 'save_best', 'expected'),
-    [
-        ({'type': 'CocoMetric'}, None, 'coco/bbox_mAP'),
-        ({'type': 'CocoMetric'}, 'val/loss', 'val/loss'),
-        ({'type': 'CocoMetric', 'prefix': 'cells'}, 'coco/bbox_mAP', 'cells/bbox_mAP'),
-        ({'type': 'VOCMetric'}, 'coco/bbox_mAP', 'auto'),
-        ({'type': 'mmdet.VOCMetric'}, 'pascal_voc/AP50', 'pascal_voc/AP50'),
-        (JOINED, 'coco/bbox_mAP', 'a/coco/bbox_mAP'),
-        (JOINED, 'b/coco/bbox_mAP', 'b/coco/bbox_mAP'),
-        (JOINED, 'val/loss', 'val/loss'),
-        (MIXED, None, 'coco/coco/bbox_mAP'),
-        (MIXED, 'coco/bbox_mAP', 'coco/coco/bbox_mAP'),
-        (MIXED, 'coco/coco/bbox_mAP_50', 'coco/coco/bbox_mAP_50'),
-        (MIXED, ['pascal_voc/pascal_voc/AP50'], ['pascal_voc/pascal_voc/AP50']),
-    ],
-)
-def test_a_best_checkpoint_by_a_metric_that_is_not_measured_is_by_the_main_one(
-    evaluator, save_best, expected
-):
-    """Our configs name COCO's AP, and may get VOC's metric, whose first one is the mAP."""
-    init_default_scope('mmdet')
-    hooks = {'checkpoint': {'save_best': save_best, 'rule': 'less'}}
-    config = Config({'val_evaluator': evaluator, 'default_hooks': hooks})
+def test_the_best_checkpoint_is_by_what_was_measured(names, save_best, expected, tmp_path):
+    """Also where the training is resumed in between: the best one until then is removed."""
+    config = Config(
+        {'default_hooks': {'checkpoint': {'rule': 'greater'}}, 'val_evaluator': {'a': 1}}
+    )
+    config.default_hooks.checkpoint.save_best = save_best
     keep_best_checkpoint(config)
-    assert config.default_hooks.checkpoint.save_best == expected
-    changed = expected != save_best
-    assert config.default_hooks.checkpoint.rule == ('greater' if changed else 'less')
+    runner = SimpleNamespace(message_hub=MessageHub('best'), work_dir=str(tmp_path))
+    runner.logger = MMLogger.get_current_instance()
+    runner.save_checkpoint = lambda folder, filename, **_: Path(folder, filename).touch()
+    for step in (1, 2):
+        hook = CheckpointHook(**config.default_hooks.checkpoint)
+        runner.hooks, runner.iter, runner.epoch = [hook], step, step
+        hook.before_train(runner)
+        metrics = dict.fromkeys(names, step / 10)
+        BestMetricHook().after_val_epoch(runner, metrics)
+        hook.after_val_epoch(runner, metrics)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {f'best_{name.replace("/", "_")}_epoch_2.pth' for name in expected}
 
 
-def test_a_teacher_and_its_student_are_told_apart():
-    val = {'val_evaluator': {'type': 'CocoMetric'}, 'val_cfg': {'type': 'TeacherStudentValLoop'}}
-    assert main_metric(Config(val)) == 'teacher/coco/bbox_mAP'
-    assert can_measure(Config(val), 'student/coco/bbox_mAP')
-    assert not can_measure(Config(val), 'coco/bbox_mAP')
-    # Their backbones are further down.
+def test_not_every_model_has_a_backbone_at_its_top():
     assert not is_ours({})
 
 

@@ -127,19 +127,26 @@ def test_a_checkpoint_that_is_only_loaded_gives_its_weights(by_epoch, tmp_path):
     assert not differences(end_of(again), end_of(weights))
 
 
-@pytest.mark.parametrize('places', [{}, {'default_hooks__checkpoint__out_dir': 'disk'}])
-def test_a_copied_folder_continues_beside_the_first(places, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'default_hooks__checkpoint__out_dir': 'disk'},
+        {'default_hooks__checkpoint__save_best': 'auto'},
+    ],
+)
+def test_a_copied_folder_continues_beside_the_first(options, tmp_path, monkeypatch):
     """Each of them keeps one best checkpoint, its own."""
     monkeypatch.chdir(tmp_path)
     first, second = tmp_path / 'first', tmp_path / 'second'
-    train(toy_config(first, **places))
-    disk = tmp_path / 'disk' if places else tmp_path
+    train(toy_config(first, **options))
+    disk = tmp_path / 'disk' if 'disk' in options.values() else tmp_path
     for folder in {tmp_path, disk}:
         shutil.copytree(folder / 'first', folder / 'second')
     (best,) = disk.glob('first/best_*')
     # So that there is a better one.
     settings = {'default_hooks__checkpoint__rule': 'less', 'train_cfg__max_iters': 30}
-    finish(second, **places, **settings)
+    finish(second, **options, **settings)
     assert best.is_file()
     (own,) = disk.glob('second/best_*')
     assert own.name != best.name
