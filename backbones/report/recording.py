@@ -1,6 +1,6 @@
 """What a report needs, recorded while tools/test.py tests; the metrics are computed once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from backbones.engine.metrics import owner_of
 from backbones.errors import ConfigError
 
-from .detection import DetectionResults, ImageInfo, summarize
+from .detection import DetectionResults, summarize
 from .segmentation import PixelMetric
 
 # What computes metrics from results.
@@ -73,32 +73,29 @@ def kinds_of(metric: BaseMetric) -> list[str]:
     return [kind for kind in metric.metrics if kind in ('bbox', 'segm')]
 
 
-def recording(found: list[DetectionResults], images: Mapping[Any, ImageInfo]) -> type[COCOeval]:
-    """pycocotools' evaluation, which adds what it has evaluated to ``found``."""
-
-    class RecordedEvaluation(COCOeval):
-        def summarize(self) -> None:
-            super().summarize()
-            if self.params.useCats:
-                found.append(summarize(self, images))
-
-    return RecordedEvaluation
-
-
 def record_coco(
     metric: BaseMetric, compute: Compute, found: list[DetectionResults], results: list
 ) -> dict[str, float]:
     """What ``compute`` returns, its evaluations recorded."""
     from mmdet.evaluation.metrics import coco_metric
 
-    recorded = recording(found, {truth['img_id']: truth['image'] for truth, _ in results})
-    with patch.multiple(coco_metric, COCOeval=recorded, COCOevalMP=recorded):
+    images = {truth['img_id']: truth['image'] for truth, _ in results}
+
+    class Recorded(COCOeval):
+        def summarize(self) -> None:
+            super().summarize()
+            if self.params.useCats:
+                found.append(summarize(self, images))
+
+    with patch.multiple(coco_metric, COCOeval=Recorded, COCOevalMP=Recorded):
         metrics = compute(results)
     # Without any detection mmdet evaluates nothing.
     for kind in kinds_of(metric)[len(found) :]:
-        evaluation = recorded(metric._coco_api, COCO(), kind)
+        evaluation = Recorded(metric._coco_api, COCO(), kind)
         evaluation.params.catIds, evaluation.params.imgIds = metric.cat_ids, metric.img_ids
-        run(evaluation)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
     return metrics
 
 
@@ -131,9 +128,3 @@ def instances_of(sample: dict[str, Any]) -> list[dict[str, Any]]:
             sample[name]['bboxes'].tolist(), sample[name]['labels'].tolist(), strict=True
         )
     ]
-
-
-def run(evaluation: COCOeval) -> None:
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
