@@ -90,7 +90,7 @@ def adapt_state_dict(
 
 
 def spread_rgb(weight: Tensor, channels: int) -> Tensor:
-    """The first convolution's weight for RGB, for other channels: gray images look the same."""
+    """The first convolution's weight for RGB, for other channels, as timm spreads it."""
     if weight.shape[1:2] != (3,) or channels == 3:
         return weight
     if channels == 1:
