@@ -23,7 +23,6 @@ from backbones.benchmark.benchmark import describe_machine
 from backbones.benchmark.candidates import drop_weights
 from backbones.benchmark.report import format_rows
 from backbones.benchmark.work import Setting
-from backbones.data.classes import class_list
 from backbones.efficientformer_v2.backbone import NUM_STAGES
 from backbones.errors import ConfigError
 from backbones.files import atomic_write
@@ -101,8 +100,7 @@ def identify(config: Config) -> dict[str, str]:
     """What latencies are of: the space, and the rest of the model, whatever its weights."""
     model = copy.deepcopy(config.model)
     drop_weights(model)
-    classes = config.get('classes')
-    content = json.dumps([model, classes and len(class_list(classes))], sort_keys=True, default=str)
+    content = json.dumps([model, config.get('classes')], sort_keys=True, default=str)
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     return dict(space=Space.from_config(config).to_json(), model=digest)
 
