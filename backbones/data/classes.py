@@ -90,8 +90,8 @@ def name_classes(config: Config, splits: Sequence[str]) -> tuple[str, ...]:
 
 def check_metainfo(dataset: ConfigDict, names: tuple[str, ...]) -> None:
     """Refuse a dataset whose metainfo has other classes than the rest of the config."""
-    own = dataset.get('metainfo', {}).get('classes')
-    if own and class_list(own) != names:
+    own = class_list(dataset.get('metainfo', {}).get('classes') or ())
+    if own and own != names:
         raise ConfigError(
             f'a {dataset.type} of the config has metainfo with the classes {list(own)}, others '
             f'have {list(names)}. All datasets have to have the same, in the same order'

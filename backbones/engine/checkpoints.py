@@ -146,10 +146,10 @@ def explain_full_disk(work_dir: str) -> Iterator[None]:
 
 
 def refuse_earlier(path: Path, checkpoint: dict, work_dir: str) -> None:
-    """Raise ConfigError where a training was started anew after this checkpoint was saved."""
+    """Raise ConfigError where a training was started anew that this checkpoint is not of."""
     note = Path(work_dir, STARTED)
     started = note.read_text() if note.is_file() else ''
-    if (checkpoint.get('meta') or {}).get('time', started) < started:
+    if started and checkpoint['message_hub'].get('runtime_info', {}).get(STARTED) != started:
         raise ConfigError(
             f'--resume: {path} is of an earlier training: at {started} one was started anew in '
             f'{work_dir}, of which no checkpoint can be resumed. --resume {path} continues the '
@@ -159,7 +159,12 @@ def refuse_earlier(path: Path, checkpoint: dict, work_dir: str) -> None:
 
 def schedule_of(config: Config) -> tuple:
     """What mmengine takes from the checkpoint when it resumes, whatever the config says."""
-    return (config.get('optim_wrapper') or {}).get('optimizer'), config.get('param_scheduler')
+    schedule, length = config.get('param_scheduler'), config.get('train_cfg') or {}
+    parts = schedule if isinstance(schedule, list) else [schedule]
+    # Those without an end last as long as the training.
+    is_open = any(isinstance(part, dict) and 'end' not in part for part in parts)
+    end = is_open and (length.get('max_epochs'), length.get('max_iters'))
+    return (config.get('optim_wrapper') or {}).get('optimizer'), schedule, end
 
 
 def resume(config: Config, source: str) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from backbones.data.config_datasets import datasets_of
 
-from .metrics import main_metric
+from .metrics import MAIN, main_metric
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -67,17 +67,33 @@ class BestMetricHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         for hook in runner.hooks:
-            if not metrics or not isinstance(hook, CheckpointHook) or not hook.save_best:
-                continue
-            missing = [name for name in hook.key_indicators if name not in metrics]
-            if not missing:
-                continue
-            main, is_auto = main_metric(metrics), missing == ['auto']
+            if metrics and isinstance(hook, CheckpointHook) and hook.save_best:
+                self.choose(runner, hook, metrics)
+
+    def choose(self, runner: Runner, hook: CheckpointHook, metrics: dict) -> None:
+        info, is_auto = runner.message_hub.runtime_info, hook.save_best == ['auto']
+        missing = [name for name in hook.save_best if name not in metrics]
+        # What --val-loss adds chooses where it is named alone.
+        measured = [name for name in metrics if not name.startswith('val/')]
+        if missing and not measured:
+            # Some metrics have no figures for a validation in which nothing is detected.
+            hook.key_indicators = []
+            return
+        if not missing:
+            hook.key_indicators = hook.save_best
+        elif hook.key_indicators != [main := main_metric(measured)]:
             if not is_auto:
                 runner.logger.warning(f'{missing} not measured: the best checkpoint is by {main}')
+            hook.greater_keys = [*hook.greater_keys, *MAIN, main]
             hook._init_rule(hook.rules if is_auto else ['greater'], [main])
             # Where several were wanted, the hook has not looked for one.
-            hook.best_ckpt_path = runner.message_hub.runtime_info.get('best_ckpt')
+            hook.best_ckpt_path = info.get('best_ckpt')
+        # Figures of two metrics are not compared.
+        if len(hook.key_indicators) == 1 and info.get('best_metric') != hook.key_indicators[0]:
+            if 'best_metric' in info:
+                hook.best_ckpt_path = None
+                info.pop('best_score', None)
+            runner.message_hub.update_info('best_metric', hook.key_indicators[0])
 
 
 class ValLossHook(Hook):

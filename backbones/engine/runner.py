@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from backbones.data.findings import count
 from backbones.data.skip_bad import SKIPPED, base_datasets, count_skipped, guard
 from backbones.deploy import expect_contiguous, replace_roi_align
-from backbones.efficientformer_v2.backbone import EfficientFormerV2
 from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
 from backbones.errors import ConfigError, in_one_line
 
@@ -90,6 +89,9 @@ class ReliableRunner(Runner):
     def train(self) -> nn.Module:
         """Save the config and train the model; at the end, say how many images were skipped."""
         super().dump_config()
+        if not self._resume:
+            # In every checkpoint, also of what resumes it.
+            self.message_hub.update_info(STARTED, self.timestamp)
         if is_main_process():
             started = Path(self.work_dir, STARTED)
             started.unlink(missing_ok=True) if self._resume else started.write_text(self.timestamp)
@@ -120,18 +122,14 @@ class ReliableRunner(Runner):
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         """mmengine's, which also says what the model does not get from the checkpoint."""
+        model = unwrap(self.model)
+        # Models rename what they load; what is copied into a tensor raises its version.
+        before = {key: tensor._version for key, tensor in model.state_dict().items()}
         checkpoint = super().load_checkpoint(filename, *args, **kwargs)
-        given, model = checkpoint['state_dict'], unwrap(self.model)
-        # Ours is refused where it is not complete, and may come by other names.
-        backbones = tuple(
-            f'{name}.' for name, m in model.named_modules() if isinstance(m, EfficientFormerV2)
-        )
         missing = [
             key
             for key, tensor in model.state_dict().items()
-            if not key.startswith(backbones)
-            and not key.endswith('num_batches_tracked')
-            and (key not in given or given[key].shape != tensor.shape)
+            if tensor._version == before[key] and not key.endswith('num_batches_tracked')
         ]
         if missing:
             self.logger.warning(

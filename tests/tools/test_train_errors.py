@@ -66,6 +66,7 @@ def test_the_message_names_what_is_wrong(case, data, tiny_config, refused):
         ("model['backbone']['pretrained'] = 'open-mmlab://resnet50_v1c'", 'pretrained'),
         ("model['backbone'] = dict(arch='s3')", 's3'),
         ("model['decode_head']['type'] = 'NoSuchHead'", 'NoSuchHead'),
+        ("model['decode_head']['loss_decode'] = dict(class_weight=[1.0, 2.0])", 'class_weight of'),
         ("visualizer = dict(name='mine', vis_backends=[dict(type='WandbVisBackend')])", 'wandb'),
     ],
 )

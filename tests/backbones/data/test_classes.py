@@ -10,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 
 from backbones.data.classes import (
     check_class_weights,
+    check_metainfo,
     class_heads,
     class_list,
     set_classes,
@@ -128,6 +129,14 @@ val_dataloader = dict(dataset=dict(metainfo=dict(classes=('road', 'car'))))
         set_classes(
             derived('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', extra), ('train',)
         )
+
+
+def test_a_file_of_other_classes_is_read(tmp_path):
+    (tmp_path / 'classes.txt').write_text('car\nroad\n')
+    dataset = ConfigDict(type='A', metainfo=dict(classes=str(tmp_path / 'classes.txt')))
+    check_metainfo(dataset, ('car', 'road'))
+    with pytest.raises(ConfigError, match="'car', 'road'"):
+        check_metainfo(dataset, ('road', 'car'))
 
 
 @pytest.mark.parametrize(

@@ -109,18 +109,20 @@ def test_the_best_checkpoint_is_none_to_resume(tmp_path):
 @pytest.mark.parametrize(
     ('started', 'saved', 'taken'),
     [
-        (None, '20260101_115959', True),
+        (None, '20260101_120000', True),
         ('20260101_120000', '20260101_120000', True),
-        ('20260101_120000', '20260101_120159', True),
-        ('20260101_120000', '20260101_115959', False),
+        # Whatever the clocks said: they may have gone back, or be those of another time zone.
         ('20260101_120000', '20251231_235959', False),
+        ('20260101_120000', '20260101_200000', False),
+        ('20260101_120000', None, False),
     ],
 )
 def test_an_earlier_training_of_the_folder_is_not_taken_for_the_last(
     started, saved, taken, tmp_path
 ):
     """It would end with the results of another config; a new start would cost those that exist."""
-    path = save(tmp_path / 'iter_8.pth', age=10, meta={'time': saved})
+    info = {checkpoints.STARTED: saved} if saved else {}
+    path = save(tmp_path / 'iter_8.pth', age=10, message_hub={'runtime_info': info})
     if started:
         (tmp_path / checkpoints.STARTED).write_text(started)
     config = run_in(tmp_path)
@@ -147,6 +149,15 @@ def test_another_schedule_than_that_of_the_checkpoint_is_said(saved, said, tmp_p
     path = save(tmp_path / 'iter_8.pth', age=10, meta={'cfg': saved})
     config = Config({'optim_wrapper': {'optimizer': {'lr': 0.1}}, 'param_scheduler': [{'end': 2}]})
     resume(config, str(path))
+    assert (f'load_from={path}' in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize(('end', 'said'), [({}, True), ({'end': 8}, False)])
+def test_a_schedule_without_an_end_is_another_in_a_longer_training(end, said, tmp_path, capsys):
+    schedule = {'param_scheduler': [{'type': 'PolyLR', **end}]}
+    saved = Config(schedule | {'train_cfg': {'max_iters': 8}})
+    path = save(tmp_path / 'iter_8.pth', age=10, meta={'cfg': saved.pretty_text})
+    resume(Config(schedule | {'train_cfg': {'max_iters': 16}}), str(path))
     assert (f'load_from={path}' in capsys.readouterr().out) == said
 
 

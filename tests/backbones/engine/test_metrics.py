@@ -154,23 +154,58 @@ MIXED = ['pascal_voc/pascal_voc/mAP', 'coco/coco/bbox_mAP', 'coco/coco/bbox_mAP_
 )
 def test_the_best_checkpoint_is_by_what_was_measured(names, save_best, expected, tmp_path):
     """Also where the training is resumed in between: the best one until then is removed."""
-    config = Config(
-        {'default_hooks': {'checkpoint': {'rule': 'greater'}}, 'val_evaluator': {'a': 1}}
-    )
+    validations = [dict.fromkeys(names, step / 10) for step in (1, 2)]
+    files = best_of([validations[:1], validations[1:]], save_best, 'greater', tmp_path)
+    assert files == {f'best_{name.replace("/", "_")}_epoch_2.pth' for name in expected}
+
+
+@pytest.mark.parametrize(
+    ('trainings', 'save_best', 'rule', 'expected'),
+    [
+        # Resumed without --val-loss: a figure of another metric is no better or worse one.
+        (
+            [
+                [{'bbox_mAP': 0.1, 'val/loss': 0.9}, {'bbox_mAP': 0.2, 'val/loss': 0.5}],
+                [{'bbox_mAP': 0.3}, {'bbox_mAP': 0.4}],
+            ],
+            'val/loss',
+            'less',
+            {'best_val_loss_epoch_2.pth', 'best_bbox_mAP_epoch_4.pth'},
+        ),
+        # LVIS has no figures where nothing is detected.
+        (
+            [[{'val/loss': 1.5}, {'bbox_AP': 0.1, 'val/loss': 1.1}, {'bbox_AP': 0.2}]],
+            'auto',
+            'greater',
+            {'best_bbox_AP_epoch_3.pth'},
+        ),
+        # mmengine knows no rule for it.
+        ([[{'aAcc': 90.0, 'mFscore': 50.0}]], 'auto', None, {'best_mFscore_epoch_1.pth'}),
+    ],
+)
+def test_what_is_measured_may_change(trainings, save_best, rule, expected, tmp_path):
+    assert best_of(trainings, save_best, rule, tmp_path) == expected
+
+
+def best_of(
+    trainings: list[list[dict]], save_best: str | list[str], rule: str | None, folder: Path
+) -> set[str]:
+    """The best checkpoints that are left; each training but the first is resumed."""
+    config = Config({'default_hooks': {'checkpoint': {'rule': rule}}, 'val_evaluator': {'a': 1}})
     config.default_hooks.checkpoint.save_best = save_best
     keep_best_checkpoint(config)
-    runner = SimpleNamespace(message_hub=MessageHub('best'), work_dir=str(tmp_path))
+    runner = SimpleNamespace(message_hub=MessageHub('best'), work_dir=str(folder), epoch=0)
     runner.logger = MMLogger.get_current_instance()
     runner.save_checkpoint = lambda folder, filename, **_: Path(folder, filename).touch()
-    for step in (1, 2):
+    for validations in trainings:
         hook = CheckpointHook(**config.default_hooks.checkpoint)
-        runner.hooks, runner.iter, runner.epoch = [hook], step, step
+        runner.hooks = [hook]
         hook.before_train(runner)
-        metrics = dict.fromkeys(names, step / 10)
-        BestMetricHook().after_val_epoch(runner, metrics)
-        hook.after_val_epoch(runner, metrics)
-    files = {path.name for path in tmp_path.iterdir()}
-    assert files == {f'best_{name.replace("/", "_")}_epoch_2.pth' for name in expected}
+        for metrics in validations:
+            runner.epoch = runner.iter = runner.epoch + 1
+            BestMetricHook().after_val_epoch(runner, metrics)
+            hook.after_val_epoch(runner, metrics)
+    return {path.name for path in folder.iterdir()}
 
 
 def test_not_every_model_has_a_backbone_at_its_top():

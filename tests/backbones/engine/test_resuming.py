@@ -152,6 +152,12 @@ def test_a_copied_folder_continues_beside_the_first(options, tmp_path, monkeypat
     assert own.name != best.name
 
 
+def test_a_best_checkpoint_by_what_is_not_measured(tmp_path):
+    train(toy_config(tmp_path, default_hooks__checkpoint__save_best='toy/other'))
+    (best,) = tmp_path.glob('best_*')
+    assert best.name.startswith('best_toy_score')
+
+
 def draws_of(rank: int, world_size: int, batch_size: int, sampler_type: type) -> list:
     """The first 24 images, and the numbers that their random ones come from."""
     sampler = sampler_type(ToyNumbers(21), seed=0)
