@@ -18,11 +18,11 @@ from .efficientformer_v2.fold import can_fold, fold_norm
 def switch_to_deploy(model: nn.Module) -> nn.Module:
     """Make a model ready for inference, for good, and return it in evaluation mode.
 
-    Parts that have a ``switch_to_deploy()`` of their own, the backbone for one, are switched by
-    it; then the BatchNorms of the neck and the heads are folded into the convolutions that they
-    follow. Other norms stay. Necks and heads that are known to allow it work in channels last from
-    then on. Load the weights and choose the device first: what is folded cannot be loaded into, and
-    the backbone can no longer be trained. A second call changes nothing.
+    Parts that have a ``switch_to_deploy()`` of their own, our backbone for one, are switched by it;
+    then all other BatchNorms, those of another backbone too, are folded into the convolutions that
+    they follow. Other norms stay. Necks and heads that are known to allow it work in channels last
+    from then on. Load the weights and choose the device first: what is folded cannot be loaded
+    into, and our backbone can no longer be trained. A second call changes nothing.
     """
     model.eval()
     _switch_parts(model)
@@ -41,7 +41,10 @@ def _switch_parts(module: nn.Module) -> None:
 
 
 def fold_norms(model: nn.Module) -> None:
-    """Fold every BatchNorm into the convolution that it follows in its parent module.
+    """Fold every BatchNorm into the convolution that comes just before it in its parent module.
+
+    The order is that in which the children were registered, which has to be that of the forward
+    pass; it is in ResNets, MobileNets and the heads of mmdet and mmseg.
 
     mmcv's ``fuse_conv_bn`` changes a convolution that several norms share once for each of them,
     and takes a ``ConvModule`` with the norm in front for one with it behind.

@@ -4,7 +4,7 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -44,7 +44,7 @@ PATH_ERRORS = (
     *(IsADirectoryError, NotADirectoryError),
 )
 
-# What Pillow's decoders raise on damaged bytes.
+# What Pillow's decoders raise on corrupt bytes.
 IMAGE_DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
     *(struct.error, ArithmeticError, RuntimeError),
@@ -62,6 +62,12 @@ def in_one_line(error: Exception) -> str:
 def reason_of(error: Exception) -> str:
     """:func:`in_one_line` without the number and the path of an OSError."""
     return getattr(error, 'strerror', None) or in_one_line(error)
+
+
+def first_of(names: Sequence[str], max_names: int = 6) -> str:
+    """'a, b and 3 more': the first names, and how many more there are."""
+    shown = ', '.join(names[:max_names]) or 'nothing'
+    return shown if len(names) <= max_names else f'{shown} and {len(names) - max_names} more'
 
 
 @contextmanager

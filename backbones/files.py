@@ -17,3 +17,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text and a line break to a file in UTF-8, by :func:`atomic_write`."""
+    with atomic_write(path) as partial:
+        partial.write_text(f'{text}\n', encoding='utf-8')

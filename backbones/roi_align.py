@@ -28,7 +28,10 @@ class RoIAlign(nn.Module):
         self.aligned: bool = operator.aligned
 
     def forward(self, x: Tensor, rois: Tensor) -> Tensor:
-        """Features (N, channels, *output_size) of regions (N, 5): index in the batch, corners."""
+        """Features (N, channels, *output_size) of regions in maps (batch, channels, height, width).
+
+        ``rois`` (N, 5) have an index in the batch and x1, y1, x2, y2 in pixels of the image.
+        """
         settings = (self.output_size, self.spatial_scale)
         if x.device.type == 'cpu' and x.dtype in (torch.float32, torch.float64):
             return roi_align(x, rois.to(x.dtype), *settings, self.aligned)
@@ -55,11 +58,11 @@ def roi_align(
         extent = extent.clamp(min=1)
     step = extent / extent.new_tensor([output_size[1], output_size[0]])
     samples = step.ceil()
-    # Regions with as many samples at a time, on their longer side.
-    most = samples.max(dim=1).values.clamp(min=1)
+    # At a time, all regions whose cells have the same number of samples on their longer side.
+    max_samples = samples.max(dim=1).values.clamp(min=1)
     out = x.new_empty(len(rois), *output_size, channels)
-    for number in most.unique().int().tolist():
-        chosen = (most == number).nonzero()[:, 0]
+    for number in max_samples.unique().int().tolist():
+        chosen = (max_samples == number).nonzero()[:, 0]
         axes = zip(output_size, (height, width), (1, 0), strict=True)
         (rows, row_weights), (columns, column_weights) = (
             pixels_of_cells(*(v[chosen, at] for v in (start, step, samples)), number, cells, length)
@@ -78,14 +81,15 @@ def roi_align(
 
 
 def pixels_of_cells(
-    start: Tensor, step: Tensor, samples: Tensor, most: int, cells: int, length: int
+    start: Tensor, step: Tensor, samples: Tensor, max_samples: int, cells: int, length: int
 ) -> tuple[Tensor, Tensor]:
     """Which pixels the cells of N regions consist of along an axis, and in which shares.
 
-    Regions have a ``start``, a ``step`` from cell to cell and a number of ``samples`` in a cell,
-    ``most`` at most. Returns indices and weights, both (N, cells, most + 1).
+    Regions (N,) have a ``start``, a ``step`` from cell to cell, both in pixels of a map of this
+    ``length``, and a number of ``samples`` in a cell, ``max_samples`` at most. Returns indices and
+    weights, both (N, cells, max_samples + 1).
     """
-    number = torch.arange(most)
+    number = torch.arange(max_samples)
     start, step, samples = (each[:, None, None] for each in (start, step, samples))
     # A cell without an extent has none.
     has_samples, samples = number < samples, samples.clamp(min=1)
@@ -95,10 +99,10 @@ def pixels_of_cells(
     position = position.clamp(0, length - 1)
     before = position.floor()
     first = before[:, :, :1]
-    before = torch.minimum(before, first + (most - 1))
+    before = torch.minimum(before, first + (max_samples - 1))
     share, place = is_counted / samples, (before - first).long()
-    weights = position.new_zeros(*position.shape[:2], most + 1)
+    weights = position.new_zeros(*position.shape[:2], max_samples + 1)
     weights.scatter_add_(2, place, (before + 1 - position) * share)
     weights.scatter_add_(2, place + 1, (position - before) * share)
-    index = (first.long() + torch.arange(most + 1)).clamp(max=length - 1)
+    index = (first.long() + torch.arange(max_samples + 1)).clamp(max=length - 1)
     return index, weights

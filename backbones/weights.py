@@ -30,7 +30,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from .efficientformer_v2 import checkpoint_keys
-from .errors import CheckpointError, ConfigError, import_optional, in_one_line
+from .errors import CheckpointError, ConfigError, first_of, import_optional, in_one_line
 
 MapLocation = str | torch.device | Callable | None
 
@@ -127,7 +127,8 @@ def read_checkpoint(source: str | Path, map_location: MapLocation = 'cpu') -> di
     ``@REVISION`` behind it for a certain commit of the Hugging Face hub. What is downloaded is
     cached; a hash in the file's name is verified. Of ``.safetensors`` the result is ``state_dict``
     and ``meta``, what :func:`encode_checkpoint` wrote. Raises CheckpointError, which names the
-    file, where it cannot be fetched or read, or would need code of its own for that.
+    file, where it cannot be fetched or read, or would need code of its own for that; ConfigError
+    where huggingface_hub or safetensors is not installed.
     """
     scheme, separator, name = str(source).partition('://')
     if not separator:
@@ -363,7 +364,7 @@ def _describe_failure(path: Path, error: Exception) -> str:
     with suppress(Exception), _mmengine_globals_allowed():
         # None, for instance, where getattr is used for something else than logs.
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-        reason = checkpoint_keys.enumerate_keys(sorted(names)) if names else reason
+        reason = first_of(sorted(names)) if names else reason
     return (
         f'checkpoint {path} is corrupt, or more than tensors and plain data: {reason}. Reading the '
         'latter could run code of its maker. If you made it yourself, or trust its maker as you '

@@ -31,7 +31,7 @@ with explain_missing():
     from backbones.benchmark.report import draw_plot, format_outcome
     from backbones.benchmark.work import BACKENDS, PARTS, Setting
     from backbones.errors import exit_on_user_error
-    from backbones.files import atomic_write
+    from backbones.files import write_text
     from backbones.inference.model import choose_device
     from backbones.weights import use_safe_loading
 
@@ -94,8 +94,7 @@ def main() -> int:
         print(f'\n{text}\n')
         texts = {'benchmark.json': json.dumps(outcome, indent=2), 'benchmark.md': text}
         for name, content in texts.items():
-            with atomic_write(args.out_dir / name) as partial:
-                partial.write_text(f'{content}\n', encoding='utf-8')
+            write_text(args.out_dir / name, content)
         print(f'written: {args.out_dir}/benchmark.json, benchmark.md', end='')
         print(', benchmark.png' if draw_plot(outcome, args.out_dir / 'benchmark.png') else '')
     return SOME_FAILED if any(each['problem'] for each in outcome['results']) else 0

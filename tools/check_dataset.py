@@ -12,6 +12,7 @@ with explain_missing():
 
     from backbones.data import Report, check_dataset
     from backbones.data.config_datasets import SPLITS
+    from backbones.data.findings import printable
     from backbones.engine.config import load_config
     from backbones.errors import ConfigError
 
@@ -65,7 +66,7 @@ def main() -> int:
 def write_json(report: Report, path: Path, config: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({'config': config, **report.as_dict()}, indent=1, ensure_ascii=False)
-    path.write_text(text + '\n', encoding='utf-8')
+    path.write_text(printable(text) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

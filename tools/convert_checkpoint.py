@@ -18,7 +18,7 @@ with explain_missing():
 
     from backbones import ARCHITECTURES, EfficientFormerV2
     from backbones.efficientformer_v2 import checkpoint_keys as keys
-    from backbones.errors import CheckpointError, ConfigError, exit_on_user_error
+    from backbones.errors import CheckpointError, ConfigError, exit_on_user_error, first_of
     from backbones.files import atomic_write
     from backbones.weights import encode_checkpoint, read_checkpoint, use_safe_loading
 
@@ -114,7 +114,7 @@ def convert(
         f'({", ".join(f"{name} {count}" for name, count in parts.items())})',
     ]
     for reason, names in left_out.items():
-        some = keys.enumerate_keys(names, 2)
+        some = first_of(names, 2)
         report.append(f'left out:   {len(names)} tensors, {reason}: {some}')
     report.append(f'written:    {out}')
     if not heads:
@@ -130,7 +130,7 @@ def recognize_arch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> st
     if last is None:
         raise CheckpointError(
             'no EfficientFormerV2 is recognized in the checkpoint, which has '
-            f'{keys.enumerate_keys(list(given))}'
+            f'{first_of(list(given))}'
         )
     for arch, row in ARCHITECTURES.items():
         if row['channels'][3] == len(last):

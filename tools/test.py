@@ -20,8 +20,7 @@ with explain_missing():
     from backbones.deploy import switch_to_deploy
     from backbones.engine.config import fit_to_device, load_run_config
     from backbones.engine.console import quiet
-    from backbones.engine.distributed import disconnect, prepare_on_first
-    from backbones.engine.hooks import unwrap
+    from backbones.engine.distributed import disconnect, prepare_on_first, unwrap
     from backbones.engine.metrics import format_metrics, write_metrics
     from backbones.engine.preflight import check_test, leave_out_init_cfg
     from backbones.engine.runner import ReliableRunner

@@ -23,6 +23,7 @@ from .candidates import OURS, Group
 from .measure import Timed, count_macs, measure_in_turns, peak_memory, synchronizer
 from .work import SUFFIXES, Setting, export_model, make_batch, make_runner
 
+# (height, width) of images.
 DEFAULT_SIZES = {'mmseg': (512, 512), 'mmdet': (800, 1333)}
 # What differs between the settings of a run.
 VARIED = ('part', 'step', 'backend', 'size', 'batch')
@@ -144,7 +145,8 @@ def one_cpu_per_core() -> list[int]:
 def use_threads(threads: int) -> list[int] | None:
     """Let this process compute with so many threads, on one processor for each where possible.
 
-    Returns these processors, on which the processes that it starts are kept as well.
+    Returns these processors, on which the processes that it starts are kept as well, or None where
+    it cannot be kept there.
     """
     cpus = one_cpu_per_core()[:threads]
     can_pin = hasattr(os, 'sched_setaffinity') and threads == len(cpus)

@@ -1,4 +1,4 @@
-"""What is measured: time in turns, parameters and multiply-adds, peak memory."""
+"""What is measured: time in turns, multiply-adds, peak memory."""
 
 import copy
 import gc
@@ -106,7 +106,10 @@ def take_turn(function: Callable[[], Any], synchronize: Callable[[], None]) -> l
 
 @torch.no_grad()
 def count_macs(model: nn.Module, part: str, size: tuple[int, int]) -> int:
-    """Multiply-adds of a model that was not folded, or of its backbone, for one image."""
+    """Multiply-adds of a model that was not folded, or of its backbone, for one image.
+
+    ``size`` is (height, width). Convolutions and matrix products count, those of RoI heads do not.
+    """
     # Nothing is computed on this device, shapes alone are.
     model = copy.deepcopy(model).to('meta')
     images = torch.zeros(1, 3, *size, device='meta')
@@ -128,9 +131,10 @@ def count_macs(model: nn.Module, part: str, size: tuple[int, int]) -> int:
 def peak_memory(
     candidate: Candidate, setting: Setting, scope: str, file: Path | None = None
 ) -> float | None:
-    """MiB that a model, or the file that it was exported to, takes at most in its own process.
+    """MiB that a model, or the file that it was exported to, takes at most.
 
-    None where it cannot be measured so, or where memory was not enough.
+    Of a GPU, what torch allocates; else the resident memory of a process of its own. None where it
+    cannot be measured so, or where memory was not enough.
     """
     if setting.device.startswith('cuda'):
         return None if file else gpu_peak(candidate, setting)

@@ -40,7 +40,8 @@ class Setting:
     part: str = 'model'  # 'backbone', or 'model' for all of it, post-processing included
     step: str = 'predict'  # 'train': forward and backward pass and the optimizer's step
     backend: str = 'torch'  # one of BACKENDS
-    size: tuple[int, int] | None = None  # of the images; None: 512x512 in mmseg, 800x1333 in mmdet
+    # (height, width) of the images; None: (512, 512) in mmseg, (800, 1333) in mmdet
+    size: tuple[int, int] | None = None
     batch: int = 1  # images at once
     deploy: bool = True  # fold the networks for inference, the peers' too
     amp: bool = False  # mixed precision, as infer.py and train.py have it

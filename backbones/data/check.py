@@ -29,7 +29,7 @@ from .config_datasets import (
 )
 from .findings import ERROR, CheckedDataset, Report, Sample
 from .images import catch_decoder_warnings, check_sample
-from .labels import LabelRules, ignored_label
+from .labels import NO_CLASS, LabelRules, ignored_label
 from .objects import box_fault, mask_fault
 from .voc import check_voc
 
@@ -81,7 +81,7 @@ def check_dataset(
             check_images(checked, workers, checked.split in decode)
         # A few test images may be of one class.
         if 'train' in splits:
-            check_told_apart(report)
+            check_number_of_classes(report)
     finally:
         read_coco.cache_clear()
     if fault and fault not in [found.reason for found in report.findings]:
@@ -89,11 +89,11 @@ def check_dataset(
     return report
 
 
-def check_told_apart(report: Report) -> None:
+def check_number_of_classes(report: Report) -> None:
     """Note where one class is all that the segmentation maps of all datasets have."""
     labeled = set().union(*(checked.labeled for checked in report.datasets))
-    # -2 is a label of no class, which has an error of its own.
-    if len(labeled) == 1 and -2 not in labeled:
+    # A label of no class has an error of its own.
+    if len(labeled) == 1 and NO_CLASS not in labeled:
         checked = next(checked for checked in report.datasets if checked.labeled)
         reason = (
             f'in all maps {classes_of(checked.dataset)[labeled.pop()]!r} is the only class, and '

@@ -119,7 +119,7 @@ def name_in_dataset(dataset: ConfigDict, names: tuple[str, ...], config: Config)
 
 
 def check_categories(path: Path, names: tuple[str, ...], first: Path) -> None:
-    """mmdet numbers classes by their order in the file, and leaves out what it cannot find."""
+    """Refuse a COCO file without all of the classes in their order, by which mmdet numbers them."""
     found = tuple(categories_of(path).values())
     if tuple(name for name in found if name in names) != names:
         missing = ', '.join(repr(name) for name in names if name not in found)

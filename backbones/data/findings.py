@@ -30,7 +30,7 @@ class Finding:
 
     def __str__(self) -> str:
         where = self.file if self.annotation is None else f'{self.file}, id {self.annotation}'
-        return f'{where}: {self.reason}'
+        return printable(f'{where}: {self.reason}')
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class CheckedDataset:
     source: str  # what it is read from: an annotation file, a list or a folder
     samples: list[Sample] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    labeled: set[int] = field(default_factory=set)  # the classes in its segmentation maps
+    labeled: set[int] = field(default_factory=set)  # in its segmentation maps; also NO_CLASS
 
     def add(
         self,
@@ -141,12 +141,17 @@ class Report:
         }
 
 
-def listed(title: str, items: Sequence[object], most: int) -> Iterator[str]:
+def printable(text: str) -> str:
+    """A text in which bytes of file names that are not UTF-8 are escaped, as JSON has it, too."""
+    return text.encode(errors='backslashreplace').decode()
+
+
+def listed(title: str, items: Sequence[object], max_items: int) -> Iterator[str]:
     """A title with how many items there are, then the first of them."""
     yield f'{title} ({len(items)})'
-    yield from (f'  {item}' for item in items[:most])
-    if len(items) > most:
-        yield f'  ... and {len(items) - most} more'
+    yield from (f'  {item}' for item in items[:max_items])
+    if len(items) > max_items:
+        yield f'  ... and {len(items) - max_items} more'
 
 
 def count(number: int, noun: str) -> str:

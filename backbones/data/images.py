@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from backbones.errors import IMAGE_DECODE_ERRORS
 
 from .findings import ERROR, WARNING, Sample
-from .labels import LabelRules
+from .labels import IGNORED, NO_CLASS, LabelRules
 
 Fault = tuple[str, str, str]  # severity, kind, reason
 Shape = tuple[int, int]  # height, width
@@ -151,9 +151,8 @@ def check_seg_map(sample: Sample, shape: Shape | None, labeled: set[int]) -> Ite
         reason = 'the index into the palette is the label'
         yield WARNING, 'segmentation map with a palette', reason
     if mode.startswith(('I', 'F')):
-        if not np.array_equal(labels, labels.astype(np.uint8)):
-            largest = labels.max()
-            reason = f'it holds {largest}, and mmseg keeps 8 bits of it, {int(largest) % 256}'
+        if len(lost := labels[~np.isin(labels, np.arange(256))]):
+            reason = f'it holds {lost[0]}, which does not fit into the 8 bits that mmseg keeps'
             yield ERROR, '16-bit segmentation map', reason
             return
         reason = 'its labels fit into 8 bits, so nothing is lost'
@@ -165,8 +164,8 @@ def check_labels(labels: np.ndarray, rules: LabelRules, labeled: set[int]) -> It
     """Whether there are labels that no class has, or no others than the ignored one."""
     counts = np.bincount(labels.ravel(), minlength=256)
     classes = rules.classes_of_values()
-    labeled.update(classes[(counts > 0) & (classes != -1)].tolist())
-    wrong = np.flatnonzero((counts > 0) & (classes == -2))
+    labeled.update(classes[(counts > 0) & (classes != IGNORED)].tolist())
+    wrong = np.flatnonzero((counts > 0) & (classes == NO_CLASS))
     if len(wrong):
         pixels = counts[wrong].sum()
         reason = f'{pixels} pixels have the labels {wrong[:10].tolist()}, of no class: {rules}'

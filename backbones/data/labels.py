@@ -9,7 +9,7 @@ import inspect
 from dataclasses import dataclass
 
 import numpy as np
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import TRANSFORMS
 
 from backbones.errors import ConfigError
@@ -17,6 +17,8 @@ from backbones.errors import ConfigError
 from .config_datasets import datasets_of, option, walk
 
 DEFAULT_IGNORED = 255
+# Where a class stands, for values in a map that have none.
+IGNORED, NO_CLASS = -1, -2
 
 
 @dataclass(frozen=True)
@@ -30,20 +32,20 @@ class LabelRules:
     ignored: int = DEFAULT_IGNORED
 
     def classes_of_values(self) -> np.ndarray:
-        """The class of each value 0 to 255 in a file: -1 where it is ignored, -2 for none."""
+        """The class of each value 0 to 255 in a file, or IGNORED or NO_CLASS; int64 (256,)."""
         labels = np.arange(256)
         if self.reduce_zero_label:
             labels = np.array([255, *range(254), 255])
         renumbered = labels.copy()
         for old, new in self.label_map:
             renumbered[labels == old] = new
-        classes = np.where(renumbered < self.num_classes, renumbered, -2)
-        classes[renumbered == self.ignored] = -1
+        classes = np.where(renumbered < self.num_classes, renumbered, NO_CLASS)
+        classes[renumbered == self.ignored] = IGNORED
         return classes
 
     def __str__(self) -> str:
         classes = self.classes_of_values()
-        used, ignored = np.flatnonzero(classes >= 0), np.flatnonzero(classes == -1)
+        used, ignored = np.flatnonzero(classes >= 0), np.flatnonzero(classes == IGNORED)
         is_range = len(used) and used[-1] - used[0] == len(used) - 1
         listed = f'{used[0]} to {used[-1]}' if is_range else ', '.join(map(str, used))
         left_out = ', '.join(map(str, ignored))
@@ -95,7 +97,7 @@ def set_ignored_label(config: Config) -> None:
                 set_in_transform(node, value)
 
 
-def set_in_transform(node: dict, value: int) -> None:
+def set_in_transform(node: ConfigDict, value: int) -> None:
     """Set what a transform fills segmentation maps with, or leaves out of what it counts."""
     with TRANSFORMS.switch_scope_and_registry(node.get('_scope_', 'mmseg')) as registry:
         kind = registry.get(node.type) if isinstance(node.type, str) else node.type

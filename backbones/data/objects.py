@@ -11,7 +11,7 @@ from numbers import Real
 import numpy as np
 
 NUMBERS = {int, float}
-LARGEST = 2**40
+MAX_COORDINATE = 2**40
 
 
 def is_number(value: object) -> bool:
@@ -24,7 +24,7 @@ def box_fault(box: object) -> str | None:
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
         return f'the box is {box!r:.80} instead of four numbers'
     # False for NaN too.
-    if not all(abs(number) < LARGEST for number in box):
+    if not all(abs(number) < MAX_COORDINATE for number in box):
         return f'the box {list(box)!r:.80} has no finite size'
     return None
 
@@ -59,7 +59,7 @@ def mask_fault(mask: object, height: int, width: int) -> str | None:
     return f'the mask is a {type(mask).__name__} instead of polygons or a run-length encoding'
 
 
-def polygons_fault(polygons: list, farthest: float) -> str | None:
+def polygons_fault(polygons: list, limit: float) -> str | None:
     for polygon in polygons:
         # There are tens of millions of coordinates in COCO: no Python code for each.
         is_list = isinstance(polygon, (list, tuple, np.ndarray))
@@ -67,7 +67,7 @@ def polygons_fault(polygons: list, farthest: float) -> str | None:
             return f'a polygon is {polygon!r:.60} instead of a list of numbers [x1, y1, x2, ...]'
         # A NaN makes the sum one, whatever it does to the comparisons.
         if len(polygon) and not (
-            -farthest <= min(polygon) and max(polygon) <= farthest and not math.isnan(sum(polygon))
+            -limit <= min(polygon) and max(polygon) <= limit and not math.isnan(sum(polygon))
         ):
             # Its outline would be drawn pixel by pixel.
             far = max(polygon, key=lambda number: math.inf if number != number else abs(number))

@@ -16,12 +16,12 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 
 from backbones.errors import DataError
-from backbones.files import atomic_write
+from backbones.files import atomic_write, write_text
 
 from .check import check_dataset
 from .coco import read_coco, without_images
 from .config_datasets import annotation_file, data_folder, datasets_of, option, walk
-from .findings import ERROR, CheckedDataset, Finding, count
+from .findings import ERROR, CheckedDataset, Finding, count, printable
 from .images import content_fault
 
 # Findings for which something was left out, in the work folder: a JSON object a line.
@@ -49,7 +49,7 @@ def leave_out_bad(config: Config, splits: tuple[str, ...], folder: str = '') -> 
         if bad and checked.layout != 'other':
             suffix = '.json' if checked.layout == 'coco' else '.txt'
             path = work_dir / 'without_bad' / f'{checked.split}_{number}{suffix}'
-            write(path, text_without(checked, bad))
+            write_text(path, text_without(checked, bad))
             read_instead(config, checked, path)
     left_out = len({(found.split, found.image) for found in errors if found.image})
     path = work_dir / SKIPPED
@@ -89,7 +89,7 @@ def read_instead(config: Config, checked: CheckedDataset, path: Path) -> None:
 
 
 def line_of(found: Finding) -> str:
-    return json.dumps(asdict(found), ensure_ascii=False) + '\n'
+    return printable(json.dumps(asdict(found), ensure_ascii=False)) + '\n'
 
 
 def count_skipped(path: Path) -> int:
@@ -99,11 +99,6 @@ def count_skipped(path: Path) -> int:
     with path.open(encoding='utf-8') as lines:
         found = [json.loads(line) for line in lines]
     return len({one['file'] for one in found if one['kind'] == IN_TRAINING})
-
-
-def write(path: Path, text: str) -> None:
-    with atomic_write(path) as partial:
-        partial.write_text(text + '\n', encoding='utf-8')
 
 
 class SampleError(DataError):

@@ -16,8 +16,8 @@ from .fold import JoinedConvs, scale_channels
 from .layers import GELU, ConvNorm, add, is_compiling
 from .position_bias import RelativePositionBias
 
-# At inference the queries are split when the scores of all of them would take more bytes than
-# this. Elsewhere they only have to fit in memory; on a CPU they are to stay in its cache.
+# Bytes that the scores of a part of the queries may take at inference: on a CPU they are to stay in
+# its cache (where oneDNN is used, see .cpu), elsewhere they only have to fit in memory.
 SCORE_BUDGET = 128 * 2**20
 SCORE_BUDGET_CPU = 3 * 2**20
 
@@ -25,15 +25,17 @@ SCORE_BUDGET_CPU = 3 * 2**20
 class TalkingHeadAttention(nn.Module):
     """Attention of stages 3 and 4, with heads that talk to each other (the paper's MHSA, 3.3).
 
-    With stride 2 (stage 3, the paper's "stride attention") every second pixel is a token and the
-    result is upsampled; with stride 1 (stage 4) every pixel is.
+    Maps (batch, channels, height, width) to the same shape. With stride 2 (stage 3, the paper's
+    stride attention, 3.4) tokens are at half the size and the result is upsampled; with stride 1
+    (stage 4) every pixel is a token. ``table_size`` is the token grid (height, width) of
+    pre-training.
 
     The second talking head comes after the softmax and has a bias, so that a constant times the
     sum of all values is part of every result. That sum grows with the grid, while the statistics
     of the norms behind it stay: a network trained on small crops fails on whole images. With
     'offset', the bias is therefore scaled by the tokens of the table's grid over those of the
     image's, which makes it a multiple of the values' mean. Nothing changes where the grids agree.
-    The authors' COCO and ADE20K models were trained without, as 'matrix' is.
+    'matrix' leaves it as it is: the authors' COCO and ADE20K models were trained so.
     """
 
     def __init__(
@@ -105,8 +107,8 @@ class TalkingHeadAttention(nn.Module):
         """
         bias = self.talking_head2.bias
         bias = bias.repeat_interleave(v.shape[1] // len(bias), dim=0)[:, None, None]
-        values = self.table_tokens if self.scales_bias else v.shape[2] * v.shape[3]
-        return v.mean(dim=(2, 3), keepdim=True) * bias * values
+        tokens = self.table_tokens if self.scales_bias else v.shape[2] * v.shape[3]
+        return v.mean(dim=(2, 3), keepdim=True) * bias * tokens
 
     @property
     def table_tokens(self) -> int:
@@ -130,7 +132,11 @@ class TalkingHeadAttention(nn.Module):
 
 
 class DownsamplingAttention(nn.Module):
-    """Attention between stages 3 and 4, whose queries are at half the size (the paper's 3.3)."""
+    """Attention between stages 3 and 4, whose queries are at half the size (the paper's 3.5).
+
+    Maps (batch, in_channels, height, width) to (batch, out_channels, ceil(height / 2),
+    ceil(width / 2)). ``table_size`` is the grid (height, width) of the keys in pre-training.
+    """
 
     def __init__(
         self,
@@ -201,12 +207,12 @@ def attend_in_parts(
     v: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    """Attend with as many queries at a time as SCORE_BUDGET has room for.
+    """Attend with as many queries at a time as the budget of the device has room for.
 
-    They are split only where no gradient is needed, which would take the scores of all queries
-    again. ``attend`` maps tokens (batch, num_heads, tokens, dim) of queries, keys and values, and
-    the bias of these queries, to their results. q, k, v and the returned results are feature maps,
-    ``bias`` is what :class:`RelativePositionBias` returns.
+    With gradients all are taken at once, since the backward pass needs all scores. ``attend`` maps
+    tokens (batch, num_heads, tokens, dim) of queries, keys and values, and the bias of these
+    queries, to their results. q, k, v and the returned results are feature maps, ``bias`` is what
+    :class:`RelativePositionBias` returns.
     """
     num_heads = bias.shape[0]
     height, width = q.shape[2:]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from backbones.errors import CheckpointError
+from backbones.errors import CheckpointError, first_of
 
 from .attention import DownsamplingAttention, TalkingHeadAttention
-from .checkpoint_keys import adapt_state_dict, enumerate_keys
+from .checkpoint_keys import adapt_state_dict
 from .cpu import FusedConv, can_use_onednn, in_strips
 from .fold import can_fold, fold_norm, fold_scale
 from .layers import (
@@ -166,7 +166,11 @@ class EfficientFormerV2(BaseModule):
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of the stages in ``out_indices``, channels last if x is, else contiguous."""
+        """Feature maps of the stages in ``out_indices``, of images (batch, in_channels, H, W).
+
+        Each is (batch, channels, ceil(H / s), ceil(W / s)) for its stage's channels and stride s
+        of 4, 8, 16 or 32; in channels last if x is, else contiguous.
+        """
         memory_format = memory_format_of(x)
         # How CPUs and CUDA's GPUs convolve fastest; BatchNorms, in training, take longer so.
         if self.deployed and x.device.type in ('cpu', 'cuda') and not is_compiling():
@@ -224,7 +228,7 @@ class EfficientFormerV2(BaseModule):
             raise CheckpointError(
                 'the backbone was switched by switch_to_deploy() already, and the checkpoint is '
                 'of one that was not, or of another architecture: load the checkpoint first. '
-                f'Keys that only one of the two has: {enumerate_keys(differing)}'
+                f'Keys that only one of the two has: {first_of(differing)}'
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

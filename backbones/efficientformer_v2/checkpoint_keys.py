@@ -9,11 +9,11 @@
 """
 
 import re
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 
 from torch import Tensor
 
-from backbones.errors import CheckpointError
+from backbones.errors import CheckpointError, first_of
 
 # (pattern, replacement), applied in this order to every key.
 RENAMING = {
@@ -123,7 +123,7 @@ def check_nan(tensors: Mapping[str, Tensor], source: str = 'the checkpoint') -> 
     if nan:
         raise CheckpointError(
             f'{len(nan)} of {len(tensors)} tensors of {source} contain NaN, as after a training '
-            f'that diverged: {enumerate_keys(nan)}'
+            f'that diverged: {first_of(nan)}'
         )
 
 
@@ -182,12 +182,12 @@ def check_complete(
     if mismatched:
         raise CheckpointError(
             f'the checkpoint is of another architecture: it has {describe(tensors)}, the backbone '
-            f'{describe(expected)}. Shapes that differ: {enumerate_keys(mismatched)}'
+            f'{describe(expected)}. Shapes that differ: {first_of(mismatched)}'
         )
     if missing:
         raise CheckpointError(
             f'the checkpoint lacks {len(missing)} of the {len(needed)} tensors of the backbone: '
-            f'{enumerate_keys(missing)}; it has {enumerate_keys(list(given))}'
+            f'{first_of(missing)}; it has {first_of(list(given))}'
         )
     check_nan({key: tensors[key] for key in needed})
 
@@ -209,9 +209,3 @@ def describe(tensors: Mapping[str, Tensor]) -> str:
             channels[stage] = tensor.shape[0]
             depths[stage] = max(block + 1, depths.get(stage, 0))
     return f'channels {list(channels.values())} and depths {list(depths.values())}'
-
-
-def enumerate_keys(keys: Sequence[str], most: int = 6) -> str:
-    """The first keys, and how many more there are."""
-    shown = ', '.join(keys[:most]) or 'no keys at all'
-    return shown if len(keys) <= most else f'{shown} and {len(keys) - most} more'

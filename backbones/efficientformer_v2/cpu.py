@@ -53,7 +53,7 @@ def is_autocasting_on_cpu() -> bool:
 
 
 class FusedConv(nn.Conv2d):
-    """A convolution for inference and the GELU behind it; channels last where oneDNN is used."""
+    """A convolution for inference, with ``gelu`` the GELU behind it; channels last by oneDNN."""
 
     def __init__(self, conv: nn.Conv2d, gelu: bool = False) -> None:
         super().__init__(
@@ -101,7 +101,7 @@ def in_strips(part: Callable[[Tensor], Tensor], x: Tensor, max_channels: int) ->
     """``part(x)`` for an x in channels last, strip by strip where all at once would take too much.
 
     ``part`` keeps the shape and needs no gradient. A pixel's result depends on the pixel and its
-    eight neighbours, which are zeros beyond the edges. ``max_channels`` are those of the widest
+    eight neighbors, which are zeros beyond the edges. ``max_channels`` are those of the widest
     map inside it.
     """
     height, width = x.shape[2:]
@@ -128,7 +128,7 @@ def even_step(length: int, max_step: int) -> int:
 
 # What the scores of a part of the queries may take, in bytes: small enough for the cache, large
 # enough that each of the keys and values is worth reading.
-SCORE_BUDGET = 6 * 2**20
+SCORE_BUDGET_ONEDNN = 6 * 2**20
 
 
 def add_attention(
@@ -158,7 +158,7 @@ def add_attention(
     geometry = ((0, 0), (1, 1), (1, 1), num_heads)
     bias = bias.permute(1, 2, 0, 3, 4)
     bytes_per_query = num_heads * height * width * x.element_size()
-    parts = list(split_queries(rows, columns, SCORE_BUDGET, bytes_per_query))
+    parts = list(split_queries(rows, columns, SCORE_BUDGET_ONEDNN, bytes_per_query))
     # For all parts, since new memory costs more than what is computed in it.
     buffers = x.new_empty(2, parts[0].size, num_heads, height * width)
     for index in range(len(x)):

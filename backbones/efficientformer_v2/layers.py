@@ -1,4 +1,4 @@
-"""Everything in EfficientFormerV2 that is not attention, and what its parts ask of torch.
+"""The layers of EfficientFormerV2 that are not attention, and what its parts ask of torch.
 
 All feature maps are (batch, channels, height, width).
 """
@@ -30,7 +30,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """3x3 convolution of stride 2, with attention of the same output added where there is one."""
+    """3x3 convolution of stride 2, to which attention at that size is added where there is one."""
 
     def __init__(
         self,

@@ -89,9 +89,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 def look_up(table: Tensor, query_stride: int) -> Tensor:
     """Spread a table (num_heads, height, width) over the pairs of queries and keys of its grid.
 
-    Beside its mirror images, so that entry (dy, dx) of all signs has a place of its own, the
-    table holds what a query adds to all keys as a window of the grid's size, which moves with
-    the query. It moves the other way than the keys run, so the keys are taken backwards.
+    The table is mirrored first, so that along an axis of length n place i is offset i - (n - 1),
+    negative ones included. The query at q has the offsets q - (n - 1), to the last key, to q, to
+    the first one: the window of n places from q on, with the keys from last to first.
 
     Returns:
         (num_heads, query rows, query columns, height, width): entry (qy, qx, y, x) is of the query

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
+
+from .distributed import unwrap
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -16,8 +17,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        bare = model.module if is_model_wrapper(model) else model
-        with features_in_bfloat16(bare), super().optim_context(model):
+        with features_in_bfloat16(unwrap(model)), super().optim_context(model):
             yield
 
 

@@ -133,7 +133,7 @@ def read_resumable(path: Path) -> dict:
 
 @contextmanager
 def explain_full_disk(work_dir: str) -> Iterator[None]:
-    """Raise CheckpointError for a full disk, whatever did not fit."""
+    """Raise CheckpointError for a disk that is full, read-only or failing, whatever was written."""
     try:
         yield
     except OSError as error:
@@ -141,7 +141,7 @@ def explain_full_disk(work_dir: str) -> Iterator[None]:
             raise
         raise CheckpointError(
             f'{error.filename or work_dir} could not be written: {error.strerror}. Checkpoints in '
-            f'{work_dir} are unchanged: free some space and continue with --resume'
+            f'{work_dir} are unchanged: free space or make it writable, then --resume continues'
         ) from error
 
 

@@ -21,9 +21,9 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
+from backbones.errors import first_of
 
-from .hooks import unwrap
+from .distributed import unwrap
 from .metrics import figure, format_metrics, is_of_size, overall
 from .preflight import pretrained_backbone, whole_model
 
@@ -198,7 +198,7 @@ def summarize_run(runner: Runner, is_training: bool) -> dict[str, str]:
         summary[name] = f'{len(loader.dataset)} images, {source_of(loader.dataset)}'
     classes = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes') or ()
     if classes:
-        summary['classes'] = f'{len(classes)}: {enumerate_keys(classes, MAX_NAMED_CLASSES)}'
+        summary['classes'] = f'{len(classes)}: {first_of(classes, MAX_NAMED_CLASSES)}'
     if is_training:
         summary |= summarize_schedule(runner)
     processes = f'{runner.world_size} processes, each on ' if runner.world_size > 1 else ''

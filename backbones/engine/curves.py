@@ -4,6 +4,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from backbones.files import atomic_write
+
 from .metrics import is_of_size, is_per_class
 
 # What the log holds beside losses and metrics.
@@ -30,7 +32,8 @@ def draw_curves(work_dir: str) -> Path | None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize='x-small')
     path = Path(work_dir) / 'curves.png'
-    figure.savefig(path, dpi=120)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, dpi=120, format='png')
     return path
 
 

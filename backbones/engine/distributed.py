@@ -7,8 +7,9 @@ from datetime import timedelta
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_rank, get_world_size, init_dist, is_distributed
+from mmengine.model import is_model_wrapper
 from mmengine.utils.dl_utils import set_multi_processing
-from torch import distributed
+from torch import distributed, nn
 
 from backbones.errors import ConfigError
 
@@ -75,3 +76,8 @@ def connect(config: Config) -> None:
         broadcast_buffers=False,
         find_unused_parameters=config.get('find_unused_parameters', False),
     )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, out of what distributes it over processes."""
+    return model.module if is_model_wrapper(model) else model

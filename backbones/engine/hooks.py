@@ -9,19 +9,13 @@ from mmengine import dist
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
 from torch.nn import functional
 
 from backbones.data.config_datasets import datasets_of
 
+from .distributed import unwrap
 from .metrics import MAIN, main_metric
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model itself, out of what distributes it over processes."""
-    return model.module if is_model_wrapper(model) else model
 
 
 class PatienceHook(Hook):
@@ -59,7 +53,8 @@ class PatienceHook(Hook):
 class BestMetricHook(Hook):
     """Has the best checkpoint chosen by the main metric where the config's was not measured.
 
-    That of a base, for instance, is another one's. mmengine ends the training then.
+    ``save_best`` may come from a base with another evaluator, for instance. mmengine ends the
+    training with a KeyError then.
     """
 
     # Before mmengine's CheckpointHook, after all that add metrics.

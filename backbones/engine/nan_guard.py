@@ -6,8 +6,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
-from backbones.errors import ConfigError
+from backbones.errors import ConfigError, first_of
 
 # Larger than any norm that float32 gradients of a training can have: measures, never clips.
 NO_CLIPPING = 1e38
@@ -67,7 +66,7 @@ def describe(runner: Runner, bad: dict[str, float], data_batch: dict | None) -> 
     values = ', '.join(f'{name} is {value}' for name, value in bad.items())
     samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
     paths = [str(sample.img_path) for sample in samples or [] if hasattr(sample, 'img_path')]
-    images = enumerate_keys(paths, MAX_NAMED_IMAGES) if paths else 'unknown'
+    images = first_of(paths, MAX_NAMED_IMAGES) if paths else 'unknown'
     rate = next(iter(runner.optim_wrapper.get_lr().values()))[0]
     last = runner.message_hub.get_info('last_ckpt')
     elsewhere = ' of this process (the cause may be in another)' if get_world_size() > 1 else ''

@@ -1,4 +1,4 @@
-"""What a run starts from, checked before any data are read."""
+"""What a run starts from and reads, checked before it begins."""
 
 import sys
 import traceback
@@ -12,8 +12,8 @@ from backbones.data.check import refuse_errors
 from backbones.data.classes import check_class_weights, set_classes
 from backbones.data.skip_bad import leave_out_bad
 from backbones.efficientformer_v2.backbone import EfficientFormerV2
-from backbones.efficientformer_v2.checkpoint_keys import check_nan, enumerate_keys
-from backbones.errors import CheckpointError, ConfigError
+from backbones.efficientformer_v2.checkpoint_keys import check_nan
+from backbones.errors import CheckpointError, ConfigError, first_of
 from backbones.weights import load_checkpoint
 
 
@@ -36,7 +36,7 @@ def check_test(config: Config) -> None:
     trained = (checkpoint['meta'].get('dataset_meta') or {}).get('classes')
     if trained:
         check_classes(f'checkpoint {config.load_from}', trained, classes)
-    fit_whole(build(whole_model(config)), checkpoint, config.load_from)
+    load_whole(build(whole_model(config)), checkpoint, config.load_from)
     refuse_errors(config, ('test',))
 
 
@@ -47,7 +47,7 @@ def leave_out_init_cfg(config: Config) -> None:
 
 
 def pretrained_backbone(config: Config) -> str | None:
-    """Where the backbone's weights come from, or None; of a list of rules for parts of it, too."""
+    """Where the backbone's weights come from; None without any, or for a list of ``init_cfg``."""
     init_cfg = (whole_model(config).get('backbone') or {}).get('init_cfg') or {}
     return init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
 
@@ -73,7 +73,7 @@ def check_start(config: Config) -> dict | None:
     if is_ours(backbone):
         fitted = build({**backbone, 'init_cfg': None})
         model = fitted if source is None else nn.ModuleDict({'backbone': fitted})
-        fit(model, checkpoint, source or pretrained)
+        load_weights(model, checkpoint, source or pretrained)
     try:
         check_nan(checkpoint['state_dict'], f'checkpoint {source or pretrained}')
     except CheckpointError as error:
@@ -111,8 +111,8 @@ def check_classes(source: str, trained: Sequence[str], classes: Sequence[str]) -
     same_names = sorted(trained) == sorted(classes)
     if len(trained) != len(classes) or (same_names and list(trained) != list(classes)):
         raise CheckpointError(
-            f'{source} was trained on {len(trained)} classes ({enumerate_keys(list(trained))}), '
-            f'the data of the config have {len(classes)} ({enumerate_keys(list(classes))}), and '
+            f'{source} was trained on {len(trained)} classes ({first_of(list(trained))}), '
+            f'the data of the config have {len(classes)} ({first_of(list(classes))}), and '
             'number and order have to be the same'
         )
 
@@ -122,17 +122,17 @@ def whole_model(config: Config) -> ConfigDict:
     return config.model.get('module', config.model)
 
 
-def fit_whole(model: nn.Module, checkpoint: dict, source: str) -> None:
+def load_whole(model: nn.Module, checkpoint: dict, source: str) -> None:
     """Load a checkpoint that has all of a model, or raise CheckpointError."""
-    if missing := fit(model, checkpoint, source):
+    if missing := load_weights(model, checkpoint, source):
         raise CheckpointError(
             f'checkpoint {source} lacks {len(missing)} tensors of the model '
-            f'({enumerate_keys(missing)}): it was made with another config, or holds a backbone '
+            f'({first_of(missing)}): it was made with another config, or holds a backbone '
             'only'
         )
 
 
-def fit(model: nn.Module, checkpoint: dict, source: str) -> list[str]:
+def load_weights(model: nn.Module, checkpoint: dict, source: str) -> list[str]:
     """Load a checkpoint into a model and name the tensors that it lacks.
 
     Raises CheckpointError where shapes or the backbone differ, or weights contain NaN.

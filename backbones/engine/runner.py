@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 from backbones.data.findings import count
 from backbones.data.skip_bad import SKIPPED, base_datasets, count_skipped, guard
 from backbones.deploy import expect_contiguous, replace_roi_align
-from backbones.efficientformer_v2.checkpoint_keys import enumerate_keys
-from backbones.errors import ConfigError, in_one_line
+from backbones.errors import ConfigError, first_of, in_one_line
 
 from .checkpoints import DURABLE, STARTED, checkpoint_folder
 from .console import ConsoleHook, prints_to, quiet
-from .hooks import BestMetricHook, PatienceHook, unwrap
+from .distributed import unwrap
+from .hooks import BestMetricHook, PatienceHook
 from .loops import ResumableEpochLoop, ResumableIterLoop
 from .metrics import add_per_class
 from .nan_guard import NO_CLIPPING, NanGuardHook
@@ -134,7 +134,7 @@ class ReliableRunner(Runner):
         if missing:
             self.logger.warning(
                 f'{filename} lacks {count(len(missing), "tensor")} of the model or has other '
-                f'shapes for them, so that they start from random values: {enumerate_keys(missing)}'
+                f'shapes for them, so that they start from random values: {first_of(missing)}'
             )
         return checkpoint
 

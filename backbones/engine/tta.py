@@ -1,4 +1,7 @@
-"""Test-time augmentation: predictions averaged over flipped and resized images."""
+"""Test-time augmentation: predictions on flipped and resized images, merged.
+
+Segmentors' are averaged, detectors' boxes put together by nms.
+"""
 
 import copy
 

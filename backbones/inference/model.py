@@ -17,7 +17,7 @@ from backbones.data.config_datasets import dataset_class, datasets_of, test_pipe
 from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.amp import inference_precision
 from backbones.engine.config import fit_to_device, load_config
-from backbones.engine.preflight import build, fit_whole
+from backbones.engine.preflight import build, load_whole
 from backbones.errors import ConfigError, DataError
 from backbones.weights import config_of, load_checkpoint
 
@@ -189,7 +189,7 @@ def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Modul
         # This warning of mmseg's is about a loss.
         warnings.filterwarnings('ignore', 'Default ``avg_non_ignore``', UserWarning)
         model = build(config.model)
-    fit_whole(model, checkpoint, source)
+    load_whole(model, checkpoint, source)
     return model
 
 

@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from backbones.data.findings import CheckedDataset
+from backbones.files import atomic_write
 
 from .comparison import to_detections, to_map
 from .drawing import Visualizer
@@ -57,7 +58,8 @@ def draw_overview(datasets: Sequence[CheckedDataset], path: Path) -> None:
     axes.hist(per_image, bins=min(max(max(per_image), 1), 40))
     unit = 'classes' if datasets[0].layout == 'segmentation' else 'objects'
     axes.set(title=f'{unit} of an image', ylabel='images')
-    figure.savefig(path, dpi=80)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, dpi=80, format='png')
 
 
 def build_dataset(dataset: ConfigDict) -> BaseDataset:

@@ -38,12 +38,12 @@ from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.config import use_batch_norm
 from backbones.engine.console import quiet
 from backbones.engine.metrics import add_per_class, main_metric
-from backbones.engine.preflight import fit_whole
+from backbones.engine.preflight import load_whole
 from backbones.weights import load_checkpoint
 
 from .elastic import Layout, build_network
-from .holdout import as_test, join_datasets
-from .space import Choice, Space, check_holdout, search_options
+from .holdout import as_test, check_holdout, join_datasets
+from .space import Choice, Space, search_options
 
 # Variances of fewer images would lack what differs from image to image.
 CALIBRATION_BATCH = 16
@@ -62,7 +62,7 @@ def load_supernet(config: Config, source: str) -> tuple[Layout, dict[str, Tensor
     is_supernet = space.check_checkpoint(checkpoint)
     model = MODELS.build(config.model)
     layout = Layout(model, space, config)
-    fit_whole(model, checkpoint, source)
+    load_whole(model, checkpoint, source)
     if is_supernet:
         check_holdout(config, checkpoint)
     else:
@@ -138,8 +138,10 @@ class Evaluator:
         for choice in asked.keys() & self.known.keys():
             self.report(choice, self.known[choice], False)
         rank, processes = dist.get_rank(), dist.get_world_size()
-        for start in range(rank, len(todo) + rank, processes):
-            results = [(choice, self.measure(choice)) for choice in todo[start : start + 1]]
+        for start in range(0, len(todo), processes):
+            # One for each process; none for some of them at the end.
+            own = todo[start : start + processes][rank : rank + 1]
+            results = [(choice, self.measure(choice)) for choice in own]
             for choice, metric in chain.from_iterable(dist.all_gather_object(results)):
                 self.known[choice] = metric
                 self.report(choice, metric, True)

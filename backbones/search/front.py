@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from backbones.benchmark.report import format_rows
-from backbones.files import atomic_write
+from backbones.files import atomic_write, write_text
 
 from .latency import MAX_ERROR
 from .space import Choice, describe
@@ -62,7 +62,9 @@ class Front:
 
     networks: list[Network]  # in the order of their costs
     best: list[Network]  # those of them that no other one dominates
-    found: Network  # the best one that meets the targets and is none of the published
+    # The best one that meets the targets and is none of the published; where there is none, one
+    # that was predicted to, or the best published one.
+    found: Network
     baseline: Network | None  # the best published one that meets the targets
     targets: dict[str, float]  # the most that a network may cost
     metric: str  # its name
@@ -201,8 +203,7 @@ def write_front(front: Front, folder: Path) -> None:
     )
     texts = {'front.json': json.dumps(values, indent=1), 'front.md': format_front(front)}
     for name, text in texts.items():
-        with atomic_write(folder / name) as partial:
-            partial.write_text(f'{text}\n', encoding='utf-8')
+        write_text(folder / name, text)
     draw_front(front, folder / 'front.png')
 
 

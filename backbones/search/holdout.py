@@ -28,9 +28,11 @@ from backbones.data.config_datasets import (
     walk,
 )
 from backbones.data.findings import CheckedDataset
-from backbones.data.skip_bad import leave_out_bad, write
+from backbones.data.skip_bad import leave_out_bad
 from backbones.data.voc import object_names, xml_files
 from backbones.errors import ConfigError, DataError
+from backbones.files import write_text
+from backbones.weights import config_of
 
 from .space import search_options
 
@@ -51,8 +53,8 @@ def leave_out_holdout(config: Config) -> list[ConfigDict]:
         # A small dataset among others may have none.
         if held_out:
             parts.append(as_test(dataset, config))
-            read_part(parts[-1], held_out, rest, config, f'holdout_{number}')
-        read_part(dataset, rest, held_out, config, f'train_{number}')
+            write_part(parts[-1], held_out, rest, config, f'holdout_{number}')
+        write_part(dataset, rest, held_out, config, f'train_{number}')
     read_coco.cache_clear()
     return parts
 
@@ -100,6 +102,20 @@ def use_holdout(config: Config) -> None:
         )
 
 
+def check_holdout(config: Config, supernet: dict) -> None:
+    """Raise ConfigError where a supernet's checkpoint has seen images of the hold-out."""
+    trained = config_of(supernet)
+    if trained is None:
+        return
+    before, now = search_options(trained), search_options(config)
+    # A smaller hold-out is a part of a larger one.
+    if now['seed'] != before['seed'] or now['holdout'] > before['holdout']:
+        raise ConfigError(
+            'the supernet was trained on images of this hold-out: leave search.seed at '
+            f'{before["seed"]}, and search.holdout at {before["holdout"]} or less'
+        )
+
+
 def as_test(dataset: ConfigDict, config: Config) -> ConfigDict:
     """A training dataset that reads all of its images as a test does."""
     dataset = copy.deepcopy(dataset)
@@ -131,7 +147,7 @@ def split_training(config: Config) -> list[tuple[ConfigDict, list[str], list[str
         )
     parts, total = [], 0
     for dataset in datasets:
-        # As read_part names it.
+        # As write_part names it.
         if (path := annotation_file(dataset)).match('search/train_[0-9].*'):
             raise ConfigError(
                 f'{config.filename} reads {path}, without the hold-out, since the training of '
@@ -198,16 +214,16 @@ def segmentation_samples(dataset: ConfigDict, config: Config) -> list:
     return checked.samples
 
 
-def read_part(
+def write_part(
     dataset: ConfigDict, names: list[str], others: list[str], config: Config, part: str
 ) -> None:
-    """Let a dataset read some of its images, by a list or COCO file in the work folder."""
+    """Write a list or COCO file of some of a dataset's images, and let the dataset read that."""
     path = Path(config.work_dir).resolve() / 'search' / part
     if layout_of(dataset) == 'coco':
         path, text = path.with_suffix('.json'), json.dumps(coco_without(dataset, set(others)))
     else:
         path, text = path.with_suffix('.txt'), '\n'.join(names)
-    write(path, text)
+    write_text(path, text)
     dataset.ann_file = str(path)
 
 

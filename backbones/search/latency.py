@@ -25,7 +25,7 @@ from backbones.benchmark.report import format_rows
 from backbones.benchmark.work import Setting
 from backbones.efficientformer_v2.backbone import NUM_STAGES
 from backbones.errors import ConfigError
-from backbones.files import atomic_write
+from backbones.files import write_text
 
 from .space import Choice, Space
 
@@ -81,8 +81,7 @@ class LatencyModel:
             networks=[dict(choice=asdict(choice), ms=ms) for choice, ms in measured.items()],
             **identify(config),
         )
-        with atomic_write(path) as partial:
-            partial.write_text(json.dumps(values, indent=2) + '\n')
+        write_text(path, json.dumps(values, indent=2))
 
     @classmethod
     def load(cls, path: Path, config: Config) -> 'LatencyModel':

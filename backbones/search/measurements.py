@@ -24,7 +24,7 @@ from backbones.engine.config import load_config
 from backbones.errors import ConfigError, DataError
 from backbones.export.export import staged
 from backbones.export.formats import check_packages
-from backbones.files import atomic_write
+from backbones.files import write_text
 from backbones.inference.model import choose_device
 from backbones.inference.run import progress_bar
 
@@ -213,10 +213,9 @@ def write_files(
     # Only now: the networks are identified by the config without the classes that this sets there.
     options = with_classes(config, options)
     networks, table = folder / NETWORKS_NAME, folder / CSV_NAME
-    if networks.is_file() and networks.read_text() != description:
+    if networks.is_file() and networks.read_text().strip() != description:
         raise ConfigError(f'{folder} has files of other networks: write to a new folder')
-    with atomic_write(networks) as partial_path:
-        partial_path.write_text(description)
+    write_text(networks, description)
     with progress_bar(len(files), 'file', 'writing') as bar:
         for name, choice in files.items():
             bar.set_postfix_str(name)
@@ -228,8 +227,7 @@ def write_files(
             bar.update()
     if not table.exists():
         lines = [','.join(COLUMNS), *(f'{name},' for name in files)]
-        with atomic_write(table) as partial_path:
-            partial_path.write_text('\n'.join(lines) + '\n')
+        write_text(table, '\n'.join(lines))
     return table
 
 

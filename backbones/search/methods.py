@@ -181,13 +181,17 @@ def useful_actions(search: Search, state: Choice) -> dict[str, tuple[Choice, flo
 
 
 def affordable(search: Search, path: list[Choice], actions: dict[str, tuple[Choice, float]]) -> int:
-    """How many actions to evaluate in a step, so that the evaluations last to the targets."""
+    """How many actions to evaluate in a step, so that the evaluations last to the targets.
+
+    The excess is taken to go on falling at the mean pace of the steps so far.
+    """
     state, steps = path[-1], len(path) - 1
     excess = search.excess(state)
     if steps == 0:
         return len(actions)
     pace = (search.excess(path[0]) - excess) / steps
     steps_left = max(excess / pace, 1.0) if pace > 0 else len(actions)
+    # One is kept for this state, another for the last one.
     left = search.left - 2
     if steps % FULL_STEP == 0 and left - len(actions) >= BEST_ACTIONS * steps_left:
         return len(actions)

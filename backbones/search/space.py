@@ -18,7 +18,6 @@ from mmengine.config import Config, ConfigDict
 
 from backbones.efficientformer_v2.backbone import ARCHITECTURES, NUM_STAGES, resolve_architecture
 from backbones.errors import CheckpointError, ConfigError
-from backbones.weights import config_of
 
 # Hidden channels are int(channels * ratio): with these ratios the product is exact.
 RATIOS = (1.5, 2, 2.5, 3, 3.5, 4)
@@ -122,7 +121,7 @@ class Space:
             raise ConfigError(
                 'in a supernet all stages are trained: set model.backbone.frozen_stages=-1'
             )
-        if tuple(backbone.get('out_indices', (3,)))[-1] != NUM_STAGES - 1:
+        if backbone.get('out_indices', range(NUM_STAGES))[-1] != NUM_STAGES - 1:
             raise ConfigError('a search needs all four stages: end out_indices with 3')
         neck = model.get('neck') or {}
         several = isinstance(neck, list | tuple)
@@ -378,25 +377,11 @@ def search_options(config: Config) -> dict[str, Any]:
     if unknown := sorted(set(given) - set(DEFAULTS)):
         raise ConfigError(f'search has no options {unknown}; it has {sorted(DEFAULTS)}')
     options = DEFAULTS | given
-    for name, least in (('calibration_images', 1), ('seed', 0)):
+    for name, minimum in (('calibration_images', 1), ('seed', 0)):
         value = options[name]
-        if not isinstance(value, int) or value < least:
-            raise ConfigError(f'search.{name} is a whole number from {least} on, not {value!r}')
+        if not isinstance(value, int) or value < minimum:
+            raise ConfigError(f'search.{name} is a whole number from {minimum} on, not {value!r}')
     return options
-
-
-def check_holdout(config: Config, supernet: dict) -> None:
-    """Raise ConfigError where a supernet's checkpoint has seen images of the hold-out."""
-    trained = config_of(supernet)
-    if trained is None:
-        return
-    before, now = search_options(trained), search_options(config)
-    # A smaller hold-out is a part of a larger one.
-    if now['seed'] != before['seed'] or now['holdout'] > before['holdout']:
-        raise ConfigError(
-            'the supernet was trained on images of this hold-out: leave search.seed at '
-            f'{before["seed"]}, and search.holdout at {before["holdout"]} or less'
-        )
 
 
 def find_head(model: ConfigDict) -> tuple[str, str, float] | None:

@@ -1,8 +1,8 @@
 """Training all networks of a space at once, with shared weights.
 
 Every step trains four networks on the same batch: the largest, the smallest and two random ones
-(the sandwich rule of Yu and Huang, arXiv 1903.05134, which the paper follows). Their gradients are
-added up for one step of the optimizer.
+(the sandwich rule of Yu and Huang, arXiv 1903.05134, which the paper follows). The mean of their
+gradients is used for one step of the optimizer.
 
 Unlike the paper's supernet, which has norms for every width, this one has BatchNorms that all
 networks share: what a norm sees depends on all other choices too, so that statistics have to be
@@ -27,8 +27,8 @@ from backbones.engine.runner import ReliableRunner
 from backbones.errors import ConfigError
 
 from .elastic import Layout, make_elastic, set_choice
-from .holdout import leave_out_holdout
-from .space import Space, check_holdout, describe
+from .holdout import check_holdout, leave_out_holdout
+from .space import Space, describe
 
 NUM_RANDOM = 2
 
@@ -57,7 +57,7 @@ def prepare_supernet(config: Config) -> None:
 class Supernet(nn.Module):
     """A detector or segmentor whose training step trains networks of a space.
 
-    Several processes add up their gradients without DistributedDataParallel, which knows neither
+    Several processes average their gradients without DistributedDataParallel, which knows neither
     several forward passes a step nor parameters that take part in some steps only.
 
     ``module``, the model of the space's config, is made elastic. ``generator`` gives the random

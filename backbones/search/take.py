@@ -13,7 +13,7 @@ from torch import Tensor
 from backbones.data.config_datasets import datasets_of
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError
-from backbones.files import atomic_write
+from backbones.files import atomic_write, write_text
 
 from .evaluate import Evaluator, load_supernet
 from .holdout import prepare_holdout
@@ -93,8 +93,7 @@ def write_network(
     # An ordinary training, and no longer a search.
     values = dict(_base_=base, search=None, load_from=str(weights)) | settings | changes(*read)
     lines = [f'# {comment}', *(assignment(key, value) for key, value in values.items())]
-    with atomic_write(path) as partial:
-        partial.write_text('\n'.join(lines) + '\n')
+    write_text(path, '\n'.join(lines))
 
 
 def assignment(name: str, value: Any) -> str:

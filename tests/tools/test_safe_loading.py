@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from backbones import CheckpointError
 from backbones.engine.checkpoints import read_resumable
 from backbones.engine.config import fit_to_device, load_config
-from backbones.engine.preflight import check_classes, check_start, fit_whole
+from backbones.engine.preflight import check_classes, check_start, load_whole
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'seg_configs' / 'fpn_effv2_s0_shapes.py'
@@ -127,7 +127,7 @@ NORM = 'backbone.stem.conv1.norm.running_var'
 def test_a_backbone_alone_is_not_tested(config, model_tensors):
     tensors = {key: value for key, value in model_tensors.items() if key.startswith('backbone.')}
     with pytest.raises(CheckpointError, match=r'neck\.'):
-        fit_whole(MODELS.build(config.model), {'state_dict': tensors}, 'in.pth')
+        load_whole(MODELS.build(config.model), {'state_dict': tensors}, 'in.pth')
 
 
 def test_classes_are_compared_where_the_config_knows_them():
@@ -151,7 +151,7 @@ def test_nan_is_an_error_where_the_model_uses_it(
         if is_used
         else nullcontext()
     ):
-        fit_whole(MODELS.build(config.model), {'state_dict': tensors, 'meta': {}}, 'in.pth')
+        load_whole(MODELS.build(config.model), {'state_dict': tensors, 'meta': {}}, 'in.pth')
     if 'backbone' not in key:
         # A training may drop heads, of other classes for instance, so that they are named only.
         config.load_from = str(tmp_path / 'in.pth')

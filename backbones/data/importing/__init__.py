@@ -1,4 +1,4 @@
-"""Labelled folders of other layouts, brought into COCO's or ADE20K's."""
+"""Labeled folders of other layouts, brought into COCO's or ADE20K's."""
 
 from .formats import FORMATS, choose_format
 from .records import Source, open_source

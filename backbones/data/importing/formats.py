@@ -96,7 +96,7 @@ def parse(path: Path) -> Any:
         raise DataError(f'{path} cannot be read: {in_one_line(error)}') from error
 
 
-def hull(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
+def bounding_box(polygons: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
     """The box around polygons."""
     xs, ys = ([v for part in polygons for v in part[first::2]] for first in (0, 1))
     return min(xs), min(ys), max(xs), max(ys)
@@ -106,7 +106,7 @@ def of_polygon(label: str, points: Sequence[float]) -> Instance:
     """An object of one polygon."""
     if is_degenerate(points):
         raise LeftOut('polygons of fewer than three points', f'{len(points)} numbers')
-    return Instance(label, hull([points]), [list(map(float, points))])
+    return Instance(label, bounding_box([points]), [list(map(float, points))])
 
 
 def read_voc(source: Source, files: list[Path]) -> Iterator[Record]:
@@ -264,7 +264,7 @@ def coco_instance(one: dict, labels: dict) -> Instance:
         x, y, w, h = map(float, one['bbox'])
         box = x, y, x + w, y + h
     elif isinstance(mask, list):
-        box = hull(mask)
+        box = bounding_box(mask)
     else:
         raise ValueError('neither a box nor polygons')
     return Instance(labels[category], box, mask, one.get('iscrowd') == 1)
@@ -287,7 +287,7 @@ def read_labelme(source: Source, files: list[Path]) -> Iterator[Record]:
                     if group[1] is not None and one.mask and group in groups:
                         # Parts of one object.
                         groups[group].mask += one.mask
-                        groups[group].box = hull(groups[group].mask)
+                        groups[group].box = bounding_box(groups[group].mask)
                     else:
                         record.instances.append(one)
                         if one.mask:
@@ -299,7 +299,7 @@ def labelme_instance(shape: dict) -> Instance:
     kind, label = shape.get('shape_type') or 'polygon', str(shape.get('label') or '')
     points = [float(value) for point in shape['points'] for value in point]
     if kind == 'rectangle' and len(points) in (4, 8):
-        return Instance(label, hull([points]))
+        return Instance(label, bounding_box([points]))
     if kind == 'circle' and len(points) == 4:
         radius, turns = math.dist(points[:2], points[2:]), np.arange(32) * np.pi / 16
         around = radius * np.stack([np.cos(turns), np.sin(turns)], axis=1)

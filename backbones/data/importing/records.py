@@ -17,6 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from backbones.data.findings import printable
 from backbones.data.images import PILLOW_ERRORS, upright_size
 from backbones.errors import DataError, in_one_line
 
@@ -95,7 +96,7 @@ class Source:
 
     def note(self, kind: str, place: object) -> None:
         """Say what is wrong in the source, and where."""
-        self.notes[kind].append(str(place))
+        self.notes[kind].append(printable(str(place)))
 
     @contextmanager
     def leaving_out(self, place: object, what: str = 'malformed objects') -> Iterator[None]:

@@ -249,6 +249,8 @@ def name_images(records: Sequence[Record], source: Source, task: str) -> None:
         if counts[stem.lower()] > 1:
             stem = '_'.join(record.image.relative_to(source.root).with_suffix('').parts)
             stem += '' if task == 'segmentation' else suffix.replace('.', '_')
+        # COCO's files and mmseg's lists are UTF-8, in which other bytes cannot be written.
+        stem = re.sub('[\ud800-\udfff]', '_', stem)
         record.name = stem + (common if task == 'segmentation' else suffix)
     if len({record.name.lower() for record in records}) < len(records):
         raise DataError('two images would get one name: rename them')

@@ -125,6 +125,11 @@ def wide(labels: np.ndarray) -> Image.Image:
     return Image.fromarray(labels.astype(np.uint16))
 
 
+def with_nan(labels: np.ndarray) -> Image.Image:
+    """As geographic software writes it, where nothing is known."""
+    return Image.fromarray(np.where(labels == labels[0, 0], np.nan, labels).astype(np.float32))
+
+
 def of_16_bits(step: int) -> Callable[[Path], None]:
     """Makes a gray image of 12 bits, brightened by a factor."""
     ramp = np.arange(4096, dtype=np.uint16).repeat(4).reshape(128, 128)
@@ -231,7 +236,8 @@ SEG_MAPS = [
     (relabel(with_palette), 'warning', 'segmentation map with a palette', 'index'),
     (relabel(wide), 'warning', '16-bit segmentation map', 'nothing is lost'),
     (relabel(lambda labels: wide(labels.astype(int) * 0 + 300)), 'error',
-     '16-bit segmentation map', 'holds 300, and mmseg keeps 8 bits of it, 44'),
+     '16-bit segmentation map', 'holds 300'),
+    (relabel(with_nan, format='TIFF'), 'error', '16-bit segmentation map', 'holds nan'),
     (relabel(lambda labels: Image.fromarray(labels[:64])), 'error',
      'segmentation map of another size', 'it is 128x64 (width x height), its image 128x128'),
     (to_one_pixel, 'error', 'one-pixel segmentation map', 'single row'),

@@ -415,6 +415,21 @@ def test_lists_of_voc_name_images_in_folders_and_with_spaces(tmp_path):
     assert found == {'train': {'one/img 0', 'one/img 1', 'img'}, 'val': {'two/img 0', 'two/img 1'}}
 
 
+@pytest.mark.skipif(sys.platform == 'darwin', reason='macOS has no such names')
+def test_names_of_other_bytes_than_utf_8(tmp_path):
+    to_yolo(tmp_path / 'source', masks=False)
+    for folder, suffix in (('images', '.png'), ('labels', '.txt')):
+        path = tmp_path / 'source' / folder / f'clip_a_001{suffix}'
+        path.rename(path.with_name(os.fsdecode(b'caf\xe9' + suffix.encode())))
+    with (tmp_path / 'source/labels' / os.fsdecode(b'caf\xe9.txt')).open('a') as file:
+        file.write('\n7 .5 .5 .1 .1\n')
+    _, notes = run(tmp_path / 'source', tmp_path / 'out')
+    assert 'caf' in said(notes)
+    found = read_back(tmp_path / 'out')
+    assert found.pop('caf_') and len(found) == len(IMAGES) - 1
+    assert 'caf' in json.loads((tmp_path / 'out/import.json').read_text())['notes'].popitem()[1][0]
+
+
 @pytest.mark.parametrize('val', [None, 0.4])
 def test_it_is_said_that_options_of_a_new_split_do_nothing(val, tmp_path):
     to_maps(tmp_path / 'source', 'camvid')

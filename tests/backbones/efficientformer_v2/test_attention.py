@@ -142,7 +142,7 @@ def test_splitting_the_queries_changes_nothing(
     if with_onednn:
         split = cpu.split_queries
         monkeypatch.setattr(cpu, 'split_queries', lambda *grid: parts.extend(split(*grid)) or parts)
-        monkeypatch.setattr(cpu, 'SCORE_BUDGET', budget)
+        monkeypatch.setattr(cpu, 'SCORE_BUDGET_ONEDNN', budget)
     else:
         attend = module.attend
         module.attend = lambda q, *others: parts.append(q.shape[2]) or attend(q, *others)
