@@ -103,6 +103,7 @@ def test_mixed_precision_is_bfloat16_on_a_cpu(tiny_config, part):
     assert seen == [torch.float32, torch.bfloat16]
 
 
+@pytest.mark.slow
 @needs_export
 def test_mixed_precision_of_a_file(tiny_config, compare):
     [found] = compare(group_of(tiny_config('fpn')), setting(backend='openvino', amp=True))

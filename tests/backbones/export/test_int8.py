@@ -152,7 +152,7 @@ def readers(path: Path) -> tuple[dict[str, str], list[str]]:
     [
         pytest.param('fpn', '.xml', marks=needs_nncf),
         pytest.param('ham', '.xml', marks=needs_nncf),
-        ('fpn', '.onnx'),
+        pytest.param('fpn', '.onnx', marks=pytest.mark.slow),
         ('retinanet', '.onnx'),
     ],
 )
