@@ -72,6 +72,19 @@ def test_what_is_measured_decides():
     assert shown.measured == 20.0 and shown.latency == costs(predicted)['latency']
 
 
+def test_what_is_found_was_measured():
+    """Predictions are a tenth too low, for all networks, which a model of latency may be."""
+    searched = [one for one in networks() if not one.name][:30]
+    for one, ms in zip(searched, np.linspace(8, 8.99, 30), strict=True):
+        one.latency = one.metric = ms
+    times = {one.choice: 1.1 * one.latency for one in searched}
+    front = make_front(searched, {'latency': 9.0}, 'mIoU', lambda asked: [times[c] for c in asked])
+    assert front.off_pace is None
+    meet = [one for one in searched if times[one.choice] <= 9]
+    assert front.found is max(meet, key=lambda one: one.metric)
+    assert front.found.measured == times[front.found.choice]
+
+
 @pytest.mark.parametrize('pace', [7, 0.5])
 def test_what_is_measured_on_a_busy_machine_does_not_count(pace):
     def measure(choices: list[Choice]) -> list[float]:
