@@ -1,10 +1,14 @@
 """Predictions as files that other programs read."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from mmdet.datasets import CocoDataset
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tiny import ROOT
 
 from backbones.inference import CroppedMask, Detections, Segmentation
 from backbones.inference.results import (
@@ -43,6 +47,34 @@ def test_image_ids_are_unique_integers():
     assert len(set(ids)) == len(ids)
     assert all(type(each) is int and 2**31 < each < 2**53 for each in ids)
     assert image_id_of('a/000001.jpg') == ids[0]
+
+
+def test_the_documentation_maps_results_to_annotations_with_other_ids(tmp_path, monkeypatch):
+    """Category ids from 0 on are those of Roboflow's and Label Studio's files."""
+    page = (ROOT / 'docs' / 'inference.md').read_text(encoding='utf-8')
+    (code,) = re.findall(r'```python\n(import json.*?)```', page, re.DOTALL)
+    categories = [{'id': 0, 'name': 'ring'}, {'id': 7, 'name': 'disc'}]
+    images = [{'id': n, 'file_name': f'{n}.jpg'} for n in range(2)]
+    files = {
+        'annotations.json': dict(images=images, categories=categories),
+        'outputs/mask_rcnn_effv2_s2/categories.json': categories_of(('disc', 'ring'), 'detection'),
+    }
+    boxes = np.array([[2, 1, 5, 3], [0, 0, 4, 4]], np.float32)
+    found = Detections(boxes, None, np.arange(2), None)
+    for number in range(2):
+        name = f'photos/{number}.jpg'
+        image = {'image_id': image_id_of(name), 'file_name': name}
+        results = coco_results(found, (6, 8), image, categories_of(('disc', 'ring'), 'detection'))
+        files[f'outputs/mask_rcnn_effv2_s2/data/photos/{number}.json'] = results
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    variables = {}
+    exec(code, variables)
+    mapped = [(one['image_id'], one['category_id'], one['bbox'][0]) for one in variables['results']]
+    # Discs are the boxes that begin at 2.
+    assert sorted(mapped) == [(0, 0, 0), (0, 7, 2), (1, 0, 0), (1, 7, 2)]
 
 
 def test_detections_in_cocos_format():
