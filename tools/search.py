@@ -185,7 +185,8 @@ def add_find(parser: argparse.ArgumentParser) -> None:
     add_supernet(parser, text)
     add('--max-latency', type=float, metavar='MS', help='for one image')
     add('--max-parameters', type=float, metavar='N', help='for instance 6e6')
-    add('--backend', help='whose latency counts (default: the only one that was measured)')
+    text = f'whose latency counts; {ELSEWHERE}: what --from read (default: the only one there is)'
+    add('--backend', choices=(*BACKENDS, ELSEWHERE), help=text)
     text = (
         "greedy is the paper's; random the baseline; nsga2 a genetic search that starts from the "
         'greedy one (default: greedy)'

@@ -127,10 +127,10 @@ def find_latency(config: Config, backend: str | None = None) -> LatencyModel:
     if found:
         names = ', '.join(path.stem.removeprefix('latency_') for path in found)
         raise ConfigError(f'{work_dir} has latencies of {names}: say which with --backend')
-    command = f'search.py latency CONFIG{f" --backend {backend}" if backend else ""}'
-    raise ConfigError(
-        f'there is no {latency_path(work_dir, backend or "*")}: run `{command}` on the device first'
-    )
+    options = {None: '', ELSEWHERE: ' --from DIR/measurements.csv'}
+    command = f'search.py latency CONFIG{options.get(backend, f" --backend {backend}")}'
+    path = latency_path(work_dir, backend or '*')
+    raise ConfigError(f'there is no {path}: run `{command}` first')
 
 
 def terms_of(space: Space, choice: Choice, padding: int = 1) -> dict[str, float]:

@@ -41,6 +41,11 @@ def test_openvino_is_measured_on_the_cpu_of_a_machine_with_a_gpu(
     assert call_tool(*command) == (1, f'\nerror: on {device}\n')
 
 
+def test_find_says_which_backends_there_are(call_tool):
+    code, said = call_tool('search.py', 'find', 'a.py', 'a.pth', '--backend', 'onnx')
+    assert code == 2 and 'onnxruntime' in said and 'csv' in said
+
+
 def test_what_another_device_has_measured_is_read(tiny_config, call_tool, tmp_path):
     """As `--write-files` leaves the table, with the milliseconds filled in."""
     path = tiny_config('fpn', SEARCH)

@@ -90,8 +90,13 @@ def test_networks_are_the_extremes_and_published_and_others(space):
 def test_a_model_is_read_for_its_own_networks_only(config, space, tmp_path):
     config = copy.deepcopy(config)
     config.work_dir = str(tmp_path)
-    with pytest.raises(ConfigError, match='latency CONFIG'):
-        find_latency(config)
+    for backend, advice in (
+        (None, ''),
+        ('openvino', ' --backend openvino'),
+        ('csv', ' --from DIR'),
+    ):
+        with pytest.raises(ConfigError, match=f'latency CONFIG{advice}'):
+            find_latency(config, backend)
     choices = choose_networks(space, 0, 12)
     model = fit(space, choices, additive(space, choices))
     path = latency_path(tmp_path, 'torch')
