@@ -234,6 +234,9 @@ def write_files(
 def read_measurements(table: Path, config: Config) -> dict[Choice, float]:
     """The milliseconds in a table that :func:`write_files` wrote, once it is filled in."""
     networks = table.with_name(NETWORKS_NAME)
+    if not networks.is_file():
+        text = 'give --from the table in the folder that --write-files made'
+        raise ConfigError(f'there is no {networks}: {text}')
     known = json.loads(networks.read_text())
     check_identity(networks, known, config, 'write and measure them again, in a new folder')
     measured = {}

@@ -131,6 +131,9 @@ def test_a_filled_in_table_is_read(config, space, tmp_path):
     for other in (config_of('s0'), config_of('s1', **{'model.decode_head.num_classes': 7})):
         with pytest.raises(ConfigError, match='other networks'):
             read_measurements(table, other)
+    table.with_name(NETWORKS_NAME).unlink()
+    with pytest.raises(ConfigError, match=f'{NETWORKS_NAME}.*--write-files'):
+        read_measurements(table, config)
 
 
 @pytest.mark.parametrize(
