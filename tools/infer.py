@@ -110,7 +110,8 @@ def parse_args() -> argparse.Namespace:
     args.existing = 'skip' if args.skip_existing else 'overwrite' if args.overwrite else 'refuse'
     args.checkpoint = None if is_exported(args.model) else args.inputs.pop(0)
     if not args.inputs:
-        parser.error('there is no INPUT after the model: give CONFIG CHECKPOINT INPUT')
+        place = ' before --classes' if args.classes else ''
+        parser.error(f'there is no INPUT after the model: give CONFIG CHECKPOINT INPUT{place}')
     if args.data_only and args.show:
         parser.error('--show shows drawings, which --data-only leaves out')
     if args.end is not None and args.end <= args.start:

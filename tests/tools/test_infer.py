@@ -570,6 +570,11 @@ class TestMistakes:
         assert said in call(*command)[1]
         assert not list(tmp_path.glob('out/*/*'))
 
+    def test_classes_before_the_inputs(self, models, call):
+        for arguments in (['--classes', 'disc', 'a.jpg'], []):
+            code, said = call(*models['fpn'], *arguments)
+            assert code == 2 and ('before --classes' in said) == bool(arguments)
+
     def test_of_files(self, models, call, tmp_path):
         config, checkpoint = models['fpn']
         photograph = PHOTOGRAPHS / 'rocket.jpg'
