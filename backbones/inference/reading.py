@@ -291,7 +291,8 @@ def _identify_video(path: str) -> Source:
         with open_container(path) as container:
             find_video(container)
     except InputError as error:
-        raise NotMediaError(str(error)) from error
+        hint = '; a list of inputs goes to standard input: -' if path.endswith('.txt') else ''
+        raise NotMediaError(f'{error}{hint}') from error
     return Source('video', path)
 
 

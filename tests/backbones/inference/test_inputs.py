@@ -234,6 +234,14 @@ def test_neither_image_nor_video(tmp_path: Path, content: bytes):
         identify(str(tmp_path / 'other.dat'))
 
 
+def test_where_a_list_of_inputs_goes(tmp_path: Path):
+    """batch_infer.py takes the file itself."""
+    path = tmp_path / 'list.txt'
+    path.write_text('a.jpg\nb.jpg\n')
+    with pytest.raises(NotMediaError, match='standard input'):
+        identify(str(path))
+
+
 def test_audio_alone_is_no_video(tmp_path: Path):
     path = tmp_path / 'a.mp4'
     with av.open(str(path), 'w') as container:
