@@ -148,6 +148,10 @@ class ReliableRunner(Runner):
             if name.startswith('best_ckpt'):
                 path = os.path.join(checkpoint_folder(self.cfg), os.path.basename(value))
                 self.message_hub.update_info(name, path)
+        # mmengine logs all that it has of validations with each: of ValLossHook's only what is new.
+        scalars = self.message_hub.log_scalars
+        for name in [name for name in scalars if name.startswith('val/val/')]:
+            del scalars[name]
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """A loop that resumes exactly, in place of mmengine's of the same kind."""

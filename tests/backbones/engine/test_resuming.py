@@ -18,7 +18,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from toy_training import EMA, PowerCut, ToyNumbers, differences, disturb, end_of, toy_config, train
 
 from backbones.engine.checkpoints import STARTED, resume
+from backbones.engine.hooks import ValLossHook
 from backbones.engine.preemption import Preempted, PreemptionHook
+from backbones.engine.runner import ReliableRunner
 from backbones.engine.sampler import ResumableLoader, ResumableSampler
 
 
@@ -104,6 +106,18 @@ def test_a_drawn_seed_is_kept(tmp_path):
     (last,) = {torch.load(p, weights_only=False)['meta']['seed'] for p in tmp_path.glob('iter_*')}
     finish(tmp_path, randomness__seed=None)
     assert torch.load(tmp_path / 'iter_24.pth', weights_only=False)['meta']['seed'] == last
+
+
+def test_a_loss_that_is_no_longer_computed_is_no_longer_logged(tmp_path):
+    """mmengine logs the last one again with every validation."""
+    runner = ReliableRunner.from_cfg(toy_config(tmp_path, **disturb(13, 'send_sigterm')))
+    runner.register_hook(ValLossHook())
+    with pytest.raises(Preempted):
+        runner.train()
+    finish(tmp_path)
+    logs = ''.join(path.read_text() for path in sorted(tmp_path.glob('*/vis_data/scalars.json')))
+    validations = [line for line in logs.splitlines() if 'toy/score' in line]
+    assert ['val/loss' in line for line in validations] == [True, True, False, False]
 
 
 def test_a_finished_training_stays_as_it_is(alone, settings, tmp_path):
