@@ -226,6 +226,8 @@ def summarize_schedule(runner: Runner) -> dict[str, str]:
     batch = f'{size} images'
     if runner.world_size > 1 and size:
         batch += f' x {runner.world_size} processes = {size * runner.world_size}'
+    if (batches := config.optim_wrapper.get('accumulative_counts', 1)) > 1:
+        batch += f', mean gradient of {batches} batches'
     rates = [group.get('initial_lr', group['lr']) for group in runner.optim_wrapper.param_groups]
     rate = ' to '.join(dict.fromkeys(f'{rate:.3g}' for rate in (min(rates), max(rates))))
     if (config.get('auto_scale_lr') or {}).get('enable'):

@@ -171,6 +171,14 @@ class ReliableRunner(Runner):
                 optim_wrapper['clip_grad'] = {'max_norm': NO_CLIPPING}
         return super().build_optim_wrapper(optim_wrapper)
 
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """mmengine's, which does not know that a step may be the mean of several batches."""
+        if auto_scale_lr and auto_scale_lr.get('enable'):
+            batches = self.cfg.optim_wrapper.get('accumulative_counts', 1)
+            base = auto_scale_lr['base_batch_size'] / batches
+            auto_scale_lr = {**auto_scale_lr, 'base_batch_size': base}
+        super().scale_lr(optim_wrapper, auto_scale_lr)
+
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         """mmengine's, with durable checkpoints, their metric, the NaN guard and the console."""
         hooks = dict(hooks or {})

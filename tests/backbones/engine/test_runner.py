@@ -23,6 +23,18 @@ def test_the_text_is_mmengines_and_kept():
     assert 'pretty_text' not in formatted
 
 
+@pytest.mark.parametrize(('counts', 'rate'), [(1, 0.00125), (4, 0.005)])
+def test_averaged_gradients_count_for_the_learning_rate(counts, rate, tmp_path, capsys):
+    """Two images a batch where 16 are meant for 0.01; the saved config keeps the 16."""
+    config = toy_config(tmp_path, train_cfg__max_iters=4, optim_wrapper__accumulative_counts=counts)
+    config.auto_scale_lr = dict(enable=True, base_batch_size=16)
+    runner = ReliableRunner.from_cfg(config)
+    runner.train()
+    assert runner.optim_wrapper.param_groups[0]['initial_lr'] == pytest.approx(rate)
+    assert runner.cfg.auto_scale_lr.base_batch_size == 16
+    assert ('of 4 batches' in capsys.readouterr().out) == (counts == 4)
+
+
 @pytest.mark.parametrize('change', [None, 'lacks', 'other shape'])
 def test_what_a_checkpoint_does_not_give_is_named(change, tmp_path, capsys):
     """The backbone, in the authors' layout, is all there."""
