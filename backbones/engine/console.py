@@ -34,6 +34,8 @@ NOISE = (
     'The prefix is not set in metric class',
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
+    # Early in a training this is no error; its metrics say it: all are 0.
+    'The testing results of the whole dataset is empty',
 )
 MAX_NAMED_CLASSES = 8
 BAR = '{desc} {n_fmt}/{total_fmt} |{bar:20}|{postfix}, {rate_fmt}, {remaining} left'

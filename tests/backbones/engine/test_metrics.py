@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from backbones.engine.config import keep_best_checkpoint
+from backbones.engine.console import quiet
 from backbones.engine.hooks import (
     BestMetricHook,
     ValLossHook,
@@ -83,10 +84,12 @@ def test_a_class_has_its_own_ap_whatever_the_order_of_ids(annotations):
     test_coco_has_the_ap_of_every_class(annotations)
 
 
-def test_without_any_detection_the_ap_is_zero(annotations):
-    """mmdet returns nothing, so that keeping the best checkpoint fails."""
+def test_without_any_detection_the_ap_is_zero(annotations, capsys):
+    """mmdet returns nothing, so that keeping the best checkpoint fails, and logs an error."""
+    quiet(MMLogger.get_instance('nothing detected'))
     assert evaluate(CocoMetric(annotations, metric_items=['mAP_50']), []) == {'coco/bbox_mAP_50': 0}
     assert evaluate(CocoMetric(annotations), [])['coco/bbox_mAP'] == 0
+    assert 'error' not in capsys.readouterr().err
 
 
 def test_writing_results_alone_measures_nothing(annotations, tmp_path):
