@@ -73,7 +73,7 @@ def parse_args() -> argparse.Namespace:
         '--tta',
         action='store_true',
         help="also predict flipped images, and in the sizes of the config's tta_pipeline; average "
-        "a segmentor's logits, join a detector's boxes",
+        "a segmentor's probabilities, join a detector's boxes",
     )
     parser.add_argument(
         '--amp', action='store_true', help='of an exported .xml only: mixed precision'
