@@ -76,7 +76,7 @@ def pair_block(matrix: np.ndarray, names: Sequence[str], unit: str, note: str) -
 
 def calibration_block(bins: np.ndarray, note: str) -> Block:
     """Whether confidences are the shares of what is correct; see :func:`count_by_confidence`."""
-    title = f'Reliability, ECE {calibration_error(bins):.3f}'
+    title = f'Reliability, ECE {calibration_error(bins):.3f}'.replace('nan', '–')
     chart = reliability_chart(title, bins, ('confidence', 'share that is correct'))
     note += (
         ' ECE is the mean distance of confidence from the share that is correct, bins weighted by '

@@ -85,7 +85,7 @@ def reliability_chart(title: str, bins: np.ndarray, labels: tuple[str, str]) -> 
 
 def calibration_error(bins: np.ndarray) -> float:
     """ECE: the mean distance of confidence from correctness, bins weighted by their size."""
-    return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / max(bins[:, 0].sum(), 1))
+    return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / (bins[:, 0].sum() or math.nan))
 
 
 def span(values: Sequence[float]) -> Range:

@@ -5,7 +5,12 @@ import pytest
 import torch
 from mmseg.evaluation import IoUMetric
 
-from backbones.report.blocks import MAX_CLASSES, count_by_confidence, matrix_block
+from backbones.report.blocks import (
+    MAX_CLASSES,
+    calibration_block,
+    count_by_confidence,
+    matrix_block,
+)
 from backbones.report.charts import calibration_error
 from backbones.report.segmentation import (
     MAX_IMAGES,
@@ -92,6 +97,9 @@ def test_calibration_error_by_hand():
     bins = count_by_confidence(np.array([0.95, 0.95, 1.0, 0.15]), np.array([1, 1, 0, 0]))
     assert bins[9].tolist() == [3, 2, pytest.approx(2.9)]
     assert calibration_error(bins) == pytest.approx((abs(2 - 2.9) + 0.15) / 4)
+    nothing = count_by_confidence(np.empty(0), np.empty(0))
+    assert np.isnan(calibration_error(nothing))
+    assert '–' in calibration_block(nothing, '').charts[0].title
 
 
 def test_the_worst_are_kept_and_no_other():
