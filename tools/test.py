@@ -88,7 +88,7 @@ def configure(args: argparse.Namespace) -> Config:
     """The config with everything from the command line in it."""
     config = load_run_config(args)
     for option, file in (('--out', args.out), ('--report', args.report)):
-        if file and Path(file).is_dir():
+        if file and (Path(file).is_dir() or file.endswith('/')):
             raise ConfigError(f'{option} {file} is a folder; give the path of a file')
         if file:
             folder = Path(file).parent

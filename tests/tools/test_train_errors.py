@@ -117,6 +117,11 @@ def test_test_refuses_a_missing_checkpoint(tiny_config, refused):
     assert 'nowhere.pth' in refused(tiny_config('fpn'), 'nowhere.pth', tool='test.py')
 
 
-def test_predictions_do_not_go_where_mmdets_test_writes_them(tiny_config, refused):
-    options = ['--out', 'results.pkl']
-    assert 'results.pkl' in refused(tiny_config('fpn'), 'nowhere.pth', *options, tool='test.py')
+@pytest.mark.parametrize(
+    'options',
+    # Where mmdet's test.py writes predictions, and a folder that is not there yet.
+    [('--out', 'results.pkl'), ('--out', 'results/'), ('--report', 'results/')],
+)
+def test_metrics_and_report_are_files(options, tiny_config, refused):
+    said = refused(tiny_config('fpn'), 'nowhere.pth', *options, tool='test.py')
+    assert ' '.join(options) in said
