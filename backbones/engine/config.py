@@ -32,7 +32,9 @@ def load_config(path: str, options: dict | None = None) -> Config:
     overrides by dotted key. Raises ConfigError where it cannot be read.
     """
     if not Path(path).is_file():
-        raise ConfigError(f'there is no config {path}; ours are in det_configs/ and seg_configs/')
+        own = Path(path, f'{Path(path).resolve().name}.py')
+        hint = f'there is {own}' if own.is_file() else 'ours are in det_configs/ and seg_configs/'
+        raise ConfigError(f'there is no config {path}; {hint}')
     if not path.endswith(CONFIG_SUFFIXES):
         raise ConfigError(
             f'{path} is not a config ({", ".join(CONFIG_SUFFIXES)}); the config comes before the '

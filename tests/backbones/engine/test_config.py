@@ -1,5 +1,6 @@
 """Fitting a config to the machine that it runs on."""
 
+import re
 import sys
 from argparse import Namespace
 
@@ -11,11 +12,13 @@ from mmengine.device import utils as device_utils
 
 from backbones.engine.config import (
     fit_to_device,
+    load_config,
     load_run_config,
     log_to_tensorboard,
     name_pretrained,
 )
 from backbones.engine.preflight import leave_out_init_cfg, pretrained_backbone
+from backbones.errors import ConfigError
 
 
 @pytest.mark.parametrize('has_gpu', [False, True])
@@ -27,6 +30,14 @@ def test_what_needs_a_gpu_is_left_out_without_one(has_gpu, monkeypatch):
     fit_to_device(config)
     assert config.model.backbone.norm_cfg.type == ('SyncBN' if has_gpu else 'BN')
     assert config.train_dataloader.get('pin_memory', False) is has_gpu
+
+
+def test_the_config_in_a_folder_is_named(tmp_path):
+    """As an import writes it."""
+    (tmp_path / 'cells').mkdir()
+    (tmp_path / 'cells/cells.py').touch()
+    with pytest.raises(ConfigError, match=re.escape('cells/cells.py')):
+        load_config(str(tmp_path / 'cells'))
 
 
 @pytest.mark.parametrize(('found', 'used'), [('mps', 'cpu'), ('cuda', 'cuda'), ('cpu', 'cpu')])
