@@ -77,6 +77,8 @@ class Source:
 
     def __init__(self, root: Path, options: Namespace, only: Path | None = None) -> None:
         self.root, self.options = root.resolve(), options
+        # What a zip is unpacked to is gone when its user looks for it.
+        self.shown = self.root if only or options.source.is_dir() else options.source
         self.names: list[str] = []  # of classes, in their order
         self.colors: list[tuple[int, int, int]] | None = None  # of the classes
         self.values: dict[int, int] = {}  # the class of each value in a segmentation map
@@ -96,7 +98,8 @@ class Source:
 
     def note(self, kind: str, place: object) -> None:
         """Say what is wrong in the source, and where."""
-        self.notes[kind].append(printable(str(place)))
+        place = str(place).replace(str(self.root), str(self.shown))
+        self.notes[kind].append(printable(place))
 
     @contextmanager
     def leaving_out(self, place: object, what: str = 'malformed objects') -> Iterator[None]:
@@ -189,7 +192,10 @@ def open_source(options: Namespace) -> Iterator[Source]:
                     archive.extractall(folder)
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
                 raise DataError(f'{path} cannot be unpacked: {in_one_line(error)}') from error
-            yield Source(Path(folder), options)
+            try:
+                yield Source(Path(folder), options)
+            except DataError as error:
+                raise DataError(str(error).replace(folder, str(path))) from error
     elif path.is_file() and path.suffix.lower() in ('.json', '.xml', '.txt'):
         root = path.resolve().parent
         root = root.parent if root.name == 'annotations' else root

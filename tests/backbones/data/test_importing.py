@@ -493,17 +493,25 @@ def test_several_formats_and_existing_folders_need_a_word(tmp_path):
 
 
 def test_zips_are_unpacked_inside_of_a_folder(tmp_path):
+    """What is wrong is named by its place in the zip: the folder is gone then."""
     to_coco(tmp_path / 'source', masks=True)
+    write(tmp_path / 'source/empty.png', '')
     with zipfile.ZipFile(tmp_path / 'cells.zip', 'w') as archive:
         for path in (tmp_path / 'source').rglob('*.*'):
             archive.write(path, path.relative_to(tmp_path))
-    run(tmp_path / 'cells.zip', tmp_path / 'data/out')
+    notes = run(tmp_path / 'cells.zip', tmp_path / 'data/out')[1]
+    assert '.unpacked' not in said(notes)
+    assert f'{tmp_path}/cells.zip/source/empty.png: cannot' in said(notes)
     assert read_back(tmp_path / 'data/out').keys() == IMAGES.keys()
     assert os.listdir(tmp_path / 'data') == ['out']
     with zipfile.ZipFile(tmp_path / 'cells.zip', 'a') as archive:
         archive.writestr('../evil.txt', 'x')
     run(tmp_path / 'cells.zip', tmp_path / 'data/again')
     assert sorted(os.listdir(tmp_path / 'data')) == ['again', 'out']
+    with zipfile.ZipFile(tmp_path / 'cells.zip', 'a') as archive:
+        archive.writestr('source/voc.xml', '<annotation>')
+    with pytest.raises(DataError, match=re.escape(f'{tmp_path}/cells.zip/source/voc.xml')):
+        run(tmp_path / 'cells.zip', tmp_path / 'data/several')
 
 
 @pytest.mark.parametrize('damage', ['cut', 'encrypted', 'packed otherwise', 'corrupt'])
