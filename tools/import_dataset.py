@@ -53,7 +53,8 @@ def parse_args() -> argparse.Namespace:
     add('--classes', nargs='+', default=(), metavar='NAME', help='the classes to take, in this '
         'order; the names of indices or colors, where the source has none')  # fmt: skip
     add('--ignore', nargs='+', default=(), metavar='NAME', help='classes to leave out')
-    add('--overwrite', action='store_true', help='replace an earlier import in OUT')
+    add('--overwrite', action='store_true', help='replace an earlier import in OUT, but '
+        'configs that were changed')  # fmt: skip
     return parser.parse_args()
 
 

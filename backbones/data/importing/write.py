@@ -75,16 +75,34 @@ def write_dataset(source: Source, format_name: str, files: list[Path]) -> Writte
             else:
                 write_coco(root, name, written)
         (root / 'classes.txt').write_text('\n'.join(classes) + '\n', encoding='utf-8')
+        config, text = keep_configs(out, root, source), config_text(written, source)
+        (root / config).write_text(text, encoding='utf-8')
         about = dict(
             source=str(options.source), format=format_name, task=task, seed=options.seed,
             images={name: len(part) for name, part in written.splits.items()}, notes=source.notes,
+            config=text,
         )  # fmt: skip
         (root / RECORD).write_text(json.dumps(about, indent=1, ensure_ascii=False) + '\n')
-        (root / f'{out.name}.py').write_text(config_text(written, source), encoding='utf-8')
         if out.exists():
             shutil.rmtree(out)
         root.rename(out)
     return written
+
+
+def keep_configs(out: Path, root: Path, source: Source) -> str:
+    """Copy configs that are not as an earlier import wrote them; returns a name for the new one."""
+    name = f'{out.name}.py'
+    if out.exists():
+        text = json.loads((out / RECORD).read_text()).get('config', '')
+        for path in sorted(out.glob('*.py')):
+            if path.read_bytes() != text.encode():
+                shutil.copy(path, root)
+                source.note('configs that were changed, kept', path)
+    while (root / name).exists():
+        name = name.replace('.py', '_new.py')
+    if name != f'{out.name}.py':
+        source.note('the new config is beside them', out / name)
+    return name
 
 
 def read_records(source: Source, format_name: str, files: list[Path]) -> list[Record]:

@@ -492,6 +492,28 @@ def test_several_formats_and_existing_folders_need_a_word(tmp_path):
         run(source, tmp_path / 'mine', 'voc', overwrite=True)
 
 
+def test_a_config_that_was_changed_stays(tmp_path):
+    source, out = tmp_path / 'source', tmp_path / 'out'
+    to_voc(source, masks=False)
+    run(source, out)
+    config = out / 'out.py'
+    before = config.read_text()
+    run(source, out, overwrite=True, val=0.5)
+    assert config.read_text() != before and list(out.glob('*.py')) == [config]
+    config.write_text(before + "arch = 's2'\n")
+    (out / 'mine.py').write_text('# Größe')
+    # Twice: the first time leaves nothing that the second one loses.
+    for images in ('4 train', '3 train'):
+        _, notes = run(source, out, overwrite=True, val=0.2 if images == '4 train' else 0.5)
+        assert config.read_text() == before + "arch = 's2'\n"
+        assert (out / 'mine.py').read_text() == '# Größe'
+        assert images in (out / 'out_new.py').read_text() and len(list(out.glob('*.py'))) == 3
+        assert str(config) in said(notes) and 'out_new.py' in said(notes)
+    (out / 'out_new.py').write_text('image_size = 96')
+    run(source, out, overwrite=True)
+    assert (out / 'out_new.py').read_text() == 'image_size = 96'
+
+
 def test_zips_are_unpacked_inside_of_a_folder(tmp_path):
     """What is wrong is named by its place in the zip: the folder is gone then."""
     to_coco(tmp_path / 'source', masks=True)
