@@ -30,8 +30,7 @@ def draw_overview(datasets: Sequence[CheckedDataset], path: Path) -> None:
     figure = Figure(figsize=(16, 12), layout='constrained')
     grid = figure.add_gridspec(3, 12)
     built = [build_dataset(checked.dataset) for checked in datasets]
-    palette = datasets[0].dataset.get('metainfo', {}).get('palette')
-    for place, drawing in enumerate(draw_samples(built[0], palette)):
+    for place, drawing in enumerate(draw_samples(built[0])):
         axes = figure.add_subplot(grid[place // 4, place % 4 * 3 : place % 4 * 3 + 3])
         axes.imshow(drawing[..., ::-1])
         axes.axis('off')
@@ -70,10 +69,11 @@ def build_dataset(dataset: ConfigDict) -> BaseDataset:
         return DATASETS.build({**dataset, 'pipeline': steps, 'test_mode': True})
 
 
-def draw_samples(dataset: BaseDataset, palette: Any) -> Iterator[np.ndarray]:
+def draw_samples(dataset: BaseDataset) -> Iterator[np.ndarray]:
     """Images of a dataset, evenly over all, with their ground truth."""
     classes = dataset.metainfo['classes']
-    visualizer = Visualizer(classes, choose_palette(None, classes, palette))
+    palette = choose_palette(None, classes, dataset.metainfo.get('palette'))
+    visualizer = Visualizer(classes, palette)
     for index in np.unique(np.linspace(0, len(dataset) - 1, SAMPLES).astype(int)).tolist():
         data = dataset[index]
         image, sample = data['inputs'], data['data_samples']

@@ -58,19 +58,20 @@ def choose_palette(spec: str | None, class_names: Sequence[str], saved: Any) -> 
 
 
 def saved_palette(saved: Any, count: int) -> list[Color] | None:
-    """A checkpoint's palette, or None where it has no chosen color for every class."""
+    """A checkpoint's palette, or None where it was not chosen for these classes."""
     try:
         colors = np.asarray(saved, dtype=float)
     except (TypeError, ValueError):  # mmdet saves 'random' for a dataset without a palette
         return None
     # mmdet gives a single class one color, (R, G, B).
     colors = colors[None] if colors.shape == (3,) else colors
-    if colors.shape[1:] != (3,) or len(colors) < count:
+    # mmdet keeps COCO's 80 colors for the classes of other data.
+    if colors.shape[1:] != (3,) or len(colors) != count:
         return None
     # The colors that mmseg draws by chance for a dataset without a palette.
     if np.array_equal(colors, np.random.RandomState(42).randint(0, 255, colors.shape)):
         return None
-    return as_colors(colors[:count])
+    return as_colors(colors)
 
 
 def without_repeats(palette: list[Color]) -> list[Color]:

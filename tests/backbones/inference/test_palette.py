@@ -3,7 +3,8 @@
 import cv2
 import numpy as np
 import pytest
-from mmseg.datasets import BaseSegDataset
+from mmdet.datasets import CocoDataset
+from mmseg.datasets import ADE20KDataset, BaseSegDataset
 
 from backbones.errors import ConfigError
 from backbones.inference.palette import PALETTE_NAMES, choose_palette
@@ -17,7 +18,6 @@ COLORS = [(1, 2, 3), (40, 50, 60), (255, 254, 253)]
     [
         [list(color) for color in COLORS],
         np.array(COLORS, np.uint8),
-        [*COLORS, (9, 9, 9)],
     ],
 )
 def test_takes_the_palette_saved_with_the_model(saved):
@@ -29,7 +29,7 @@ def test_takes_the_palette_saved_with_the_model(saved):
 @pytest.mark.parametrize(
     'saved',
     [
-        *(None, [], 'random', (1, 2, 3), COLORS[:2]),
+        *(None, [], 'random', (1, 2, 3), COLORS[:2], [*COLORS, (9, 9, 9)]),
     ],
 )
 def test_makes_colors_where_the_saved_ones_do_not_do(saved):
@@ -84,6 +84,21 @@ def test_mmsegs_random_palette_is_not_taken_for_a_chosen_one():
     dataset = BaseSegDataset(metainfo=dict(classes=['x'] * 11), lazy_init=True)
     saved = dataset.metainfo['palette']
     assert choose_palette(None, ['x'] * 11, saved) == choose_palette(None, ['x'] * 11, None)
+
+
+def test_a_known_sets_colors_are_those_of_its_own_classes():
+    """mmdet keeps COCO's 80 for other classes: two of three kinds of cells were dark red."""
+
+    def colors(kind, classes):
+        saved = kind(metainfo=dict(classes=classes), lazy_init=True).metainfo['palette']
+        return choose_palette(None, classes, saved)
+
+    coco, ade = CocoDataset.METAINFO, ADE20KDataset.METAINFO
+    assert colors(CocoDataset, coco['classes']) == coco['palette']
+    assert colors(CocoDataset, THREE) == choose_palette(None, THREE, None)
+    assert len({*colors(ADE20KDataset, ade['classes'])} & {*map(tuple, ade['palette'])}) > 140
+    # mmseg picks those of the named classes.
+    assert colors(ADE20KDataset, ['sky', 'wall']) == [(6, 230, 230), (120, 120, 120)]
 
 
 def test_the_first_colors_differ_strongly():
