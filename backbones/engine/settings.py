@@ -9,6 +9,7 @@ command line alone, where their value was a number, a text, a list or None.
 
 import ast
 from collections.abc import Mapping, Set
+from difflib import get_close_matches
 from typing import Any
 
 from mmengine.config import Config
@@ -25,7 +26,7 @@ def read_config(path: str, options: Mapping[str, Any]) -> Config:
 
     ``options`` are overrides by dotted key; those without a dot are names. They still have to be
     merged into the result. Raises ConfigError where nothing in a config follows a name of its
-    settings, as in a saved config.
+    settings, as in a saved config, or a name that is almost one of them.
     """
     names = {key: value for key, value in options.items() if '.' not in key}
     if Config._is_lazy_import(path):
@@ -44,6 +45,9 @@ def read_config(path: str, options: Mapping[str, Any]) -> Config:
             f'{path}: nothing follows {name} in a config that was saved with everything filled in: '
             'set it in the config that this one was made from'
         )
+    for name in (inheriting | names.keys()) - declared - used:
+        if meant := get_close_matches(name, declared, 1, 0.84):
+            raise ConfigError(f"{path}: nothing follows {name}; did you mean '{meant[0]}'?")
     return evaluate(path, values, declared)[0]
 
 

@@ -137,6 +137,19 @@ def test_what_cannot_be_followed_is_refused(tmp_path):
         load_config(str(saved), {'size': 4})
 
 
+@pytest.mark.parametrize('base', SMALL)
+def test_a_misspelled_setting_is_named(base, tmp_path):
+    for name, meant in (('epoch', 'epochs'), ('imagesize', 'image_size'), ('archs', 'arch')):
+        with pytest.raises(ConfigError, match=f"'{meant}'"):
+            load_config(inherit(tmp_path, base), {name: 3})
+        with pytest.raises(ConfigError, match=f"'{meant}'"):
+            load_config(inherit(tmp_path, base, f'{name} = 3'))
+    # Names that mean something else, and those that a config computes with.
+    other = {'palette': [], 'search': {}, 'load_from': 'x', 'work_dir': 'x', 'custom_hooks': []}
+    lines = 'image_sizes = [320, 640]\nimage_size = image_sizes[0]'
+    assert load_config(inherit(tmp_path, base, lines), other).image_size == 320
+
+
 PURE_PYTHON = """
 from mmcv.ops import RoIAlign, nms
 from mmseg.datasets import BaseSegDataset
