@@ -15,7 +15,7 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint) if _base_.pretrained else None,
     ),
     neck=dict(
-        in_channels=channels[_base_.arch],
+        in_channels=channels.get(_base_.arch),
         norm_cfg=None if _base_.pretrained else dict(type='BN', requires_grad=True),
     ),
     # Regions of an image that are trained on: a quarter of COCO's, as images with hundreds of

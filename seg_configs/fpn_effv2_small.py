@@ -12,6 +12,6 @@ model = dict(
         norm_eval=_base_.pretrained,  # from nothing, BatchNorm has to learn
         init_cfg=dict(checkpoint=checkpoint) if _base_.pretrained else None,
     ),
-    neck=dict(in_channels=channels[_base_.arch], out_channels=128),
+    neck=dict(in_channels=channels.get(_base_.arch), out_channels=128),
     decode_head=dict(in_channels=[128] * 4, channels=64),
 )

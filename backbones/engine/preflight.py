@@ -58,9 +58,11 @@ def check_start(config: Config) -> dict | None:
     Returns the checkpoint of the whole model, or None where only the backbone or nothing is loaded.
     """
     backbone = whole_model(config).get('backbone', {})
+    # First, since weights that do not exist would be fetched for a wrong `arch`.
+    fitted = build({**backbone, 'init_cfg': None}) if is_ours(backbone) else None
     source, pretrained = config.get('load_from'), pretrained_backbone(config)
     if source is None and pretrained is None:
-        if is_ours(backbone) and backbone.get('norm_eval'):
+        if fitted and backbone.get('norm_eval'):
             print(
                 'warning: the backbone starts from random weights, and norm_eval=True keeps its '
                 'BatchNorms from learning: add --cfg-options model.backbone.norm_eval=False',
@@ -70,8 +72,7 @@ def check_start(config: Config) -> dict | None:
         return None
     checkpoint = load_checkpoint(source or pretrained)
     # Other backbones than ours have rules of their own for what may be missing.
-    if is_ours(backbone):
-        fitted = build({**backbone, 'init_cfg': None})
+    if fitted:
         model = fitted if source is None else nn.ModuleDict({'backbone': fitted})
         load_weights(model, checkpoint, source or pretrained)
     try:

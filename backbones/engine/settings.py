@@ -100,6 +100,9 @@ def evaluate(
         # mmengine lets it visit every Python file before it evaluates the file.
         def visit_Module(self, node: ast.Module) -> ast.Module:
             files.append(node)
+            lists = [each for each in node.body if 'settings' in targets_of(each)]
+            parts = ast.walk(ast.Module(lists, []))
+            self.settings = {part.value for part in parts if isinstance(part, ast.Constant)}
             return self.generic_visit(node)
 
         def visit_Assign(self, node: ast.Assign) -> ast.Assign | None:
@@ -113,6 +116,8 @@ def evaluate(
         def set_value(self, node: ast.Assign | ast.AnnAssign) -> None:
             for name in targets_of(node) & values.keys():
                 if name in computed or is_literal(node.value):
+                    if name in self.settings:
+                        check_kind(name, values[name], node.value)
                     node.value = ast.parse(repr(values[name]), mode='eval').body
                     ast.fix_missing_locations(node)
 
@@ -125,6 +130,19 @@ def evaluate(
         return Config.fromfile(path), files
     finally:
         mmengine_config.RemoveAssignFromAST, mmengine_config.load = RemoveAssignFromAST, load
+
+
+def check_kind(name: str, value: Any, default: ast.expr) -> None:
+    """Raise ConfigError where a setting with a number or a text for a default is neither."""
+    # The learning rate's depends on another setting; both are of a kind.
+    default = getattr(default, 'body', default)
+    kind = type(ast.literal_eval(default)) if is_literal(default) else None
+    kinds = (str, int, float) if kind is str else (int, float)
+    if kind in (str, bool, int, float) and not isinstance(value, kinds):
+        raise ConfigError(
+            f'{name} cannot be {value!r}: its default is {ast.unparse(default)}. On the command '
+            'line, spaces separate one setting from the next'
+        )
 
 
 def is_literal(expression: ast.expr) -> bool:

@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from backbones.data.labels import set_ignored_label
 from backbones.engine.config import load_config
-from backbones.engine.preflight import is_ours
+from backbones.engine.preflight import check_start, is_ours
 from backbones.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -148,6 +148,29 @@ def test_a_misspelled_setting_is_named(base, tmp_path):
     other = {'palette': [], 'search': {}, 'load_from': 'x', 'work_dir': 'x', 'custom_hooks': []}
     lines = 'image_sizes = [320, 640]\nimage_size = image_sizes[0]'
     assert load_config(inherit(tmp_path, base, lines), other).image_size == 320
+
+
+@pytest.mark.parametrize('base', SMALL)
+def test_a_value_of_another_kind_is_refused_with_its_setting(base, tmp_path):
+    wrong = {
+        'batch_size': [2, 'epochs=1'], 'epochs': ['20', 'image_size=320'], 'image_size': '640x640',
+        'learning_rate': 'low', 'pretrained': 'no', 'arch': ['s0', 'epochs=1'], 'patience': None,
+    }  # fmt: skip
+    for name, value in wrong.items():
+        with pytest.raises(ConfigError, match=name):
+            load_config(inherit(tmp_path, base), {name: value})
+        with pytest.raises(ConfigError, match=name):
+            load_config(inherit(tmp_path, base, f'{name} = {value!r}'))
+    right = {'learning_rate': 1, 'pretrained': 0, 'test_split': 2024, 'arch': 's1'}
+    assert load_config(inherit(tmp_path, base), right).optim_wrapper.optimizer.lr == 1
+
+
+@pytest.mark.parametrize('base', SMALL)
+@pytest.mark.parametrize('pretrained', [True, False])
+def test_an_unknown_arch_is_refused_before_anything_is_fetched(base, pretrained, tmp_path):
+    config = load_config(inherit(tmp_path, base), {'arch': 'S0', 'pretrained': pretrained})
+    with pytest.raises(ConfigError, match="'s0', 's1', 's2', 'l'"):
+        check_start(config)
 
 
 PURE_PYTHON = """
