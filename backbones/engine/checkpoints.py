@@ -9,6 +9,8 @@ from typing import ClassVar
 
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from backbones.efficientformer_v2.checkpoint_keys import check_nan, tensors_of
 from backbones.errors import FATAL_OUTPUT_ERRNOS, CheckpointError, ConfigError
@@ -143,6 +145,20 @@ def explain_full_disk(work_dir: str) -> Iterator[None]:
             f'{error.filename or work_dir} could not be written: {error.strerror}. Checkpoints in '
             f'{work_dir} are unchanged: free space or make it writable, then --resume continues'
         ) from error
+
+
+class StartHook(Hook):
+    """Keeps when a training was started anew in its work folder, for :func:`refuse_earlier`."""
+
+    # Not earlier: a start that fails leaves the training before it as it is.
+    def before_train(self, runner: Runner) -> None:
+        note = Path(runner.work_dir, STARTED)
+        if runner._resume:
+            note.unlink(missing_ok=True)
+        else:
+            # In every checkpoint, also of what resumes it.
+            runner.message_hub.update_info(STARTED, runner.timestamp)
+            note.write_text(runner.timestamp)
 
 
 def refuse_earlier(path: Path, checkpoint: dict, work_dir: str) -> None:

@@ -22,7 +22,7 @@ from backbones.data.skip_bad import SKIPPED, base_datasets, count_skipped, guard
 from backbones.deploy import expect_contiguous, replace_roi_align
 from backbones.errors import ConfigError, first_of, in_one_line
 
-from .checkpoints import DURABLE, STARTED, checkpoint_folder
+from .checkpoints import DURABLE, StartHook, checkpoint_folder
 from .console import ConsoleHook, prints_to, quiet
 from .distributed import unwrap
 from .hooks import BestMetricHook, PatienceHook
@@ -89,12 +89,6 @@ class ReliableRunner(Runner):
     def train(self) -> nn.Module:
         """Save the config and train the model; at the end, say how many images were skipped."""
         super().dump_config()
-        if not self._resume:
-            # In every checkpoint, also of what resumes it.
-            self.message_hub.update_info(STARTED, self.timestamp)
-        if is_main_process():
-            started = Path(self.work_dir, STARTED)
-            started.unlink(missing_ok=True) if self._resume else started.write_text(self.timestamp)
         try:
             return super().train()
         finally:
@@ -190,6 +184,7 @@ class ReliableRunner(Runner):
         self.register_hook(BestMetricHook())
         if is_main_process():
             self.register_hook(ConsoleHook())
+            self.register_hook(StartHook())
 
     def register_custom_hooks(self, hooks: list[Hook | dict]) -> None:
         """The config's, and what keeps their patience."""

@@ -60,6 +60,12 @@ def test_the_time_of_a_new_start_is_kept_until_it_is_resumed(tmp_path):
     assert not (tmp_path / STARTED).exists()
 
 
+def test_a_start_that_fails_leaves_the_training_before_it(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        train(toy_config(tmp_path, load_from='missing.pth'))
+    assert not (tmp_path / STARTED).exists()
+
+
 @pytest.mark.parametrize('step', [0, 5, 13])
 def test_sigterm_saves_the_step_and_nothing_is_lost(step, settings, alone, tmp_path):
     with pytest.raises(Preempted) as stopped:
