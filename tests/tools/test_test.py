@@ -14,6 +14,7 @@ import pytest
 import tool_process
 import torch.nn.functional as F
 from browser import open_browser
+from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
 from tool_process import TOOLS, launch, run_in_two
 from trained_tiny import write_trained
@@ -118,9 +119,14 @@ def test_folding_changes_no_metric(tested, tmp_path, run_tool):
     assert figures(tmp_path / 'out.json') == pytest.approx(metrics, abs=2e-3, nan_ok=True)
 
 
-def test_tta(shapes, call_tool, tmp_path, monkeypatch):
-    """The mean over six sizes and their mirror images, each as mmseg's own inference has it."""
+@pytest.mark.parametrize('ratios', [(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), (1.0,)], ids=str)
+def test_tta(ratios, shapes, call_tool, tmp_path, monkeypatch):
+    """The mean over the sizes and their mirror images, each as mmseg's own inference has it."""
     config, checkpoint = write_trained(tmp_path, 'fpn', shapes)
+    if len(ratios) == 1:
+        without = Config.fromfile(config)
+        without.pop('tta_pipeline'), without.pop('tta_model')
+        without.dump(config)
     saved = tmp_path / 'work_dirs' / config.stem / config.name
     saved.parent.mkdir(parents=True)
     saved.write_text('of the training')
@@ -135,7 +141,7 @@ def test_tta(shapes, call_tool, tmp_path, monkeypatch):
     for path in sorted((shapes / 'ade/images/validation').iterdir()):
         image = cv2.imread(str(path))
         size, total = image.shape[:2], 0
-        for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75):
+        for ratio in ratios:
             side = round(128 * ratio)
             resized = mmcv.imresize(image, (side, side))
             for mirror in (1, -1):
