@@ -1,7 +1,7 @@
 """Segmentation maps as PNGs: which image each belongs to, and which class each value is."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,10 @@ UNLABELED = {'void', 'unlabeled', 'unlabelled', 'ignore', 'ignored'}
 # Cityscapes' labelIds of its 19 classes.
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 RGB = r'(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})'
+# The head of a legend, or a remark in it.
+HEAD = re.compile(
+    r'#|(name|class|pixel value)\s*,|((name|class|label|red|green|blue|r|g|b)\b[\s,:]*){3,}$', re.I
+)
 
 
 def paired_maps(source: Source) -> list[tuple[Path, Path]]:
@@ -119,7 +123,7 @@ def read_values(path: Path) -> np.ndarray:
     return pixels
 
 
-def read_legend(source: Source, first: Path, found: Sequence[int]) -> None:
+def read_legend(source: Source, first: Path, found: Collection[int]) -> None:
     """Give a source the names of its classes, their values in its maps, and colors.
 
     ``found`` has all values in its maps, of which ``first`` is one.
@@ -132,7 +136,10 @@ def read_legend(source: Source, first: Path, found: Sequence[int]) -> None:
     names = list(source.options.classes)
     largest = max((value for value in found if value != 255), default=0)
     if mode in ('RGB', 'RGBA'):
-        if not values or values[0] is None:
+        # Of a line without a color no map has pixels.
+        listed = [name for name, value in entries if value is not None]
+        values = [value for value in values if value is not None]
+        if not values:
             listed, values = names or [f'{value:06x}' for value in sorted(found)], sorted(found)
             if len(listed) != len(values):
                 raise DataError(f'the maps have {len(values)} colors, --classes names {len(names)}')
@@ -174,7 +181,7 @@ def parse_legend(path: Path) -> list[tuple[str, int | None]]:
     entries: list[tuple[str, int | None]] = []
     for line in path.read_text(encoding='utf-8-sig').split('\n'):
         text = line.strip()
-        if not text or re.match(r'#|(name|class|pixel value)\s*,', text, re.I):
+        if not text or HEAD.match(text):
             continue
         if found := re.match(rf'{RGB}[\s,:]+(.+)$', text):
             *color, name = found.groups()

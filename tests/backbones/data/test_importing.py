@@ -20,6 +20,7 @@ from pycocotools.coco import COCO
 
 from backbones.data import check_dataset
 from backbones.data.importing import FORMATS, choose_format, open_source, write_dataset
+from backbones.data.importing.masks import parse_legend
 from backbones.data.importing.write import Written
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError, DataError
@@ -255,6 +256,24 @@ def test_segmentation_maps_come_back_exactly(kind, tmp_path):
         assert len(list((tmp_path / f'out/images/{folder}').glob(f'{name}*'))) == 1
     config = load_config(str(tmp_path / 'out/out.py'))
     assert config.train_dataloader.dataset.data_root == f'{tmp_path}/out/'
+
+
+@pytest.mark.parametrize(
+    ('head', 'line', 'end'),
+    [
+        ('', '{} {} {} {}', 'nothing'),
+        ('r,g,b,name', '{},{},{},{}', ''),
+        ('r g b Label', '{} {} {} {}', ''),
+    ],
+)
+def test_a_legend_may_have_a_head_and_lines_without_a_color(head, line, end, tmp_path):
+    to_maps(tmp_path / 'maps', 'camvid')
+    lines = [line.format(*color, name) for name, color in zip(NAMES, COLORS, strict=True)]
+    legend = tmp_path / 'maps/class_dict.csv'
+    legend.write_text('\n'.join([head, *lines, end]))
+    assert run(tmp_path / 'maps', tmp_path / 'out')[0].classes == NAMES
+    # Of maps of indices each line is a class, the head is none.
+    assert [name for name, _ in parse_legend(legend)] == [*NAMES, *end.split()]
 
 
 def test_what_has_one_name_is_one_class(tmp_path):
