@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import cv2
 import numpy as np
@@ -24,16 +24,17 @@ class CroppedMask:
     # (height, width), bool, inside the image; either may be 0.
     pixels: np.ndarray
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         return self.pixels.shape
 
 
-class CompressedMask:
+class CompressedMask(CroppedMask):
     """A :class:`CroppedMask` of a hundredth of its size, whose pixels take time to look at."""
 
     def __init__(self, mask: CroppedMask) -> None:
-        self.x, self.y, self.shape = mask.x, mask.y, mask.pixels.shape
+        # All but the pixels, which are computed.
+        vars(self).update(x=mask.x, y=mask.y, shape=mask.shape)
         self._bits = zlib.compress(np.packbits(mask.pixels), level=1)
 
     @property

@@ -29,7 +29,7 @@ class Detections:
 
     Attributes:
         boxes: (N, 4), float32: left, top, right, bottom in pixels of the image.
-        scores: (N,), float32, 0 to 1; None for ground truth.
+        scores: (N,), float32, 0 to 1; None for ground truth, never for predictions.
         labels: (N,), int64, index into the model's class names.
         masks: The mask of each object, or None where the model has no masks; of an image in tiles
             they are compressed.
@@ -38,7 +38,7 @@ class Detections:
     boxes: np.ndarray
     scores: np.ndarray | None
     labels: np.ndarray
-    masks: list[CroppedMask] | list[CompressedMask] | None = None
+    masks: Sequence[CroppedMask] | None = None
 
     def select(self, score_thr: float, labels: Sequence[int] | None = None) -> 'Detections':
         """Those with at least this score, of these classes only (None: of all)."""

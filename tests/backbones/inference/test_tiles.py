@@ -1,5 +1,6 @@
 """Large images in tiles, compared with what numpy computes for the whole image."""
 
+import copy
 import json
 import math
 import sys
@@ -274,7 +275,8 @@ def test_nothing_found_is_no_detection():
 
 def test_a_compressed_mask_is_the_same():
     pixels = np.random.default_rng(0).random((37, 53)) > 0.5
-    mask = CompressedMask(CroppedMask(3, 4, pixels))
+    mask = copy.deepcopy(CompressedMask(CroppedMask(3, 4, pixels)))
+    assert isinstance(mask, CroppedMask)
     assert (mask.x, mask.y, mask.shape) == (3, 4, (37, 53))
     np.testing.assert_array_equal(mask.pixels, pixels)
     assert CompressedMask(CroppedMask(0, 0, pixels[:0])).pixels.shape == (0, 53)
