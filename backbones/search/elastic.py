@@ -261,6 +261,10 @@ def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
         elif isinstance(module, LayerScale):
             module.__class__ = ElasticLayerScale
         elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+            if module.momentum is None or not (module.affine and module.track_running_stats):
+                raise ConfigError(
+                    f'{name} cannot be sliced: that needs a momentum, affine=True and statistics'
+                )
             # All of them, since every network has other statistics behind what it shares, too.
             module.__class__ = ElasticBatchNorm
         elif layer_of(f'{name}.weight') not in elastic or not own_parameters:

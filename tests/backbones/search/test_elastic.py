@@ -187,11 +187,19 @@ def test_models_without_a_neck_are_refused():
         Space.from_config(read('seg_configs/ham_effv2_s0.py'))
 
 
-def test_norms_that_cannot_be_sliced_are_refused():
+@pytest.mark.parametrize(
+    ('norm_cfg', 'named'),
+    [
+        (dict(type='GN', num_groups=8), 'GroupNorm'),
+        (dict(type='BN', momentum=None), 'momentum'),
+        (dict(type='BN', affine=False), 'affine'),
+    ],
+)
+def test_norms_that_cannot_be_sliced_are_refused(norm_cfg, named):
     config = read(FPN.format('s0'))
-    config.model.decode_head.norm_cfg = dict(type='GN', num_groups=8)
+    config.model.decode_head.norm_cfg = norm_cfg
     model = build(config)
-    with pytest.raises(ConfigError, match='GroupNorm'):
+    with pytest.raises(ConfigError, match=named):
         make_elastic(model, Layout(model, Space.from_config(config), config))
 
 
