@@ -5,6 +5,7 @@ arXiv 2212.08059.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn.bricks import DropPath
@@ -35,7 +36,7 @@ from .position_bias import BIAS_RESIZE_MODES
 # One row for each network of the family; every sequence has an entry for each of the four stages.
 # `mlp_ratios` has one number for each block. `num_attention_blocks` says how many of the last
 # blocks of stages 3 and 4 have attention: one number, or one for each of the two.
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     's0': dict(
         channels=(32, 48, 96, 176),
         depths=(2, 2, 6, 4),
