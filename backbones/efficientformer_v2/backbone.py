@@ -5,7 +5,7 @@ arXiv 2212.08059.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmcv.cnn.bricks import DropPath
@@ -32,6 +32,10 @@ from .layers import (
     memory_format_of,
 )
 from .position_bias import BIAS_RESIZE_MODES
+
+if TYPE_CHECKING:
+    # typing has it since Python 3.11.
+    from typing_extensions import Self
 
 # One row for each network of the family; every sequence has an entry for each of the four stages.
 # `mlp_ratios` has one number for each block. `num_attention_blocks` says how many of the last
@@ -206,7 +210,7 @@ class EfficientFormerV2(BaseModule):
             self.to(memory_format=torch.channels_last)
         self.deployed = True
 
-    def train(self, mode: bool = True) -> 'EfficientFormerV2':
+    def train(self, mode: bool = True) -> 'Self':
         """Switch between training and evaluation; frozen stages and norms stay in evaluation."""
         if mode and self.deployed:
             raise RuntimeError(
