@@ -3,7 +3,7 @@
 import errno
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from queue import Empty, Full, Queue
@@ -175,7 +175,7 @@ def open_webcam(source: str) -> cv2.VideoCapture:
     return capture
 
 
-def read_webcam(capture: cv2.VideoCapture) -> Iterator[Stamped]:
+def read_webcam(capture: cv2.VideoCapture) -> Generator[Stamped, None, None]:
     """Frames without time stamps, since what drivers say of them differs."""
     try:
         while True:
@@ -187,7 +187,7 @@ def read_webcam(capture: cv2.VideoCapture) -> Iterator[Stamped]:
         capture.release()
 
 
-def read_stream(url: str, timeout: float) -> Iterator[Stamped]:
+def read_stream(url: str, timeout: float) -> Generator[Stamped, None, None]:
     """Frames with their time stamps."""
     scheme, _, rest = url.partition('://')
     last, is_mjpeg = time.monotonic(), False

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -193,7 +193,7 @@ class Inferencer:
 
     def __call__(
         self, inputs: Given | Iterable[Given], clip: Clip | None = None
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Predict, while the next images are read and the last results are used.
 
         Args:

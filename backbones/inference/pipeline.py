@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -55,7 +55,7 @@ class Pipeline:
 
     def run(
         self, items: Iterable, finish: Callable[[Frame], None] = lambda frame: None
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Put the frames among ``items`` through the model; all items come out in order.
 
         ``finish`` is called for each frame, in several threads and out of order.

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ class Predictor:
         self,
         tables: Iterable['pa.Table | pa.RecordBatch'],
         finish: Callable[[Frame], None] = lambda frame: None,
-    ) -> Iterator['pa.Table']:
+    ) -> Generator['pa.Table', None, None]:
         """The results for all rows of many tables, in order; as of Spark's ``mapInArrow``.
 
         ``finish`` is called with each image that has a prediction, in several threads.

@@ -7,7 +7,7 @@ import stat
 import string
 import threading
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -186,7 +186,7 @@ def _read_stream(
 
 # Readers of streams give the stream itself, then its frames, and raise InputError at the end where
 # something was lost on the way. Who waits long for a frame gives None, so that it can be stopped.
-StreamParts = Iterator[Stream | images.TimedImage | None]
+StreamParts = Generator[Stream | images.TimedImage | None, None, None]
 
 
 def _read_video(item: Input, source: Source, clip: Clip) -> StreamParts:
