@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
@@ -44,7 +45,12 @@ class Predictor:
     """
 
     def __init__(
-        self, config: str, checkpoint: str | None = None, *, every: int = 1, **options: Any
+        self,
+        config: str | os.PathLike,
+        checkpoint: str | os.PathLike | None = None,
+        *,
+        every: int = 1,
+        **options: Any,
     ) -> None:
         self._arrow = import_optional('pyarrow', 'Predictor', 'scale')
         self.inferencer = Inferencer(config, checkpoint, **options)
