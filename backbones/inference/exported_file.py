@@ -277,12 +277,12 @@ class ExportedModel:
         inputs, fitted = self.description.fit(image)
         return dict(inputs=inputs, fitted=fitted)
 
-    def predict(self, prepared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Run the file on prepared images, all of one size: its outputs for each, by name."""
-        step = self.description.batch or max(len(prepared), 1)
+    def predict(self, batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Run the file on preprocessed images, all of one size: its outputs for each, by name."""
+        step = self.description.batch or max(len(batch), 1)
         raws = []
-        for first in range(0, len(prepared), step):
-            chunk = prepared[first : first + step]
+        for first in range(0, len(batch), step):
+            chunk = batch[first : first + step]
             inputs = np.stack([item['inputs'] for item in chunk])
             if self.description.batch:
                 # A file of a fixed batch takes no smaller one.
