@@ -54,7 +54,7 @@ IMAGE_DECODE_ERRORS = (
 FATAL_OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """What an error says, or its type where it says nothing; at most 500 characters."""
     return ' '.join(str(error).split())[:500] or type(error).__name__
 

@@ -10,7 +10,7 @@ from mmengine.config import DictAction
 
 
 def make_parser(
-    description: str, examples: str, usage: str | None = None
+    description: str | None, examples: str, usage: str | None = None
 ) -> argparse.ArgumentParser:
     """A parser whose help keeps the line breaks of its texts."""
     return argparse.ArgumentParser(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import numpy as np
@@ -27,6 +27,8 @@ from backbones.inference.cuda_graphs import CALLS_BEFORE_RECORDING
 
 from .candidates import Candidate
 from .work import Setting, make_runner
+
+Key = TypeVar('Key')
 
 MIN_ROUNDS = 3
 WARM_UP_CALLS = 2
@@ -53,12 +55,12 @@ class Timed:
 
 
 def measure_in_turns(
-    functions: Mapping[str, Callable[[], Any]],
+    functions: Mapping[Key, Callable[[], Any]],
     synchronize: Callable[[], None],
     rounds: int,
     seconds: float,
     report: Callable[[str], None],
-) -> dict[str, Timed]:
+) -> dict[Key, Timed]:
     """Time functions alternately.
 
     Args:

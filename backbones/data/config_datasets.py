@@ -2,7 +2,7 @@
 
 import inspect
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from backbones.errors import ConfigError
 SPLITS = ('train', 'val', 'test')
 
 
-def datasets_of(config: Config, splits: tuple[str, ...] = SPLITS) -> Iterator[ConfigDict]:
+def datasets_of(config: Config, splits: Sequence[str] = SPLITS) -> Iterator[ConfigDict]:
     """The datasets that the splits of a config read, out of wrappers such as RepeatDataset."""
     for split in splits:
         loader = config.get(f'{split}_dataloader')

@@ -3,9 +3,10 @@
 import json
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ def is_of_size(name: str) -> bool:
     return name.endswith(('_mAP_s', '_mAP_m', '_mAP_l'))
 
 
-def overall(metrics: dict[str, float]) -> dict[str, float]:
+def overall(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics without those of single classes and without times."""
     return {
         name: value
@@ -106,7 +107,7 @@ def overall(metrics: dict[str, float]) -> dict[str, float]:
     }
 
 
-def write_metrics(metrics: dict[str, object], path: Path) -> None:
+def write_metrics(metrics: Mapping[str, object], path: Path) -> None:
     """Write metrics as JSON; what could not be measured (NaN) becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     valid = {
@@ -116,7 +117,7 @@ def write_metrics(metrics: dict[str, object], path: Path) -> None:
     path.write_text(json.dumps(valid, indent=2, default=str) + '\n', encoding='utf-8')
 
 
-def format_metrics(metrics: dict[str, object]) -> str:
+def format_metrics(metrics: Mapping[str, object]) -> str:
     """A line for every metric, then a table with a row for every class."""
     lines = [f'  {name:<24} {figure(value)}' for name, value in overall(metrics).items()]
     classes: dict[str, dict[str, object]] = {}

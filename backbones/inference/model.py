@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.transforms import Compose
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from torch import Tensor
 
 from backbones.data.classes import class_list, set_classes, set_num_classes
@@ -147,7 +147,7 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def expect_objects(model: dict) -> None:
+def expect_objects(model: ConfigDict) -> None:
     """Raise ConfigError for a detector that gives no boxes or masks for an image alone."""
     if 'language_model' in model:
         raise ConfigError(f'{model.type} needs a text with every image, which there is no way for')
@@ -193,7 +193,7 @@ def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Modul
     return model
 
 
-def transforms_of(config: Config, path: str) -> list[dict]:
+def transforms_of(config: Config, path: str) -> list[ConfigDict]:
     """The test pipeline without the transforms that read files: images come as arrays."""
     pipeline = test_pipeline(config)
     if not pipeline:
