@@ -68,8 +68,7 @@ examples:
       networks of at most 60 ms for an image, on the device that `search.py latency` measured
   python tools/search.py find my_search.py SUPERNET.pth --max-parameters 4e6 --method random
       by size alone, and the baseline that every other method has to beat
-  torchrun --nproc_per_node 8 tools/search.py find my_search.py SUPERNET.pth --max-latency 60 \\
-      --launcher pytorch
+  torchrun --nproc_per_node 8 tools/search.py find my_search.py SUPERNET.pth --max-latency 60
       on 8 GPUs, each of which evaluates networks of its own
 """
 TAKE_EXAMPLES = """\

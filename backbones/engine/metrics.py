@@ -71,21 +71,23 @@ def iou_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[s
     return metrics
 
 
-def main_metric(names: Iterable[str]) -> str:
-    """What networks are compared by: mask AP, else box AP, or mIoU; of other metrics the first.
+def main_metrics(names: Iterable[str]) -> list[str]:
+    """The main ones of what was measured, best first: mask AP, box AP, mIoU; of others the first.
 
-    ``names``: what was measured. mmdet puts more before a name where it has a teacher, or validates
-    on joined datasets; a config may ask for mAP_50 alone.
+    mmdet puts more before a name where it has a teacher, or validates on joined datasets; a config
+    may ask for mAP_50 alone.
     """
     names = list(names)
-    found = (
-        name
-        for is_of in (str.__eq__, str.startswith)
-        for main in MAIN
-        for name in names
-        if is_of(name.rpartition('/')[2], main)
-    )
-    return next(found, names[0])
+    for is_of in (str.__eq__, str.startswith):
+        found = [n for main in MAIN for n in names if is_of(n.rpartition('/')[2], main)]
+        if found:
+            return found
+    return names[:1]
+
+
+def main_metric(names: Iterable[str]) -> str:
+    """The one that networks are compared by."""
+    return main_metrics(names)[0]
 
 
 def is_per_class(name: str) -> bool:

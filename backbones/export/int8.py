@@ -25,7 +25,7 @@ from backbones.data.check import refuse_errors
 from backbones.data.classes import set_classes
 from backbones.data.config_datasets import build_images, datasets_of
 from backbones.data.skip_bad import guard
-from backbones.engine.metrics import MAIN, is_number
+from backbones.engine.metrics import is_number, main_metrics
 from backbones.errors import ConfigError, ExportError, import_optional
 from backbones.inference.exported_file import INPUT_NAME, Description, open_exported
 from backbones.inference.testing import use_inferencer
@@ -151,8 +151,7 @@ def import_nncf() -> ModuleType:
 
 def points(metrics: dict[str, Any], scale: int) -> dict[str, float]:
     """The main figures among metrics, in hundredths."""
-    named = [name for name in metrics if name.rpartition('/')[2] in MAIN]
-    named = named or [name for name, value in metrics.items() if is_number(value)][:1]
+    named = main_metrics(name for name, value in metrics.items() if is_number(value))
     return {name: round(float(metrics[name]) * scale, 2) for name in named}
 
 

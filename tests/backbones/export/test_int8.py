@@ -94,7 +94,11 @@ def test_the_drop_is_what_test_py_measures(task, suffix, made, model_of, tmp_pat
             100,
             {'coco/bbox_mAP': 40, 'coco/segm_mAP': 30},
         ),
-        ({'coco/bbox_mAP_50': 0.5}, 100, {'coco/bbox_mAP_50': 50}),
+        (
+            {'coco/bbox_mAP_50': 0.5, 'coco/segm_mAP_50': 0.4},
+            100,
+            {'coco/bbox_mAP_50': 50, 'coco/segm_mAP_50': 40},
+        ),
         ({'lvis/bbox_AP': 0.3, 'lvis/segm_AP': 0.2}, 100, {'lvis/bbox_AP': 30, 'lvis/segm_AP': 20}),
         ({'pascal_voc/mAP': 0.6, 'pascal_voc/AP50': 0.6}, 100, {'pascal_voc/mAP': 60}),
         ({'aAcc': 90, 'mIoU': 45.2, 'mAcc': 60}, 1, {'mIoU': 45.2}),
