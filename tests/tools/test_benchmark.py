@@ -67,6 +67,7 @@ def test_one_command_compares_backbones_with_peers(run_benchmark, tiny_config, t
         assert len(latency['round_medians']) == 2
         assert each['images_per_second'] == pytest.approx(1000 / latency['median'])
         # At least the weights have to be there.
+        assert each['peak_memory_mib'], done.stderr[-3000:]
         assert each['peak_memory_mib'] * 2**20 > 0.9 * 4 * each['parameters']
         assert name in done.stdout
     assert results['EfficientFormerV2']['ratio'] == 1
