@@ -6,9 +6,6 @@ from pathlib import Path
 
 # Before torch is imported: workers of pytest-xdist and processes of torchrun share two cores.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
-# In these and what they start, glibc keeps memory instead of giving it back after every image.
-os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', '1000000000')
-os.environ.setdefault('MALLOC_TRIM_THRESHOLD_', '1000000000')
 # Linux has ended long-lived test processes by SIGSEGV as they returned from a handler of SIGCHLD,
 # with no fault of their own; processors with AMX are where it was seen.
 os.environ.setdefault('ONEDNN_MAX_CPU_ISA', 'AVX512_CORE_BF16')
