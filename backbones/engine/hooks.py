@@ -66,6 +66,7 @@ class BestMetricHook(Hook):
                 self.choose(runner, hook, metrics)
 
     def choose(self, runner: Runner, hook: CheckpointHook, metrics: dict) -> None:
+        """Let a hook go by what it names, or else by the main metric of what was measured."""
         info, is_auto = runner.message_hub.runtime_info, hook.save_best == ['auto']
         missing = [name for name in hook.save_best if name not in metrics]
         # What --val-loss adds chooses where it is named alone.
@@ -79,7 +80,8 @@ class BestMetricHook(Hook):
         elif hook.key_indicators != [main := main_metric(measured)]:
             if not is_auto:
                 runner.logger.warning(f'{missing} not measured: the best checkpoint is by {main}')
-            hook.greater_keys = [*hook.greater_keys, *MAIN, main]
+            # mmengine has no rule for some of them.
+            hook.greater_keys = [*hook.greater_keys, *MAIN]
             hook._init_rule(hook.rules if is_auto else ['greater'], [main])
             # Where several were wanted, the hook has not looked for one.
             hook.best_ckpt_path = info.get('best_ckpt')

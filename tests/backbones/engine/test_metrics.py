@@ -182,6 +182,7 @@ def test_the_best_checkpoint_is_by_what_was_measured(names, save_best, expected,
             'greater',
             {'best_bbox_AP_epoch_3.pth'},
         ),
+        ([[{'loss': 1.0}, {'loss': 0.5}, {'loss': 0.7}]], 'auto', None, {'best_loss_epoch_2.pth'}),
         # mmengine knows no rule for it.
         ([[{'aAcc': 90.0, 'mFscore': 50.0}]], 'auto', None, {'best_mFscore_epoch_1.pth'}),
     ],
