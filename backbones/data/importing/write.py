@@ -82,7 +82,8 @@ def write_dataset(source: Source, format_name: str, files: list[Path]) -> Writte
             images={name: len(part) for name, part in written.splits.items()}, notes=source.notes,
             config=text,
         )  # fmt: skip
-        (root / RECORD).write_text(json.dumps(about, indent=1, ensure_ascii=False) + '\n')
+        record = json.dumps(about, indent=1, ensure_ascii=False)
+        (root / RECORD).write_text(f'{record}\n', encoding='utf-8')
         if out.exists():
             shutil.rmtree(out)
         root.rename(out)
@@ -93,7 +94,7 @@ def keep_configs(out: Path, root: Path, source: Source) -> str:
     """Copy configs that are not as an earlier import wrote them; returns a name for the new one."""
     name = f'{out.name}.py'
     if out.exists():
-        text = json.loads((out / RECORD).read_text()).get('config', '')
+        text = json.loads((out / RECORD).read_bytes()).get('config', '')
         for path in sorted(out.glob('*.py')):
             if path.read_bytes() != text.encode():
                 shutil.copy(path, root)
