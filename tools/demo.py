@@ -33,7 +33,7 @@ SEARCH = 'search'
 SEARCH_CONFIG = 'seg_configs/fpn_effv2_s1_search_shapes.py'
 # The search is for what is better and as fast, with so many networks tried.
 BASELINE = 's0, neck 96'
-EVALUATIONS = 100
+EVALUATIONS = 80
 # How long the found network is trained by itself.
 FINE_TUNING = 300
 # On photographs the model is less sure of itself than on the images it was trained for.
