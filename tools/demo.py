@@ -4,6 +4,7 @@ Or search for a network: measure this machine, train a supernet, and train what 
 """
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -108,7 +109,8 @@ def demonstrate_search() -> None:
     train = ('train.py', SEARCH_CONFIG, *where, '--seed', 0, '--resume')
     run('3/6 training the supernet', *train)
     supernet = (ROOT / work_dir / 'last_checkpoint').read_text()
-    milliseconds = round(model.predict(model.space.published()[BASELINE]), 2)
+    # Rounded up: the baseline is to meet its own target.
+    milliseconds = math.ceil(100 * model.predict(model.space.published()[BASELINE])) / 100
     find = ('search.py', 'find', SEARCH_CONFIG, supernet, *where, '--max-latency', milliseconds)
     title = f'4/6 searching for what is better than {BASELINE}, and as fast'
     run(title, *find, '--evaluations', EVALUATIONS)
