@@ -12,7 +12,7 @@ from mmengine.config import DictAction
 def make_parser(
     description: str | None, examples: str, usage: str | None = None
 ) -> argparse.ArgumentParser:
-    """A parser whose help keeps the line breaks of its texts."""
+    """Return a parser whose help keeps the line breaks of its texts."""
     return argparse.ArgumentParser(
         description=description,
         epilog=examples,
@@ -22,7 +22,7 @@ def make_parser(
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, option_example: str) -> None:
-    """Add what every run of mmengine's takes; with an example of ``--cfg-options``."""
+    """Add the options of every mmengine run; the example is for ``--cfg-options``."""
     parser.add_argument(
         '--work-dir', help='where logs and results go (default: the config, else work_dirs/NAME)'
     )
@@ -32,14 +32,14 @@ def add_run_arguments(parser: argparse.ArgumentParser, option_example: str) -> N
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Add ``--launcher``; the parser's arguments are then read by :func:`parse_run_args`."""
+    """Add ``--launcher``; then use :func:`parse_run_args` to parse the command line."""
     parser.add_argument(
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),
-        # Each of torchrun's processes would otherwise be a run of its own, in the same work folder.
+        # Otherwise each process of torchrun would be a separate run in the same work folder.
         default='pytorch' if 'TORCHELASTIC_RUN_ID' in os.environ else 'none',
-        help='what started the processes (default: pytorch under torchrun, else none, a single '
-        'one)',
+        help='what starts the processes (default: pytorch under torchrun, else none: a single '
+        'process)',
     )
     # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -50,13 +50,13 @@ def add_trust_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='read checkpoints even if that may run code in them: only for files that you made '
+        help='read checkpoints even if they may run code; use it only for files that you made '
         'yourself',
     )
 
 
 def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
-    """Add ``--cfg-options``; the parser's arguments are then read by :func:`parse`."""
+    """Add ``--cfg-options``; then use :func:`parse` to parse the command line."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -73,34 +73,34 @@ def add_no_deploy(parser: argparse._ActionsContainer) -> None:
         '--no-deploy',
         dest='deploy',
         action='store_false',
-        help='leave the network as it is in training instead of folding its norms and scales, '
-        'which is slower and changes results by rounding only',
+        help='keep the network as in training and do not fold its norms and scales; this is '
+        'slower, and the results differ by rounding only',
     )
 
 
 def add_measuring(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``, ``--threads``, ``--rounds`` and ``--seconds``, for measuring in turns."""
+    """Add the options for measuring models in turns."""
     add, number = parser.add_argument, dict(type=positive, metavar='N')
-    add('--device', help='for instance cuda:1 (default: the first GPU, else cpu)')
-    text = 'of the processor (default: OMP_NUM_THREADS, else one for each physical core)'
+    add('--device', help='such as cuda:1 (default: the first GPU, else cpu)')
+    text = 'CPU threads (default: OMP_NUM_THREADS, else one per physical core)'
     add('--threads', **number, help=text)
-    add('--rounds', **number, default=10, help='turns of every model, at most (default: 10)')
-    text = 'for each model, after which no round but the first three begins (default: 5)'
+    add('--rounds', **number, default=10, help='rounds, at most (default: 10)')
+    text = 'time per model; then no new round begins, except the first three (default: 5)'
     add('--seconds', type=float, default=5.0, metavar='S', help=text)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add what :func:`model_options` reads, and ``--trust-checkpoint``."""
+    """Add the options that :func:`model_options` reads, and ``--trust-checkpoint``."""
     selection = parser.add_argument_group('selection')
     selection.add_argument(
         '--score-thr',
         type=number(0, 1),
         default=0.3,
         metavar='SCORE',
-        help='leave out detections below this (default: 0.3; at most 0.05 to compute AP from the '
-        'data)',
+        help='leave out detections with a lower score (default: 0.3; to compute AP from the '
+        'data, 0.05 or lower)',
     )
-    selection.add_argument('--classes', nargs='+', metavar='NAME', help='only these (default: all)')
+    selection.add_argument('--classes', nargs='+', metavar='NAME', help='the only classes to keep')
     add_tile(parser.add_argument_group('large images'))
     speed = parser.add_argument_group('speed')
     speed.add_argument(
@@ -108,14 +108,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1,
         metavar='N',
-        help='images that go through the model at once, if that many of one size are ready; '
-        'changes no result (default: 1)',
+        help='images per batch, if so many of one size are ready; does not change the results '
+        '(default: 1)',
     )
     speed.add_argument(
         '--amp',
         action='store_true',
-        help='mixed precision: float16 on a GPU, bfloat16 on a CPU that has it, where it makes an '
-        '.xml twice as fast, and checkpoints faster at 512x512 and above',
+        help='mixed precision: float16 on a GPU, bfloat16 on a CPU that supports it (an .xml is '
+        'twice as fast there, a checkpoint is faster from 512x512 on)',
     )
     add_no_deploy(speed)
     add_trust_checkpoint(parser)
@@ -123,7 +123,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of Inferencer that its tools have in common, without the model's files."""
+    """Return the arguments of Inferencer that its tools share, without the model's files."""
     names = (
         *('batch_size', 'amp', 'deploy', 'score_thr', 'classes', 'cfg_options'),
         *('tile', 'overlap'),
@@ -137,15 +137,15 @@ def add_tile(parser: argparse._ActionsContainer) -> None:
         '--tile',
         type=int,
         metavar='PIXELS',
-        help='of images with a longer side, put tiles of this height and width through the model '
-        'and merge what it predicts: small objects are not lost to resizing, and memory is '
-        'bounded. About the size of the images of training is best',
+        help='split images with a longer side into tiles of this height and width, and merge the '
+        'predictions; so resizing loses no small objects, and memory is bounded. Best is about '
+        'the size of the training images',
     )
     parser.add_argument(
         '--overlap',
         type=float,
         metavar='SHARE',
-        help='with --tile: the share of a tile that the next one sees too; best above the size of '
+        help='with --tile: the share of a tile that the next tile sees too; best larger than '
         'most objects (default: 0.2)',
     )
 
@@ -153,11 +153,11 @@ def add_tile(parser: argparse._ActionsContainer) -> None:
 def parse(
     parser: argparse.ArgumentParser, parse_args: Callable[[], argparse.Namespace] | None = None
 ) -> argparse.Namespace:
-    """Parse the command line, with a message for what ``--cfg-options`` cannot take."""
+    """Parse the command line; explain ``--cfg-options`` if its values cannot be parsed."""
     try:
         return (parse_args or parser.parse_args)()
-    # What mmengine's DictAction makes of an entry without '=', and of brackets that it does not
-    # know or that do not match.
+    # mmengine's DictAction raises these for an entry without '=', and for brackets that it does
+    # not know or that do not match.
     except (ValueError, RecursionError, AssertionError):
         parser.error(
             '--cfg-options takes KEY=VALUE without spaces, after all files. A value is a number, a '
@@ -174,21 +174,21 @@ def parse_run_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-    """A number from 1 on."""
+    """Parse a whole number from 1 on."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1 on')
     return int(text)
 
 
 def seed(text: str) -> int:
-    """A number that NumPy takes as a seed."""
+    """Parse a number that NumPy accepts as a seed."""
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f'{text!r} is not a number from 0 to {2**32 - 1}')
     return int(text)
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
-    """A type for argparse: a number in this range."""
+    """Return a type for argparse: a number in this range."""
 
     def parse_number(text: str) -> float:
         try:
@@ -203,7 +203,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """'800x1344' as (800, 1344)."""
+    """Parse '800x1344' into (800, 1344)."""
     height, separator, width = text.lower().partition('x')
     if not (separator and height.isdecimal() and width.isdecimal() and int(height) * int(width)):
         raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 800x1344')

@@ -1,4 +1,4 @@
-"""What every tool begins with: imports that fail with one plain line instead of a traceback."""
+"""Imports of every tool: they fail with one plain line instead of a traceback."""
 
 import importlib.util
 import os
@@ -11,20 +11,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def wait_passively() -> None:
-    """Let threads of OpenMP, which torch is about to load, sleep while they wait for others.
+    """Let OpenMP's threads sleep while they wait; call this before torch is imported.
 
-    They would spin, and take the cores from reading, drawing and whatever else runs: beside other
-    jobs a model infers in a small part of the time.
+    Otherwise they spin, and take the cores from reading, drawing and other programs. Beside other
+    jobs, inference then takes many times as long.
     """
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 
 @contextmanager
 def explain_missing() -> Iterator[None]:
-    """End the program with one line where an import in the block fails.
+    """End the program with one line if an import in the block fails.
 
-    mmdet and mmseg raise AssertionError for an mmcv that they refuse, and a library built for
-    another torch OSError. In the block, `backbones` is found even in a clone.
+    mmdet and mmseg raise AssertionError for an unsupported mmcv; a library built for another torch
+    raises OSError. Within the block, `backbones` is found in a clone too.
     """
     if importlib.util.find_spec('backbones') is None:
         sys.path.insert(0, str(ROOT))

@@ -1,11 +1,11 @@
 """Try models in a browser: a page on this machine for images, videos and the camera.
 
-MODEL is a config with its checkpoint, as tools/infer.py takes them; a checkpoint alone, in which
-its training has left the config; or a file that tools/export.py wrote. Several are shown side by
-side, and each gets every upload. Drawings and data are those of tools/infer.py.
+MODEL is a config and its checkpoint, as for tools/infer.py; a checkpoint alone, if its training
+saved the config in it; or a file that tools/export.py wrote. Several models are shown side by side,
+and each gets every upload. Drawings and data are the same as from tools/infer.py.
 
-Needs pip install -r requirements/app.txt. Nothing is asked of another host. Uploads and results lie
-in a temporary folder; they are deleted after an hour, and when the program ends, with Ctrl-C.
+Needs pip install -r requirements/app.txt. The page loads nothing from other hosts. Uploads and
+results are in a temporary folder; they are deleted after an hour, and when Ctrl-C ends the program.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from _requirements import explain_missing, wait_passively
 
 wait_passively()
-# Read when Gradio is loaded.
+# Gradio reads it when it is imported.
 os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
 
 with explain_missing():
@@ -38,9 +38,9 @@ examples:
   python tools/app.py work_dirs/a/best_mIoU_iter_9000.pth work_dirs/b/best_mIoU_iter_8000.pth
       two trainings side by side
   python tools/app.py mask_rcnn.py mask_rcnn.pth mask_rcnn.xml mask_rcnn.onnx --score-thr 0.5
-      a checkpoint beside what it was exported to
+      a checkpoint beside the files exported from it
   python tools/app.py fpn_s2.xml --host 0.0.0.0 --port 8000 --max-seconds 10 --max-megabytes 20
-      for everybody in the network
+      a page for everybody in the network
 """
 
 
@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
         type=number(0, 1),
         default=0.3,
         metavar='SCORE',
-        help='where the threshold for detections stands first (default: 0.3)',
+        help='initial score threshold for detections (default: 0.3)',
     )
     parser.add_argument('--device', help='cpu, cuda:1, ... (default: a GPU if there is one)')
     parser.add_argument('--amp', action='store_true', help='mixed precision, as in infer.py')
@@ -63,11 +63,11 @@ def parse_args() -> argparse.Namespace:
         '--host',
         default=LOCAL[0],
         metavar='ADDRESS',
-        help='where to listen; 0.0.0.0 lets the whole network in, without a password and '
-        'unencrypted (default: 127.0.0.1, this machine only)',
+        help='address to listen on; 0.0.0.0 opens the page to the whole network, without a '
+        'password or encryption (default: 127.0.0.1, this machine only)',
     )
     server.add_argument(
-        '--port', type=positive, metavar='N', help='default: 7860, or the next one that is free'
+        '--port', type=positive, metavar='N', help='default: 7860, or the next free port'
     )
     uploads = parser.add_argument_group('uploads')
     uploads.add_argument(
@@ -75,21 +75,21 @@ def parse_args() -> argparse.Namespace:
         type=positive,
         default=200,
         metavar='N',
-        help='size of a file (default: 200)',
+        help='maximum size of a file (default: 200)',
     )
     uploads.add_argument(
         '--max-megapixels',
         type=number(0, 1000),
         default=50,
         metavar='N',
-        help='of an image or a frame (default: 50)',
+        help='maximum size of an image or a frame (default: 50)',
     )
     uploads.add_argument(
         '--max-seconds',
         type=number(0, 1e6),
         default=60,
         metavar='N',
-        help='of a video, the rest is left out (default: 60)',
+        help='maximum length of a video; the rest is left out (default: 60)',
     )
     return parse(parser)
 
@@ -108,13 +108,13 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
             if not folder.exists():
                 break
-    # Python would wait for browsers, and abort when a thread comes back from a model.
+    # A normal exit would wait for browsers, and abort when a thread returns from a model.
     os._exit(0)
 
 
 def serve(args: argparse.Namespace, folder: Path) -> None:
     """Open the models and answer browsers until Ctrl-C."""
-    # Read when Gradio is loaded: what lies in these, its page can read.
+    # Gradio reads these when it is imported; its page can read the files in these folders.
     os.environ['GRADIO_TEMP_DIR'] = os.environ['GRADIO_EXAMPLES_CACHE'] = str(folder)
     import_optional('gradio', 'tools/app.py', 'app')
     from backbones.app.page import Page

@@ -1,19 +1,19 @@
-"""Run a trained model on millions of images and videos, on this machine or on a cluster of Ray.
+"""Run a trained model on millions of images and videos, on this machine or on a Ray cluster.
 
-SOURCE is a folder, a glob in quotes, an image or a video, a list of such (.txt, one a line, or -
-for standard input), or a Parquet file or set with a column of paths or of encoded images; on this
-machine or in any storage that fsspec reaches (s3://, gs://, hf://, https://).
+SOURCE is a folder, a glob in quotes, an image, a video, a list of these (a .txt with one per line,
+or - for standard input), or a Parquet file or dataset with a column of paths or encoded images. It
+is on this machine or in any storage that fsspec supports (s3://, gs://, hf://, https://).
 
-The folder or URL after --out becomes a Parquet set with a row for each image and each frame of a
-video: path, frame, time, width, height, then boxes, scores, labels and masks (COCO's run-length
-encoding) of a detector, or seg_map of a segmentor (a PNG whose values are labels), and problem,
-which says what is wrong with an input that cannot be read. Names of classes are in the metadata.
+The folder or URL after --out becomes a Parquet dataset with one row for each image and each video
+frame: path, frame, time, width, height; boxes, scores, labels and masks (COCO's run-length
+encoding) from a detector, or seg_map (a PNG whose values are labels) from a segmentor; and problem,
+which says why an input could not be read. The class names are in the metadata.
 
-Nothing is lost or there twice, whatever process or machine is lost on the way; the same command
-goes on with what is missing. docs/scale.md: clusters, storages, figures.
+If a process or a machine is lost, no result is lost or written twice; the same command continues
+with the missing ones. docs/scale.md describes clusters and storages, and has measured times.
 
-Exit code: 0 success; 1 nothing could be done, or not all, the message says why; 2 the command line
-is wrong; 3 some inputs have problems; 130 interrupted.
+Exit code: 0 success; 1 it could not run or finish, the message says why; 2 the command line is
+wrong; 3 some inputs have problems; 130 interrupted.
 """
 
 import argparse
@@ -37,7 +37,7 @@ examples:
   python tools/batch_infer.py seg_configs/fpn_effv2_s2.py fpn_s2.pth photos/ --out results
       all images and videos in a folder; read them with pandas.read_parquet('results')
   python tools/batch_infer.py fpn_s2.xml s3://bucket/images.parquet --out s3://bucket/results
-      an exported model, from a storage into a storage
+      an exported model, from storage to storage
   python tools/batch_infer.py CONFIG CHECKPOINT list.txt --out /shared/results \\
       --address auto --gpus-per-actor 0.5 --actors 4:64 --draw
       on the cluster that this machine belongs to, two processes on each GPU, 4 to 64 in all
@@ -55,65 +55,65 @@ def parse_args() -> argparse.Namespace:
         'model',
         nargs='+',
         metavar='CONFIG CHECKPOINT SOURCE',
-        help='as of tools/infer.py, and see above; on a cluster every machine has to find the '
+        help='as for tools/infer.py, and see above; on a cluster, every machine must find the '
         'files at these paths',
     )
     parser.add_argument(
         '--out', required=True, metavar='DESTINATION', help='folder or URL of the results'
     )
     parser.add_argument(
-        '--draw', action='store_true', help='write drawings too, as JPEGs into _drawn in it'
+        '--draw', action='store_true', help='also write drawings, as JPEGs in DESTINATION/_drawn'
     )
     parser.add_argument(
         '--images-per-file',
         type=positive,
         default=256,
         metavar='N',
-        help='images whose results are one file, and which are done again where a process is lost '
-        '(default: 256; of Parquet files with images a row group)',
+        help='images per file of results; a lost process repeats at most so many (default: 256; '
+        'for Parquet files with images, a row group)',
     )
     cluster = parser.add_argument_group('cluster')
     cluster.add_argument(
         '--address',
-        help="of a cluster of Ray's: auto for the one that this machine belongs to, or HOST:PORT "
-        '(default: one of this machine alone, which ends with the command)',
+        help='address of a Ray cluster: auto for the one that this machine belongs to, or '
+        'HOST:PORT (default: this machine alone, until the command ends)',
     )
     cluster.add_argument(
         '--actors',
         type=actor_range,
         metavar='N|MIN:MAX',
-        help='processes with the model, or the range for a cluster that grows and shrinks '
-        '(default: as many as there is room for)',
+        help='number of processes with the model, or a range for a cluster that grows and shrinks '
+        '(default: as many as fit)',
     )
     cluster.add_argument(
         '--cpus-per-actor',
         type=number(0.1, 1e4),
         metavar='N',
-        help='cores of each, for reading and, without a GPU, for the model (default: 1, or those '
-        'that there are for each GPU)',
+        help='cores per process, for reading and, without a GPU, for the model (default: 1; with '
+        'GPUs, the cores available per GPU)',
     )
     cluster.add_argument(
         '--gpus-per-actor',
         type=number(0, 64),
         metavar='N',
-        help='GPUs of each; 0.5 for two on one GPU (default: 1 where there are GPUs; .xml: none)',
+        help='GPUs per process; 0.5: two share one (default: 1 if there are GPUs; .xml: none)',
     )
     parser.add_argument(
-        '--every', type=positive, default=1, metavar='N', help='every Nth frame of videos'
+        '--every', type=positive, default=1, metavar='N', help='use every Nth frame of videos'
     )
     add_model_options(parser)
     args = parse(parser, parser.parse_intermixed_args)
     expected = 2 if is_exported(args.model[0]) else 3
     if len(args.model) != expected:
         parser.error(
-            f'CONFIG CHECKPOINT SOURCE, or an exported file and SOURCE: {args.model} are '
-            f'{len(args.model)}, not {expected}. A glob stands in quotes'
+            f'give CONFIG CHECKPOINT SOURCE, or an exported file and SOURCE: {args.model} are '
+            f'{len(args.model)}, not {expected}. Put a glob in quotes'
         )
     return args
 
 
 def actor_range(text: str) -> tuple[int, int]:
-    """'4' as (4, 4), '4:64' as (4, 64)."""
+    """Parse '4' into (4, 4) and '4:64' into (4, 64)."""
     least, _, most = text.partition(':')
     least, most = positive(least), positive(most or least)
     if most < least:
@@ -128,12 +128,12 @@ def main() -> int:
             import_optional('ray', 'tools/batch_infer.py', 'scale')
             return batch_infer(args)
     except KeyboardInterrupt:
-        print('\ninterrupted; the same command goes on with what is missing', file=sys.stderr)
+        print('\ninterrupted; the same command continues with what is missing', file=sys.stderr)
         return INTERRUPTED
 
 
 def batch_infer(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     from backbones.batch_inference.destination import Destination
     from backbones.batch_inference.job import fingerprint, run, versions
     from backbones.batch_inference.source import list_units
@@ -141,11 +141,11 @@ def batch_infer(args: argparse.Namespace) -> int:
 
     use_safe_loading(args.trust_checkpoint)
     *files, source = args.model
-    # Processes need not be started where we are.
+    # The processes may have another working directory.
     files = [os.path.abspath(file) if os.path.exists(file) else file for file in files]
     model = dict(config=files[0], checkpoint=(files[1:] or [None])[0], every=args.every)
     model |= model_options(args)
-    # What is wrong with the model is said here and once.
+    # Errors of the model are raised here, once, and not in every process.
     Predictor(**model, device='cpu')
     metadata = fingerprint(model, args.draw)
     out = args.out if '://' in args.out else str(Path(args.out).absolute())

@@ -1,10 +1,10 @@
 """Measure models side by side: latency, memory, parameters, multiply-adds; table, JSON and plot.
 
-Backbone and whole model, in torch, compiled, in onnxruntime or OpenVINO, training steps too. Models
-take turns within one run. In the output folder: benchmark.json (everything), benchmark.md (what
-the console shows) and benchmark.png (latency against parameters and multiply-adds).
+Measures the backbone and the whole model in torch, compiled, onnxruntime or OpenVINO, and training
+steps. Models take turns in one run. The output folder gets benchmark.json (everything),
+benchmark.md (the console's table) and benchmark.png (latency over parameters and multiply-adds).
 
-Exit code: 0 all is well; 1 nothing could be done, the message says why; 3 some models failed.
+Exit code: 0 success; 1 it could not run, the message says why; 3 some models failed.
 """
 
 import argparse
@@ -40,12 +40,12 @@ EXAMPLES = """\
 examples:
   python tools/benchmark.py seg_configs/fpn_effv2_s?.py seg_configs/fpn_effv2_l.py --peers \\
       --part backbone
-      the family against MobileNetV2 and ResNet on this machine
+      all sizes beside MobileNetV2 and ResNet, on this machine
   python tools/benchmark.py det_configs/mask_rcnn_effv2_s0.py --sizes 800x1333 --batch 1 8 --train
       backbone and whole model, prediction and training step
   python tools/benchmark.py seg_configs/fpn_effv2_s2.py --peers --threads 1 \\
       --backend torch compile onnxruntime openvino
-      what the runtimes make of it, on one core
+      one model in all runtimes, on one core
 """
 
 
@@ -55,16 +55,16 @@ def parse_args() -> argparse.Namespace:
     add('configs', nargs='+', metavar='CONFIG', help='configs to compare')
     text = 'add MobileNetV2, ResNet-18 and ResNet-50 under the same neck and head'
     add('--peers', action='store_true', help=text)
-    text = 'the backbone alone, the whole model (default: both)'
+    text = 'the backbone alone or the whole model (default: both)'
     add('--part', nargs='+', choices=PARTS, default=list(PARTS), help=text)
-    text = 'of the images (default: 512x512 for segmentors, 800x1333 for detectors)'
+    text = 'size of the images (default: 512x512 for segmentors, 800x1333 for detectors)'
     add('--sizes', nargs='+', type=image_size, metavar='HEIGHTxWIDTH', help=text)
-    add('--batch', nargs='+', type=positive, default=[1], metavar='N', help='images at once')
-    text = 'what runs the models (default: torch)'
+    add('--batch', nargs='+', type=positive, default=[1], metavar='N', help='images at once (1)')
+    text = 'runtimes of the models (default: torch)'
     add('--backend', nargs='+', choices=BACKENDS, default=['torch'], help=text)
-    add('--train', action='store_true', help='measure training steps too')
+    add('--train', action='store_true', help='also measure training steps')
     add_no_deploy(parser)
-    text = 'mixed precision, as infer.py and train.py have it; not in onnxruntime'
+    text = 'mixed precision, as in infer.py and train.py; not in onnxruntime'
     add('--amp', action='store_true', help=text)
     add_measuring(parser)
     text = 'output folder (default: work_dirs/benchmark)'
@@ -78,7 +78,7 @@ def main() -> int:
     with exit_on_user_error():
         use_safe_loading()
         device, threads = str(choose_device(args.device)), args.threads or default_threads()
-        # Training is measured in torch, which alone can do it.
+        # Only torch can train.
         steps = [('predict', name) for name in args.backend] + [('train', 'torch')] * args.train
         settings = [
             Setting(part, step, backend, size, batch, args.deploy, args.amp, device, threads)
@@ -87,7 +87,7 @@ def main() -> int:
             )
         ]
         groups = group_configs(args.configs, args.peers, args.cfg_options)
-        # Measuring takes long: what cannot be written to is said before.
+        # Measuring takes long, so a folder that cannot be written to has to fail before.
         args.out_dir.mkdir(parents=True, exist_ok=True)
         outcome = benchmark(groups, settings, args.rounds, args.seconds)
         text = format_outcome(outcome)

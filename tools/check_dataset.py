@@ -19,25 +19,25 @@ with explain_missing():
 EXAMPLES = """\
 examples:
   python tools/check_dataset.py det_configs/mask_rcnn_effv2_s0.py
-      everything that training and testing on COCO would read
+      all data that training and testing on COCO read
   python tools/check_dataset.py my_streets.py --split train --json found.json
-      the training set alone; all findings go to found.json, not only the first of each kind
+      the training set alone; found.json gets all findings, not only the first of each kind
 
-An error would end a run, or let it learn or measure wrong things. A warning is handled as the rules
-of COCO and ADE20K say, and says how: crowd regions and images without objects, for instance.
+An error would end a run, or make it learn or measure something wrong. A warning is handled by the
+rules of COCO and ADE20K, and says how: for example, crowd regions and images without objects.
 exit code: 0 no errors, 1 errors, 2 the command line or the config is wrong
 """
 
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument('config', help='a config for mmdet or mmseg, as train.py takes it')
+    parser.add_argument('config', help='a config for mmdet or mmseg, as for train.py')
     parser.add_argument(
-        '--split', nargs='+', choices=SPLITS, help='what to check (default: all that there are)'
+        '--split', nargs='+', choices=SPLITS, help='splits to check (default: all in the config)'
     )
-    parser.add_argument('--json', type=Path, metavar='FILE', help='where all findings go')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write all findings to this file')
     parser.add_argument(
-        '--workers', type=positive, metavar='N', help='processes (default: one a core)'
+        '--workers', type=positive, metavar='N', help='processes (default: one per core)'
     )
     add_cfg_options(parser, 'train_dataloader.dataset.data_root=data/mine/')
     return parse(parser)
