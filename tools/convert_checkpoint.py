@@ -1,7 +1,7 @@
 """Convert a published EfficientFormerV2 checkpoint to the layout of this package.
 
-Only the backbone is named differently in the authors' files; necks and heads stay as they are. They
-are compared with the model of a config when that is tested or run.
+Only the backbone has other names in the authors' files; necks and heads are copied unchanged. They
+are compared with a config's model when it is tested or run.
 """
 
 import argparse
@@ -27,7 +27,7 @@ LAYOUTS = {
     'timm': "timm's layout",
     'own': "this package's own layout",
 }
-# A tensor that only whole models of a kind have, and where our configs for them are.
+# A tensor that only one kind of whole model has, and the start of our configs for that kind.
 CONFIGS = {
     'bbox_head.retina_cls.weight': 'det_configs/retinanet_effv2_',
     'roi_head.mask_head.conv_logits.weight': 'det_configs/mask_rcnn_effv2_',
@@ -40,7 +40,7 @@ examples:
   python tools/convert_checkpoint.py timm://efficientformerv2_s0.snap_dist_in1k effv2_s0.pth
       timm's, from the Hugging Face hub
   python tools/convert_checkpoint.py authors_mask_rcnn_s2.pth mask_rcnn_s2.pth
-      a whole model of the authors; what to test it with is printed
+      a whole model of the authors; prints the command to test it
   python tools/convert_checkpoint.py authors_mask_rcnn_s2.pth effv2_s2_coco.pth --task backbone
       its backbone alone
 """
@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'source',
         metavar='IN',
-        help='a .pth or .safetensors file of the authors, of timm or of ours, '
+        help="a .pth or .safetensors file in the authors', timm's or our layout, "
         'timm://NAME[@REVISION] or a URL',
     )
     parser.add_argument(
@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--task', choices=('backbone',), help='leave out neck and heads (default: all that IN has)'
     )
-    parser.add_argument('--overwrite', action='store_true', help='replace OUT where it exists')
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
     add_trust_checkpoint(parser)
     return parser.parse_args()
 
@@ -86,7 +86,7 @@ def main() -> None:
 def convert(
     checkpoint: dict, out: Path, only_backbone: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors to write; and what was recognized, what was left out and why, in lines."""
+    """Return the tensors to write, and lines that say what was recognized, left out and why."""
     given = keys.tensors_of(checkpoint)
     prefix = keys.PREFIX if any(key.startswith(keys.PREFIX) for key in given) else ''
     backbone = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
@@ -100,7 +100,7 @@ def convert(
         if reason := keys.reason_left_out(key, backbone):
             left_out.setdefault(reason, []).append(prefix + key)
     if only_backbone and heads:
-        left_out['neck and heads, since only a backbone is asked for'] = list(heads)
+        left_out['neck and heads, because of --task backbone'] = list(heads)
         heads = {}
     tensors, parts = own, Counter(backbone=len(own))
     if heads:
@@ -125,12 +125,12 @@ def convert(
 
 
 def recognize_arch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Which of ``ARCHITECTURES`` a backbone is, by the channels of its last stage."""
+    """Return which of ``ARCHITECTURES`` a backbone is, by the channels of its last stage."""
     last = own.get('stages.3.blocks.0.mlp.fc2.conv.weight')
     if last is None:
         raise CheckpointError(
             'no EfficientFormerV2 is recognized in the checkpoint, which has '
-            f'{first_of(list(given))}'
+            f'the tensors {first_of(list(given))}'
         )
     for arch, row in ARCHITECTURES.items():
         if row['channels'][3] == len(last):
@@ -141,7 +141,7 @@ def recognize_arch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> st
 
 
 def table_size(own: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Height and width of the images that bias tables are laid out for."""
+    """Return the height and width of the images that the bias tables are made for."""
     tables = (key for key in own if key.startswith('stages.3.blocks.') and key.endswith('.table'))
     rows, columns = own[next(tables)].shape[1:]
     # Stage 4 has a token for every 32 pixels.
@@ -149,7 +149,7 @@ def table_size(own: Mapping[str, Tensor]) -> tuple[int, int]:
 
 
 def find_config(heads: Mapping[str, Tensor], arch: str, layout: str) -> str | None:
-    """The config that a whole model is tested with, if it is of a kind that we have one for."""
+    """Return the config to test a whole model with, or None if we have none for its kind."""
     for mark, path in CONFIGS.items():
         if mark in heads:
             authors = f'{path}{arch}_authors.py'
@@ -159,7 +159,7 @@ def find_config(heads: Mapping[str, Tensor], arch: str, layout: str) -> str | No
 
 
 def class_names(checkpoint: dict) -> dict:
-    """Class names and colors as mmengine names them; mmdet 2 and mmseg 0.x use capitals."""
+    """Return class names and colors under mmengine's keys; mmdet 2 and mmseg 0.x use capitals."""
     meta = checkpoint.get('meta') or {}
     in_capitals = {name.lower(): meta[name] for name in ('CLASSES', 'PALETTE') if meta.get(name)}
     return meta.get('dataset_meta') or in_capitals

@@ -1,6 +1,6 @@
-"""The demo: draw a dataset, train a model on it from scratch, test it, and let it predict.
+"""The demo: draw a dataset, train a model on it from scratch, test it, and run it.
 
-Or search for a network: measure this machine, train a supernet, and train what was found.
+Or search for a network: measure this machine, train a supernet, and train the network found.
 """
 
 import json
@@ -32,15 +32,15 @@ CONFIGS = {
 }
 SEARCH = 'search'
 SEARCH_CONFIG = 'seg_configs/fpn_effv2_s1_search_shapes.py'
-# The search is for what is better and as fast, with so many networks tried.
+# The search looks for a network that is better and as fast, and tries so many.
 BASELINE = 's0, neck 96'
 EVALUATIONS = 80
-# How long the found network is trained by itself.
+# Iterations for which the found network is trained by itself.
 FINE_TUNING = 300
-# On photographs the model is less sure of itself than on the images it was trained for.
+# The model was trained on drawings, and its predictions on photographs are less certain.
 SCORE_THR = 0.6
 SHEET_ROWS, SHEET_COLUMNS = 4, 2
-# The size of the scenes. The clip moves over a wider one, by so many pixels a frame.
+# The size of the scenes. The clip moves over a wider one, by CLIP_STEP pixels per frame.
 HEIGHT, WIDTH, WIDER = 214, 320, 480
 CLIP_STEP, CLIP_RATE = 4, 10
 EXAMPLES = """\
@@ -48,7 +48,7 @@ examples:
   python tools/demo.py              Semantic FPN
   python tools/demo.py mask_rcnn    Mask R-CNN
   python tools/demo.py search       a search for a better Semantic FPN
-An interrupted demo goes on where it stopped. Everything is in data/shapes and work_dirs/demo_TASK.
+Run it again to continue an interrupted demo. Files go to data/shapes and work_dirs/demo_TASK.
 """
 
 
@@ -99,26 +99,26 @@ def demonstrate_search() -> None:
     where = ('--work-dir', work_dir)
     run('1/6 drawing the dataset', 'make_shapes.py')
     latency = ('search.py', 'latency', SEARCH_CONFIG, *where, '--networks', 30, '--seconds', 2)
-    # Measured anew, another network may be found, and the training of the last one resumed.
-    for title in ('measuring networks on this machine', 'once more, as something else ran on it'):
+    # Measuring again could find another network, while the training of the last one is resumed.
+    for title in ('measuring networks on this machine', 'again: other programs were running'):
         if not read_latency(work_dir):
             run(f'2/6 {title}', *latency)
     model = read_latency(work_dir)
     if not model:
-        sys.exit('error: something else runs on this machine: try again when it is quiet')
+        sys.exit('error: other programs run on this machine; try again when they have ended')
     train = ('train.py', SEARCH_CONFIG, *where, '--seed', 0, '--resume')
     run('3/6 training the supernet', *train)
     supernet = (ROOT / work_dir / 'last_checkpoint').read_text()
-    # Rounded up: the baseline is to meet its own target.
+    # Rounded up, so that the baseline meets its own target.
     milliseconds = math.ceil(100 * model.predict(model.space.published()[BASELINE])) / 100
     find = ('search.py', 'find', SEARCH_CONFIG, supernet, *where, '--max-latency', milliseconds)
-    title = f'4/6 searching for what is better than {BASELINE}, and as fast'
+    title = f'4/6 searching for a network better than {BASELINE} and as fast'
     run(title, *find, '--evaluations', EVALUATIONS)
     front = json.loads((ROOT / work_dir / 'search/front.json').read_text())
     for old in (found, found.with_suffix('.pth')):
         (ROOT / old).unlink(missing_ok=True)
     take = ('search.py', 'take', SEARCH_CONFIG, supernet, *where)
-    run('5/6 taking it', *take, '--number', front['found'], '--out', found)
+    run('5/6 writing its config and weights', *take, '--number', front['found'], '--out', found)
     options = (f'train_cfg.max_iters={FINE_TUNING}', f'param_scheduler.1.end={FINE_TUNING}')
     own = ('--work-dir', work_dir / 'found')
     train = ('train.py', found, *own, '--seed', 0, '--resume', '--cfg-options', *options)
@@ -135,7 +135,7 @@ def demonstrate_search() -> None:
 
 
 def read_latency(work_dir: Path) -> LatencyModel | None:
-    """What `search.py latency` wrote for these networks, where it is good enough."""
+    """Return the latency model that `search.py latency` wrote, or None if it is not usable."""
     config = load_config(str(ROOT / SEARCH_CONFIG))
     config.work_dir = str(ROOT / work_dir)
     return latency_model(config, backend=None, is_needed=False)
@@ -149,14 +149,14 @@ def best_checkpoint(work_dir: Path) -> Path:
 
 
 def headline(metrics: Path) -> str:
-    """The main figures of a test."""
+    """Return the main metrics of a test as text."""
     names = ('mIoU', 'coco/bbox_mAP_50', 'coco/bbox_mAP', 'coco/segm_mAP')
     measured = json.loads((ROOT / metrics).read_text())
     return ', '.join(f'{name} {measured[name]:.3g}' for name in names if name in measured)
 
 
 def run(title: str, tool: str, *arguments: object) -> None:
-    """Run one of our tools from the root of the project; end the demo where it fails."""
+    """Run one of our tools from the root of the project; end the demo if it fails."""
     print(f'\n=== {title}\n', flush=True)
     command = [sys.executable, TOOLS / tool, *arguments]
     code = subprocess.run([str(part) for part in command], cwd=ROOT).returncode
@@ -165,7 +165,7 @@ def run(title: str, tool: str, *arguments: object) -> None:
 
 
 def draw_sheet(drawn: Path, path: Path) -> None:
-    """Put some of what test.py drew together on one sheet; legends differ in height."""
+    """Put some of test.py's drawings on one sheet; their legends differ in height."""
     files = sorted(drawn.rglob('*.jpg'))[: SHEET_ROWS * SHEET_COLUMNS]
     images = [cv2.imread(str(file)) for file in files]
     height, width = (max(image.shape[axis] for image in images) + 12 for axis in (0, 1))
@@ -195,7 +195,7 @@ def draw_scenes(folder: Path) -> list[Path]:
 
 
 def draw_scene(rng: np.random.Generator, name: str, width: int) -> np.ndarray:
-    """Shapes on a photograph in the muted colors of the dataset, (HEIGHT, width, 3) uint8 BGR."""
+    """Draw shapes on a photograph in the dataset's muted colors: (HEIGHT, width, 3) uint8 BGR."""
     photograph = cv2.imread(str(Path(skimage.data_dir) / name)).astype(np.float32) / 255
     gray = photograph.mean(axis=2, keepdims=True)
     muted = cv2.resize(

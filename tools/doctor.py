@@ -1,9 +1,9 @@
-"""Print what is installed, whether it works together, and the command that helps where not.
+"""Print what is installed, whether it works together, and if not, the command that repairs it.
 
-The exit status is 1 when something does not fit. Works with nothing installed at all.
+The exit status is 1 if something does not fit. It needs nothing but Python.
 """
 
-from install import MMCV, ROOT, TRY_MMCV, normalized_name  # isort: skip  (ends where this Python is too old)
+from install import MMCV, ROOT, TRY_MMCV, normalized_name  # isort: skip  (exits if Python is too old)
 
 import argparse
 import importlib.metadata
@@ -21,8 +21,8 @@ gpus = ', '.join(names) or ("Apple's GPU" if torch.backends.mps.is_available() e
 build = torch.version.cuda or torch.version.hip
 print(f'built {"for CUDA " + build if build else "without CUDA"}, sees {gpus}')
 """
-# In the order in which they depend on each other: the first failure is the cause. Each runs in a
-# process of its own, since a library built for another torch may end the interpreter.
+# Each depends on those before it, so the first failure is the cause. Each runs in its own process,
+# since a library built for another torch may crash the interpreter.
 CHECKS = {
     'torch': TRY_TORCH,
     'mmengine': 'import mmengine',
@@ -33,8 +33,8 @@ CHECKS = {
     'tools': 'import av, fsspec, huggingface_hub, jinja2, pycocotools, safetensors, scipy, tqdm',
     'pip check': None,
 }
-# The maintained line and the original line of OpenMMLab install into the same folders; the versions
-# of the original that work here.
+# The maintained and the original line of OpenMMLab, which install into the same folders, and the
+# versions of the original that work here.
 LINES = {
     'mmengine': ('onedl-mmengine', 'mmengine', ''),
     'mmcv': (MMCV, 'mmcv', '2.1.0'),
@@ -44,13 +44,13 @@ LINES = {
 
 
 def installed_versions() -> dict[str, str]:
-    """The version of each distribution, by its name as registries compare names."""
+    """Return the version of each distribution, by its normalized name."""
     found = ((d.metadata['Name'], d.version) for d in importlib.metadata.distributions())
     return {normalized_name(name): version for name, version in found if name}
 
 
 def run_checks() -> dict[str, tuple[bool, str]]:
-    """For each check whether it passed and the last line that it printed."""
+    """Return for each check whether it passed, and the last line that it printed."""
     processes = {
         name: subprocess.Popen(
             [sys.executable, *(['-c', code] if code else ['-m', 'pip', 'check'])],
@@ -72,11 +72,11 @@ def run_checks() -> dict[str, tuple[bool, str]]:
 
 
 def command_that_helps(first: str, versions: dict[str, str], own: bool) -> str:
-    """The command against what is broken: a key of ``CHECKS`` or 'two lines'; ``own`` is whether
-    this is the project's own .venv, which tools/install.py looks after."""
+    """Return the command that repairs ``first``, a key of ``CHECKS`` or 'two lines'; ``own`` is
+    whether this is the project's own .venv, which tools/install.py makes."""
     pip = shlex.join([sys.executable, '-m', 'pip'])
     if first == 'two lines':
-        # What one line leaves after the other was removed does not work: both go.
+        # Removing one line alone breaks the other, so both go.
         both = [name for names in LINES.values() for name in names if name in versions]
         then = 'make install' if own else f'install one of the two again: {ROOT}/docs/install.md'
         return f'{pip} uninstall --yes {" ".join(both)}    and then: {then}'
@@ -93,7 +93,7 @@ def command_that_helps(first: str, versions: dict[str, str], own: bool) -> str:
     if first == 'torch':
         return 'install torch again, in a build that fits your machine: see pytorch.org'
     if first == 'pip check':
-        return f'{pip} check    (lists what conflicts; all that this project needs can be imported)'
+        return f'{pip} check    (lists the conflicts; all that this project needs can be imported)'
     maintained, original, version = LINES[first]
     has_original = any(name in versions for _, name, _ in LINES.values())
     name, version = (original, version) if has_original else (maintained, versions.get(maintained))
@@ -109,7 +109,7 @@ def command_that_helps(first: str, versions: dict[str, str], own: bool) -> str:
 
 
 def main() -> int:
-    """Print the report; return 1 when something does not fit."""
+    """Print the report; return 1 if something does not fit."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     versions, own = installed_versions(), Path(sys.prefix).resolve() == (ROOT / '.venv').resolve()
     rows = [('ok', 'Python', f'{platform.python_version()}, {sys.executable}')]
@@ -126,7 +126,7 @@ def main() -> int:
             rows.append(('ok' if passed else 'FAIL', name, f'{version}  {line}'.strip()))
             broken += [] if passed else [name]
         else:
-            # Whoever does detection alone need not install the other.
+            # Detection does not need mmseg, and segmentation does not need mmdet.
             rows.append(('note', name, 'not installed'))
     if shutil.which('nvidia-smi') and any('no GPU' in detail for _, _, detail in rows):
         helps = "make install TORCH='torch==VERSION --index-url URL' (see pytorch.org)"

@@ -1,9 +1,9 @@
-"""Write a model as one file that goes from pixels to results without this project.
+"""Export a model to one file that computes results from pixels without this project.
 
-Color normalization, box decoding and non-maximum suppression are inside the file; how to feed it,
-class names and colors are in its metadata. The file is run and compared with PyTorch, and kept only
-if the results are the same. What it needs: torch 2.9 or later and pip install -r
-requirements/export.txt. Inputs and outputs: docs/export.md.
+Color normalization, box decoding and non-maximum suppression are inside the file; its metadata has
+the preprocessing, class names and colors. The file is run and compared with PyTorch, and kept only
+if the results are the same. Needs torch 2.9 or later and pip install -r requirements/export.txt.
+docs/export.md describes inputs and outputs.
 """
 
 import argparse
@@ -32,7 +32,7 @@ with explain_missing():
 EXAMPLES = """\
 examples:
   python tools/export.py seg_configs/fpn_effv2_s0.py CHECKPOINT fpn_s0.onnx
-      segmentation maps of images of 512x512
+      segmentation maps of 512x512 images
   python tools/export.py det_configs/mask_rcnn_effv2_s0.py CHECKPOINT mask_rcnn_s0.onnx --dynamic
       boxes, scores, labels and masks of images of any size
   python tools/export.py det_configs/retinanet_effv2_s0.py CHECKPOINT retinanet_s0.xml \\
@@ -41,7 +41,7 @@ examples:
   python tools/export.py seg_configs/fpn_effv2_s0.py CHECKPOINT fpn_s0_int8.xml --int8
       8-bit integers, if mIoU on the validation set drops by one point at most
   python tools/export.py seg_configs/fpn_effv2_s0.py CHECKPOINT fpn_s0.mlpackage
-      for Core ML: converted here, it runs on Apple's machines only and is not compared
+      for Core ML, which runs on Apple's machines only, so that the file is not compared
 """
 
 
@@ -60,55 +60,55 @@ def parse_args() -> argparse.Namespace:
         '--size',
         type=image_size,
         metavar='HEIGHTxWIDTH',
-        help="of the input (default: that of a segmentor's crops, or a detector's test scale); "
-        'images are resized, for detection padded too, which changes scores a little',
+        help="size of the input (default: a segmentor's crop size, a detector's test scale); "
+        'images are resized, for detection also padded, which changes scores a little',
     )
     parser.add_argument(
         '--dynamic',
         action='store_true',
-        help='leave height and width open, from 33 pixels on (RetinaNet: 129, Mask R-CNN: 65)',
+        help='any height and width, from 33 pixels on (RetinaNet: 129, Mask R-CNN: 65)',
     )
     parser.add_argument(
         '--batch',
         type=batch_size,
         default=1,
         metavar='N|dynamic',
-        help='images at once, or leave that open (default: 1)',
+        help='images per batch; dynamic: any number (default: 1)',
     )
     parser.add_argument(
-        '--logits', action='store_true', help="a segmentor's logits instead of a segmentation map"
+        '--logits', action='store_true', help='output logits instead of a segmentation map'
     )
     parser.add_argument(
-        '--backbone-only', action='store_true', help="the backbone's feature maps, of any model"
+        '--backbone-only', action='store_true', help="output the backbone's feature maps only"
     )
     add_no_deploy(parser)
     parser.add_argument(
         '--image',
         metavar='FILE',
-        help='what file and model are compared on (default: the first validation image of the '
-        'config, or a portrait where there is none)',
+        help='compare file and model on this image (default: the first validation image of the '
+        'config, else a portrait)',
     )
     int8 = parser.add_argument_group('int8, for .onnx and .xml')
     int8.add_argument(
         '--int8',
         action='store_true',
         help='quantize the network to 8 bits: a quarter of the size, faster on CPUs. The file is '
-        "kept only if its metric on the config's validation set is nearly that of float",
+        "kept only if its metric on the config's validation set drops by --max-drop at most",
     )
     int8.add_argument(
         '--calibration-images',
         type=positive,
         default=300,
         metavar='N',
-        help='training images from which ranges of activations are taken (default: 300)',
+        help='training images for measuring the ranges of activations (default: 300)',
     )
     int8.add_argument(
         '--max-drop',
         type=float,
         default=1.0,
         metavar='POINTS',
-        help='of mIoU or AP, in hundredths; where int8 loses more, layers become float again '
-        '(default: 1.0)',
+        help='maximum loss of mIoU or AP, in hundredths; if int8 loses more, some layers stay '
+        'float (default: 1.0)',
     )
     add_trust_checkpoint(parser)
     add_cfg_options(parser, 'model.test_cfg.rcnn.score_thr=0.3')
@@ -116,7 +116,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def batch_size(text: str) -> int | None:
-    """A number, or None for 'dynamic'."""
+    """Parse a number from 1 on, or 'dynamic' into None."""
     if text == 'dynamic':
         return None
     if not text.isdecimal() or int(text) == 0:

@@ -1,4 +1,4 @@
-"""Bring a labelled folder of any usual layout into one that train.py reads, with a config."""
+"""Convert a labelled dataset in any common layout to one that train.py reads, with a config."""
 
 import argparse
 import sys
@@ -16,22 +16,22 @@ with explain_missing():
     from backbones.errors import exit_on_user_error, raise_output_errors
     from backbones.inference.overview import draw_overview
 
-# Places that are named of every kind of what is wrong.
+# Places that are named for each kind of problem.
 NOTED = 3
 EXAMPLES = """\
 examples:
   python tools/import_dataset.py cells.v3.zip --out data/cells
-      a zip of Roboflow's, with the splits that it has
+      a zip from Roboflow, with its own splits
   python tools/import_dataset.py streets/ --out data/streets --val 0.2 --group video
-      new splits; frames of one video, whose names differ in the last number, stay together
+      new splits; frames of one video (names that differ in the last number only) stay together
   python tools/import_dataset.py VOC2012/ --out data/voc --task segmentation --ignore background
-      the maps of a source that has boxes too
+      the segmentation maps of a source that has boxes too
 
 SOURCE is a folder, a zip or one annotation file: COCO, PASCAL VOC, YOLO (boxes or polygons),
 LabelMe, CVAT for images, or segmentation maps as PNGs of indices or colors, such as CamVid's and
 Cityscapes'. data/NAME gets the data, the config NAME.py for train.py, and overview.png. Images are
-linked where they can be.
-exit code: 0 imported, 1 nothing was, or what was has errors
+linked if possible, else copied.
+exit code: 0 imported, 1 nothing was imported, or the result has errors
 """
 
 
@@ -40,21 +40,21 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('source', type=Path, metavar='SOURCE', help='a folder, a zip or an annotation file')
     add('--out', type=Path, required=True, metavar='data/NAME', help='the new folder')
-    add('--format', choices=FORMATS, help='which, where a source has several')
+    add('--format', choices=FORMATS, help='the format to read, if a source has several')
     add(
         '--task',
         choices=('detection', 'instances', 'segmentation'),
         help='boxes, masks of objects, or a class for every pixel (default: what the source has)',
     )
-    add('--val', type=number(0, 1), metavar='SHARE', help='of images to validate on, drawn anew '
-        '(default: the splits of the source, else 0.2)')  # fmt: skip
-    add('--group', choices=('folder', 'video'), help='what a new split does not tear apart')
-    add('--seed', type=int, default=0, help='of the new split (0)')
-    add('--classes', nargs='+', default=(), metavar='NAME', help='the classes to take, in this '
-        'order; the names of indices or colors, where the source has none')  # fmt: skip
+    add('--val', type=number(0, 1), metavar='SHARE', help='share of images for a new, random '
+        'validation split (default: the splits of the source, else 0.2)')  # fmt: skip
+    add('--group', choices=('folder', 'video'), help='what a new split keeps together')
+    add('--seed', type=int, default=0, help='seed of the new split (default: 0)')
+    add('--classes', nargs='+', default=(), metavar='NAME', help='the classes to import, in this '
+        'order; or names for indices or colors, if the source has none')  # fmt: skip
     add('--ignore', nargs='+', default=(), metavar='NAME', help='classes to leave out')
-    add('--overwrite', action='store_true', help='replace an earlier import in OUT, but '
-        'configs that were changed')  # fmt: skip
+    add('--overwrite', action='store_true', help='replace an earlier import in OUT, '
+        'except configs that were changed')  # fmt: skip
     return parser.parse_args()
 
 
@@ -66,7 +66,7 @@ def main() -> int:
             print(f'{args.source}: {FORMATS[name][0]}, {count(len(files), "annotation file")}')
             written = write_dataset(source, name, files)
         finally:
-            # After an error too: they say why nothing is left.
+            # After an error too: the notes say why nothing is left.
             for kind, places in source.notes.items():
                 print('\n'.join(listed(kind, places, NOTED)))
     with exit_on_user_error(), raise_output_errors():
