@@ -1,16 +1,16 @@
 """Run a trained model on images, videos and cameras: drawings to look at, data to work with.
 
 INPUT is an image, a video, a folder, a glob in quotes, a URL (http, https, rtsp), a camera
-(webcam:0), or - for a list of those on standard input, one a line. A file's kind is found out from
-its content.
+(webcam:0), or - for a list of these on standard input, one per line. The kind of a file is
+recognized by its content.
 
-Results lie at paths that mirror the inputs': photos/a.jpg becomes drawn/photos/a.jpg and
-data/photos/a.json (COCO results; of a segmentation an indexed PNG) in the output folder. Videos
-become MP4 that browsers play. categories.json names the classes, and predictions.jsonl gets a line
-for each input: what was written, or why not.
+The paths of the results mirror those of the inputs: photos/a.jpg becomes drawn/photos/a.jpg and
+data/photos/a.json (COCO results; for segmentation an indexed PNG) in the output folder. Videos
+become MP4 files that browsers play. categories.json names the classes, and predictions.jsonl gets
+one line per input: what was written, or why not.
 
-Exit code: 0 success; 1 nothing could be done, the message says why; 2 the command line is wrong;
-3 some inputs failed; 130 interrupted, what was begun is finished.
+Exit code: 0 success; 1 it could not run, the message says why; 2 the command line is wrong; 3 some
+inputs failed; 130 interrupted, the results written so far are complete.
 """
 
 import argparse
@@ -50,7 +50,7 @@ examples:
   python tools/infer.py CONFIG CHECKPOINT webcam:0 --show
       a camera in a window; q ends it
   find photos -name '*.jpg' | python tools/infer.py CONFIG CHECKPOINT - --skip-existing
-      continues where an earlier run was stopped
+      continue an interrupted run
 """
 
 
@@ -68,41 +68,41 @@ def parse_args() -> argparse.Namespace:
         'a file that tools/export.py wrote',
     )
     parser.add_argument('inputs', nargs='+', metavar='INPUT', help='see above')
-    parser.add_argument('--recursive', action='store_true', help='search folders in folders too')
+    parser.add_argument('--recursive', action='store_true', help='search subfolders too')
 
     output = parser.add_argument_group('output')
-    default = "default: outputs/, and in it the config's name"
+    default = 'folder of the results (default: outputs/ plus the name of the config)'
     output.add_argument('--out-dir', metavar='DIR', help=default)
     existing = output.add_mutually_exclusive_group()
     existing.add_argument(
         '--skip-existing', action='store_true', help='leave out inputs that have results'
     )
     existing.add_argument(
-        '--overwrite', action='store_true', help='replace the results of inputs that have some'
+        '--overwrite', action='store_true', help='replace the results of inputs that have any'
     )
     less = output.add_mutually_exclusive_group()
-    less.add_argument('--data-only', action='store_true', help='no drawings')
-    less.add_argument('--no-data', action='store_true', help='only drawings')
-    output.add_argument('--no-legend', action='store_true', help='no legend of segmentations')
-    output.add_argument('--show', action='store_true', help='show drawings in a window too')
+    less.add_argument('--data-only', action='store_true', help='write no drawings')
+    less.add_argument('--no-data', action='store_true', help='write only drawings')
+    output.add_argument('--no-legend', action='store_true', help='draw no legend on segmentations')
+    output.add_argument('--show', action='store_true', help='also show drawings in a window')
     output.add_argument(
         '--palette',
         metavar='NAME|FILE',
-        help='colors: coco, voc, cityscapes, ade20k, ..., or a text file with the color of a class '
-        "a line, as '230 80 50' or '#e65032' (default: the model's)",
+        help='colors: coco, voc, cityscapes, ade20k, ..., or a text file with one color per class '
+        "and line, as '230 80 50' or '#e65032' (default: the model's)",
     )
     video = parser.add_argument_group('videos and cameras')
-    video.add_argument('--every', type=positive, default=1, metavar='N', help='every Nth frame')
+    video.add_argument('--every', type=positive, default=1, metavar='N', help='use every Nth frame')
     video.add_argument(
-        '--start', type=number(0, 1e9), default=0.0, metavar='SECONDS', help='from here on'
+        '--start', type=number(0, 1e9), default=0.0, metavar='SECONDS', help='start here'
     )
-    video.add_argument('--end', type=number(0, 1e9), metavar='SECONDS', help='up to here')
+    video.add_argument('--end', type=number(0, 1e9), metavar='SECONDS', help='stop here')
     video.add_argument(
         '--policy',
         choices=('latest', 'all'),
         default='latest',
-        help='cameras and live streams: latest drops frames there is no time for and counts them, '
-        'all drops none and may fall behind (default: latest)',
+        help='for cameras and live streams: latest drops frames to keep up, and counts them; all '
+        'drops none and may fall behind (default: latest)',
     )
     parser.add_argument('--device', help='cpu, cuda:1, ... (default: a GPU if there is one)')
     add_model_options(parser)
@@ -121,7 +121,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    # Frames are worked on in parallel already.
+    # Frames are processed in parallel already.
     cv2.setNumThreads(1)
     # Names of files need not be text.
     if '-' in args.inputs:
@@ -132,17 +132,17 @@ def main() -> int:
         with exit_on_user_error():
             return infer(args)
     except KeyboardInterrupt:
-        print('\nended; what is finished is whole', file=sys.stderr)
+        print('\ninterrupted; results written so far are complete', file=sys.stderr)
         return INTERRUPTED
 
 
 def infer(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     use_safe_loading(args.trust_checkpoint)
     listed = list_inputs(args.inputs, args.recursive, sys.stdin)
     live = [item for item in listed if is_live(item.path)]
     if live and len(listed) > 1:
-        raise ConfigError(f'{live[0].shown} has no end of its own: give it as the only input')
+        raise ConfigError(f'{live[0].shown} has no end of its own: give no other input')
     folder = Path(args.out_dir or Path('outputs', Path(args.model).stem))
     parts = ['drawn'] * (not args.data_only) + ['data'] * (not args.no_data)
     jobs, num_skipped = plan_jobs(listed, folder, args.existing, parts)
@@ -159,12 +159,12 @@ def infer(args: argparse.Namespace) -> int:
         run(jobs)
     except OutputError as error:
         raise ConfigError(
-            f'{folder}: {error.strerror}. What is finished is whole: make room, then continue '
-            'with the same command and --skip-existing'
+            f'{folder}: {error.strerror}. Results written so far are complete: make room, then '
+            'continue with the same command and --skip-existing'
         ) from error
     print(f'\n{run.describe(num_skipped)}')
     print(f'results: {folder}{os.sep}, listed in {folder / RECORDS_NAME}')
-    # A live source is done, since it has no other end.
+    # An interrupted live source counts as done, since it has no other end.
     if run.counts.total() < len(jobs) or run.counts['interrupted']:
         print('interrupted; the same command with --skip-existing continues', file=sys.stderr)
         return INTERRUPTED

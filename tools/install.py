@@ -1,8 +1,8 @@
-"""Make .venv and install everything into it; what is done already is not done again.
+"""Make .venv and install everything into it; steps that are done are skipped.
 
-Only the standard library is needed. In the order of the steps: the virtual environment, torch, what
-building mmcv needs, mmcv with its operators (from a ready wheel where one works with this torch,
-else compiled, which takes minutes, once), then everything else in requirements/ and this project.
+It needs only the standard library. The steps: the virtual environment; torch; what building mmcv
+needs; mmcv with its operators (from a wheel that works with this torch, else compiled once, which
+takes minutes); everything else in requirements/ and this project.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Nothing above this line may need a newer Python than the one that is to be told so.
+# The code above and here has to run on older versions of Python, or the message is lost.
 if sys.version_info < (3, 10):  # noqa: UP036
     sys.exit(
         'Python 3.10 or later is needed, this is {}.{}; choose another one, for example: '
@@ -33,7 +33,7 @@ if sys.version_info < (3, 10):  # noqa: UP036
 
 MMCV = 'onedl-mmcv'
 OPENMMLAB = (MMCV, 'onedl-mmengine', 'onedl-mmdetection', 'onedl-mmsegmentation')
-# Fails where the operators were built for another torch, or without CUDA where torch has it.
+# Fails if the operators were built for another torch, or without CUDA for a torch with CUDA.
 TRY_MMCV = """
 import torch
 from mmcv.ops import nms
@@ -44,7 +44,7 @@ for device in devices:
     assert kept == [0, 2], f'nms on {device} returns {kept} instead of [0, 2]'
 print('nms runs on', ' and '.join(devices))
 """
-# What a failed command printed, and what helps.
+# Patterns in the output of a failed command, and what helps.
 HINTS = {
     'Killed signal|out of memory|virtual memory': 'memory ran out: try again with MAX_JOBS=1',
     'No space left|Disk quota': 'free some disk space (or set TMPDIR), then try again',
@@ -55,7 +55,7 @@ HINTS = {
         'install the compiler of the same CUDA as torch, and set CUDA_HOME'
     ),
     r'#error C\+\+20|option .-std=c\+\+20': (
-        'this torch needs a compiler of C++20: GCC 11 or Clang 13, say, as CXX'
+        'this torch needs a C++20 compiler: set CXX to GCC 11 or Clang 13, for example'
     ),
 }
 
@@ -65,25 +65,25 @@ class InstallError(Exception):
 
 
 def normalized_name(requirement: str) -> str:
-    """The distribution's name in a requirement, as registries compare names."""
+    """Return the distribution's name in a requirement, normalized as registries do."""
     match = re.match(r'[A-Za-z0-9][\w.-]*', requirement.strip())
     return re.sub(r'[-_.]+', '-', match.group()).lower() if match else ''
 
 
 def replace_pins(constraints: str, versions: dict[str, str | None]) -> str:
-    """Put other versions into a list of pins; None drops a pin."""
+    """Replace versions in a list of pins; None drops a pin."""
     lines = [line for line in constraints.splitlines() if normalized_name(line) not in versions]
     pins = [f'{name}=={version}' for name, version in versions.items() if version]
     return '\n'.join([*lines, *pins]) + '\n'
 
 
 def choose_torch(asked: str, pinned: str, version: str | None, state: dict) -> str | None:
-    """The requirement of the torch to install; None keeps the one that is there.
+    """Return the requirement of the torch to install; None keeps the installed one.
 
-    ``asked`` is the user's TORCH, ``version`` what is installed; ``state`` has ``torch``,
-    ``torch_pin`` (the pin of that time) and ``versions`` of the last run.
+    ``asked`` is the user's TORCH, ``version`` the installed one; ``state`` has ``torch``,
+    ``torch_pin`` (the pin at that time) and ``versions`` of the last run.
     """
-    # Our own choice follows the pin; one that the user made, by TORCH or pip, stays.
+    # Our own choice follows the pin; a choice of the user, by TORCH or pip, stays.
     followed = state.get('torch') == state.get('torch_pin')
     wanted = asked or (pinned if followed else state['torch'])
     if version is None:
@@ -94,7 +94,7 @@ def choose_torch(asked: str, pinned: str, version: str | None, state: dict) -> s
 
 
 def run(command: list[str], log: Path, title: str, **variables: str) -> None:
-    """Run a command with its output in a log, and one line on the screen that shows progress."""
+    """Run a command; write its output to a log, and show its progress in one line."""
     terminal, began = sys.stdout.isatty(), time.monotonic()
     with log.open('a+', errors='replace') as sink:
         print(f'\n$ {shlex.join(command)}', file=sink, flush=True)
@@ -117,7 +117,7 @@ def run(command: list[str], log: Path, title: str, **variables: str) -> None:
     if process.returncode:
         hint = next((h for words, h in HINTS.items() if re.search(words, output, re.I)), '')
         lines = output.strip().splitlines()
-        # A compiler's errors are far above the end, which only says that there were some.
+        # A compiler's errors stand far above its last lines, which only say that it failed.
         errors = [line for line in lines if re.search(r'\berror: ', line)]
         tail = '\n'.join([*errors[:3], *lines[-8:]])
         raise InstallError(f'{title} failed:\n{tail}\n{hint or "see the log"} (log: {log})')
@@ -129,13 +129,13 @@ def show_progress(title: str, seconds: float, output: str, terminal: bool) -> No
     compiled = '  {} of {} files compiled'.format(*counters[-1]) if counters else ''
     line = f'{title}  {int(seconds) // 60}:{int(seconds) % 60:02d}{compiled}'
     if terminal:
-        # A line that wraps could not be written over.
+        # A line that wraps could not be overwritten.
         line = f'\r\033[K{line[: shutil.get_terminal_size().columns - 1]}'
     print(line, end='' if terminal else '\n', flush=True)
 
 
 def require_compiler() -> None:
-    """Raise an InstallError where mmcv cannot be compiled."""
+    """Raise an InstallError if mmcv cannot be compiled."""
     version = f'{sys.version_info.major}.{sys.version_info.minor}'
     compilers = shlex.split(os.environ.get('CXX', ''))[:1] or ['c++', 'g++', 'clang++']
     if not any(map(shutil.which, compilers)):
@@ -146,12 +146,12 @@ def require_compiler() -> None:
         return
     raise InstallError(
         f'building mmcv needs {what}: install it (Debian: sudo apt-get install {package}; '
-        'macOS: xcode-select --install), or give a folder with a ready wheel as WHEELHOUSE'
+        'macOS: xcode-select --install), or set WHEELHOUSE to a folder with a ready wheel'
     )
 
 
 class Installation:
-    """One run of the installer; ``torch`` is TORCH, ``repair`` ignores what the last run noted."""
+    """One run of the installer; ``torch`` is TORCH, ``repair`` ignores the last run's notes."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class Installation:
         self.root, self.wheelhouse, self.asked_torch = root, wheelhouse, torch
         self.venv = root / ('.venv-oldest' if oldest else '.venv')
         self.python = self.venv / 'bin' / 'python'
-        # Gradio needs others than the oldest.
+        # Gradio does not work with the oldest versions.
         self.lists = ['runtime', 'tests'] if oldest else ['runtime', 'tests', 'app']
         self.log, self.state_file = self.venv / 'install.log', self.venv / 'installed.json'
         texts = {path.stem: path.read_text() for path in (root / 'requirements').glob('*.txt')}
@@ -173,7 +173,7 @@ class Installation:
             bounds = '\n'.join(texts[name] for name in ('runtime', 'tests', 'export'))
             bounds = re.findall(r'^([\w.-]+)>=([\w.]+)', bounds, re.MULTILINE)
             lowest = {normalized_name(name): version for name, version in bounds}
-            # Like any torch that is not the pinned one, the oldest has limits of its own.
+            # Like any torch but the pinned one, the oldest has its own limits.
             self.asked_torch = torch or f'torch=={lowest.pop("torch")}'
             self.constraints = replace_pins(self.constraints, lowest)
         self.pins = dict(re.findall(r'^([\w.-]+)==([^\s;]+)$', self.constraints, re.MULTILINE))
@@ -187,7 +187,7 @@ class Installation:
             self.state['key'] = ''
 
     def run(self) -> None:
-        """Do what is not done."""
+        """Do the steps that are not done."""
         if (
             self.state.get('key') == self.key
             and self.state['versions'] == self.versions()
@@ -210,9 +210,9 @@ class Installation:
         print(f'Installed; `{self.venv.name}/bin/python tools/doctor.py` shows what.')
 
     def make_environment(self) -> None:
-        """Make the virtual environment; make it again where an interruption left half of it."""
+        """Make the virtual environment; make it again if an interruption left it incomplete."""
         if self.try_code('import pip') is None:
-            # pip writes INSTALLER last; without it a package is there in part only.
+            # pip writes INSTALLER last; without it a package is incomplete.
             for metadata in self.venv.glob('lib/python*/site-packages/*.dist-info'):
                 if not (metadata / 'INSTALLER').exists():
                     shutil.rmtree(metadata)
@@ -220,7 +220,7 @@ class Installation:
         if self.try_code('') is not None:
             shutil.rmtree(self.venv, ignore_errors=True)
             self.venv.mkdir()
-        # Run from inside the environment that was just removed, sys.executable is gone.
+        # sys.executable may be in the environment that was just removed.
         python = getattr(sys, '_base_executable', None) or sys.executable
         run([python, '-m', 'venv', str(self.venv)], self.log, f'Making {self.venv.name}')
 
@@ -228,31 +228,31 @@ class Installation:
         return choose_torch(self.asked_torch, self.pinned_torch, self.version('torch'), self.state)
 
     def install_torch(self) -> None:
-        """Install torch, or keep the one that is there."""
+        """Install torch, or keep the installed one."""
         wanted = self.torch_to_install()
         if wanted is None:
             print(f'Keeping torch {self.version("torch")}.', flush=True)
-            # One that the user put there since the last run is no longer our choice.
+            # If the user installed another since the last run, it is no longer our choice.
             same = self.state.get('versions', {}).get('torch') == self.version('torch')
             wanted = self.state.get('torch', '') if same else ''
         else:
             requirement = shlex.split(wanted)
             if self.version('torch'):
-                # pip takes any build of a version for the right one.
+                # pip accepts any build of a version as the right one.
                 replace = ['install', '--force-reinstall', '--no-deps']
                 self.pip('[1/4] torch: replacing', *replace, *requirement)
             pinned = wanted == self.pinned_torch
             limits = [f'--constraint={self.root}/requirements/constraints.txt'] if pinned else []
             self.pip('[1/4] torch', 'install', *limits, *requirement)
-        # Until the end of the run nothing else is known to fit this torch.
+        # Until the end of the run, nothing else is known to fit this torch.
         self.save_state(key='', torch=wanted, torch_pin=self.pinned_torch)
 
     def write_constraints(self) -> list[str]:
-        """Write the pins that fit the torch that is installed; return pip's option for them."""
+        """Write the pins that fit the installed torch; return pip's option for them."""
         torch = self.distribution('torch')
         text, version = self.constraints, torch.version
         if version.partition('+')[0] != self.pins['torch']:
-            # Another torch has limits of its own on what it needs.
+            # Another torch needs other versions of its dependencies.
             dropped = dict.fromkeys(map(normalized_name, torch.requires or []))
             text = replace_pins(text, {**dropped, 'torch': version})
         file = self.venv / 'constraints.txt'
@@ -260,13 +260,13 @@ class Installation:
         return [f'--constraint={file}']
 
     def install_needs_of_mmcv(self, limits: list[str]) -> None:
-        """Install what building mmcv and importing it need."""
+        """Install what mmcv needs to be built and imported."""
         build = f'--requirement={self.root}/requirements/build.txt'
         headless = 'opencv-python-headless'
         wanted = [build, 'onedl-mmengine', 'opencv-python', headless]
         self.pip('[2/4] what mmcv needs', 'install', *limits, *wanted)
         if self.try_code('import cv2'):
-            # The other build opens windows, with graphics libraries that servers often lack.
+            # The other build needs graphics libraries for windows, which servers often lack.
             replace = ['install', '--force-reinstall', '--no-deps', *limits]
             self.pip('[2/4] OpenCV without windows', *replace, headless)
 
@@ -280,18 +280,18 @@ class Installation:
                 return
             print(f'{wheel} does not fit torch {self.version("torch")}: {reason}', flush=True)
         require_compiler()
-        # Outside of pip's temporary folders, so that ninja goes on after an interruption; objects
-        # of another torch must not be mixed in.
+        # Outside of pip's temporary folders, so that ninja continues after an interruption; a
+        # folder per torch, because objects of two versions must not be mixed.
         build = self.venv / 'build' / f'torch-{self.version("torch")}'
         if not list(build.glob('*/setup.py')):
             source = ['--no-deps', '--no-build-isolation', f'--no-binary={MMCV}', f'--dest={build}']
             wanted = f'{MMCV}=={self.pins[MMCV]}'
             self.pip('[3/4] mmcv: source', 'download', *source, wanted)
             shutil.unpack_archive(str(next(build.glob('*.tar.gz'))), str(build))
-        print('mmcv is compiled once, which takes minutes. Interrupted, it goes on.', flush=True)
+        print('mmcv is compiled once, in minutes. If interrupted, run this again.', flush=True)
         setup = next(build.glob('*/setup.py'))
         if re.match(r'2\.(1[4-9]|[2-9]\d)|[3-9]', self.version('torch')):
-            # The headers of torch 2.14 and later are C++20; mmcv asks for C++17.
+            # The headers of torch 2.14 and later need C++20; mmcv sets C++17.
             setup.write_text(setup.read_text().replace('-std=c++17', '-std=c++20'))
         options = ['--verbose', '--no-deps', '--no-build-isolation', f'--wheel-dir={self.cache()}']
         title, folder = '[3/4] mmcv: compiling', str(setup.parent)
@@ -302,18 +302,18 @@ class Installation:
         shutil.rmtree(build.parent)
 
     def try_wheel(self, wheel: Path) -> str | None:
-        """Install a wheel of mmcv; return why its operators do not run, None where they do."""
+        """Install a wheel of mmcv; return why its operators do not run, None if they do."""
         title = f'[3/4] mmcv: {wheel.name}'
         self.pip(title, 'install', '--force-reinstall', '--no-deps', str(wheel))
         return self.try_code(TRY_MMCV)
 
     def cache(self) -> Path:
-        """The folder outside of the checkout where built wheels are kept, one for each torch."""
+        """Return the folder for built wheels, outside of the checkout, one for each torch."""
         base = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
         return base / 'efficientformer-v2-dense/wheels' / f'torch-{self.version("torch") or "*"}'
 
     def wheels(self) -> list[Path]:
-        """Ready wheels of mmcv for this Python and machine, and if there is one, this torch."""
+        """Return ready wheels of mmcv for this Python, machine and (if installed) torch."""
         libraries = [path.name for path in self.venv.glob('lib/python3.*')]
         minor = int(libraries[0].partition('.')[2]) if libraries else sys.version_info.minor
         name = f'{MMCV.replace("-", "_")}-{self.pins[MMCV]}-cp3{minor}-*{platform.machine()}.whl'
@@ -321,7 +321,7 @@ class Installation:
         return found + list(self.cache().parent.glob(f'{self.cache().name}/{name}'))
 
     def distribution(self, name: str) -> importlib.metadata.Distribution | None:
-        """What is installed, read from the metadata: no process is started."""
+        """Return an installed distribution, read from the metadata without a process."""
         site = [str(path) for path in self.venv.glob('lib/python*/site-packages')]
         return next(iter(importlib.metadata.distributions(name=name, path=site)), None)
 
@@ -337,7 +337,7 @@ class Installation:
         self.state_file.write_text(json.dumps(self.state, indent=2))
 
     def try_code(self, code: str) -> str | None:
-        """Run Python in the environment; return its error's last line, None if there is none."""
+        """Run Python in the environment; return the last line of its error, None if none."""
         try:
             done = subprocess.run(
                 [str(self.python), '-c', code], cwd=self.venv, capture_output=True, text=True
@@ -348,18 +348,18 @@ class Installation:
         return lines[-1] if done.returncode else None
 
     def pip(self, title: str, command: str, *arguments: str, **variables: str) -> None:
-        # Beside the user's configuration of pip, never instead of it: it may be what has torch.
+        # Added to the user's configuration of pip, which may be what finds torch.
         places = [f'--find-links={self.wheelhouse}'] if self.wheelhouse else []
         pip = [str(self.python), '-m', 'pip', command, '--no-input', '--progress-bar=off']
         run([*pip, *places, *arguments], self.log, title, **variables)
 
 
 def build_variables() -> dict[str, str]:
-    """Variables of the mmcv build: with operators, without debug information (half the time)."""
+    """Return variables to build mmcv with operators, without debug information (twice as fast)."""
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     # A compiler takes up to 2 GB.
     jobs = max(1, min(os.cpu_count() or 1, int(memory / 2e9)))
-    # Newer setuptools take CFLAGS in place of Python's own, among which is the optimization.
+    # Newer setuptools use CFLAGS instead of Python's flags, which include the optimization.
     flags = os.environ.get('CFLAGS') or sysconfig.get_config_var('CFLAGS') or '-O3 -DNDEBUG'
     return {
         'MMCV_WITH_OPS': '1',
@@ -370,20 +370,20 @@ def build_variables() -> dict[str, str]:
 
 
 def main() -> None:
-    """Install; end with a message on stderr where that fails."""
+    """Install; end with a message on stderr if that fails."""
     parser = argparse.ArgumentParser(
-        description='Make .venv and install what is missing there.',
-        epilog='Variables: WHEELHOUSE, a folder of ready wheels, and TORCH, another torch with '
-        "options of pip: 'torch==2.13.0 --index-url URL'.",
+        description='Make .venv and install what is missing in it.',
+        epilog='Variables: WHEELHOUSE, a folder of ready wheels; TORCH, another torch and options '
+        "for pip, such as 'torch==2.13.0 --index-url URL'.",
     )
     parser.add_argument(
         '--oldest', action='store_true', help='make .venv-oldest with the lowest versions'
     )
-    parser.add_argument('--repair', action='store_true', help='look at everything again')
+    parser.add_argument('--repair', action='store_true', help='check all steps again')
     options = parser.parse_args()
     wheelhouse = os.environ.get('WHEELHOUSE')
     folder = Path(wheelhouse).expanduser().resolve() if wheelhouse else None
-    # Two at once, `make test` beside `make demo` say, would write over each other.
+    # Two at once (`make test` beside `make demo`) would overwrite each other's files.
     fcntl.flock(os.open(ROOT, os.O_RDONLY), fcntl.LOCK_EX)
     try:
         if folder and not folder.is_dir():
@@ -393,7 +393,7 @@ def main() -> None:
     except InstallError as error:
         sys.exit(f'Installation stopped: {error}')
     except KeyboardInterrupt:
-        print('\nInterrupted; the same command goes on.', file=sys.stderr)
+        print('\nInterrupted; the same command continues.', file=sys.stderr)
         sys.exit(130)
 
 

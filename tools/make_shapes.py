@@ -1,10 +1,10 @@
 """Draw the shapes dataset: small synthetic images to train and try the models on.
 
 Each image shows two to six textured shapes that overlap on a muted background. The six classes
-differ in outline, texture and hue, so that a small network learns them from scratch in minutes
-while there is still something to learn. The same images are in COCO's layout in ``OUT/coco`` and in
-ADE20K's in ``OUT/ade``, whose PNGs have 1 for the background and 2, 3, ... for the classes; beside
-them are ``classes.txt`` and, to tell sets apart, ``parameters.json``.
+differ in outline, texture and hue: a small network learns them from scratch in minutes, but not
+trivially. The same images are in COCO's layout in ``OUT/coco`` and in ADE20K's in ``OUT/ade``,
+whose PNGs have 1 for the background and 2, 3, ... for the classes. Beside them are ``classes.txt``
+and ``parameters.json``, which tells datasets apart.
 """
 
 import json
@@ -29,12 +29,12 @@ examples:
   python tools/make_shapes.py /tmp/shapes --train 2000 --val 5 --size 96x128
       images 96 high and 128 wide; a larger dataset begins with the images of a smaller one
 """
-# Raise it with every change to what is drawn, so that an older set is not taken for a current one.
+# Raise it with every change to the drawings, so that an older dataset is not taken for a current.
 VERSION = 1
 # The names of a split: ours, in COCO's layout, in ADE20K's.
 SPLITS = (('train', 'train2017', 'training'), ('val', 'val2017', 'validation'))
-# Everything is drawn on a canvas this many times finer, and averaged down. It is odd so that one
-# fine pixel lies on the center of every pixel: the segmentation map takes that one.
+# Everything is drawn on a canvas this many times finer, and averaged down. It is odd, so that one
+# fine pixel is at the center of every pixel: the segmentation map takes that one.
 SUPERSAMPLING = 3
 OBJECTS_PER_IMAGE = (2, 6)
 # Diameters as fractions of the image's shorter side.
@@ -43,7 +43,7 @@ OBJECT_SIZES = (1 / 6, 1 / 2)
 MIN_VISIBLE = 0.35
 PLACEMENT_TRIES = 20
 
-# Ranges in degrees; those of neighbors overlap, so that color alone does not tell the class.
+# Ranges in degrees. Neighbors overlap, so that color alone does not tell the class.
 HUES = {
     'disc': (-25, 35),
     'square': (195, 255),
@@ -62,7 +62,8 @@ OUTLINES = {
     'cross': lambda u, v: (np.minimum(abs(u), abs(v)) < 0.4) & (np.maximum(abs(u), abs(v)) < 1.05),
     'ring': lambda u, v: (np.hypot(u, v) < 1.05) & (np.hypot(u, v) > 0.45),
 }
-# The share of the second color, 0 to 1, at the points (u, v); how: period, and phase in periods.
+# The share of the second color, 0 to 1, at the points (u, v); ``how`` is period and phase (in
+# periods).
 TEXTURES = {
     'disc': lambda u, v, *how: bars(np.hypot(u, v), *how),
     'square': lambda u, v, *how: np.abs(bars(u, *how) - bars(v, *how)),
@@ -77,7 +78,7 @@ TEXTURES = {
 
 
 def fold(u: np.ndarray, v: np.ndarray, times: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lay all sectors of a symmetric shape over half of one: (along its axis, across >= 0)."""
+    """Fold all sectors of a symmetric shape onto half of one: (along its axis, across >= 0)."""
     sector = 2 * np.pi / times
     angle = np.abs((np.arctan2(v, u) + sector / 2) % sector - sector / 2)
     radius = np.hypot(u, v)
@@ -85,7 +86,7 @@ def fold(u: np.ndarray, v: np.ndarray, times: int) -> tuple[np.ndarray, np.ndarr
 
 
 def star(along: np.ndarray, across: np.ndarray) -> np.ndarray:
-    # Folded, a star is one edge: from the tip on the axis to the notch beside it.
+    # A folded star is one edge, from the tip on the axis to the notch beside it.
     tip, notch_u, notch_v = 1.2, 0.66 * np.cos(np.pi / 5), 0.66 * np.sin(np.pi / 5)
     return (along - tip) * notch_v < across * (notch_u - tip)
 
@@ -107,18 +108,18 @@ def draw_image(
     Returns the image, uint8; its segmentation map, uint8, with 0 for the background and 1, 2, ...
     for ``CLASSES``; and from the rearmost to the foremost object its class and visible mask.
     """
-    # The background has no edges that would need anti-aliasing. Around the image lies a margin, so
-    # that objects at the border need no clipping.
+    # The background has no edges that would need anti-aliasing. A margin around the image saves
+    # clipping objects at the border.
     margin = round(OBJECT_SIZES[1] * SUPERSAMPLING * min(height, width))
     background = draw_background(rng, height, width) if background is None else background
     canvas = background.repeat(SUPERSAMPLING, 0).repeat(SUPERSAMPLING, 1)
     canvas = np.pad(canvas, ((margin, margin), (margin, margin), (0, 0)))
-    # Which object is visible, counted from 1 as they are drawn; 0 for none.
+    # The visible object at each pixel, counted from 1 in the order of drawing; 0 for none.
     owner = np.zeros(canvas.shape[:2], np.uint8)
     inside = (slice(margin, -margin), slice(margin, -margin))
     labels, areas = [], []
     light = rng.uniform(0, 2 * np.pi)
-    # Dealt from a deck that holds every class twice, classes are balanced even in small datasets.
+    # A deck that holds every class twice keeps classes balanced even in small datasets.
     deck = rng.permutation(np.repeat(np.arange(len(CLASSES)) + 1, 2))
     for label in deck[: rng.integers(OBJECTS_PER_IMAGE[0], OBJECTS_PER_IMAGE[1] + 1)].tolist():
         size = rng.uniform(*OBJECT_SIZES) * SUPERSAMPLING * min(height, width)
@@ -140,7 +141,7 @@ def draw_image(
 
     canvas, owner = canvas[inside], owner[inside]
     image = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
-    # As a camera would: brightness, color cast, noise.
+    # The effects of a camera: brightness, color cast, noise.
     image = image * rng.uniform(0.75, 1.15) * rng.uniform(0.95, 1.05, 3)
     image += rng.uniform(0.01, 0.03) * rng.standard_normal(image.shape)
     image = np.clip(image * 255, 0, 255).round().astype(np.uint8)
@@ -158,7 +159,7 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)
     gradient, _ = rotate(x, y, rng.uniform(0, 2 * np.pi))
-    # As many cells down as across look like clouds, many more of the one like brushed stripes.
+    # As many cells down as across look like clouds, many more of one of them like brushed stripes.
     cells = np.exp(rng.uniform(np.log(2), np.log(20), 2)).astype(int)
     noise = fractal_noise(rng, (height, width), cells)
     blend = 0.5 + 0.5 * np.tanh(gradient + np.float32(rng.uniform(0.8, 4)) * noise)
@@ -171,8 +172,7 @@ def draw_object(
     """Draw an object of a class, at a random angle and in random colors, in fine pixels.
 
     ``size`` is its diameter, ``light`` the direction of its shadow in radians. Returns its colors,
-    float32 BGR, about 0 to 1; its mask; and the share of the light that it takes from what is
-    behind.
+    float32 BGR, about 0 to 1; its mask; and its shadow, the share of light that it takes away.
     """
     # The unit shapes reach out to 1.25 radii; the rest is room for the shadow.
     x = np.linspace(-1.6, 1.6, round(1.6 * size), dtype=np.float32)
@@ -183,7 +183,7 @@ def draw_object(
     hue, saturation, value = (
         rng.uniform(*limits) for limits in (HUES[name], (0.6, 0.95), (0.65, 0.95))
     )
-    # A vivid color, and a much paler or darker one to go with it.
+    # A vivid color, and a much paler or darker one of the same hue.
     first = bgr(hue, saturation, value)
     pale = rng.uniform() < 0.5
     second = bgr(hue, 0.3 * saturation, 0.97) if pale else bgr(hue, saturation, 0.45 * value)
@@ -206,8 +206,8 @@ def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.n
 def fractal_noise(
     rng: np.random.Generator, shape: tuple[int, int], cells: Sequence[int]
 ) -> np.ndarray:
-    """Sum smooth noise of four scales, the coarsest of ``cells`` random values down and across:
-    float32, its mean near 0 and most values within -0.5 to 0.5."""
+    """Sum smooth noise of four scales; the coarsest has ``cells`` random values down and across.
+    The sum is float32, with a mean near 0 and most values from -0.5 to 0.5."""
     total = np.zeros(shape, np.float32)
     for octave in range(4):
         values = rng.random([int(count) << octave for count in cells], np.float32) - 0.5
@@ -221,12 +221,12 @@ def bgr(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def write_dataset(out: Path, parameters: dict[str, int]) -> None:
-    """Write the dataset to a folder that appears when it is complete."""
-    # A rename would replace a link to the folder, not the folder.
+    """Write the dataset; its folder appears when it is complete."""
+    # A rename would replace a symbolic link to the folder, not the folder.
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}-', dir=out.parent) as temporary:
-        # The temporary folder is closed to other users; one made inside has the usual permissions.
+        # Other users cannot read the temporary folder; one inside it has the usual permissions.
         root = Path(temporary, 'new')
         root.mkdir()
         for number in range(len(SPLITS)):
@@ -279,7 +279,7 @@ def write_split(root: Path, number: int, parameters: dict[str, int]) -> None:
 
 
 def coco_segmentation(mask: np.ndarray) -> dict:
-    """A mask, (H, W) bool, in COCO's run-length encoding."""
+    """Encode a mask, (H, W) bool, in COCO's run-length encoding."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return dict(size=rle['size'], counts=rle['counts'].decode('ascii'))
 
@@ -292,11 +292,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add('out', nargs='?', type=Path, default=Path('data/shapes'), metavar='OUT', help='data/shapes')
     add('--train', type=positive, default=400, metavar='N', help='training images (400)')
     add('--val', type=positive, default=80, metavar='N', help='validation images (80)')
-    add('--size', type=image_size, default=(160, 160), metavar='HEIGHTxWIDTH', help='(160x160)')
+    add('--size', type=image_size, default=(160, 160), metavar='HEIGHTxWIDTH', help='160x160')
     args = parser.parse_args(argv)
     height, width = args.size
     if min(args.size) < 32:
-        parser.error('--size: an image is at least 32x32')
+        parser.error('--size: images must be at least 32x32')
     parameters = dict(train=args.train, val=args.val, height=height, width=width, version=VERSION)
     file = args.out / 'parameters.json'
     if file.is_file() and file.read_text() == json.dumps(parameters, indent=2) + '\n':

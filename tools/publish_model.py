@@ -14,16 +14,16 @@ with explain_missing():
     from backbones.files import atomic_write
     from backbones.weights import config_of, encode_checkpoint, load_checkpoint, use_safe_loading
 
-# Of the config, what only says where and how one run was started.
+# Entries of the config that only say where and how one run was started.
 RUN_ONLY = ('work_dir', 'load_from', 'resume', 'launcher')
-# Of the metadata, what says which training the weights are of.
+# Entries of the metadata that say which training the weights are from.
 KEPT = ('epoch', 'iter', 'mmengine_version')
 EXAMPLES = """\
 examples:
   python tools/publish_model.py work_dirs/fpn_effv2_s2/iter_40000.pth fpn_effv2_s2.pth
       writes fpn_effv2_s2-1a2b3c4d.pth
   python tools/publish_model.py work_dirs/fpn_effv2_s2/iter_40000.pth fpn_effv2_s2.safetensors
-      the same as safetensors, which cannot carry code at all
+      the same as safetensors, which cannot contain code
 """
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     with exit_on_user_error():
         use_safe_loading(args.trust_checkpoint)
         checkpoint = load_checkpoint(args.checkpoint)
-        # Where EMAHook was used, it has saved the moving average under state_dict.
+        # EMAHook, if it was used, has saved the moving average under state_dict.
         tensors = checkpoint['state_dict']
         kind = 'their moving average (EMA)' if 'ema_state_dict' in checkpoint else 'plain'
         meta = published_meta(checkpoint)
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def published_meta(checkpoint: dict) -> dict:
-    """Config, class names and colors, without what belongs to the machine it was trained on."""
+    """Return config, class names and colors, without paths and settings of the single run."""
     meta = {key: checkpoint['meta'][key] for key in KEPT if key in checkpoint['meta']}
     dataset_meta = checkpoint['meta'].get('dataset_meta') or {}
     meta['dataset_meta'] = {
@@ -75,7 +75,7 @@ def published_meta(checkpoint: dict) -> dict:
         for key in RUN_ONLY:
             config.pop(key, None)
         meta['cfg'] = config.pretty_text
-    # Tells a supernet from an ordinary model.
+    # It tells a supernet from an ordinary model.
     if 'search_space' in checkpoint:
         meta['search_space'] = checkpoint['search_space']
     return meta

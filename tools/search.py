@@ -1,7 +1,7 @@
 """Find the network of the family that fits a task, its data and a device.
 
-A config of a search is any config of a segmentor with FPNHead, a RetinaNet or a Mask R-CNN, and
-search = dict(). Its network is the largest of those that are searched.
+A search config is any config of a segmentor with FPNHead, a RetinaNet or a Mask R-CNN, with
+search = dict() added. Its network is the largest that the search considers.
 """
 
 import argparse
@@ -48,44 +48,44 @@ with explain_missing():
 EXAMPLES = """\
 examples:
   python tools/search.py latency my_search.py --backend openvino
-      how long the networks take on this device
+      measure the latency of the networks on this device
   python tools/search.py find my_search.py SUPERNET.pth --max-latency 60 --max-parameters 6e6
-      the best networks that take no more than that, with the weights that train.py left
+      the best networks within these limits, with the weights from train.py
   python tools/search.py take my_search.py SUPERNET.pth --number 3 --out my_net.py
       one of them as an ordinary config and checkpoint
 """
 LATENCY_EXAMPLES = """\
 examples:
   python tools/search.py latency my_search.py --backend openvino --threads 4 --held-out 15
-      in OpenVINO; 15 more networks say how well the latency of others is predicted
+      in OpenVINO; 15 more networks show how well the latency of others is predicted
   python tools/search.py latency my_search.py --write-files phone --format .mlpackage
   python tools/search.py latency my_search.py --from phone/measurements.csv
-      on a phone, by whatever measures it there
+      on a phone, with any tool that measures it there
 """
 FIND_EXAMPLES = """\
 examples:
   python tools/search.py find my_search.py work_dirs/my_search/iter_40000.pth --max-latency 60
-      networks of at most 60 ms for an image, on the device that `search.py latency` measured
+      networks of at most 60 ms per image, on the device that `search.py latency` measured
   python tools/search.py find my_search.py SUPERNET.pth --max-parameters 4e6 --method random
-      by size alone, and the baseline that every other method has to beat
+      by size alone, with random search, the baseline for all other methods
   torchrun --nproc_per_node 8 tools/search.py find my_search.py SUPERNET.pth --max-latency 60
-      on 8 GPUs, each of which evaluates networks of its own
+      on 8 GPUs; each evaluates other networks
 """
 TAKE_EXAMPLES = """\
 examples:
   python tools/search.py take my_search.py work_dirs/my_search/iter_40000.pth --number 3 \\
       --out my_net.py
   python tools/train.py my_net.py
-      train it on, by itself
+      continue its training, by itself
 """
 
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES)
     subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
-    add_latency(add_command(subparsers, latency, 'how long networks take', LATENCY_EXAMPLES))
-    add_find(add_command(subparsers, find, 'the best networks that meet targets', FIND_EXAMPLES))
-    add_take(add_command(subparsers, take, 'one of them as config and weights', TAKE_EXAMPLES))
+    add_latency(add_command(subparsers, latency, 'measure latency', LATENCY_EXAMPLES))
+    add_find(add_command(subparsers, find, 'find the best networks for a target', FIND_EXAMPLES))
+    add_take(add_command(subparsers, take, 'write one as config and weights', TAKE_EXAMPLES))
     return parse_run_args(parser)
 
 
@@ -95,7 +95,7 @@ def add_command(
     summary: str,
     examples: str,
 ) -> argparse.ArgumentParser:
-    """Add a command, with the arguments that all have."""
+    """Add a command, with the arguments of all commands."""
     parser = subparsers.add_parser(
         run.__name__,
         help=summary,
@@ -114,14 +114,14 @@ def add_command(
 
 
 def add_supernet(parser: argparse.ArgumentParser, text: str) -> None:
-    """Add what tells which weights are searched."""
+    """Add the arguments for the weights that are searched."""
     parser.add_argument('checkpoint', help=text)
-    text = 'leave out images with errors, where the supernet was trained with --skip-bad'
+    text = 'leave out images with errors, if the supernet was trained with --skip-bad'
     parser.add_argument('--skip-bad', action='store_true', help=text)
 
 
 def load_search(args: argparse.Namespace) -> Config:
-    """The config with everything from the command line in it."""
+    """Return the config with the options of the command line."""
     config = load_run_config(args)
     config.skip_bad = args.skip_bad or config.get('skip_bad', False)
     return config
@@ -129,32 +129,32 @@ def load_search(args: argparse.Namespace) -> Config:
 
 def add_latency(parser: argparse.ArgumentParser) -> None:
     add, number = parser.add_argument, dict(type=positive, metavar='N')
-    add('--backend', choices=BACKENDS, default='torch', help='what runs them (default: torch)')
-    text = 'of the images (default: 512x512 for segmentors, 800x1333 for detectors)'
+    add('--backend', choices=BACKENDS, default='torch', help='runtime (default: torch)')
+    text = 'size of the images (default: 512x512 for segmentors, 800x1333 for detectors)'
     add('--size', type=image_size, metavar='HEIGHTxWIDTH', help=text)
-    add('--networks', **number, help='to measure (default: 40; 25 with --write-files)')
-    text = 'measure N more, which the model does not see, and report its error on them'
+    add('--networks', **number, help='networks to measure (40; 25 with --write-files)')
+    text = 'measure N more networks to report the error of the latency model (default: 0)'
     add('--held-out', **number, default=0, help=text)
     add_measuring(parser)
     add = parser.add_argument_group('for another device, such as a phone').add_argument
     text = 'write the networks as files, and measurements.csv to fill in'
     add('--write-files', type=Path, metavar='DIR', help=text)
-    add('--format', choices=FORMATS, default='.onnx', help='of these files (default: .onnx)')
-    text = 'fit the model to what was filled in'
+    add('--format', choices=FORMATS, default='.onnx', help='of the files (default: .onnx)')
+    text = 'fit the latency model to the filled-in table'
     add('--from', dest='table', type=Path, metavar='DIR/measurements.csv', help=text)
 
 
 def latency(args: argparse.Namespace) -> None:
-    """Time whole networks on this device, and fit a model of the latency of all others.
+    """Time whole networks on this device, and fit a model that predicts the latency of all others.
 
-    What is measured is kept: a command that was ended goes on where it was.
+    Measurements are saved as they are made: the same command continues an interrupted one.
     """
     config = load_run_config(args)
     number = args.networks or (25 if args.write_files else 40)
     if args.write_files:
         options = (args.write_files, args.format, args.size, number)
         table = write_files(args.config, args.cfg_options, *options)
-        print(f'written: {number} networks. Measure each on the device, fill in {table}, then give')
+        print(f'written: {number} networks. Measure each on the device, fill in {table}, then run')
         print(f'this command again with --from {table} in place of --write-files')
         return
     if args.table:
@@ -168,7 +168,7 @@ def latency(args: argparse.Namespace) -> None:
         setting = Setting(
             backend=backend,
             size=args.size or DEFAULT_SIZES[config.default_scope],
-            # OpenVINO runs on no GPU that torch can see.
+            # The GPUs that torch sees are none of OpenVINO's devices.
             device=str(choose_device(args.device or ('cpu' if backend == 'openvino' else None))),
             threads=args.threads or default_threads(),
         )
@@ -180,27 +180,27 @@ def latency(args: argparse.Namespace) -> None:
 
 def add_find(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    text = "the supernet's, or that of an ordinary training of the config (plain slimming)"
+    text = 'the checkpoint of the supernet, or of an ordinary training (plain slimming)'
     add_supernet(parser, text)
-    add('--max-latency', type=float, metavar='MS', help='for one image')
-    add('--max-parameters', type=float, metavar='N', help='for instance 6e6')
-    text = f'whose latency counts; {ELSEWHERE}: what --from read (default: the only one there is)'
+    add('--max-latency', type=float, metavar='MS', help='for one image, in milliseconds')
+    add('--max-parameters', type=float, metavar='N', help='such as 6e6')
+    text = f'whose latency to use; {ELSEWHERE}: that of --from (default: the only one measured)'
     add('--backend', choices=(*BACKENDS, ELSEWHERE), help=text)
     text = (
-        "greedy is the paper's; random the baseline; nsga2 a genetic search that starts from the "
-        'greedy one (default: greedy)'
+        "greedy is the paper's; random is the baseline; nsga2 is a genetic search that starts from "
+        'the result of greedy (default: greedy)'
     )
     add('--method', choices=METHODS, default='greedy', help=text)
-    text = 'networks to evaluate at most, besides the published ones (default: 250)'
+    text = 'maximum number of networks to evaluate besides the published ones (default: 250)'
     add('--evaluations', type=positive, default=250, metavar='N', help=text)
-    text = 'of random and nsga2 (default: 0); the hold-out stays the same'
+    text = 'seed of random and nsga2 (default: 0); it does not change the hold-out images'
     add('--seed', type=seed, default=0, metavar='N', help=text)
     text = (
-        'with both targets, how much parameters and latency weigh against each other until one is '
-        "met (default: 0.5 1, the paper's)"
+        'with both targets, the weights of parameters and latency until one target is met '
+        "(default: 0.5 1, the paper's)"
     )
     add('--exponents', nargs=2, type=float, default=EXPONENTS, metavar=('A', 'B'), help=text)
-    text = 'leave the latency of the networks that are shown at what is predicted'
+    text = 'show the predicted latency, and do not measure the networks found'
     add('--no-measure', dest='measures', action='store_false', help=text)
     add_launcher(parser)
 
@@ -208,9 +208,9 @@ def add_find(parser: argparse.ArgumentParser) -> None:
 def find(args: argparse.Namespace) -> None:
     """Search for the best networks that meet targets of latency and size.
 
-    Networks are compared on a part of the training images that the supernet was not trained on. In
-    WORK_DIR/search: front.md (what the console shows), front.json, front.png, and every
-    evaluation, so that a search that was ended goes on where it was.
+    Networks are compared on training images that the supernet was not trained on. WORK_DIR/search
+    gets front.md (the console's table), front.json, front.png and every evaluation, so that the
+    same command continues an interrupted search.
     """
     text = find_networks(load_search(args), args)
     if text:
@@ -219,8 +219,8 @@ def find(args: argparse.Namespace) -> None:
 
 def add_take(parser: argparse.ArgumentParser) -> None:
     add, number = parser.add_argument, dict(type=positive, metavar='N')
-    add_supernet(parser, 'the one that was searched')
-    add('--number', **number, required=True, help="the network's in front.md")
+    add_supernet(parser, 'the checkpoint that was searched')
+    add('--number', **number, required=True, help='number of the network in front.md')
     text = 'the config to write; the weights go beside it, with the suffix .pth'
     add('--out', type=Path, required=True, metavar='FILE.py', help=text)
 
@@ -228,8 +228,8 @@ def add_take(parser: argparse.ArgumentParser) -> None:
 def take(args: argparse.Namespace) -> None:
     """Write a network of the front as an ordinary config, and its weights beside it.
 
-    The weights are the supernet's, to go on from with tools/train.py; with norms calibrated, they
-    can be tested as they are.
+    The weights are the supernet's, for further training with tools/train.py. Their norms are
+    calibrated, so that they can also be tested as they are.
     """
     take_network(load_search(args), args.checkpoint, args.number, args.out, args.cfg_options)
     print(f'written: {args.out}, {args.out.with_suffix(".pth")}')

@@ -1,6 +1,6 @@
-"""Test a detector or a segmentor: COCO's AP for boxes and masks, or mIoU, and every class's own.
+"""Test a detector or a segmentor: COCO's AP for boxes and masks, or mIoU, overall and per class.
 
-In place of the checkpoint it takes a file that tools/export.py wrote.
+It also tests a file that tools/export.py wrote, given in place of the checkpoint.
 """
 
 import argparse
@@ -36,9 +36,9 @@ examples:
   python tools/test.py seg_configs/fpn_effv2_s2.py work_dirs/fpn_effv2_s2/best_mIoU_iter_40000.pth
       mIoU on ADE20K's validation images
   python tools/test.py det_configs/mask_rcnn_effv2_s0.py CHECKPOINT --show-dir drawn
-      box and mask AP on COCO, and every image with ground truth and prediction in drawn/
+      box and mask AP on COCO; ground truth and prediction of every image are drawn to drawn/
   python tools/test.py det_configs/mask_rcnn_effv2_s0.py CHECKPOINT --report report.html
-      one page to look at: classes, curves, errors by type, calibration, the worst images
+      also one page with classes, curves, errors by type, calibration and the worst images
   tools/dist_test.sh det_configs/retinanet_effv2_l.py CHECKPOINT 8 --out metrics.json
       on 8 GPUs
   python tools/test.py seg_configs/fpn_effv2_s0.py fpn_s0.xml
@@ -54,15 +54,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'checkpoint',
         help='a checkpoint that tools/train.py, convert_checkpoint.py or publish_model.py wrote, '
-        'or a file of tools/export.py',
+        'or a file that tools/export.py wrote',
     )
     parser.add_argument(
-        '--out', metavar='FILE', help='where metrics go as JSON (default: WORK_DIR/metrics.json)'
+        '--out', metavar='FILE', help='write metrics here as JSON (default: WORK_DIR/metrics.json)'
     )
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='draw every image with ground truth (left) and prediction (right) into this folder',
+        help='draw every image with ground truth (left) and prediction (right) to this folder',
     )
     parser.add_argument(
         '--report',
@@ -72,11 +72,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--tta',
         action='store_true',
-        help="also predict flipped images, and in the sizes of the config's tta_pipeline; average "
-        "a segmentor's probabilities, join a detector's boxes",
+        help="also predict flipped images, and the sizes of the config's tta_pipeline; average a "
+        "segmentor's probabilities, merge a detector's boxes",
     )
     parser.add_argument(
-        '--amp', action='store_true', help='of an exported .xml only: mixed precision'
+        '--amp', action='store_true', help='mixed precision, for an exported .xml only'
     )
     add_tile(parser)
     add_no_deploy(parser)
@@ -85,7 +85,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def configure(args: argparse.Namespace) -> Config:
-    """The config with everything from the command line in it."""
+    """Return the config with the options of the command line."""
     config = load_run_config(args)
     for option, file in (('--out', args.out), ('--report', args.report)):
         if file and (Path(file).is_dir() or file.endswith('/')):
@@ -97,16 +97,16 @@ def configure(args: argparse.Namespace) -> Config:
                 raise ConfigError(f'{option} {file}: its folder cannot be written to')
     if args.out and args.out.endswith(('.pkl', '.pickle')):
         raise ConfigError(
-            f'--out {args.out}: metrics go there, as JSON; predictions are written by a metric of '
-            'the config, mmdet.DumpDetResults or DumpResults'
+            f'--out {args.out}: metrics are written as JSON; to write predictions, add the metric '
+            'mmdet.DumpDetResults or DumpResults to the config'
         )
     check_tile(args.tile, args.overlap)
     if args.tile is not None and args.tta:
-        raise ConfigError('--tta resizes and flips whole images: test with it or with --tile')
+        raise ConfigError('--tta resizes and flips whole images: use either --tta or --tile')
     if is_exported(args.checkpoint):
         if args.tta or not args.deploy or any(key.startswith('model.') for key in args.cfg_options):
             raise ConfigError(
-                f'{args.checkpoint} is exported: it predicts as it was made by export.py, without '
+                f'{args.checkpoint} is exported, so that its model cannot be changed: leave out '
                 '--tta, --no-deploy and --cfg-options model....'
             )
         use_model(config, args)
@@ -116,7 +116,7 @@ def configure(args: argparse.Namespace) -> Config:
     config.load_from = args.checkpoint
     config.resume = False
     leave_out_init_cfg(config)
-    # A checkpoint's weights are already the moving average that this hook would compute.
+    # A checkpoint's weights are the moving average already.
     config.custom_hooks = [
         hook for hook in config.get('custom_hooks') or [] if 'EMAHook' not in str(hook.type)
     ]
@@ -127,8 +127,8 @@ def configure(args: argparse.Namespace) -> Config:
 
 
 def use_model(config: Config, args: argparse.Namespace) -> None:
-    """Put an Inferencer in place of the model: an exported file, or a checkpoint in tiles."""
-    # As many tiles go through the model at once as images without tiles.
+    """Replace the model by an Inferencer, for an exported file or for tiles."""
+    # A batch has as many tiles as it would have images.
     size = config.test_dataloader.get('batch_size', 1)
     arguments = dict(tile=args.tile, overlap=args.overlap, batch_size=size)
     if is_exported(args.checkpoint):

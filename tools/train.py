@@ -1,4 +1,4 @@
-"""Train a detector or a segmentor, as its config says."""
+"""Train a detector or a segmentor from its config."""
 
 import argparse
 import os
@@ -7,8 +7,8 @@ from functools import partial
 
 from _requirements import explain_missing
 
-# Read when torch is loaded. By default each of OpenMP's threads spins for milliseconds until the
-# others are done: on two cores beside one busy process a step took 40 times as long.
+# It is read when torch is imported. By default each of OpenMP's threads spins for milliseconds
+# until the others are done: on two cores beside one busy process, a step took 40 times as long.
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '10000')
 
@@ -36,32 +36,32 @@ examples:
   python tools/train.py det_configs/mask_rcnn_effv2_s0.py --resume
       continue from the newest checkpoint in the work folder
   timeout --preserve-status 1h python tools/train.py my_config.py --resume
-      train for an hour at a time: repeat it while it ends with exit code 75
+      train for one hour at a time: repeat it while the exit code is 75
   python tools/train.py seg_configs/fpn_effv2_s2.py --cfg-options load_from=published.safetensors
-      start from a whole model, of other classes too
+      start from a whole model, which may have other classes
   python tools/train.py seg_configs/fpn_effv2_s1_search.py
-      a supernet, for tools/search.py, since this config has `search`
+      train a supernet for tools/search.py, since this config has `search`
   tools/dist_train.sh det_configs/retinanet_effv2_s1.py 8 --auto-scale-lr
       on 8 GPUs, the learning rate scaled to the batch
 
 exit codes:
    0  the training is complete
-   1  something is wrong; the message says what, and what to do
+   1  error; the message says what is wrong and what to do
    2  the command line is wrong
-  75  stopped by SIGTERM: everything is saved, continue with --resume
+  75  stopped by SIGTERM and saved; continue with --resume
 """
 
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument('config', help='a config for mmdet or mmseg (its default_scope tells)')
+    parser.add_argument('config', help='a config for mmdet or mmseg, by its default_scope')
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='continue from this checkpoint; without PATH, or with "auto", from the newest in the '
-        'work folder that can be read. The result is that of a run which was never stopped',
+        help='continue from this checkpoint; without PATH or with "auto", from the newest readable '
+        'one in the work folder. The result is the same as without a stop',
     )
     parser.add_argument(
         '--amp',
@@ -71,24 +71,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help="scale the learning rate by this run's batch over the one that the config is made for",
+        help="scale the learning rate by the ratio of this run's batch size to the config's",
     )
-    parser.add_argument('--seed', type=seed, help='seed of all random numbers (default: drawn)')
+    parser.add_argument('--seed', type=seed, help='seed of all random numbers (default: random)')
     parser.add_argument(
-        '--val-loss', action='store_true', help='compute the loss on the validation set as well'
+        '--val-loss', action='store_true', help='also compute the loss on the validation set'
     )
     parser.add_argument(
         '--skip-bad',
         action='store_true',
-        help='leave out what is wrong in the data instead of stopping; it is counted and named '
-        '(tools/check_dataset.py lists it beforehand)',
+        help='leave out corrupt and wrongly annotated images and list them, instead of stopping '
+        '(tools/check_dataset.py lists them beforehand)',
     )
     add_run_arguments(parser, 'optim_wrapper.optimizer.lr=1e-4 train_dataloader.batch_size=8')
     return parse_run_args(parser)
 
 
 def configure(args: argparse.Namespace) -> Config:
-    """The config with everything from the command line in it."""
+    """Return the config with the options of the command line."""
     config = configs.load_run_config(args)
     if args.seed is not None:
         config.randomness = ConfigDict({**config.get('randomness', {}), 'seed': args.seed})
@@ -104,7 +104,7 @@ def configure(args: argparse.Namespace) -> Config:
 
 
 def prepare(config: Config, args: argparse.Namespace) -> None:
-    """Find out what the training starts from; check it and the data."""
+    """Find what the training starts from; check it and the data."""
     if args.resume or config.get('resume'):
         resume(config, args.resume or config.get('load_from') or 'auto')
     leave_out_init_cfg(config)
@@ -117,7 +117,7 @@ def prepare(config: Config, args: argparse.Namespace) -> None:
 
 
 def runner_of(config: Config) -> type[ReliableRunner]:
-    """What trains a config: a supernet where it has ``search``."""
+    """Return the runner for a config; one with ``search`` trains a supernet."""
     if config.get('search') is None:
         return ReliableRunner
     from backbones.search.supernet import SupernetRunner
@@ -146,7 +146,7 @@ def main() -> None:
                 train(config, args)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
-                'the memory of the GPU is not enough: lower train_dataloader.batch_size (now '
+                'the GPU has too little memory: lower train_dataloader.batch_size (now '
                 f'{config.train_dataloader.get("batch_size")}), or add --amp or --cfg-options '
                 f'model.backbone.with_cp=True ({in_one_line(error)})'
             ) from error
