@@ -1,8 +1,8 @@
 """Whole detectors and segmentors for inference: the same results, faster and in any memory format.
 
-In evaluation mode a BatchNorm multiplies and adds constants, which the weights and bias of the
-convolution before it can do as well. So can a layer scale, and convolutions of one input can be
-one convolution. What remains of a model computes the same, faster.
+In evaluation mode a BatchNorm multiplies by and adds constants; folding puts these into the weights
+and bias of the convolution before it. Layer scales fold the same way, and several convolutions of
+one input become one.
 """
 
 from itertools import pairwise
@@ -16,13 +16,13 @@ from .efficientformer_v2.fold import can_fold, fold_norm
 
 
 def switch_to_deploy(model: nn.Module) -> nn.Module:
-    """Make a model ready for inference, for good, and return it in evaluation mode.
+    """Make a model ready for inference, permanently, and return it in evaluation mode.
 
-    Parts that have a ``switch_to_deploy()`` of their own, our backbone for one, are switched by it;
-    then all other BatchNorms, those of another backbone too, are folded into the convolutions that
-    they follow. Other norms stay. Necks and heads that are known to allow it work in channels last
-    from then on. Load the weights and choose the device first: what is folded cannot be loaded
-    into, and our backbone can no longer be trained. A second call changes nothing.
+    Parts with their own ``switch_to_deploy()``, such as our backbone, are switched by it. Then all
+    other BatchNorms, in other backbones too, are folded into the convolutions before them. Other
+    norms stay. Necks and heads that are known to support it work in channels last from then on.
+    Load the weights and choose the device before the call: afterwards no checkpoint fits, and our
+    backbone can no longer be trained. A second call changes nothing.
     """
     model.eval()
     _switch_parts(model)
@@ -43,11 +43,11 @@ def _switch_parts(module: nn.Module) -> None:
 def fold_norms(model: nn.Module) -> None:
     """Fold every BatchNorm into the convolution that comes just before it in its parent module.
 
-    The order is that in which the children were registered, which has to be that of the forward
-    pass; it is in ResNets, MobileNets and the heads of mmdet and mmseg.
+    Children have to be registered in the order of the forward pass, as in ResNets, MobileNets and
+    the heads of mmdet and mmseg.
 
-    mmcv's ``fuse_conv_bn`` changes a convolution that several norms share once for each of them,
-    and takes a ``ConvModule`` with the norm in front for one with it behind.
+    mmcv's ``fuse_conv_bn`` fails in two cases: it changes a convolution that several norms share
+    once for each of them, and treats a ``ConvModule`` with the norm first as if it came last.
     """
     for parent in list(model.modules()):
         if isinstance(parent, ConvModule) and 'conv_norm' not in '_'.join(parent.order):
@@ -60,11 +60,11 @@ def fold_norms(model: nn.Module) -> None:
 
 
 def replace_roi_align(model: nn.Module) -> None:
-    """Put :class:`.roi_align.RoIAlign` in place of mmcv's in a model, where it does the same."""
+    """Replace mmcv's RoIAlign by :class:`.roi_align.RoIAlign` where it computes the same."""
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
             if is_operator(layer) and type(layer).__name__ == 'RoIAlign':
-                # Here, since mmcv can be had without its operators.
+                # Imported here, since mmcv may be installed without its operators.
                 from .roi_align import RoIAlign, can_replace
 
                 if can_replace(layer):
@@ -72,11 +72,11 @@ def replace_roi_align(model: nn.Module) -> None:
 
 
 def expect_contiguous(model: nn.Module) -> nn.Module:
-    """Have every operator of mmcv in a model, which is returned, get contiguous tensors.
+    """Give contiguous tensors to every mmcv operator in a model; return the model.
 
-    mmcv's kernels read memory as if every tensor were contiguous. Given a map in channels last,
-    RoIAlign and the deformable convolutions compute something else, on CPUs and GPUs, most of them
-    without an error (mmcv issue 2203).
+    mmcv's kernels read memory as if every tensor were contiguous. With a map in channels last,
+    RoIAlign and the deformable convolutions compute wrong results, on CPUs and GPUs, mostly without
+    an error (mmcv issue 2203).
     """
     for module in model.modules():
         if is_operator(module) and make_contiguous not in module._forward_pre_hooks.values():
@@ -85,12 +85,12 @@ def expect_contiguous(model: nn.Module) -> nn.Module:
 
 
 def is_operator(module: nn.Module) -> bool:
-    """Whether a module is one of mmcv's operators, or made from one."""
+    """Return whether a module is one of mmcv's operators, or derived from one."""
     return any(kind.__module__.startswith('mmcv.ops.') for kind in type(module).__mro__)
 
 
 def make_contiguous(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-    """A hook in front of an operator: its tensors, contiguous."""
+    """Make the tensors for an operator contiguous; a forward pre-hook."""
     args = tuple(each.contiguous() if isinstance(each, Tensor) else each for each in args)
     kwargs = {
         name: each.contiguous() if isinstance(each, Tensor) else each
@@ -100,7 +100,7 @@ def make_contiguous(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
 
 
 # Necks and heads that compute the same in channels last. Others may `view` a map as if its
-# channels came first.
+# channels came first in memory.
 WORKS_CHANNELS_LAST = {
     ('mmdet', 'FPN'),
     ('mmdet', 'RPNHead'),
@@ -111,15 +111,15 @@ WORKS_CHANNELS_LAST = {
     ('mmseg', 'FPNHead'),
     ('mmseg', 'UPerHead'),
 }
-# Children of a detector or segmentor that take no maps of its neck at inference.
+# Children of a detector or segmentor that do not use the neck's maps at inference.
 NOT_BEHIND_THE_NECK = {'data_preprocessor', 'backbone', 'neck', 'auxiliary_head'}
 
 
 def put_channels_last(model: nn.Module) -> None:
-    """Have the necks and heads in a model work in channels last, where they can.
+    """Let the necks and heads in a model work in channels last, if they can.
 
-    It is how CPUs and CUDA's GPUs convolve fastest. What such a neck returns is made contiguous
-    again, unless all heads behind it work in channels last too.
+    CPUs and CUDA GPUs convolve fastest in this format. The maps of such a neck are made contiguous
+    again, unless all heads after it work in channels last too.
     """
     if any(parameter.device.type not in ('cpu', 'cuda') for parameter in model.parameters()):
         return
@@ -127,7 +127,7 @@ def put_channels_last(model: nn.Module) -> None:
     for part in model.modules():
         if not works_channels_last(part):
             continue
-        # What a convolution puts out follows its weights.
+        # The output of a convolution takes the format of its weights.
         part.to(memory_format=torch.channels_last)
         has_hook = return_contiguous in part._forward_hooks.values()
         if type(part).__name__ == 'FPN' and part not in understood and not has_hook:
@@ -135,14 +135,14 @@ def put_channels_last(model: nn.Module) -> None:
 
 
 def understands_neck(whole: nn.Module) -> bool:
-    """Whether a module has a neck and heads, and all of these heads work in channels last."""
+    """Return whether a module has a neck and heads, and all these heads work in channels last."""
     heads = [head for name, head in whole.named_children() if name not in NOT_BEHIND_THE_NECK]
     has_neck = isinstance(getattr(whole, 'neck', None), nn.Module)
     return has_neck and bool(heads) and all(map(works_channels_last, heads))
 
 
 def works_channels_last(part: nn.Module) -> bool:
-    """Whether a neck or head is known to compute the same in channels last."""
+    """Return whether a neck or head is known to compute the same in channels last."""
     kind = type(part)
     known = (kind.__module__.partition('.')[0], kind.__name__) in WORKS_CHANNELS_LAST
     # An operator would read its own weights as if they were contiguous.
@@ -150,5 +150,5 @@ def works_channels_last(part: nn.Module) -> bool:
 
 
 def return_contiguous(neck: nn.Module, inputs: tuple, maps: tuple[Tensor, ...]) -> tuple:
-    """A hook behind a neck: its maps, contiguous."""
+    """Make the maps of a neck contiguous; a forward hook."""
     return tuple(each.contiguous() for each in maps)

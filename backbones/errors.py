@@ -11,68 +11,68 @@ from types import ModuleType
 
 
 class ConfigError(ValueError):
-    """A config, or an option on the command line, that cannot work."""
+    """A config, or an option on the command line, is wrong."""
 
 
 class DataError(ValueError):
-    """A dataset whose images or annotations are missing, unreadable or at odds with the config."""
+    """Images or annotations are missing, unreadable or do not fit the config."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read, or does not fit the model it is loaded into."""
+    """A checkpoint cannot be read, or does not fit the model."""
 
 
 class ExportError(ConfigError):
-    """A model that cannot be exported, or an exported file whose results are not the model's."""
+    """A model cannot be exported, or its file computes other results than the model."""
 
 
 class InputError(ValueError):
-    """An image or video that cannot be read; other inputs go on."""
+    """An image or video cannot be read; the run continues with other inputs."""
 
 
 class NotMediaError(InputError):
-    """A file that is neither an image nor a video."""
+    """A file is neither an image nor a video."""
 
 
 class OutputError(OSError):
-    """Nothing more can be written, to a full disk for instance; the run ends."""
+    """Nothing more can be written, for example to a full disk; the run ends."""
 
 
-# What is wrong with a path that a user gave.
+# Errors of a path that a user gave.
 PATH_ERRORS = (
     *(FileExistsError, FileNotFoundError, PermissionError),
     *(IsADirectoryError, NotADirectoryError),
 )
 
-# What Pillow's decoders raise on corrupt bytes.
+# Errors that Pillow's decoders raise on corrupt bytes.
 IMAGE_DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
     *(struct.error, ArithmeticError, RuntimeError),
 )
 
-# Errors that writing the next file would meet as well.
+# With these errors, writing the next file would fail as well.
 FATAL_OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says, or its type where it says nothing; at most 500 characters."""
+    """Return an error's message, or its type if it has none; at most 500 characters."""
     return ' '.join(str(error).split())[:500] or type(error).__name__
 
 
 def reason_of(error: Exception) -> str:
-    """:func:`in_one_line` without the number and the path of an OSError."""
+    """Return :func:`in_one_line`, without the number and the path of an OSError."""
     return getattr(error, 'strerror', None) or in_one_line(error)
 
 
 def first_of(names: Sequence[str], max_names: int = 6) -> str:
-    """'a, b and 3 more': the first names, and how many more there are."""
+    """Return the first names and the number of the others: 'a, b and 3 more'."""
     shown = ', '.join(names[:max_names]) or 'nothing'
     return shown if len(names) <= max_names else f'{shown} and {len(names) - max_names} more'
 
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """End the program with a message and exit code 1, without a traceback."""
+    """End the program on a user's error: with a message and exit code 1, without a traceback."""
     try:
         yield
     except (ConfigError, DataError, CheckpointError, OutputError, *PATH_ERRORS) as error:
@@ -84,7 +84,7 @@ def exit_on_user_error() -> Iterator[None]:
 
 @contextmanager
 def raise_output_errors() -> Iterator[None]:
-    """Raise OutputError for an OSError that writing the next file would meet as well."""
+    """Raise OutputError for an OSError that the next file would raise as well."""
     try:
         yield
     except OSError as error:
@@ -96,16 +96,16 @@ def raise_output_errors() -> Iterator[None]:
 
 
 def import_optional(package: str, purpose: str, requirements: str = 'export') -> ModuleType:
-    """Import a package, or raise ConfigError, which begins with the ``purpose`` that needs it.
+    """Import a package; raise ConfigError if it is missing, with the ``purpose`` that needs it.
 
-    ``requirements`` is the file in ``requirements/`` that lists it.
+    ``requirements`` is the file in ``requirements/`` that lists the package.
     """
     try:
         return import_module(package)
     except (ImportError, OSError) as error:
         wanted = f'-r requirements/{requirements}.txt'
         if requirements == 'runtime':
-            # It lists OpenMMLab too, of which this environment may have the other line.
+            # It also lists OpenMMLab, whose other line may be installed here.
             wanted = package.partition('.')[0]
         raise ConfigError(
             f'{purpose} needs the package {package}: pip install {wanted} ({in_one_line(error)})'

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it on success and is removed on an error."""
+    """Yield a temporary path beside ``path``: it replaces ``path``, or is removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.{uuid4().hex}.partial')
     try:
@@ -20,6 +20,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text and a line break to a file in UTF-8, by :func:`atomic_write`."""
+    """Write a text and a line break to a file in UTF-8, with :func:`atomic_write`."""
     with atomic_write(path) as partial:
         partial.write_text(f'{text}\n', encoding='utf-8')

@@ -2,10 +2,10 @@
 
 It approximates a feature map by the product of two non-negative matrices of low rank (Geng et al.,
 "Is Attention Better Than Matrix Decomposition?", ICLR 2021), in a few steps from given bases. mmseg
-draws these anew for every image, at inference too. With its ``rand_init=False`` they are drawn
-once, but by the first call, whatever checkpoint was loaded before: every process has others.
+draws new bases for every image, at inference too. With its ``rand_init=False`` the first call draws
+them, even after a checkpoint was loaded, so that every process has other bases.
 
-A config imports this module with ``custom_imports``: it needs mmseg, and ``backbones`` does not.
+Configs import this module with ``custom_imports``, since it needs mmseg and ``backbones`` does not.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class FixedNMF2D(NMF2D):
-    """mmseg's matrix decomposition from bases that are part of the model, in float32."""
+    """mmseg's matrix decomposition in float32, from bases that are part of the model."""
 
     def __init__(self, channels: int, options: dict) -> None:
         super().__init__(dict(rand_init=False, **options))
@@ -25,9 +25,9 @@ class FixedNMF2D(NMF2D):
         self.register_buffer('bases', F.normalize(bases, dim=1))
 
     def forward(self, x: Tensor, return_bases: bool = False) -> Tensor:
-        # Sums over all pixels, and their quotients, exceed float16's range.
+        # Sums over all pixels and their quotients exceed float16's range.
         with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
-            # Unlike mmseg's view(), reshape() takes channels last for any MD_S.
+            # Unlike mmseg's view(), reshape() accepts channels last for any MD_S.
             batch, channels = x.shape[:2]
             values = x.float().reshape(batch * self.S, channels // self.S, -1)
             bases, coef = self.local_inference(values, self.bases.repeat(batch, 1, 1))

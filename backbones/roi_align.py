@@ -1,10 +1,10 @@
 """RoIAlign on a CPU, at inference twenty times as fast as mmcv's.
 
-Mask R-CNN's heads look at a few hundred regions. In each, RoIAlign takes the mean of samples of
-the feature map, each a mean of four pixels (He et al., "Mask R-CNN", ICCV 2017, section 3). mmcv
-computes one channel of one sample after another, on one thread. Here every cell of a region is a
-weighted sum of pixels with all their channels, which torch computes as it sums the embeddings of
-words: on all threads, and each pixel once.
+Mask R-CNN's heads read a few hundred regions. In every cell of a region, RoIAlign averages samples
+of the feature map, each interpolated from four pixels (He et al., "Mask R-CNN", ICCV 2017,
+section 3). mmcv computes one channel of one sample after another, on one thread. Here every cell is
+a weighted sum of pixels with all their channels, computed by torch's ``embedding_bag``: on all
+threads, and each pixel once.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class RoIAlign(nn.Module):
     """mmcv's RoIAlign in its usual mode, fast for maps in channels last on a CPU.
 
-    That mode takes means of samples that are a pixel apart at most.
+    This mode averages samples that are at most a pixel apart.
     """
 
     pool_mode, sampling_ratio = 'avg', 0
@@ -28,7 +28,7 @@ class RoIAlign(nn.Module):
         self.aligned: bool = operator.aligned
 
     def forward(self, x: Tensor, rois: Tensor) -> Tensor:
-        """Features (N, channels, *output_size) of regions in maps (batch, channels, height, width).
+        """Return features (N, channels, *output_size) of regions in maps (batch, channels, H, W).
 
         ``rois`` (N, 5) have an index in the batch and x1, y1, x2, y2 in pixels of the image.
         """
@@ -41,7 +41,7 @@ class RoIAlign(nn.Module):
 
 
 def can_replace(operator: ops.RoIAlign) -> bool:
-    """Whether :class:`RoIAlign` computes the same."""
+    """Return whether :class:`RoIAlign` computes the same."""
     settings = (operator.pool_mode, operator.sampling_ratio, operator.use_torchvision)
     return type(operator) is ops.RoIAlign and settings == ('avg', 0, False)
 
@@ -49,7 +49,7 @@ def can_replace(operator: ops.RoIAlign) -> bool:
 def roi_align(
     x: Tensor, rois: Tensor, output_size: tuple[int, int], spatial_scale: float, aligned: bool
 ) -> Tensor:
-    """As :meth:`RoIAlign.forward`, in channels last."""
+    """Compute :meth:`RoIAlign.forward`; the result is in channels last."""
     channels, height, width = x.shape[1:]
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
     corners = rois[:, 1:].nan_to_num(0, 0, 0) * spatial_scale - (0.5 if aligned else 0)
@@ -58,7 +58,7 @@ def roi_align(
         extent = extent.clamp(min=1)
     step = extent / extent.new_tensor([output_size[1], output_size[0]])
     samples = step.ceil()
-    # At a time, all regions whose cells have the same number of samples on their longer side.
+    # Together: all regions whose cells have the same number of samples on their longer side.
     max_samples = samples.max(dim=1).values.clamp(min=1)
     out = x.new_empty(len(rois), *output_size, channels)
     for number in max_samples.unique().int().tolist():
@@ -83,17 +83,17 @@ def roi_align(
 def pixels_of_cells(
     start: Tensor, step: Tensor, samples: Tensor, max_samples: int, cells: int, length: int
 ) -> tuple[Tensor, Tensor]:
-    """Which pixels the cells of N regions consist of along an axis, and in which shares.
+    """Return the pixels along an axis that the cells of N regions average, and their weights.
 
-    Regions (N,) have a ``start``, a ``step`` from cell to cell, both in pixels of a map of this
-    ``length``, and a number of ``samples`` in a cell, ``max_samples`` at most. Returns indices and
-    weights, both (N, cells, max_samples + 1).
+    Each region has a ``start`` and a ``step`` from cell to cell, in pixels of a map of this
+    ``length``, and a number of ``samples`` per cell, at most ``max_samples``; all are (N,). Returns
+    indices and weights, both (N, cells, max_samples + 1).
     """
     number = torch.arange(max_samples)
     start, step, samples = (each[:, None, None] for each in (start, step, samples))
-    # A cell without an extent has none.
+    # A cell without an extent has no samples.
     has_samples, samples = number < samples, samples.clamp(min=1)
-    # Cells first, as mmcv adds: its rounding is part of its results.
+    # mmcv adds in this order, and its rounding is part of its results.
     position = start + torch.arange(cells)[:, None] * step + (number + 0.5) * step / samples
     is_counted = has_samples & (position >= -1) & (position <= length)
     position = position.clamp(0, length - 1)

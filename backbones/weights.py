@@ -1,4 +1,4 @@
-"""Checkpoints: where they come from, reading them so that a stranger's file runs no code, writing.
+"""Checkpoints: fetching, writing, and reading them without running code that is inside.
 
 A ``.pth`` file is a pickle, and a pickle can call any function while it is read. Here only tensors,
 plain data and mmengine's own logs are read; everything else needs :func:`trust_checkpoints`.
@@ -36,17 +36,17 @@ MapLocation = str | torch.device | Callable | None
 
 TIMM_NAMES = tuple(f'efficientformerv2_{arch}.snap_dist_in1k' for arch in ('s0', 's1', 's2', 'l'))
 HOW_TO_GET_THEM = (
-    f'The names are {", ".join(f"timm://{name}" for name in TIMM_NAMES)}. What was fetched once is '
-    'kept in the cache of huggingface_hub and needs no connection (HF_HOME moves it). Without a '
-    'connection, copy a model.safetensors or .pth here by other means and give its path instead, '
+    f'The names are {", ".join(f"timm://{name}" for name in TIMM_NAMES)}. A file is fetched once '
+    'and kept in the cache of huggingface_hub (HF_HOME sets its folder). Without a '
+    'connection, copy a model.safetensors or .pth to this machine and give its path instead; '
     'for training: --cfg-options model.backbone.init_cfg.checkpoint=PATH'
 )
 
-# Schemes that mmengine resolves to a URL, and those whose clients would read without protection.
+# Schemes that mmengine resolves to a URL, and schemes whose clients read without protection.
 MODEL_ZOOS = ('torchvision', 'modelzoo', 'open-mmlab', 'openmmlab', 'mmcls')
 REFUSED = ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
 
-# A hash as publish_model.py, mmdet and torchvision write it into names; 20240131 is a date.
+# A hash as publish_model.py, mmdet and torchvision add it to names; 20240131 is a date.
 HASH_IN_NAME = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
 
 _trusted = False
@@ -59,35 +59,35 @@ def trust_checkpoints() -> None:
 
 
 def are_checkpoints_trusted() -> bool:
-    """Whether :func:`trust_checkpoints` has been called."""
+    """Return whether :func:`trust_checkpoints` has been called."""
     return _trusted
 
 
 def use_safe_loading(trust: bool = False) -> None:
-    """From now on, have mmengine read all checkpoints of this process by :func:`load_checkpoint`.
+    """From now on, let mmengine read all checkpoints of this process by :func:`load_checkpoint`.
 
-    Importing the package does not do this, because other models of a process may need what is
-    refused here; every tool that loads checkpoints does. ``trust`` calls :func:`trust_checkpoints`.
+    Every tool that loads checkpoints calls this; importing the package does not, because other
+    models may need files that are refused here. ``trust`` calls :func:`trust_checkpoints`.
     """
     if trust:
         trust_checkpoints()
     schemes = ['', 'http://', 'https://', *REFUSED]
     CheckpointLoader.register_scheme(schemes, load_from_source, force=True)
-    # The loaders of MODEL_ZOOS call these two, once they know the URL or the file.
+    # The loaders of MODEL_ZOOS call these two with the URL or the file.
     mmengine_checkpoint.load_from_http = load_from_source
     mmengine_checkpoint._safe_torch_load = load_from_source
 
 
 def load_checkpoint(source: str | Path, map_location: MapLocation = 'cpu') -> dict:
-    """Read a checkpoint, and bring it into the form that mmengine works with.
+    """Read a checkpoint, and convert it to the form that mmengine uses.
 
-    Args and errors are those of :func:`read_checkpoint`; after :func:`use_safe_loading` ``source``
-    may also be of ``torchvision://``, ``open-mmlab://`` and ``mmcls://``.
+    Arguments and errors are those of :func:`read_checkpoint`; after :func:`use_safe_loading`,
+    ``source`` may also begin with ``torchvision://``, ``open-mmlab://`` or ``mmcls://``.
 
     Returns:
-        A dict with ``state_dict``, ``meta`` and whatever else the file holds. The tensors of a
-        bare EfficientFormerV2 are under ``backbone.``, so that they find their place in a whole
-        model as well as in the backbone.
+        A dict with ``state_dict``, ``meta`` and all other entries of the file. The keys of a bare
+        EfficientFormerV2 get the prefix ``backbone.``, so that the result can be loaded into a
+        whole model as well as into the backbone.
     """
     scheme = str(source).partition('://')[0]
     if scheme in MODEL_ZOOS and mmengine_checkpoint.load_from_http is load_from_source:
@@ -106,17 +106,17 @@ def load_checkpoint(source: str | Path, map_location: MapLocation = 'cpu') -> di
     }
     meta = dict(others.pop('meta', None) or {})
     if not _trusted:
-        # mmengine runs this text as Python when it resumes; its own files have it under 'cfg'.
+        # mmengine runs this text as Python when it resumes; its own files use the key 'cfg'.
         meta.pop('config', None)
     state_dict = OrderedDict(tensors)
-    # Versions of the modules, which some of mmcv's and mmdet's ask for when they are loaded.
+    # Versions of the modules, which some modules of mmcv and mmdet check when they are loaded.
     state_dict._metadata = getattr(checkpoint.get('state_dict'), '_metadata', OrderedDict())
     return {**others, 'meta': meta, 'state_dict': state_dict}
 
 
-# mmengine logs the end of this name, and calls it by that of the argument.
+# mmengine logs the end of the function's name, and passes `filename` by keyword.
 def load_from_source(filename: str, map_location: MapLocation = 'cpu') -> dict:
-    """:func:`load_checkpoint`, as mmengine calls it."""
+    """Call :func:`load_checkpoint`, with mmengine's signature."""
     return load_checkpoint(filename, map_location)
 
 
@@ -124,11 +124,11 @@ def read_checkpoint(source: str | Path, map_location: MapLocation = 'cpu') -> di
     """Read a ``.pth`` or ``.safetensors`` file without letting it run code.
 
     ``source`` is a path, ``https://...``, or ``timm://NAME`` with one of :data:`TIMM_NAMES`, and
-    ``@REVISION`` behind it for a certain commit of the Hugging Face hub. What is downloaded is
-    cached; a hash in the file's name is verified. Of ``.safetensors`` the result is ``state_dict``
-    and ``meta``, what :func:`encode_checkpoint` wrote. Raises CheckpointError, which names the
-    file, where it cannot be fetched or read, or would need code of its own for that; ConfigError
-    where huggingface_hub or safetensors is not installed.
+    optionally ``@REVISION`` for a certain commit on the Hugging Face hub. Downloads are cached; a
+    hash in the file's name is verified. A ``.safetensors`` file gives ``state_dict`` and ``meta``,
+    as :func:`encode_checkpoint` wrote them. Raises CheckpointError, which names the file, if it
+    cannot be fetched or read, or if reading it would run code; ConfigError if huggingface_hub or
+    safetensors is not installed.
     """
     scheme, separator, name = str(source).partition('://')
     if not separator:
@@ -137,17 +137,17 @@ def read_checkpoint(source: str | Path, map_location: MapLocation = 'cpu') -> di
         return _read_file(_fetch_from_hub(name), map_location)
     if scheme not in ('http', 'https'):
         raise CheckpointError(
-            f'{source}: checkpoints are not read from {scheme}://. Give a local path, timm://NAME '
-            'or https://...'
+            f'{source}: checkpoints cannot be read from {scheme}://. Give a local path, '
+            'timm://NAME or https://...'
         )
     return _read_file(_download(str(source)), map_location)
 
 
 def config_of(checkpoint: dict) -> Config | None:
-    """The config that :func:`load_checkpoint` found in a file, or None where there is none.
+    """Return the config that :func:`load_checkpoint` found in a file, or None if there is none.
 
-    mmengine keeps it as Python text and would run that to read it; here it is parsed as data, and
-    CheckpointError is raised where it is more than names and plain values.
+    mmengine saves it as Python text and runs this text to read it. Here it is parsed as data;
+    CheckpointError is raised if it has more than names and plain values.
     """
     text = checkpoint['meta'].get('cfg')
     if not text:
@@ -159,7 +159,7 @@ def config_of(checkpoint: dict) -> Config | None:
                 case ast.Assign(targets=[ast.Name(id=name)], value=value):
                     values[name] = ast.literal_eval(_DictCalls().visit(value))
                 case _:
-                    raise ValueError(f'line {statement.lineno} is no assignment')
+                    raise ValueError(f'line {statement.lineno} is not an assignment')
         return Config(values)
     except (SyntaxError, ValueError, TypeError) as error:
         raise CheckpointError(
@@ -168,7 +168,7 @@ def config_of(checkpoint: dict) -> Config | None:
 
 
 class _DictCalls(ast.NodeTransformer):
-    """Makes literals of ``dict(a=value)`` and ``dict({'a.b': value})``, as mmengine writes them."""
+    """Turns mmengine's ``dict(a=value)`` and ``dict({'a.b': value})`` into literals."""
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         match self.generic_visit(node):
@@ -182,7 +182,7 @@ class _DictCalls(ast.NodeTransformer):
 
 
 def encode_checkpoint(tensors: Mapping[str, Tensor], meta: dict, suffix: str) -> bytes:
-    """The contents of a '.pth' or '.safetensors' file; the same tensors give the same bytes.
+    """Return the bytes of a '.pth' or '.safetensors' file; the same tensors give the same bytes.
 
     Raises CheckpointError for NaN, unless :func:`trust_checkpoints` was called.
     """
@@ -191,19 +191,19 @@ def encode_checkpoint(tensors: Mapping[str, Tensor], meta: dict, suffix: str) ->
     if not _trusted:
         checkpoint_keys.check_nan(tensors)
     if suffix == '.pth':
-        # Through memory, because torch.save writes the name of a file into it.
+        # In memory, because torch.save writes the name of a file into the file.
         buffer = io.BytesIO()
         torch.save({'meta': meta, 'state_dict': dict(tensors)}, buffer)
         return buffer.getvalue()
     safetensors = import_optional('safetensors.torch', 'writing .safetensors', 'runtime')
-    # It refuses tensors that share memory, as heads that share convolutions have.
+    # safetensors refuses tensors that share memory, as in heads that share convolutions.
     apart = {k: each.clone(memory_format=torch.contiguous_format) for k, each in tensors.items()}
-    # Of two keys the order would change from run to run.
+    # One key, since the order of several would change from run to run.
     return safetensors.save(apart, {'meta': json.dumps(meta)})
 
 
 def _fetch_from_hub(name: str) -> Path:
-    """The file of ``NAME`` or ``NAME@REVISION`` in the cache of huggingface_hub."""
+    """Fetch ``NAME`` or ``NAME@REVISION``; return the file in huggingface_hub's cache."""
     repository, _, revision = name.partition('@')
     if repository not in TIMM_NAMES:
         raise CheckpointError(f'timm://{name}: there are no such weights. {HOW_TO_GET_THEM}')
@@ -212,7 +212,7 @@ def _fetch_from_hub(name: str) -> Path:
         path = hub.hf_hub_download(
             f'timm/{repository}', 'model.safetensors', revision=revision or None
         )
-    # Which errors there are depends on the client that this version of huggingface_hub uses.
+    # The errors depend on the client that this version of huggingface_hub uses.
     except Exception as error:
         raise CheckpointError(
             f'timm://{name} could not be fetched from the Hugging Face hub: {in_one_line(error)} '
@@ -222,16 +222,16 @@ def _fetch_from_hub(name: str) -> Path:
 
 
 def _download(url: str) -> Path:
-    """The file of a URL in torch.hub's cache."""
+    """Download a URL; return the file in torch.hub's cache."""
     name = Path(urllib.parse.urlparse(url).path).name or 'checkpoint'
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     found = HASH_IN_NAME.search(name)
     if not found:
-        # Many trainings end in an epoch_12.pth, so the name alone does not tell files apart.
+        # Many trainings write an epoch_12.pth, so the name alone does not tell files apart.
         folder /= hashlib.sha256(url.encode()).hexdigest()[:8]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    # Of the processes on a machine one downloads, the others wait and find the file.
+    # One process on a machine downloads; the others wait and find the file.
     with FileLock(f'{path}.lock'):
         if path.is_file():
             return path
@@ -239,20 +239,20 @@ def _download(url: str) -> Path:
             torch.hub.download_url_to_file(
                 url, str(path), found and found[1], progress=sys.stderr.isatty()
             )
-        # RuntimeError is what it raises for another hash.
+        # It raises RuntimeError for a wrong hash.
         except (OSError, ValueError, http.client.HTTPException, RuntimeError) as error:
             raise CheckpointError(f'{url} could not be fetched: {error}') from error
         try:
             _read_file(path, 'cpu')
         except CheckpointError:
-            # It was cut short, for instance, or is a page to log in at.
+            # For example, it was truncated, or it is a login page.
             path.unlink()
             raise
     return path
 
 
 def _read_file(path: Path, map_location: MapLocation) -> dict:
-    """What a local file holds, tensors among it."""
+    """Return the content of a local file, which has to include tensors."""
     if not path.is_file():
         what = 'is a folder, not a checkpoint' if path.is_dir() else 'does not exist'
         raise CheckpointError(f'checkpoint {path} {what}')
@@ -261,7 +261,7 @@ def _read_file(path: Path, map_location: MapLocation) -> dict:
     read = _read_safetensors if path.suffix == '.safetensors' else _read_pickle
     checkpoint = read(path, map_location)
     if not checkpoint_keys.tensors_of(checkpoint):
-        raise CheckpointError(f'{path} is not a checkpoint: it holds no tensors by name')
+        raise CheckpointError(f'{path} is not a checkpoint: it holds no tensors with names')
     return checkpoint
 
 
@@ -275,8 +275,8 @@ def _read_safetensors(path: Path, map_location: MapLocation) -> dict:
         meta = json.loads(metadata.get('meta', '{}'))
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
         raise CheckpointError(
-            f'checkpoint {path} cannot be read as safetensors, as if it were cut short or corrupt; '
-            f'if it is, fetch or copy it again ({error})'
+            f'checkpoint {path} cannot be read as safetensors. It may be cut short or corrupt: '
+            f'fetch or copy it again ({error})'
         ) from error
     return {'meta': meta if isinstance(meta, dict) else {}, 'state_dict': tensors}
 
@@ -290,17 +290,17 @@ def _read_pickle(path: Path, map_location: MapLocation) -> object:
             return torch.load(path, map_location=map_location, weights_only=True)
     except CheckpointError:
         raise
-    # On a corrupt file torch raises nearly anything.
+    # torch raises nearly any error on a corrupt file.
     except Exception as error:
         raise CheckpointError(_describe_failure(path, error)) from error
 
 
 def _refuse_archives(path: Path) -> None:
-    """Refuse what torch before 2.6 runs code of in spite of ``weights_only`` (CVE-2025-32434)."""
-    # A file may be an archive of both kinds at once.
+    """Refuse archives whose code torch < 2.6 runs despite ``weights_only`` (CVE-2025-32434)."""
+    # A file may be both kinds of archive at once.
     if tarfile.is_tarfile(path):
         raise CheckpointError(
-            f'{path} is a tar archive, which cannot be read safely; unpack a checkpoint inside it'
+            f'{path} is a tar archive, which cannot be read safely; unpack the checkpoint inside it'
         )
     if _first_bytes(path).startswith(b'PK\x03\x04'):
         with torch.serialization._open_zipfile_reader(str(path)) as archive:
@@ -311,9 +311,9 @@ def _refuse_archives(path: Path) -> None:
 
 
 def _mmengine_globals_allowed() -> AbstractContextManager:
-    """Let torch read what mmengine puts into a checkpoint besides tensors: logs and numbers.
+    """Let torch read the logs and numbers that mmengine saves beside the tensors.
 
-    torch before 2.5 cannot be told so and reads published files, but not those of a training.
+    torch before 2.5 does not support this; it reads published files, but no training checkpoints.
     """
     if not hasattr(torch.serialization, 'safe_globals'):
         return nullcontext()
@@ -331,44 +331,44 @@ def _mmengine_globals_allowed() -> AbstractContextManager:
 
 
 def _known_as(module: str, name: str, function: Callable) -> Callable:
-    """A function that a pickle finds under another name."""
+    """Return a function that a pickle finds under another name."""
 
     def stand_in(*args: Any) -> Any:
         return function(*args)
 
-    # torch 2.6 goes by __name__, later ones by __qualname__.
+    # torch 2.6 compares __name__, later versions compare __qualname__.
     stand_in.__module__, stand_in.__name__, stand_in.__qualname__ = module, name, name
     return stand_in
 
 
 def _history_statistic(owner: type, name: str) -> Callable:
-    """Stands in for ``getattr``, by which logs name methods; the real one reaches anything."""
+    """Replace ``getattr``, by which logs name methods; the real one would allow any attribute."""
     if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
         return getattr(HistoryBuffer, name)
     raise pickle.UnpicklingError(f'getattr of {owner!r} and {name!r}')
 
 
 def _describe_failure(path: Path, error: Exception) -> str:
-    """Why a pickle was not read: it is none, it is corrupt, or it could run code."""
+    """Return why a file was not read: it is no pickle, is corrupt, or could run code."""
     begin = _first_bytes(path)
-    # Zip archives, and before torch 1.6 a number as a pickle.
+    # Zip archives; before torch 1.6, a pickled number.
     if not begin.startswith((b'PK', b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P')):
         return f'{path} is not a checkpoint that torch.save has written: it begins with {begin!r}'
-    # torch wraps what its unpickler says into advice of its own.
+    # torch adds its own advice to the message of its unpickler.
     reason = in_one_line(error.__context__ or error).split('. ')[0]
     if not isinstance(error, pickle.UnpicklingError):
         return (
-            f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read, as if it were cut '
-            f'short or corrupt; if it is, fetch or copy it again ({reason})'
+            f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read. It may be cut short '
+            f'or corrupt: fetch or copy it again ({reason})'
         )
     with suppress(Exception), _mmengine_globals_allowed():
-        # None, for instance, where getattr is used for something else than logs.
+        # There are none, for example, if getattr is used for something else than logs.
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
         reason = first_of(sorted(names)) if names else reason
     return (
-        f'checkpoint {path} is corrupt, or more than tensors and plain data: {reason}. Reading the '
-        'latter could run code of its maker. If you made it yourself, or trust its maker as you '
-        'would a program, add --trust-checkpoint (in Python: backbones.trust_checkpoints())'
+        f'checkpoint {path} is corrupt, or more than tensors and plain data: {reason}. Reading it '
+        'could run code that is inside. If you made it yourself, or trust its author as you would '
+        'trust a program, add --trust-checkpoint (in Python: backbones.trust_checkpoints())'
     )
 
 

@@ -24,7 +24,7 @@ def make_parser(
 def add_run_arguments(parser: argparse.ArgumentParser, option_example: str) -> None:
     """Add the options of every mmengine run; the example is for ``--cfg-options``."""
     parser.add_argument(
-        '--work-dir', help='where logs and results go (default: the config, else work_dirs/NAME)'
+        '--work-dir', help="folder of logs and results (default: the config's, or work_dirs/NAME)"
     )
     add_trust_checkpoint(parser)
     add_cfg_options(parser, option_example)
@@ -63,7 +63,7 @@ def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
         action=DictAction,
         default={},
         metavar='KEY=VALUE',
-        help=f'override entries of the config: {example}',
+        help=f'override entries of the config, such as {example}',
     )
 
 

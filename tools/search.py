@@ -105,7 +105,7 @@ def add_command(
     )
     parser.add_argument('config', help='a config with `search`')
     parser.add_argument(
-        '--work-dir', help='where results go (default: the config, else work_dirs/NAME)'
+        '--work-dir', help="folder of the results (default: the config's, or work_dirs/NAME)"
     )
     add_cfg_options(parser, 'val_dataloader.batch_size=8')
     add_trust_checkpoint(parser)
