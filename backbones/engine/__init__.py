@@ -1,4 +1,4 @@
-"""Whole models: what the tools do to a config, its data and its results.
+"""Whole models: running a config, from its data to its results.
 
-Needs mmdet or mmseg, whichever the config is for; the backbone itself needs neither.
+Needs mmdet or mmseg, depending on the config; the backbone itself needs neither.
 """

@@ -1,4 +1,4 @@
-"""Mixed precision for inference, and for training on a CPU, where mmengine's own refuses."""
+"""Mixed precision for inference, and for training on a CPU, which mmengine does not support."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +13,7 @@ from .distributed import unwrap
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(OptimWrapper):
-    """Backbone and neck in bfloat16, which needs no loss scaling; heads and losses in float32."""
+    """Backbone and neck in bfloat16, without loss scaling; heads and losses in float32."""
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
@@ -24,9 +24,9 @@ class CPUAmpOptimWrapper(OptimWrapper):
 def inference_precision(
     model: nn.Module, device: str | torch.device
 ) -> AbstractContextManager[None]:
-    """Within it a model infers in mixed precision: float16 on a GPU, else bfloat16.
+    """Return a context for inference in mixed precision: float16 on a GPU, else bfloat16.
 
-    On a CPU that is all of a segmentor, but backbone and neck of a detector.
+    On a CPU it covers a whole segmentor, but only the backbone and neck of a detector.
     """
     kind = torch.device(device).type
     if kind != 'cpu':
@@ -38,9 +38,9 @@ def inference_precision(
 
 @contextmanager
 def features_in_bfloat16(model: nn.Module) -> Iterator[None]:
-    """Let backbone and neck work in bfloat16 on a CPU; their features are float32 again.
+    """Run backbone and neck in bfloat16 on a CPU, and return their features in float32.
 
-    mmcv's operators have no bfloat16 kernel there, and box coordinates need the precision.
+    mmcv's operators have no bfloat16 kernel on CPUs, and box coordinates need the precision.
     """
     extract_feat = model.extract_feat
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the newest good one found, a training resumed."""
+"""Checkpoints: write them whole or not at all, find the newest good one, resume a training."""
 
 import os
 import zipfile
@@ -17,17 +17,17 @@ from backbones.errors import FATAL_OUTPUT_ERRNOS, CheckpointError, ConfigError
 from backbones.files import atomic_write
 from backbones.weights import are_checkpoints_trusted, config_of, read_checkpoint
 
-# The best and the published checkpoints hold no optimizer, so they cannot be resumed.
+# The best and the published checkpoints have no optimizer, so they cannot be resumed.
 RESUMABLE = ('iter_*.pth', 'epoch_*.pth', 'preempted.pth')
-# In the work folder: when a training was started there anew, until it is resumed.
+# A file in the work folder: when a new training was started there. Resuming removes it.
 STARTED = 'started'
 DURABLE = {'backend': 'durable'}
 
 
 class DurableBackend(LocalBackend):
-    """mmengine's local files, written whole or not at all.
+    """mmengine's storage of local files, which are written whole or not at all.
 
-    mmengine removes an old checkpoint before it writes a new one; here the old one stays until the
+    mmengine removes an old checkpoint before it writes a new one. Here the old one stays until the
     new one is on the disk.
     """
 
@@ -50,12 +50,12 @@ register_backend('durable', DurableBackend, force=True)
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that survives even a power failure in the next moment."""
+    """Write a file that survives a power failure right after the call."""
     with atomic_write(path) as partial, partial.open('wb') as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    # The file's name is part of the folder, which has to reach the disk as well.
+    # The file's name is stored in its folder, which has to reach the disk as well.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -64,23 +64,23 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def checkpoint_folder(config: Config) -> str:
-    """Where mmengine's CheckpointHook writes."""
+    """Return the folder that mmengine's CheckpointHook writes to."""
     work_dir = os.path.abspath(config.work_dir)
     out_dir = (config.get('default_hooks', {}).get('checkpoint') or {}).get('out_dir')
     return os.path.join(out_dir, os.path.basename(work_dir)) if out_dir else work_dir
 
 
 def remove_partial_checkpoints(config: Config) -> None:
-    """Remove what a training that was killed left half written."""
+    """Remove half-written files of a training that was killed."""
     for partial in Path(checkpoint_folder(config)).glob('*.pth.*.partial'):
         partial.unlink(missing_ok=True)
 
 
 def newest_checkpoint(config: Config) -> tuple[Path, dict, list[str]] | None:
-    """The newest checkpoint of a training that can be resumed; None without any checkpoint.
+    """Find the newest checkpoint that can be resumed.
 
-    Returns the file, its content, and why newer ones were skipped. Raises CheckpointError where
-    none can be resumed.
+    Returns the file, its content, and why newer ones were skipped; None if there is no checkpoint.
+    Raises CheckpointError if none can be resumed.
     """
     reasons = []
     for path in candidates(config):
@@ -96,11 +96,11 @@ def newest_checkpoint(config: Config) -> tuple[Path, dict, list[str]] | None:
 
 
 def candidates(config: Config) -> list[Path]:
-    """The checkpoints of a training: the one that ``last_checkpoint`` names, then by age."""
+    """List a training's checkpoints: the one that ``last_checkpoint`` names, then newest first."""
     noted, folder = [], Path(checkpoint_folder(config))
     note = Path(config.work_dir, 'last_checkpoint')
     if note.is_file() and (name := note.read_text().strip()):
-        # A work folder that was moved or copied still names its old place.
+        # In a moved or copied work folder, the path is still the old one.
         noted = [path for path in (folder / Path(name).name, Path(name)) if path.is_file()][:1]
         folder = noted[0].parent if noted else folder
     found = {path for glob in RESUMABLE for path in folder.glob(glob)}
@@ -109,10 +109,10 @@ def candidates(config: Config) -> list[Path]:
 
 
 def read_resumable(path: Path) -> dict:
-    """Read a checkpoint; raise CheckpointError where no training can continue from it."""
+    """Read a checkpoint; raise CheckpointError if no training can continue from it."""
     try:
         checkpoint = read_checkpoint(path)
-        # torch reads tensors without comparing them with the checksums that it wrote.
+        # torch does not verify the checksums that it wrote.
         with zipfile.ZipFile(path) as archive:
             corrupt = archive.testzip()
     except (OSError, zipfile.BadZipFile) as error:
@@ -120,14 +120,14 @@ def read_resumable(path: Path) -> dict:
         raise CheckpointError(f'checkpoint {path} cannot be read: {error}') from error
     if corrupt:
         raise CheckpointError(f'checkpoint {path} is corrupt: the checksum of {corrupt} differs')
-    # Which of them are weights is not known here, so that there has to be a way past it.
+    # A buffer may have NaN by design, and buffers are not known here: the user can skip the check.
     if not are_checkpoints_trusted():
         check_nan(tensors_of(checkpoint), f'checkpoint {path} (--trust-checkpoint resumes it)')
     missing = [key for key in ('optimizer', 'message_hub') if key not in checkpoint]
     if missing:
         raise CheckpointError(
             f'checkpoint {path} cannot be resumed: it has no {" and no ".join(missing)}. Resume '
-            'one that was saved at an interval (iter_*.pth, epoch_*.pth), or start a new training '
+            'an iter_*.pth or epoch_*.pth, which are saved at intervals, or start a new training '
             f'from its weights: --cfg-options load_from={path}'
         )
     return checkpoint
@@ -135,7 +135,7 @@ def read_resumable(path: Path) -> dict:
 
 @contextmanager
 def explain_full_disk(work_dir: str) -> Iterator[None]:
-    """Raise CheckpointError for a disk that is full, read-only or failing, whatever was written."""
+    """Raise CheckpointError if any file cannot be written: disk full, read-only or failing."""
     try:
         yield
     except OSError as error:
@@ -143,51 +143,51 @@ def explain_full_disk(work_dir: str) -> Iterator[None]:
             raise
         raise CheckpointError(
             f'{error.filename or work_dir} could not be written: {error.strerror}. Checkpoints in '
-            f'{work_dir} are unchanged: free space or make it writable, then --resume continues'
+            f'{work_dir} are unchanged: free space or make it writable, then continue with --resume'
         ) from error
 
 
 class StartHook(Hook):
-    """Keeps when a training was started anew in its work folder, for :func:`refuse_earlier`."""
+    """Notes when a new training starts in its work folder, for :func:`refuse_earlier`."""
 
-    # Not earlier: a start that fails leaves the training before it as it is.
+    # Not earlier: a start that fails must not change the training before it.
     def before_train(self, runner: Runner) -> None:
         note = Path(runner.work_dir, STARTED)
         if runner._resume:
             note.unlink(missing_ok=True)
         else:
-            # In every checkpoint, also of what resumes it.
+            # Saved in every checkpoint, also after resuming.
             runner.message_hub.update_info(STARTED, runner.timestamp)
             note.write_text(runner.timestamp)
 
 
 def refuse_earlier(path: Path, checkpoint: dict, work_dir: str) -> None:
-    """Raise ConfigError where a training was started anew that this checkpoint is not of."""
+    """Raise ConfigError if a newer training was started that the checkpoint is not from."""
     note = Path(work_dir, STARTED)
     started = note.read_text() if note.is_file() else ''
     if started and checkpoint['message_hub'].get('runtime_info', {}).get(STARTED) != started:
         raise ConfigError(
-            f'--resume: {path} is of an earlier training: at {started} one was started anew in '
-            f'{work_dir}, of which no checkpoint can be resumed. --resume {path} continues the '
+            f'--resume: {path} is of an earlier training: at {started} a new one was started in '
+            f'{work_dir}, and it has no checkpoint to resume. --resume {path} continues the '
             'earlier one; without --resume the new one starts again'
         )
 
 
 def schedule_of(config: Config) -> tuple:
-    """What mmengine takes from the checkpoint when it resumes, whatever the config says."""
+    """Return the settings that mmengine takes from the checkpoint, not the config, on resuming."""
     schedule, length = config.get('param_scheduler'), config.get('train_cfg') or {}
     parts = schedule if isinstance(schedule, list) else [schedule]
-    # Those without an end last as long as the training.
+    # Schedules without an end last as long as the training.
     is_open = any(isinstance(part, dict) and 'end' not in part for part in parts)
     end = is_open and (length.get('max_epochs'), length.get('max_iters'))
     return (config.get('optim_wrapper') or {}).get('optimizer'), schedule, end
 
 
 def resume(config: Config, source: str) -> None:
-    """Let a config continue from a checkpoint, with the seed of its training.
+    """Set a config to continue from a checkpoint, with the seed of its training.
 
-    ``source`` is a file, or 'auto' for the newest in the work folder that can be read; without any
-    checkpoint there the config starts from the beginning.
+    ``source`` is a file, or 'auto' for the newest readable one in the work folder; if there is
+    none, the training starts from the beginning.
     """
     if source != 'auto':
         path = Path(source)
@@ -205,17 +205,17 @@ def resume(config: Config, source: str) -> None:
         return
     config.resume, config.load_from = True, str(path)
     meta = checkpoint.get('meta') or {}
-    # Nothing is known of a config that is more than plain data.
+    # A saved config that is more than plain data cannot be compared.
     with suppress(CheckpointError):
         if schedule_of(config_of({'meta': meta}) or config) != schedule_of(config):
             print(
-                f'--resume: optimizer and schedule stay those that {path} was trained with; the '
-                "config's are others. To follow the config, start anew from the weights: "
+                f'--resume: optimizer and schedule stay as in {path}; the config has others. To '
+                'use those of the config, start a new training from the weights: '
                 f'--cfg-options load_from={path}'
             )
     seed = meta.get('seed')
     if seed is not None:
         randomness = config.get('randomness', {})
         if randomness.get('seed') not in (None, seed):
-            print(f'--resume: the seed stays {seed}, which this training began with')
+            print(f'--resume: the seed stays {seed}, as at the start of this training')
         config.randomness = ConfigDict({**randomness, 'seed': seed})

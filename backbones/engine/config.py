@@ -1,4 +1,4 @@
-"""Reading a config, and fitting it to the machine and to the command line."""
+"""Read a config, and adapt it to the machine and the command line."""
 
 import io
 import itertools
@@ -26,10 +26,10 @@ CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
-    """Read a config for mmdet or mmseg, and make that library the one that builds its types.
+    """Read a config for mmdet or mmseg, and make this library the default scope.
 
-    Its bases may be ``mmdet::...``, ``mmseg::...`` and ``backbones::...`` too; ``options`` are
-    overrides by dotted key. Raises ConfigError where it cannot be read.
+    Its bases may be files, ``mmdet::...``, ``mmseg::...`` or ``backbones::...``; ``options`` are
+    overrides by dotted key. Raises ConfigError if it cannot be read.
     """
     if not Path(path).is_file():
         own = Path(path, f'{Path(path).resolve().name}.py')
@@ -37,31 +37,31 @@ def load_config(path: str, options: dict | None = None) -> Config:
         raise ConfigError(f'there is no config {path}; {hint}')
     if not path.endswith(CONFIG_SUFFIXES):
         raise ConfigError(
-            f'{path} is not a config ({", ".join(CONFIG_SUFFIXES)}); the config comes before the '
+            f'{path} is not a config ({", ".join(CONFIG_SUFFIXES)}); give the config before the '
             'checkpoint'
         )
-    # Where 'backbones::...' and 'mmseg::...' are, by the modules: the name of mmseg's distribution,
-    # which mmengine goes by, is another on the maintained line.
+    # mmengine finds 'mmseg::...' by the name of the distribution, which differs on the maintained
+    # line; here the names of the modules are added.
     config_utils.MODULE2PACKAGE.update(backbones='backbones', mmseg='mmseg')
     try:
         config = read_config(path, options or {})
         config.merge_from_dict(options or {})
     except ConfigError:
         raise
-    # A config is a program.
+    # A config is a program, so it may raise any error.
     except Exception as error:
         raise ConfigError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
     scope = str((config.get('model') or {}).get('type')).partition('.')[0]
     if config.get('default_scope') is None and scope in SCOPES:
-        # mmdet's configs with classes for types have none.
+        # mmdet's configs that use classes as types have none.
         config.default_scope = scope
     if config.get('default_scope') not in SCOPES:
         raise ConfigError(
             f'{path}: default_scope is {config.get("default_scope")!r}; it must be one of '
-            f'{SCOPES}, which tells a detector from a segmentor'
+            f'{SCOPES}, for a detector or a segmentor'
         )
     for node in walk(config._cfg_dict):
-        # mmengine takes what stands before '::' for the library that the types are in.
+        # mmengine takes the word before '::' as the library of the types.
         if node.get('_scope_') == 'backbones':
             del node['_scope_']
     import_library(config.default_scope)
@@ -72,19 +72,19 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
 
 def load_run_config(args: Namespace) -> Config:
-    """The config of a training or a test, by the command line that both of them have."""
+    """Return the config of a run, with the options that all commands have."""
     config = load_config(args.config, args.cfg_options)
     config.launcher = args.launcher
     default = str(Path('work_dirs') / Path(args.config).stem)
     config.work_dir = args.work_dir or config.get('work_dir') or default
-    # mmengine would take Apple's GPU, for which mmcv has no NMS and no RoIAlign.
+    # mmengine would use Apple's GPU, for which mmcv has no NMS and no RoIAlign.
     if device_utils.DEVICE == 'mps':
         device_utils.DEVICE = 'cpu'
     return config
 
 
 def import_library(scope: str) -> None:
-    """Import mmdet or mmseg without what they print about optional packages."""
+    """Import mmdet or mmseg, and hide what they print about optional packages."""
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
@@ -95,14 +95,14 @@ def import_library(scope: str) -> None:
             reason = in_one_line(error)
             raise ConfigError(
                 f'the config needs {scope}, which cannot be imported: {reason}. Run `python '
-                'tools/doctor.py`: it says what does not fit'
+                'tools/doctor.py` to see what does not fit'
             ) from error
 
 
 def name_library_of_transforms(config: Config) -> None:
-    """Let pipelines work after a model of the other library was built in the same process.
+    """Make pipelines work after a model of the other library was built in the same process.
 
-    Both libraries look up transforms in the scope of the model that was built last.
+    Both libraries look up transforms in the scope of the last model built.
     """
     pipelines = [dataset.get('pipeline', []) for dataset in datasets_of(config)]
     for transform in itertools.chain(*pipelines, config.get('test_pipeline', [])):
@@ -110,7 +110,7 @@ def name_library_of_transforms(config: Config) -> None:
 
 
 def name_pretrained(config: Config) -> None:
-    """Put the weights of a backbone where all but mmseg's older configs have them."""
+    """Move mmseg's older ``model.pretrained`` to ``init_cfg`` of the backbone."""
     model = config.get('model') or {}
     backbone = model.get('backbone')
     if backbone and isinstance(model.get('pretrained'), str) and not backbone.get('init_cfg'):
@@ -118,12 +118,12 @@ def name_pretrained(config: Config) -> None:
 
 
 def fit_to_device(config: Config) -> None:
-    """Without a GPU, use BatchNorm instead of SyncBN and no pinned memory, which need one.
+    """Without a GPU, use BatchNorm instead of SyncBN, and no pinned memory.
 
-    Mixed precision becomes that of the device.
+    Mixed precision gets the type that the device supports.
     """
     kind = str((config.get('optim_wrapper') or {}).get('type')).rpartition('.')[2]
-    # Not those that users derive from them.
+    # Classes that users derive from these stay.
     if kind in ('AmpOptimWrapper', CPUAmpOptimWrapper.__name__):
         use_amp(config)
     if not torch.cuda.is_available():
@@ -141,14 +141,14 @@ def use_batch_norm(config: Config) -> None:
 
 
 def keep_best_checkpoint(config: Config) -> None:
-    """Keep the best checkpoint; by the main metric where the config names none."""
+    """Keep the best checkpoint, by the main metric if the config names none."""
     hook = config.get('default_hooks', {}).get('checkpoint')
     if hook is not None and config.get('val_evaluator') and not hook.get('save_best'):
         hook.save_best, hook.rule = 'auto', 'greater'
 
 
 def log_to_tensorboard(config: Config) -> None:
-    """Add TensorBoard, where it is installed, to the places that a config logs to."""
+    """Add TensorBoard, if it is installed, to the backends that a config logs to."""
     if find_spec('tensorboard') is None:
         return
     visualizer = config.setdefault('visualizer', ConfigDict(type='Visualizer'))
@@ -173,6 +173,6 @@ def scale_learning_rate(config: Config) -> None:
     if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
         raise ConfigError(
             '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=N) in the config: the '
-            'batch, over all GPUs, that its learning rate is meant for'
+            'batch size, over all GPUs, for which its learning rate is made'
         )
     config.auto_scale_lr.enable = True

@@ -27,14 +27,14 @@ from .distributed import unwrap
 from .metrics import figure, format_metrics, is_of_size, overall
 from .preflight import pretrained_backbone, whole_model
 
-# What the libraries warn about whatever the user does.
+# Warnings of the libraries that the user cannot avoid.
 NOISE = (
     'Default ``avg_non_ignore`` is False',
     'The draw is False, it means that the hook for visualization',
     'The prefix is not set in metric class',
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
-    # Early in a training this is no error; its metrics say it: all are 0.
+    # Early in a training this is normal; the metrics, all 0, show it.
     'The testing results of the whole dataset is empty',
 )
 MAX_NAMED_CLASSES = 8
@@ -52,7 +52,7 @@ class ConsoleHandler(logging.Handler):
 
 
 def quiet(logger: MMLogger) -> None:
-    """Show warnings and errors alone; the log file gets everything."""
+    """Show only warnings and errors; the log file gets everything."""
     for index, handler in enumerate(logger.handlers):
         if type(handler) is logging.StreamHandler:
             logger.handlers[index] = ConsoleHandler(max(handler.level, logging.WARNING))
@@ -73,7 +73,7 @@ def prints_to(logger: MMLogger) -> Iterator[None]:
 
 
 class Progress(tqdm):
-    """A line that moves on a terminal; elsewhere a new line at every ``interval``."""
+    """A progress line on a terminal; elsewhere a new line at every ``interval``."""
 
     def __init__(
         self, description: str, total: int, initial: int = 0, interval: int = 50, leave: bool = True
@@ -92,7 +92,7 @@ class Progress(tqdm):
         )
 
     def step(self, note: str = '') -> None:
-        """Count one more."""
+        """Count one step."""
         self.set_postfix_str(note, refresh=False)
         self.update()
         is_due = self.n in (self.initial + 1, self.total) or self.n % self.interval == 0
@@ -100,15 +100,15 @@ class Progress(tqdm):
             print(str(self).replace(',  ', ', '), flush=True)
 
     def skip(self, number: int) -> None:
-        """Count some that took no time."""
+        """Count steps that took no time."""
         self.initial += number
         self.n += number
 
 
 class ConsoleHook(Hook):
-    """Prints what a run is, how far it is, and what it has measured; in the first process only."""
+    """Prints a run's summary, progress and metrics; registered in the first process only."""
 
-    # After mmengine's CheckpointHook, which finds the best checkpoint.
+    # It runs after mmengine's CheckpointHook, which finds the best checkpoint.
     priority = 'LOWEST'
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ def print_summary(runner: Runner, is_training: bool) -> None:
 
 
 def summarize_run(runner: Runner, is_training: bool) -> dict[str, str]:
-    """What a run is about to do: model, weights, data, classes, schedule, device, log."""
+    """Return what a run is about to do: model, weights, data, classes, schedule, device, log."""
     config, model = runner.cfg, unwrap(runner.model)
     parameters = list(model.parameters())
     backbone = whole_model(config).get('backbone') or {}
@@ -216,7 +216,7 @@ def summarize_run(runner: Runner, is_training: bool) -> dict[str, str]:
 
 
 def summarize_schedule(runner: Runner) -> dict[str, str]:
-    """How long a training is, with which batch and learning rate, and where it starts."""
+    """Return a training's length, batch and learning rate, and where it resumes."""
     loop, config = runner.train_loop, runner.cfg
     if isinstance(loop, EpochBasedTrainLoop):
         length, unit = f'{loop.max_epochs} epochs of {len(loop.dataloader)} iterations', 'epochs'
@@ -239,7 +239,7 @@ def summarize_schedule(runner: Runner) -> dict[str, str]:
 
 
 def source_of(dataset: Any) -> str:
-    """Where a dataset's images or annotations are, or what it is."""
+    """Return the path of a dataset's annotations or images, else its type."""
     prefix = getattr(dataset, 'data_prefix', None) or {}
     paths = (getattr(dataset, 'ann_file', ''), prefix.get('img_path'), prefix.get('img'))
     return next((str(path) for path in paths if path), type(dataset).__name__)

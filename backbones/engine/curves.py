@@ -1,4 +1,4 @@
-"""Loss, learning rate and metrics of a training, drawn from its log."""
+"""Draw loss, learning rate and metrics of a training from its log."""
 
 import json
 from collections import defaultdict
@@ -8,14 +8,14 @@ from backbones.files import atomic_write
 
 from .metrics import is_of_size, is_per_class
 
-# What the log holds beside losses and metrics.
+# Entries of the log that are neither losses nor metrics.
 BOOKKEEPING = {'lr', 'base_lr', 'epoch', 'iter', 'step', 'time', 'data_time', 'memory', 'grad_norm'}
 
 Curve = list[tuple[int, float]]
 
 
 def draw_curves(work_dir: str) -> Path | None:
-    """Draw all runs of a work folder over iterations to ``curves.png``; None without any log."""
+    """Draw all runs of a work folder over iterations; return ``curves.png``, None without a log."""
     from matplotlib.figure import Figure
 
     panels = panels_of(work_dir)
@@ -38,13 +38,13 @@ def draw_curves(work_dir: str) -> Path | None:
 
 
 def panels_of(work_dir: str) -> dict[str, dict[str, Curve]]:
-    """What there is to draw of a work folder: loss, learning rate and metric, each with its curves.
+    """Return the panels to draw, each with its curves: loss, learning rate and metric.
 
     Metrics of single classes and of objects of one size are left out.
     """
     training, validation = read_log(work_dir)
     losses = {name: curve for name, curve in training.items() if 'loss' in name}
-    if len(losses) == 2:  # One loss and the sum, which is the same.
+    if len(losses) == 2:  # One loss, and the sum, which equals it.
         losses = {'loss': losses['loss']} if 'loss' in losses else losses
     losses |= {name: curve for name, curve in validation.items() if name == 'val/loss'}
     metrics = {
@@ -58,18 +58,18 @@ def panels_of(work_dir: str) -> dict[str, dict[str, Curve]]:
 
 
 def read_log(work_dir: str) -> tuple[dict[str, Curve], dict[str, Curve]]:
-    """What was logged while training and while validating, by name, over iterations."""
+    """Return the logged values of training and of validation: by name, over iterations."""
     training: dict[str, dict[int, float]] = defaultdict(dict)
     validation: dict[str, dict[int, float]] = defaultdict(dict)
-    # Folders are named by the time of their start, so that a resumed run overwrites what it redid.
+    # Folders are sorted by the time of their start, so that a resumed run overrides repeated steps.
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         iteration = 0
         for line in path.read_text().splitlines():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
-                continue  # What a run that was killed had begun to write.
-            # The step of a validation may be its epoch, which is less than any iteration before it.
+                continue  # The last line of a run that was killed.
+            # A validation's step may be its epoch, which is less than the iterations before it.
             iteration = max(iteration, entry['step'])
             curves = training if 'lr' in entry else validation
             for name, value in entry.items():

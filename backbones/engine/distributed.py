@@ -1,4 +1,4 @@
-"""Several processes: how they find each other, and what the first does for all."""
+"""Several processes: connecting them, and preparing a config in the first for all."""
 
 import os
 from collections.abc import Callable
@@ -18,10 +18,10 @@ MAX_WAIT = timedelta(days=7)
 
 
 def prepare_on_first(config: Config, prepare: Callable[[Config], None]) -> Config:
-    """Let the first process prepare a config in place, and return the result in all of them.
+    """Let the first process prepare a config in place, and return the result in all processes.
 
-    Annotation files are read and kept in memory once. If the first process fails, the others end
-    without a message.
+    So annotation files are read and kept in memory only once. If the first process fails, the
+    others end without a message.
     """
     connect(config)
     if get_world_size() == 1:
@@ -36,7 +36,7 @@ def prepare_on_first(config: Config, prepare: Callable[[Config], None]) -> Confi
     except RuntimeError:
         if get_rank() == 0:
             raise
-        # The first process has ended, and said why. gloo may abort a regular exit after that.
+        # The first process has ended with a message. After that, gloo may abort a regular exit.
         os._exit(1)
     distributed.destroy_process_group(group)
     return prepared[0]
@@ -49,7 +49,7 @@ def disconnect() -> None:
 
 
 def connect(config: Config) -> None:
-    """Connect the processes of a run: by mmengine, which needs GPUs, else by gloo."""
+    """Connect the processes of a run: with GPUs by mmengine, else by gloo."""
     if config.launcher == 'none' or is_distributed():
         return
     environment = config.get('env_cfg', {})
@@ -57,16 +57,16 @@ def connect(config: Config) -> None:
         processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
         if processes > gpus:
             raise ConfigError(
-                f'{processes} processes on this machine need a GPU each, and it has {gpus}; start '
+                f'{processes} processes on this machine need a GPU each, but it has {gpus}; start '
                 f'at most {gpus}, or set CUDA_VISIBLE_DEVICES= to use the CPU'
             )
-        # Before init_dist(), which would choose another way of starting the loaders' workers.
+        # Before init_dist(), which would choose another start method for the loaders' workers.
         set_multi_processing(**environment.get('mp_cfg', {}), distributed=True)
         init_dist(config.launcher, **environment.get('dist_cfg', {}))
         return
     if config.launcher != 'pytorch':
         raise ConfigError(
-            f'--launcher {config.launcher} needs a GPU for every process; on CPUs start them with '
+            f'--launcher {config.launcher} needs a GPU for every process; on CPUs use '
             'tools/dist_train.sh or tools/dist_test.sh'
         )
     distributed.init_process_group('gloo')
@@ -79,5 +79,5 @@ def connect(config: Config) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model itself, out of what distributes it over processes."""
+    """Return the model inside a wrapper that distributes it over processes."""
     return model.module if is_model_wrapper(model) else model
