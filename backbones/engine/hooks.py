@@ -1,4 +1,4 @@
-"""What the tools do with every checkpoint and after every batch of a validation."""
+"""Hooks of the tools: patience in checkpoints, the best checkpoint, the validation loss."""
 
 import copy
 from collections import defaultdict
@@ -19,13 +19,13 @@ from .metrics import MAIN, main_metric
 
 
 class PatienceHook(Hook):
-    """Keeps the patience of mmengine's EarlyStoppingHook in every checkpoint.
+    """Saves the patience of mmengine's EarlyStoppingHook in every checkpoint.
 
-    mmengine keeps in memory alone how many validations were without a better result, so that a
-    training that is stopped and resumed often enough would never end.
+    mmengine counts validations without a better result in memory only, so that a training that is
+    often stopped and resumed would never end.
     """
 
-    # After mmengine's EarlyStoppingHook, which is registered before it.
+    # It runs after mmengine's EarlyStoppingHook, which is registered before it.
     priority = 'LOWEST'
 
     def stoppers(self, runner: Runner) -> list[EarlyStoppingHook]:
@@ -51,13 +51,13 @@ class PatienceHook(Hook):
 
 
 class BestMetricHook(Hook):
-    """Has the best checkpoint chosen by the main metric where the config's was not measured.
+    """Chooses the best checkpoint by the main metric if the config's was not measured.
 
-    ``save_best`` may come from a base with another evaluator, for instance. mmengine ends the
-    training with a KeyError then.
+    For example, ``save_best`` may come from a base with another evaluator. mmengine then ends the
+    training with a KeyError.
     """
 
-    # Before mmengine's CheckpointHook, after all that add metrics.
+    # Before mmengine's CheckpointHook, after all hooks that add metrics.
     priority = 'LOW'
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
@@ -66,13 +66,13 @@ class BestMetricHook(Hook):
                 self.choose(runner, hook, metrics)
 
     def choose(self, runner: Runner, hook: CheckpointHook, metrics: dict) -> None:
-        """Let a hook go by what it names, or else by the main metric of what was measured."""
+        """Let a hook use the metrics that it names, else the main metric of those measured."""
         info, is_auto = runner.message_hub.runtime_info, hook.save_best == ['auto']
         missing = [name for name in hook.save_best if name not in metrics]
-        # What --val-loss adds chooses where it is named alone.
+        # Losses of --val-loss choose only if save_best names them.
         measured = [name for name in metrics if not name.startswith('val/')]
         if missing and not measured:
-            # Some metrics have no figures for a validation in which nothing is detected.
+            # Some metrics have no values for a validation without detections.
             hook.key_indicators = []
             return
         if not missing:
@@ -80,12 +80,12 @@ class BestMetricHook(Hook):
         elif hook.key_indicators != [main := main_metric(measured)]:
             if not is_auto:
                 runner.logger.warning(f'{missing} not measured: the best checkpoint is by {main}')
-            # mmengine has no rule for some of them.
+            # mmengine has no rule for some of these metrics.
             hook.greater_keys = [*hook.greater_keys, *MAIN]
             hook._init_rule(hook.rules if is_auto else ['greater'], [main])
-            # Where several were wanted, the hook has not looked for one.
+            # With several metrics in save_best, the hook has not read this entry.
             hook.best_ckpt_path = info.get('best_ckpt')
-        # Figures of two metrics are not compared.
+        # Scores of two different metrics must not be compared.
         if len(hook.key_indicators) == 1 and info.get('best_metric') != hook.key_indicators[0]:
             if 'best_metric' in info:
                 hook.best_ckpt_path = None
@@ -96,11 +96,11 @@ class BestMetricHook(Hook):
 class ValLossHook(Hook):
     """Adds the mean of every loss over the validation images to the metrics, as ``val/NAME``.
 
-    Losses are means over a batch; they are weighted by its images. Where processes share images
-    that do not divide evenly, mmengine's sampler repeats some, which are not counted again.
+    Losses are means over a batch, so they are weighted by its number of images. If the images do
+    not divide evenly among processes, mmengine's sampler repeats some; these count once.
     """
 
-    # Before mmengine's RuntimeInfoHook, which hands the metrics on to the loggers.
+    # Before mmengine's RuntimeInfoHook, which passes the metrics to the loggers.
     priority = 'HIGHEST'
 
     def __init__(self, resize: bool = False) -> None:
@@ -117,8 +117,8 @@ class ValLossHook(Hook):
         size = len(data_batch['inputs'])
         count = min(size, max(self.images_of_process(runner) - self.seen, 0))
         self.seen += size
-        # Repeated images are the last ones. Without any other the batch runs all the same: some
-        # losses add up numbers over all processes, which would wait for this one.
+        # Repeated images are the last ones. A batch of these alone runs all the same: some losses
+        # sum over all processes, and the others would wait for this one.
         batch = {key: value[: count or size] for key, value in data_batch.items()}
         if self.resize:
             batch['data_samples'] = [resize_ground_truth(one) for one in batch['data_samples']]
@@ -129,7 +129,7 @@ class ValLossHook(Hook):
         self.counted += count
 
     def images_of_process(self, runner: Runner) -> int:
-        """How many images this process validates, without repeated ones."""
+        """Return how many images this process validates, without repeated ones."""
         loader = runner.val_dataloader
         if not isinstance(loader.sampler, DefaultSampler):
             return len(loader.sampler)
@@ -146,9 +146,9 @@ class ValLossHook(Hook):
 
 
 def is_annotated_after_resizing(config: Config) -> bool:
-    """Whether a detector's validation loads annotations after resizing, at the original size.
+    """Return whether a detector's validation loads annotations after resizing the image.
 
-    So do mmdet's configs, because metrics compare at that size; the loss needs the model's.
+    mmdet's configs do, because metrics need the original size; the loss needs the model's.
     """
     if config.default_scope != 'mmdet':
         return False
@@ -158,7 +158,7 @@ def is_annotated_after_resizing(config: Config) -> bool:
 
 
 def resize_ground_truth(sample: Any) -> Any:
-    """A copy of a DetDataSample whose ground truth has the size of the model's input."""
+    """Return a copy of a DetDataSample with its ground truth at the size of the model's input."""
     sample = copy.deepcopy(sample)
     for instances in (sample.get('gt_instances'), sample.get('ignored_instances')):
         if instances is not None and len(instances):

@@ -1,7 +1,7 @@
-"""mmengine's training loops, resumed at any step as if they had not been stopped.
+"""mmengine's training loops, which resume at any step as if they had not been stopped.
 
-mmengine saves the model, the optimizer and the schedule. These loops add the random numbers, the
-place within the epoch, and a validation that was due when the run was killed.
+mmengine saves the model, the optimizer and the schedule. These loops also restore the random
+numbers and the place within the epoch, and catch up on a validation that was due at the stop.
 """
 
 from contextlib import closing
@@ -22,7 +22,7 @@ LAST_VALIDATION = 'last_validation'
 
 
 class Resumable:
-    """What both loops share; comes before one of mmengine's in the bases."""
+    """The common part of both loops; it stands before mmengine's loop in the bases."""
 
     endless: bool
     first_iter = 0  # of the current epoch
@@ -37,7 +37,7 @@ class Resumable:
         runner.register_hook(PlaceHook(self), 'LOW')
 
     def run(self) -> nn.Module:
-        """Train to the end, or raise Preempted where SIGTERM asked to stop."""
+        """Train to the end, or raise Preempted after a SIGTERM."""
         with self.preemption.watch():
             self.runner.call_hook('before_train')
             self.train()
@@ -45,7 +45,7 @@ class Resumable:
         return self.runner.model
 
     def run_iter(self, *batch: Any) -> None:
-        """Train one iteration, with the random numbers of its place in the run."""
+        """Train one iteration, with random numbers that depend on its place in the run."""
         seed_randomness(self.runner.seed, STEP, dist.get_rank(), self._iter)
         super().run_iter(*batch)
         if may_save(self.runner) and self.preemption.agreed_at(self._iter):
@@ -66,21 +66,21 @@ class Resumable:
         except StopRequested:
             for hook in self.runner.hooks:
                 if isinstance(hook, EMAHook):
-                    # Puts the model back, which the average replaces during validation.
+                    # Restores the model, which the average replaces during validation.
                     hook.after_val_epoch(self.runner)
             self.save_and_stop()
 
     def catch_up_validation(self) -> None:
-        """Validate a checkpoint that a killed training had saved but not validated yet."""
+        """Validate a resumed checkpoint if the training was killed before its validation."""
         validated = self.runner.message_hub.get_info(LAST_VALIDATION)
         if self._iter == 0:
             self.runner.message_hub.update_info(LAST_VALIDATION, 0)
-        # None: a checkpoint that mmengine's own loops wrote, which does not tell.
+        # None: a checkpoint of mmengine's own loops, which do not save this.
         elif self._iter == self.first_iter and validated not in (None, self._iter):
             self.validate_if_due()
 
     def save_and_stop(self) -> None:
-        """Save the training where its other checkpoints are, and raise Preempted."""
+        """Save the training beside its other checkpoints, and raise Preempted."""
         runner = self.runner
         hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
         folder = getattr(hook, 'out_dir', None) or runner.work_dir
@@ -117,7 +117,7 @@ class ResumableIterLoop(Resumable, IterBasedTrainLoop):
 
 
 class ResumableEpochLoop(Resumable, EpochBasedTrainLoop):
-    """mmengine's EpochBasedTrainLoop, resumed exactly, in the middle of an epoch too."""
+    """mmengine's EpochBasedTrainLoop, resumed exactly, also in the middle of an epoch."""
 
     endless = False
 
@@ -129,16 +129,16 @@ class ResumableEpochLoop(Resumable, EpochBasedTrainLoop):
             self.validate_if_due()
 
     def batches_done(self) -> int:
-        """How many batches of the epoch a resumed training has behind it."""
-        # A checkpoint that is loaded, not resumed, has a place too.
+        """Return how many batches of its epoch a resumed training has done."""
+        # A checkpoint that is loaded, not resumed, also sets saved_place.
         if self._iter == 0 or self.saved_place is None:
             return 0
         done, before = self.saved_place['batch'], self.saved_place['batches']
         now = len(self.dataloader)
         if done and before != now:
             self.runner.logger.warning(
-                f'an epoch had {before} batches and has {now} now: the epoch that was stopped in '
-                'the middle starts again'
+                f'an epoch had {before} batches and has {now} now: the epoch that was interrupted '
+                'starts again'
             )
             return 0
         return done
@@ -158,7 +158,7 @@ class ResumableEpochLoop(Resumable, EpochBasedTrainLoop):
 
 
 class PlaceHook(Hook):
-    """Keeps the place within the epoch and the last validated iteration in every checkpoint."""
+    """Saves the place within the epoch and the last validated iteration in every checkpoint."""
 
     def __init__(self, loop: Resumable) -> None:
         self.loop = loop
@@ -168,7 +168,7 @@ class PlaceHook(Hook):
         runner.message_hub.update_info(LAST_VALIDATION, runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Let all processes validate the model of the first one, which is saved."""
+        """Let all processes validate the first one's model, which is the one that is saved."""
         if dist.get_world_size() > 1:
             for buffer in runner.model.buffers():
                 dist.broadcast(buffer)

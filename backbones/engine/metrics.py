@@ -1,4 +1,4 @@
-"""Metrics: the figures of single classes, the one that chooses the best checkpoint, the report."""
+"""Metrics: per class, the main one, which chooses the best checkpoint, and their printing."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
 
-# The main figures of COCO, LVIS and segmentation, in the order in which one is chosen.
+# The main metrics of COCO, LVIS and segmentation; the first one that was measured is chosen.
 MAIN = ('segm_mAP', 'bbox_mAP', 'segm_AP', 'bbox_AP', 'mIoU', 'mDice', 'mFscore')
 PER_CLASS = ('bbox_AP', 'segm_AP', 'IoU')
 SUFFIX = '_precision'
@@ -21,23 +21,23 @@ Compute = Callable[[list], dict[str, float]]
 
 
 def add_per_class(metric: BaseMetric) -> None:
-    """Let mmdet's COCO metric and mmseg's IoU metric return the figure of every class as well."""
+    """Let mmdet's COCO metric and mmseg's IoU metric also return the value of every class."""
     add = {'CocoMetric': coco_per_class, 'IoUMetric': iou_per_class}.get(owner_of(metric))
     if add is not None and not metric.format_only:
         metric.compute_metrics = partial(add, metric, metric.compute_metrics)
 
 
 def owner_of(metric: BaseMetric) -> str:
-    """The name of the class that computes a metric, which others may have inherited."""
+    """Return the name of the class that defines a metric's ``compute_metrics``."""
     return next(kind for kind in type(metric).__mro__ if 'compute_metrics' in vars(kind)).__name__
 
 
 def coco_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[str, float]:
-    """COCO's metrics, with ``{bbox,segm}_AP/CLASS`` for every class.
+    """Return COCO's metrics, with ``{bbox,segm}_AP/CLASS`` for every class.
 
-    mmdet gives the AP of a class the same name for boxes and masks, so that the second replaces the
-    first, and another's name where the ids in the file do not rise. Without any detection it
-    returns nothing, which ends a training that keeps the best checkpoint; the AP is 0 then.
+    mmdet names a class's AP the same for boxes and masks, so that the second overwrites the first,
+    and mixes up the names if the ids in the file are not ascending. Without detections it returns
+    nothing, which ends a training that keeps the best checkpoint; here the AP is 0 then.
     """
     metric.classwise = True
     kinds, everything = metric.metrics, {}
@@ -48,7 +48,7 @@ def coco_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[
             if not found and kind in ('bbox', 'segm'):
                 names = metric.metric_items or ['mAP', 'mAP_50', 'mAP_75']
                 found = {f'{kind}_{name}': 0.0 for name in names}
-            # pycocotools sorts classes by their ids; mmdet names them in the order of the file.
+            # pycocotools sorts classes by id; mmdet names them in the order of the file.
             names = [name for name in found if name.endswith(SUFFIX)]
             by_id = [names[place] for place in np.argsort(metric.cat_ids)] if names else names
             found |= dict(zip(by_id, [found[name] for name in names], strict=True))
@@ -62,7 +62,7 @@ def coco_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[
 
 
 def iou_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[str, float]:
-    """mmseg's metrics, with ``IoU/CLASS`` in per cent; NaN for a class without any pixels."""
+    """Return mmseg's metrics, with ``IoU/CLASS`` in percent; NaN for a class without pixels."""
     metrics = compute(results)
     intersection = torch.stack([result[0] for result in results]).sum(0)
     union = torch.stack([result[1] for result in results]).sum(0)
@@ -72,10 +72,10 @@ def iou_per_class(metric: BaseMetric, compute: Compute, results: list) -> dict[s
 
 
 def main_metrics(names: Iterable[str]) -> list[str]:
-    """The main ones of what was measured, best first: mask AP, box AP, mIoU; of others the first.
+    """Return the main metrics among those measured: mask AP, box AP, mIoU; else the first.
 
-    mmdet puts more before a name where it has a teacher, or validates on joined datasets; a config
-    may ask for mAP_50 alone.
+    mmdet adds prefixes to names for models with a teacher and for joined datasets; a config may
+    measure mAP_50 alone.
     """
     names = list(names)
     for is_of in (str.__eq__, str.startswith):
@@ -86,22 +86,22 @@ def main_metrics(names: Iterable[str]) -> list[str]:
 
 
 def main_metric(names: Iterable[str]) -> str:
-    """The one that networks are compared by."""
+    """Return the metric that networks are compared by."""
     return main_metrics(names)[0]
 
 
 def is_per_class(name: str) -> bool:
-    """Whether a metric is that of a single class."""
+    """Return whether a metric is for a single class."""
     return any(f'{kind}/' in name for kind in PER_CLASS)
 
 
 def is_of_size(name: str) -> bool:
-    """Whether a metric is COCO's for objects of one size, which is -1 where there are none."""
+    """Return whether a metric is COCO's for objects of one size; it is -1 if there are none."""
     return name.endswith(('_mAP_s', '_mAP_m', '_mAP_l'))
 
 
 def overall(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics without those of single classes and without times."""
+    """Return the metrics without single classes and times."""
     return {
         name: value
         for name, value in metrics.items()
@@ -110,7 +110,7 @@ def overall(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_metrics(metrics: Mapping[str, object], path: Path) -> None:
-    """Write metrics as JSON; what could not be measured (NaN) becomes null."""
+    """Write metrics as JSON; NaN (not measured) becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     valid = {
         name: (float(value) if math.isfinite(value) else None) if is_number(value) else value
@@ -120,7 +120,7 @@ def write_metrics(metrics: Mapping[str, object], path: Path) -> None:
 
 
 def format_metrics(metrics: Mapping[str, object]) -> str:
-    """A line for every metric, then a table with a row for every class."""
+    """Format a line for every metric, then a table with a row for every class."""
     lines = [f'  {name:<24} {figure(value)}' for name, value in overall(metrics).items()]
     classes: dict[str, dict[str, object]] = {}
     for name, value in metrics.items():
@@ -141,5 +141,5 @@ def figure(value: object) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether a metric's value is a single number; NumPy's and torch's are."""
+    """Return whether a metric's value is a single number, also one of NumPy or torch."""
     return isinstance(value, numbers.Real) or getattr(value, 'ndim', None) == 0

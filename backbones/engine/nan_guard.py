@@ -1,4 +1,4 @@
-"""Stops a training in the step in which a loss or a gradient becomes NaN or infinite."""
+"""Stop a training at the step in which a loss or a gradient becomes NaN or infinite."""
 
 import math
 
@@ -8,11 +8,11 @@ from mmengine.runner import Runner
 
 from backbones.errors import ConfigError, first_of
 
-# Larger than any norm that float32 gradients of a training can have: measures, never clips.
+# Larger than any gradient norm of a training in float32, so that it is measured but never clipped.
 NO_CLIPPING = 1e38
 
-# float16's smallest normal number. Gradients that overflow at a smaller loss scale than this do not
-# overflow because of the scale.
+# float16's smallest normal number. If gradients overflow at a smaller loss scale than this, the
+# scale is not the cause.
 MIN_LOSS_SCALE = 2.0**-14
 
 MAX_NAMED_IMAGES = 16
@@ -25,8 +25,8 @@ class DivergenceError(ConfigError):
 class NanGuardHook(Hook):
     """Raises DivergenceError before such a step is saved.
 
-    Costs no synchronization with a GPU: mmengine's RuntimeInfoHook, which runs first, has already
-    fetched every loss for the logs, and the optimizer wrapper the norm of the gradient.
+    It needs no synchronization with a GPU: mmengine's RuntimeInfoHook, which runs first, has
+    already fetched every loss for the logs, and the optimizer wrapper the gradient norm.
     """
 
     priority = 'HIGH'
@@ -45,7 +45,7 @@ class NanGuardHook(Hook):
         }
         bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
         if len(bad) > 1:
-            # The sum adds nothing to its parts.
+            # The sum says no more than its parts.
             bad.pop('loss', None)
         if not bad and 'train/grad_norm' in runner.message_hub.log_scalars:
             norm = runner.message_hub.get_scalar('train/grad_norm').current()
@@ -56,13 +56,13 @@ class NanGuardHook(Hook):
 
 
 def is_overflow(runner: Runner) -> bool:
-    """Whether an infinite gradient is float16's loss scaling at work, which skips such a step."""
+    """Return whether float16's loss scaling, which skips the step, made a gradient infinite."""
     scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
     return scaler is not None and scaler.get_scale() >= MIN_LOSS_SCALE
 
 
 def describe(runner: Runner, bad: dict[str, float], data_batch: dict | None) -> str:
-    """Which value is not finite, on which images, and what to do."""
+    """Say which value is not finite, on which images, and what to do."""
     values = ', '.join(f'{name} is {value}' for name, value in bad.items())
     samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
     paths = [str(sample.img_path) for sample in samples or [] if hasattr(sample, 'img_path')]

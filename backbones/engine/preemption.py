@@ -1,4 +1,4 @@
-"""SIGTERM, by which a scheduler announces that a job has to stop: save, then end with code 75."""
+"""Handle SIGTERM, by which a scheduler asks a job to stop: save, then exit with code 75."""
 
 import os
 import signal
@@ -14,17 +14,17 @@ from mmengine.runner import Runner
 # sysexits.h: "temporary failure; the user is invited to retry".
 PREEMPTED = 75
 
-# SIGTERM does not reach all processes at the same step, so they have to agree on one. Asking every
-# tenth step costs nothing and still leaves most of the notice for saving.
+# SIGTERM does not reach all processes at the same step, so they have to agree on one. Every tenth
+# step costs almost nothing, and leaves most of the remaining time for saving.
 STEPS_BETWEEN_AGREEMENTS = 10
 
-# torchrun and srun replace the exit code by their own. The launchers name a file in this variable,
-# which the training creates once it is saved.
+# torchrun and srun replace the exit code. So our launchers name a file in this variable, which the
+# training creates after saving.
 NOTE_VARIABLE = 'PREEMPTION_NOTE'
 
 
 class Preempted(Exception):
-    """The training was asked to stop, and is saved in ``path``."""
+    """The training was asked to stop; it is saved in ``path``."""
 
     def __init__(self, path: str) -> None:
         super().__init__(f'SIGTERM: the training is saved in {path}; continue with --resume')
@@ -36,19 +36,19 @@ class StopRequested(Exception):
 
 
 class PreemptionHook(Hook):
-    """Catches SIGTERM while a training runs, and stops a validation for it."""
+    """Catches SIGTERM while a training runs, and interrupts a validation."""
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Remember SIGTERM instead of ending by it."""
+        """Remember a SIGTERM instead of ending."""
 
         process = os.getpid()
 
         def remember(*_: object) -> None:
-            # A forked process inherits this; the pool of VOCMetric ends its own by SIGTERM.
+            # Forked processes inherit this handler; VOCMetric ends those of its pool by SIGTERM.
             if os.getpid() != process:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -61,7 +61,7 @@ class PreemptionHook(Hook):
             signal.signal(signal.SIGTERM, previous)
 
     def agreed_at(self, step: int) -> bool:
-        """Whether a process was asked to stop; all have to call this, with the same step from 0."""
+        """Whether a process was asked to stop; all must call it, with the same step from 0."""
         if dist.get_world_size() == 1:
             return self.requested
         if step % STEPS_BETWEEN_AGREEMENTS:
@@ -84,11 +84,11 @@ class PreemptionHook(Hook):
 
 
 def may_save(runner: Runner) -> bool:
-    """Whether a checkpoint would be complete: accumulated gradients are not part of it."""
+    """Return whether a checkpoint would be complete; it does not save accumulated gradients."""
     return runner.optim_wrapper.should_update()
 
 
 def leave_note() -> None:
-    """Tell the launcher that the training is saved, if it asked."""
+    """Tell the launcher that the training is saved, if it set a file for this."""
     if NOTE_VARIABLE in os.environ:
         Path(os.environ[NOTE_VARIABLE]).touch()

@@ -1,4 +1,4 @@
-"""What a run starts from and reads, checked before it begins."""
+"""Check the weights and the data of a run before it begins."""
 
 import sys
 import traceback
@@ -18,9 +18,9 @@ from backbones.weights import load_checkpoint
 
 
 def check_training(config: Config) -> None:
-    """Check what a training starts from and what it reads, and fit the config to its data.
+    """Check the weights and the data of a training, and set the classes of the data in the config.
 
-    Raises CheckpointError, ConfigError or DataError where they do not fit or cannot be read.
+    Raises CheckpointError, ConfigError or DataError if they do not fit or cannot be read.
     """
     check_start(config)
     splits = ('train', 'val') if config.get('val_dataloader') else ('train',)
@@ -30,7 +30,7 @@ def check_training(config: Config) -> None:
 
 
 def check_test(config: Config) -> None:
-    """Check the checkpoint ``load_from`` and the data of a test, as :func:`check_training` does."""
+    """Check the checkpoint ``load_from`` and the data of a test, like :func:`check_training`."""
     checkpoint = check_start(config)
     classes = set_classes(config, ('test',), keep_files=True)
     trained = (checkpoint['meta'].get('dataset_meta') or {}).get('classes')
@@ -41,50 +41,50 @@ def check_test(config: Config) -> None:
 
 
 def leave_out_init_cfg(config: Config) -> None:
-    """Where the whole model is loaded, do not first fetch what its backbone would start from."""
+    """Do not fetch pretrained weights of the backbone if the whole model is loaded."""
     if config.get('load_from') and 'backbone' in config.model:
         config.model.backbone.init_cfg = None
 
 
 def pretrained_backbone(config: Config) -> str | None:
-    """Where the backbone's weights come from; None without any, or for a list of ``init_cfg``."""
+    """Return the source of the backbone's weights; None if none, or if ``init_cfg`` is a list."""
     init_cfg = (whole_model(config).get('backbone') or {}).get('init_cfg') or {}
     return init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
 
 
 def check_start(config: Config) -> dict | None:
-    """Read what a run starts from, and see that the backbone in it fits, or raise CheckpointError.
+    """Read the weights that a run starts from; raise CheckpointError if the backbone does not fit.
 
-    Returns the checkpoint of the whole model, or None where only the backbone or nothing is loaded.
+    Returns the checkpoint of the whole model, or None if only the backbone or nothing is loaded.
     """
     backbone = whole_model(config).get('backbone', {})
-    # First, since weights that do not exist would be fetched for a wrong `arch`.
+    # First, since a wrong `arch` would cause a download of weights that do not exist.
     fitted = build({**backbone, 'init_cfg': None}) if is_ours(backbone) else None
     source, pretrained = config.get('load_from'), pretrained_backbone(config)
     if source is None and pretrained is None:
         if fitted and backbone.get('norm_eval'):
             print(
-                'warning: the backbone starts from random weights, and norm_eval=True keeps its '
-                'BatchNorms from learning: add --cfg-options model.backbone.norm_eval=False',
+                'warning: the backbone starts from random weights, but with norm_eval=True its '
+                'BatchNorms do not learn: add --cfg-options model.backbone.norm_eval=False',
                 file=sys.stderr,
                 flush=True,
             )
         return None
     checkpoint = load_checkpoint(source or pretrained)
-    # Other backbones than ours have rules of their own for what may be missing.
+    # Other backbones than ours have their own rules for missing weights.
     if fitted:
         model = fitted if source is None else nn.ModuleDict({'backbone': fitted})
         load_weights(model, checkpoint, source or pretrained)
     try:
         check_nan(checkpoint['state_dict'], f'checkpoint {source or pretrained}')
     except CheckpointError as error:
-        # What the model does not use does no harm, and buffers may have NaN by design.
+        # Unused tensors do no harm, and buffers may have NaN by design.
         print(f'warning: {error}', file=sys.stderr, flush=True)
     return checkpoint if source else None
 
 
 def build(model: dict) -> nn.Module:
-    """A config's model, or a part of it, or ConfigError."""
+    """Build a config's model or a part of it; raise ConfigError if that fails."""
     try:
         return MODELS.build(model)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -96,56 +96,56 @@ def build(model: dict) -> nn.Module:
 
 
 def is_ours(backbone: dict) -> bool:
-    """Whether a config's backbone is an EfficientFormerV2."""
-    # Not every model has one at its top: a teacher and its student have one each.
+    """Return whether a config's backbone is an EfficientFormerV2."""
+    # A model may have no backbone at its top level: a teacher and its student have one each.
     return 'type' in backbone and MODELS.get(backbone['type']) is EfficientFormerV2
 
 
 def check_classes(source: str, trained: Sequence[str], classes: Sequence[str]) -> None:
-    """See that what was trained tells as many classes apart as the data, or raise CheckpointError.
+    """Raise CheckpointError if a model was trained on another number of classes than the data have.
 
-    Names may differ, but not the order of the same names.
+    Names may differ, but the same names have to be in the same order.
     """
     if not classes:
-        # Some datasets learn theirs as they are read.
+        # Some datasets get their classes only when they are read.
         return
     same_names = sorted(trained) == sorted(classes)
     if len(trained) != len(classes) or (same_names and list(trained) != list(classes)):
         raise CheckpointError(
             f'{source} was trained on {len(trained)} classes ({first_of(list(trained))}), '
-            f'the data of the config have {len(classes)} ({first_of(list(classes))}), and '
-            'number and order have to be the same'
+            f'the data of the config have {len(classes)} ({first_of(list(classes))}); '
+            'number and order must be the same'
         )
 
 
 def whole_model(config: Config) -> ConfigDict:
-    """The model of a config, out of the wrapper for test-time augmentation."""
+    """Return the model of a config, without the wrapper for test-time augmentation."""
     return config.model.get('module', config.model)
 
 
 def load_whole(model: nn.Module, checkpoint: dict, source: str) -> None:
-    """Load a checkpoint that has all of a model, or raise CheckpointError."""
+    """Load a checkpoint; raise CheckpointError if it lacks a part of the model."""
     if missing := load_weights(model, checkpoint, source):
         raise CheckpointError(
             f'checkpoint {source} lacks {len(missing)} tensors of the model '
-            f'({first_of(missing)}): it was made with another config, or holds a backbone '
-            'only'
+            f'({first_of(missing)}): it was made with another config, or has only a '
+            'backbone'
         )
 
 
 def load_weights(model: nn.Module, checkpoint: dict, source: str) -> list[str]:
-    """Load a checkpoint into a model and name the tensors that it lacks.
+    """Load a checkpoint into a model, and return the names of the tensors that it lacks.
 
-    Raises CheckpointError where shapes or the backbone differ, or weights contain NaN.
+    Raises CheckpointError if shapes or the backbone differ, or weights contain NaN.
     """
     try:
         missing, _ = model.load_state_dict(checkpoint['state_dict'], strict=False)
     except RuntimeError as error:
         raise CheckpointError(f'checkpoint {source} does not fit: {error}') from error
-    # Buffers may have NaN by design, those of norms do not.
+    # Buffers may have NaN by design, except those of norms.
     weights = {key for key, _ in model.named_parameters()}
     weights |= {k for k, _ in model.named_buffers() if k.endswith(('running_mean', 'running_var'))}
     used = {key: tensor for key, tensor in checkpoint['state_dict'].items() if key in weights}
     check_nan(used, f'checkpoint {source}')
-    # Older files lack BatchNorm's counter, which nothing depends on.
+    # Older files lack BatchNorm's counter, which is not used.
     return [key for key in missing if not key.endswith('num_batches_tracked')]

@@ -36,15 +36,15 @@ LOOPS_FOR = {EpochBasedTrainLoop: ResumableEpochLoop, IterBasedTrainLoop: Resuma
 
 
 class ReliableRunner(Runner):
-    """mmengine's Runner with other parts in place of some of its own.
+    """mmengine's Runner, with some of its parts replaced.
 
-    The config stays as it is, so that every tool of mmdet and mmseg takes the saved one. Parts for
-    which the config names a kind of its own (a train loop, a storage for checkpoints) stay too.
+    The config does not change, so that every tool of mmdet and mmseg accepts the saved one. Parts
+    for which the config names its own type (a train loop, a storage for checkpoints) stay too.
     """
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> 'ReliableRunner':
-        """A runner of a config, which is formatted once."""
+        """Build a runner of a config, whose text is formatted only once."""
         formatted = FormattedConfig()
         formatted.__setstate__(cfg.__getstate__())
         try:
@@ -53,13 +53,13 @@ class ReliableRunner(Runner):
             raise ConfigError(f'the config needs a package: {in_one_line(error)}') from error
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """A logger whose messages go to the log file, warnings and errors to the console too."""
+        """Build a logger for the log file; warnings and errors go to the console too."""
         logger = super().build_logger(*args, **kwargs)
         quiet(logger)
         return logger
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """The model, in which mmcv's operators get the memory that they expect."""
+        """Build the model; its mmcv operators get contiguous tensors, as they expect."""
         model = super().build_model(build(model) if isinstance(model, dict) else model)
         replace_roi_align(model)
         return expect_contiguous(model)
@@ -67,13 +67,13 @@ class ReliableRunner(Runner):
     def build_dataloader(
         self, dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
-        """A loader whose workers survive the SIGTERM that their process is sent.
+        """Build a loader whose workers survive a SIGTERM to all processes.
 
-        Its datasets name the file of an unusable sample, or skip it with ``skip_bad = True`` in the
-        config of a training. Validation and testing cannot, for every image counts there.
+        Its datasets raise an error that names the file of an unusable sample. With ``skip_bad =
+        True`` in the config, training skips it; validation and testing need every image.
         """
         if isinstance(dataloader, dict) and not dataloader.get('num_workers'):
-            # torch refuses to keep workers that are not there.
+            # torch raises an error for persistent workers if there are none.
             dataloader = {**dataloader, 'persistent_workers': False}
         with prints_to(self.logger):
             loader = super().build_dataloader(dataloader, seed, diff_rank_seed)
@@ -84,23 +84,23 @@ class ReliableRunner(Runner):
         return loader
 
     def dump_config(self) -> None:
-        """Nothing, for a test's config has another model: it would replace that of the training."""
+        """Do nothing: the config of a test, with a changed model, would replace the training's."""
 
     def train(self) -> nn.Module:
-        """Save the config and train the model; at the end, say how many images were skipped."""
+        """Save the config and train the model; then report how many images were skipped."""
         super().dump_config()
         try:
             return super().train()
         finally:
             path = Path(self.work_dir, SKIPPED)
             if self.cfg.get('skip_bad') and is_main_process() and (skipped := count_skipped(path)):
-                # mmengine's info goes to the log file alone.
+                # A warning, since info messages go to the log file only.
                 self.logger.warning(
                     f'--skip-bad: {count(skipped, "image")} skipped in training, named in {path}'
                 )
 
     def build_evaluator(self, evaluator: Evaluator | dict | list) -> Evaluator:
-        """An evaluator whose metrics include those of every class."""
+        """Build an evaluator whose metrics include the values of every class."""
         with prints_to(self.logger):
             evaluator = super().build_evaluator(evaluator)
         for metric in evaluator.metrics:
@@ -115,9 +115,9 @@ class ReliableRunner(Runner):
         return evaluator
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
-        """mmengine's, which also says what the model does not get from the checkpoint."""
+        """Load a checkpoint, and warn about tensors of the model that it does not set."""
         model = unwrap(self.model)
-        # Models rename what they load; what is copied into a tensor raises its version.
+        # Models rename keys as they load, so the names do not tell; a copy raises `_version`.
         before = {key: tensor._version for key, tensor in model.state_dict().items()}
         checkpoint = super().load_checkpoint(filename, *args, **kwargs)
         missing = [
@@ -128,27 +128,27 @@ class ReliableRunner(Runner):
         if missing:
             self.logger.warning(
                 f'{filename} lacks {count(len(missing), "tensor")} of the model or has other '
-                f'shapes for them, so that they start from random values: {first_of(missing)}'
+                f'shapes for them; they start from random values: {first_of(missing)}'
             )
         return checkpoint
 
     def load_or_resume(self) -> None:
-        """Load what the config names."""
+        """Load or resume the checkpoint that the config names."""
         with prints_to(self.logger):
             super().load_or_resume()
-        # mmengine removes the best checkpoint when there is a better one: not that of another
-        # folder, from which this training was resumed or copied.
+        # mmengine removes the best checkpoint when there is a better one. It must not remove one
+        # in another folder, from which this training was resumed or copied.
         for name, value in self.message_hub.runtime_info.items():
             if name.startswith('best_ckpt'):
                 path = os.path.join(checkpoint_folder(self.cfg), os.path.basename(value))
                 self.message_hub.update_info(name, path)
-        # mmengine logs all that it has of validations with each: of ValLossHook's only what is new.
+        # With each validation, mmengine logs all values of earlier ones; drop ValLossHook's.
         scalars = self.message_hub.log_scalars
         for name in [name for name in scalars if name.startswith('val/val/')]:
             del scalars[name]
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """A loop that resumes exactly, in place of mmengine's of the same kind."""
+        """Build a loop that resumes exactly, in place of mmengine's of the same kind."""
         if isinstance(loop, dict):
             loop = dict(loop)
             default = EpochBasedTrainLoop if loop.pop('by_epoch', None) else IterBasedTrainLoop
@@ -158,7 +158,7 @@ class ReliableRunner(Runner):
         return super().build_train_loop(loop)
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
-        """An optimizer wrapper that logs the norm of the gradient, clipped or not."""
+        """Build an optimizer wrapper that logs the gradient norm, whether it clips or not."""
         if isinstance(optim_wrapper, dict) and 'optimizer' in optim_wrapper:
             optim_wrapper = copy.deepcopy(optim_wrapper)
             if not optim_wrapper.get('clip_grad'):
@@ -166,7 +166,7 @@ class ReliableRunner(Runner):
         return super().build_optim_wrapper(optim_wrapper)
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
-        """mmengine's, which does not know that a step may be the mean of several batches."""
+        """Scale the learning rate; unlike mmengine, count all accumulated batches of a step."""
         if auto_scale_lr and auto_scale_lr.get('enable'):
             batches = self.cfg.optim_wrapper.get('accumulative_counts', 1)
             base = auto_scale_lr['base_batch_size'] / batches
@@ -174,7 +174,7 @@ class ReliableRunner(Runner):
         super().scale_lr(optim_wrapper, auto_scale_lr)
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """mmengine's, with durable checkpoints, their metric, the NaN guard and the console."""
+        """Register mmengine's hooks and ours, and let checkpoints be written durably."""
         hooks = dict(hooks or {})
         checkpoint = hooks.get('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
         if isinstance(checkpoint, dict) and is_local(checkpoint):
@@ -187,8 +187,8 @@ class ReliableRunner(Runner):
             self.register_hook(StartHook())
 
     def register_custom_hooks(self, hooks: list[Hook | dict]) -> None:
-        """The config's, and what keeps their patience."""
-        # Before mmengine's CheckpointHook, which saves again what is the best so far.
+        """Register the config's hooks, and the one that saves their patience."""
+        # Before mmengine's CheckpointHook, which saves a checkpoint again with the best score.
         early = {'priority': 'LOW'}
         super().register_custom_hooks(
             [
@@ -202,13 +202,13 @@ class ReliableRunner(Runner):
 
 
 class FormattedConfig(Config):
-    """A config that keeps its text, for which mmengine runs yapf with every checkpoint."""
+    """A config that caches its text; mmengine would run yapf again for every checkpoint."""
 
     # A runner's config does not change.
     pretty_text = cached_property(Config.pretty_text.fget)
 
 
 def is_local(checkpoint_hook: dict) -> bool:
-    """Whether a CheckpointHook writes to files without a storage of its own."""
+    """Return whether a CheckpointHook writes local files, without a storage of its own."""
     storage = checkpoint_hook.get('backend_args') or checkpoint_hook.get('file_client_args')
     return not storage and '://' not in str(checkpoint_hook.get('out_dir'))

@@ -1,9 +1,9 @@
-"""Which image is read when, and with which random numbers: by the seed and the place in the run.
+"""The order of images and their random numbers, from the seed and the place in the run alone.
 
-A loader with a state of its own can only be resumed in the middle of an epoch by reading all of the
-epoch again. This one has none: the random numbers of every image and of every training step follow
-from the seed and from how far the run is. So a resumed training continues exactly as if it had not
-been stopped, with any number of workers and without reading an image twice.
+A loader with a state can be resumed in the middle of an epoch only by reading the epoch again. This
+one has no state: the random numbers of every image and every training step depend only on the seed
+and on the place in the run. So a resumed training continues exactly as if it had not been stopped,
+with any number of workers and without reading an image twice.
 """
 
 import itertools
@@ -21,12 +21,12 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from backbones.errors import DataError
 
-# What random numbers are for, so that a step and an image of the same number differ.
+# Purposes of random numbers, so that a step and an image with the same number differ.
 STEP, IMAGE, VALIDATION = range(3)
 
 
 def seed_randomness(*place: int) -> None:
-    """Seed Python's, NumPy's and torch's random numbers by a place in the run, numbers from 0."""
+    """Seed Python's, NumPy's and torch's random numbers by a place in the run, integers >= 0."""
     first, second = np.random.SeedSequence(place).generate_state(2, np.uint64)
     random.seed(int(first))
     np.random.seed(int(first) % 2**32)
@@ -48,9 +48,9 @@ SAME_OPTIONS = (
 
 
 class ResumableLoader(DataLoader):
-    """A loader that starts at any batch, and whose images depend on their place in the run alone.
+    """A loader that starts at any batch, and whose images depend only on their place in the run.
 
-    ``endless``: begins again where the sampler ends, instead of giving one epoch at a time.
+    ``endless``: starts again when the sampler ends, instead of yielding one epoch at a time.
     """
 
     batch_sampler: 'ResumableSampler'
@@ -67,13 +67,13 @@ class ResumableLoader(DataLoader):
         try:
             yield from super().__iter__()
         except GeneratorExit:
-            # Ends the workers now; after an error, garbage collection would wait for them.
+            # End the workers now; after an error, garbage collection would wait for them.
             self._iterator = None
             raise
 
 
 class ResumableSampler(Sampler[list[SampleIndex]]):
-    """The batches of another sampler from any batch on, each sample with its place in the run."""
+    """The batches of another sampler, from any batch on; each sample has its place in the run."""
 
     def __init__(self, batches: BatchSampler, endless: bool) -> None:
         self.batches = batches
@@ -84,7 +84,7 @@ class ResumableSampler(Sampler[list[SampleIndex]]):
         self.start_at(0, 0)
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Let the next iteration begin with this batch of this epoch, both counted from 0."""
+        """Start the next iteration at this batch of this epoch, both counted from 0."""
         self.epoch, self.start = epoch, batch
 
     def __len__(self) -> int:
@@ -107,26 +107,26 @@ class ResumableSampler(Sampler[list[SampleIndex]]):
                 ]
             if not seen:
                 raise DataError(
-                    'there is not one whole batch of training images: add images, or lower '
+                    'there is not one whole batch of training images: add images or lower '
                     'train_dataloader.batch_size'
                 )
 
 
 class SeededDataset(Dataset):
-    """A dataset, with its attributes, whose random transforms depend on the place in the run."""
+    """Wraps a dataset, so that its random transforms depend only on the place in the run."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
 
     def __getattr__(self, name: str) -> Any:
-        # Python and torch look for such names to learn what this object itself supports.
+        # Python and torch use such names to find out what this object itself supports.
         if name.startswith('__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Hooks of mmdet give a dataset another pipeline for the last epochs.
+        # Hooks of mmdet change a dataset's pipeline for the last epochs.
         if name in ('dataset', 'seed'):
             super().__setattr__(name, value)
         else:
@@ -143,10 +143,10 @@ class SeededDataset(Dataset):
 
 
 def ignore_foreign_sigterm(worker_id: int, initialize: Callable[[int], None] | None) -> None:
-    """In a worker: survive a SIGTERM that a scheduler sends to every process of a job.
+    """Let a worker survive a SIGTERM that a scheduler sends to every process of a job.
 
-    The training needs its workers until it has saved; then their parent ends them, by SIGTERM too
-    where the program ends with a loader that was not closed.
+    The training needs its workers until it has saved. Then their parent ends them, also by SIGTERM
+    if the program ends before the loader is closed.
     """
     # macOS lacks it, and has no such schedulers.
     if hasattr(signal, 'sigwaitinfo'):

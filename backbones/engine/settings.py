@@ -1,10 +1,10 @@
-"""Names at the top of a config, such as ``image_size``, that all of the config follows.
+"""Names at the top of a config, such as ``image_size``, on which the rest of the config depends.
 
-mmengine evaluates a base before the config that inherits it, and merges overrides after both, so
-that what a base has computed from a name does not follow when the name is set later. A config with
-a base that lists names in ``settings`` is therefore evaluated twice: the first time tells their
-final values, those of the command line, else those of the outermost file. Other names follow the
-command line alone, where their value was a number, a text, a list or None.
+mmengine evaluates a base before the config that inherits it, and merges overrides after both. So
+values that a base computes from a name would not change when the name is set later. A config with
+a base that lists names in ``settings`` is therefore evaluated twice: the first time finds their
+final values, from the command line, else from the outermost file. Other names are set by the
+command line only, and only if their value is a literal: a number, a text, a list or None.
 """
 
 import ast
@@ -22,11 +22,11 @@ from backbones.errors import ConfigError
 
 
 def read_config(path: str, options: Mapping[str, Any]) -> Config:
-    """mmengine's ``Config.fromfile``, where the names of a config are followed.
+    """Read a config like mmengine's ``Config.fromfile``, with the final values of its settings.
 
     ``options`` are overrides by dotted key; those without a dot are names. They still have to be
-    merged into the result. Raises ConfigError where nothing in a config follows a name of its
-    settings, as in a saved config, or a name that is almost one of them.
+    merged into the result. Raises ConfigError if nothing in the config depends on a setting, as in
+    a saved config, or if an unknown name is similar to a setting.
     """
     names = {key: value for key, value in options.items() if '.' not in key}
     if Config._is_lazy_import(path):
@@ -42,8 +42,8 @@ def read_config(path: str, options: Mapping[str, Any]) -> Config:
     used = set().union(*map(names_read, files))
     for name in declared & values.keys() - used:
         raise ConfigError(
-            f'{path}: nothing follows {name} in a config that was saved with everything filled in: '
-            'set it in the config that this one was made from'
+            f'{path}: nothing follows {name}, since this is a saved config with all values filled '
+            'in: set it in the config that this one was made from'
         )
     for name in (inheriting | names.keys()) - declared - used:
         if meant := get_close_matches(name, declared, 1, 0.84):
@@ -52,35 +52,35 @@ def read_config(path: str, options: Mapping[str, Any]) -> Config:
 
 
 def name_types(config: Config) -> Config:
-    """A config with the names of its types in place of classes, as mmengine saves it."""
+    """Replace classes in a config by the names of the types, as mmengine saves it."""
     config = Config(config.to_dict(), filename=config.filename)
     for node in walk(config._cfg_dict):
         module, _, name = str(node.get('type')).rpartition('.')
-        # mmcv and mmdet look these up in mmcv.ops, by the name alone.
+        # mmcv and mmdet look these up in mmcv.ops by name.
         if module.startswith('mmcv.ops') and ('nms' in name or name.startswith('RoI')):
             node.type = name
     return config
 
 
-# What a file of a config holds: the syntax tree of a Python file, the content of any other.
+# The content of a config's file: the syntax tree of a Python file, or the data of any other.
 File = ast.Module | dict
 
 
 def names_assigned(file: File) -> set[str]:
-    """The names that a file sets at its top level."""
+    """Return the names that a file sets at its top level."""
     if isinstance(file, dict):
         return set(file)
     return set().union(*map(targets_of, file.body))
 
 
 def targets_of(statement: ast.stmt) -> set[str]:
-    """The names that a statement sets."""
+    """Return the names that a statement sets."""
     targets = getattr(statement, 'targets', None) or [getattr(statement, 'target', None)]
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def names_read(file: File) -> set[str]:
-    """The names that a file computes with, as they are or as ``_base_.NAME``."""
+    """Return the names that a file uses, directly or as ``_base_.NAME``."""
     if isinstance(file, dict):
         return set()
     read = [node for node in ast.walk(file) if isinstance(getattr(node, 'ctx', None), ast.Load)]
@@ -90,14 +90,14 @@ def names_read(file: File) -> set[str]:
 def evaluate(
     path: str, values: Mapping[str, Any], computed: Set[str] = frozenset()
 ) -> tuple[Config, list[File]]:
-    """A config with values in place of those that its files assign, and these files.
+    """Evaluate a config with ``values`` instead of those in its files; return it and its files.
 
-    Of the names whose value is computed, those in ``computed`` alone get another.
+    Names whose value is computed are replaced only if they are in ``computed``.
     """
     files: list[File] = []
 
     class SetValues(RemoveAssignFromAST):
-        # mmengine lets it visit every Python file before it evaluates the file.
+        # mmengine calls it with every Python file before it evaluates the file.
         def visit_Module(self, node: ast.Module) -> ast.Module:
             files.append(node)
             lists = [each for each in node.body if 'settings' in targets_of(each)]
@@ -133,20 +133,20 @@ def evaluate(
 
 
 def check_kind(name: str, value: Any, default: ast.expr) -> None:
-    """Raise ConfigError where a setting with a number or a text for a default is neither."""
-    # The learning rate's depends on another setting; both are of a kind.
+    """Raise ConfigError if a setting is neither a number nor a text, as its default is."""
+    # The default of the learning rate depends on another setting; both choices are of one type.
     default = getattr(default, 'body', default)
     kind = type(ast.literal_eval(default)) if is_literal(default) else None
     kinds = (str, int, float) if kind is str else (int, float)
     if kind in (str, bool, int, float) and not isinstance(value, kinds):
         raise ConfigError(
             f'{name} cannot be {value!r}: its default is {ast.unparse(default)}. On the command '
-            'line, spaces separate one setting from the next'
+            'line, separate settings by spaces'
         )
 
 
 def is_literal(expression: ast.expr) -> bool:
-    """Whether an expression is a value that stands for itself."""
+    """Return whether an expression is a literal."""
     try:
         ast.literal_eval(expression)
     except ValueError:

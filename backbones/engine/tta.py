@@ -1,6 +1,6 @@
 """Test-time augmentation: predictions on flipped and resized images, merged.
 
-Segmentors' are averaged, detectors' boxes put together by nms.
+A segmentor's probabilities are averaged, a detector's boxes are merged by nms.
 """
 
 import copy
@@ -17,13 +17,13 @@ DETECTION_META_KEYS = (
 
 
 def use_test_time_augmentation(config: Config) -> None:
-    """Wrap the model of a config and replace its test pipeline, or raise ConfigError.
+    """Wrap the model of a config and replace its test pipeline.
 
-    The config's own ``tta_model`` and ``tta_pipeline`` are used if it has them. A model without
-    them is tested on each image and its mirror image.
+    If the config has ``tta_model`` and ``tta_pipeline``, these are used. Otherwise the model is
+    tested on each image and its mirror image. Raises ConfigError for models with masks.
     """
     if any(node.get('mask_head') for node in walk(config.model)):
-        raise ConfigError('--tta: mmdet merges boxes only; test a model with masks without --tta')
+        raise ConfigError('--tta: mmdet merges only boxes; test a model with masks without --tta')
     add_defaults(config)
     for dataset in datasets_of(config, ('test',)):
         dataset.pipeline = config.tta_pipeline
@@ -31,7 +31,7 @@ def use_test_time_augmentation(config: Config) -> None:
 
 
 def add_defaults(config: Config) -> None:
-    """Give a config the model and pipeline that mmdet's own tool defaults to, or mmseg's alike."""
+    """Add the default model and pipeline of mmdet's test tool, or similar ones for mmseg."""
     model, pack = {'type': 'SegTTAModel'}, {'type': 'PackSegInputs'}
     if config.default_scope == 'mmdet':
         merging = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
@@ -41,7 +41,7 @@ def add_defaults(config: Config) -> None:
     if 'tta_pipeline' in config:
         return
     pipeline = copy.deepcopy(next(datasets_of(config, ('test',))).pipeline)
-    # mmseg compares with the ground truth of the first, which is not flipped.
+    # mmseg uses the ground truth of the first image, which must not be flipped.
     flips = [{'type': 'RandomFlip', 'prob': prob} for prob in (0.0, 1.0)]
     augment = ConfigDict(type='TestTimeAug', transforms=[flips, [pack]])
     config.tta_pipeline = [*pipeline[:-1], augment]
