@@ -1,4 +1,4 @@
-"""What a config reads, checked before a run: one checker for all tools."""
+"""Check the data that a config reads before a run: one checker for all tools."""
 
 from .check import check_dataset
 from .findings import Finding, Report

@@ -1,7 +1,7 @@
-"""The checker: the datasets of a config, each by the rules of its layout.
+"""Check the datasets of a config, each by the rules of its layout.
 
-check_dataset.py shows all of its report; train.py and test.py refuse to start on an error in what
-annotations and segmentation maps show; ``--skip-bad`` leaves out what has errors.
+check_dataset.py shows the whole report; train.py and test.py do not start if annotations or
+segmentation maps have errors; ``--skip-bad`` leaves out images with errors.
 """
 
 import os
@@ -33,25 +33,25 @@ from .labels import NO_CLASS, LabelRules, ignored_label
 from .objects import box_fault, mask_fault
 from .voc import check_voc
 
-# Images that a process is handed at once.
+# Images that a process gets at once.
 CHUNK = 32
 
 ADE20K_SOURCE = (
     'ADE20K is the "SceneParsing" archive ADEChallengeData2016.zip of '
     'https://groups.csail.mit.edu/vision/datasets/ADE20K/: unpack it into data/ade, or link the '
-    'folder there; for data of your own set data_root and data_prefix'
+    'folder there; for your own data set data_root and data_prefix'
 )
 
 
 def refuse_errors(config: Config, splits: Sequence[str]) -> None:
-    """Raise DataError where annotations or segmentation maps would end a run or falsify it."""
+    """Raise DataError if errors in annotations or maps would end a run or falsify its results."""
     report = check_dataset(config, splits, decode=())
     if report.of(ERROR):
         lines = '\n'.join(report.lines([ERROR]))
         raise DataError(
             f'the data have errors.\n{lines}\ntrain.py --skip-bad trains without the images and '
-            'entries that are named here; all else has to be fixed. tools/check_dataset.py '
-            'CONFIG lists all, and reads the images too'
+            'entries named here; all other errors have to be fixed. tools/check_dataset.py '
+            'CONFIG lists all errors, and also reads the images'
         )
 
 
@@ -63,9 +63,9 @@ def check_dataset(
 ) -> Report:
     """Check the data that a config reads, and print a line on every dataset.
 
-    Its datasets get the names of their classes. Images of the splits in ``decode`` are decoded by
-    ``workers`` processes (default: one a core), of others only looked for; maps are always read.
-    Raises ConfigError where the config names classes or a dataset type that there are not.
+    Sets the names of the classes in the config's datasets. ``workers`` processes (default: one per
+    core) decode the images of the splits in ``decode``; other images only have to exist; maps are
+    always read. Raises ConfigError if the config names unknown classes or dataset types.
     """
     fault = None
     try:
@@ -79,7 +79,7 @@ def check_dataset(
             images = f'{len(checked.samples)} images of {checked.source}'
             print(f'{checked.split}: {images}, layout: {checked.layout}')
             check_images(checked, workers, checked.split in decode)
-        # A few test images may be of one class.
+        # A few test images may have a single class.
         if 'train' in splits:
             check_number_of_classes(report)
     finally:
@@ -90,23 +90,23 @@ def check_dataset(
 
 
 def check_number_of_classes(report: Report) -> None:
-    """Note where one class is all that the segmentation maps of all datasets have."""
+    """Add an error if the segmentation maps of all datasets have a single class."""
     labeled = set().union(*(checked.labeled for checked in report.datasets))
-    # A label of no class has an error of its own.
+    # A label of no class has its own error.
     if len(labeled) == 1 and NO_CLASS not in labeled:
         checked = next(checked for checked in report.datasets if checked.labeled)
         reason = (
             f'in all maps {classes_of(checked.dataset)[labeled.pop()]!r} is the only class, and '
-            'the rest, if any, is ignored: nothing is told apart. A background is a class, too: '
-            'number it 0 with reduce_zero_label=False, and foreground 1 and not 255'
+            'other pixels are ignored: there is nothing to learn. A background is also a class: '
+            'number it 0 with reduce_zero_label=False, and the foreground 1, not 255'
         )
         checked.add(ERROR, 'a single class', reason)
 
 
 def datasets_to_check(config: Config, splits: Sequence[str]) -> list[CheckedDataset]:
-    """The datasets of the splits, each source once.
+    """Return the datasets of the splits, each source once.
 
-    What a training and a validation read counts as validation's, whose rules are stricter.
+    A source of both training and validation counts as validation, whose rules are stricter.
     """
     found: dict[tuple, CheckedDataset] = {}
     for split in splits:
@@ -121,14 +121,14 @@ def datasets_to_check(config: Config, splits: Sequence[str]) -> list[CheckedData
 
 
 def check_annotations(checked: CheckedDataset, config: Config) -> None:
-    """Note what is wrong with a dataset's annotations, and which images it has."""
+    """Add the errors of a dataset's annotations, and its images, to ``checked``."""
     try:
         if checked.layout == 'coco':
             CocoCheck(checked, config).run()
         elif checked.layout == 'voc':
             if reads_masks(checked.dataset):
                 raise DataError(
-                    "PASCAL VOC's layout has boxes and no masks, which the pipeline loads: take a "
+                    "PASCAL VOC's layout has no masks, but the pipeline loads masks: use a "
                     'detector without masks, or set with_mask=False in LoadAnnotations'
                 )
             check_voc(checked, classes_of(checked.dataset))
@@ -139,7 +139,7 @@ def check_annotations(checked: CheckedDataset, config: Config) -> None:
 
 
 def check_built(checked: CheckedDataset, config: Config) -> None:
-    """Build a dataset, which itself says what it would read; DataError where it cannot be."""
+    """Build a dataset and check what it lists; raise DataError if it cannot be built."""
     is_segmentation = checked.layout == 'segmentation'
     try:
         # mmengine cannot serialize a dataset that turns out to be empty.
@@ -175,7 +175,7 @@ def check_built(checked: CheckedDataset, config: Config) -> None:
 
 
 def check_images(checked: CheckedDataset, workers: int | None, decode: bool) -> None:
-    """Read images and segmentation maps in several processes; findings come in their order."""
+    """Read images and segmentation maps in several processes; add findings in their order."""
     flag, backend = decoder_of(checked.dataset)
     samples = [
         replace(sample, color_type=flag, backend=backend, decode=decode)
@@ -195,7 +195,7 @@ def check_images(checked: CheckedDataset, workers: int | None, decode: bool) -> 
 def check_samples(
     samples: Sequence[Sample], workers: int
 ) -> Iterator[tuple[list[tuple], set[int]]]:
-    """What :func:`check_sample` says of each image, also where reading one ends the process."""
+    """Yield the result of :func:`check_sample` for each image, even if one kills its process."""
     done, alone = 0, 0
     while done < len(samples):
         try:
@@ -205,11 +205,11 @@ def check_samples(
                 yield found
         except BrokenProcessPool:
             if alone:
-                reason = 'the process that read it was ended, for want of memory or by a decoder'
+                reason = 'the process that read it was ended, by lack of memory or by a decoder'
                 done, alone = done + 1, alone - 1
                 yield [(ERROR, 'unreadable image', reason, rest[0].path)], set()
             else:
-                # It is one of those that were being read: the next ones one by one.
+                # One of the images in progress did it: read so many one by one.
                 alone = workers * CHUNK
 
 

@@ -1,8 +1,8 @@
-"""Class names and counts come from the data, and every head of the model follows.
+"""Set the class names and counts of the data in all datasets and heads of a config.
 
-Names are the config's ``classes`` (a list, or the path of a text file with one name a line), else
-the ``metainfo`` of its datasets, else the categories of the COCO file that is trained on, else
-those of the dataset's type. A ``palette`` beside ``classes`` gives each an (R, G, B).
+Names are the config's ``classes`` (a list, or the path of a text file with one name per line), else
+the ``metainfo`` of its datasets, else the categories of the COCO file for training, else the
+classes of the dataset's type. A ``palette`` beside ``classes`` gives each an (R, G, B).
 """
 
 from collections import Counter
@@ -18,16 +18,16 @@ from .config_datasets import annotation_file, dataset_class, datasets_of, layout
 from .labels import set_ignored_label
 from .voc import object_names
 
-# What these tell apart are no classes of the data: texts, and persons that are tracked.
+# The classes of these models are not those of the data, but texts or tracked persons.
 OTHER_MODELS = ('language_model', 'tracker', 'reid')
 
 
 def set_classes(config: Config, splits: Sequence[str], keep_files: bool = False) -> tuple[str, ...]:
-    """Give the datasets and every head of a config the classes of its data; returns their names.
+    """Set the classes of the data in the datasets and heads of a config; return their names.
 
-    Splits that will not be read need not be there. ``keep_files`` leaves COCO files in memory for
-    the checker. Raises ConfigError for a head with a number of classes that the data do not have,
-    DataError where annotation files disagree with each other or with the named classes.
+    Only the files of ``splits`` have to exist. ``keep_files`` leaves COCO files in memory for the
+    checker. Raises ConfigError for a head with another number of classes than the data, DataError
+    if annotation files disagree with each other or with the named classes.
     """
     of_types = counts_of_types(config)
     try:
@@ -42,16 +42,16 @@ def set_classes(config: Config, splits: Sequence[str], keep_files: bool = False)
 
 
 def check_class_weights(model: ConfigDict) -> None:
-    """Refuse a segmentor's loss with weights for another number of classes than its head has."""
+    """Raise ConfigError if a segmentor's loss has weights for another number of classes."""
     for head, key in class_heads(model):
         for loss in walk(head.get('loss_decode')):
             weights = loss.get('class_weight')
-            # SAN has one more, for "no object"; of two classes one may be all that is computed.
+            # SAN has one more, for "no object"; with two classes, a head may compute only one.
             right = head[key] + (loss.get('loss_name') == 'loss_cls_ce'), head.get('out_channels')
             if isinstance(weights, (list, tuple)) and len(weights) not in right:
                 raise ConfigError(
                     f'class_weight of {head.get("type")} is a list of {len(weights)}, for '
-                    f'{head[key]} classes: give one number for each'
+                    f'{head[key]} classes: give one number per class'
                 )
 
 
@@ -69,7 +69,7 @@ def name_classes(config: Config, splits: Sequence[str]) -> tuple[str, ...]:
                 name_segmentation_classes(dataset, names, config)
         return names
     coco = [dataset for dataset in datasets if layout_of(dataset) == 'coco']
-    # The training set comes first, unless this machine has no more than a test set.
+    # The training set comes first, unless this machine has only a test set.
     source = next((d for d in coco if annotation_file(d).is_file()), None) or next(iter(coco), None)
     if chosen is None and source is not None:
         names = tuple(categories_of(annotation_file(source)).values())
@@ -89,20 +89,20 @@ def name_classes(config: Config, splits: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_metainfo(dataset: ConfigDict, names: tuple[str, ...]) -> None:
-    """Refuse a dataset whose metainfo has other classes than the rest of the config."""
+    """Raise ConfigError if a dataset's metainfo has other classes than the rest of the config."""
     own = class_list(dataset.get('metainfo', {}).get('classes') or ())
     if own and own != names:
         raise ConfigError(
             f'a {dataset.type} of the config has metainfo with the classes {list(own)}, others '
-            f'have {list(names)}. All datasets have to have the same, in the same order'
+            f'have {list(names)}. All datasets need the same classes in the same order'
         )
 
 
 def name_segmentation_classes(dataset: ConfigDict, names: tuple[str, ...], config: Config) -> None:
     """Name the classes of a segmentation dataset.
 
-    Some of the classes of its type, named by ``metainfo``, are picked out by mmseg. With other
-    names it no longer is the set that its type is made for: their own order numbers them then.
+    If ``metainfo`` names some of the classes of its type, mmseg selects these. With other names it
+    is another dataset than its type is made for, and the order of the names numbers the classes.
     """
     known = set(known_classes(dataset))
     if not (set(names) <= known and ('classes' not in config or 'metainfo' in dataset)):
@@ -119,19 +119,19 @@ def name_in_dataset(dataset: ConfigDict, names: tuple[str, ...], config: Config)
 
 
 def check_categories(path: Path, names: tuple[str, ...], first: Path) -> None:
-    """Refuse a COCO file without all of the classes in their order, by which mmdet numbers them."""
+    """Raise DataError if a COCO file lacks classes or their order, which mmdet numbers them by."""
     found = tuple(categories_of(path).values())
     if tuple(name for name in found if name in names) != names:
         missing = ', '.join(repr(name) for name in names if name not in found)
         what = f'no category {missing}' if missing else 'another order, which numbers classes'
         raise DataError(
             f'{path} has {what}: its "categories" are {list(found)}, the classes {list(names)} (of '
-            f'the config or {first}). It needs all of these, in this order'
+            f'the config or {first}). It needs all classes in this order'
         )
 
 
 def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
-    """Class names, from a text file with one a line where a path is given."""
+    """Return class names: a list, or read from a text file with one per line."""
     if not isinstance(classes, str):
         return tuple(classes)
     try:
@@ -140,37 +140,37 @@ def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f'classes = {classes!r}: there is no such file, or it is not text in UTF-8 ({error}). '
-            '`classes` is a list of names, or the path of a text file with one name a line'
+            '`classes` is a list of names, or the path of a text file with one name per line'
         ) from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
-        raise ConfigError(f'classes = {classes!r}: the file has no names in it, one a line')
+        raise ConfigError(f'classes = {classes!r}: the file has no names; it needs one per line')
     return names
 
 
 def known_classes(dataset: ConfigDict) -> tuple[str, ...]:
-    """The classes that a dataset's type is made for; none for a general one."""
+    """Return the classes that a dataset's type is made for; none for a general type."""
     return tuple(dataset_class(dataset).METAINFO.get('classes') or ())
 
 
 def classes_of(dataset: ConfigDict) -> tuple[str, ...]:
-    """The classes of a dataset after :func:`set_classes`, which leaves out those of its type."""
+    """Return a dataset's classes after :func:`set_classes`: set there, else those of its type."""
     return tuple(dataset.get('metainfo', {}).get('classes') or known_classes(dataset))
 
 
 def counts_of_types(config: Config) -> set[int]:
-    """How many classes the types of a config's datasets are made for."""
+    """Return how many classes the types of a config's datasets are made for."""
     metas = [dataset_class(dataset).METAINFO for dataset in datasets_of(config)]
-    # Heads of panoptic models tell apart the things alone.
+    # Heads of panoptic models classify only the things.
     return {len(meta.get('thing_classes') or meta.get('classes') or ()) for meta in metas}
 
 
 def set_num_classes(config: Config, count: int, of_types: set[int] | None = None) -> None:
-    """Set ``num_classes`` of the heads that have that of the dataset's type or of a base config.
+    """Set ``num_classes`` in heads whose count comes from the dataset's type or a base config.
 
-    Heads that tell other things apart, such as 183 kinds of stuff in HTC or two in STDC, stay; with
-    a ``count`` of 0, which is unknown, all do. ``of_types``: how many the types of the datasets are
-    made for. Raises ConfigError if no head has as many classes as the data after that.
+    Heads with other classes, such as HTC's 183 kinds of stuff or STDC's two, stay unchanged; so do
+    all if ``count`` is 0, which means unknown. ``of_types``: the counts of the datasets' types.
+    Raises ConfigError if afterwards no head has as many classes as the data.
     """
     heads = list(class_heads(config.model))
     if not count or not heads or any(key in config.model for key in OTHER_MODELS):
@@ -189,14 +189,14 @@ def set_num_classes(config: Config, count: int, of_types: set[int] | None = None
         head, key = heads[0]
         raise ConfigError(
             f'{head.get("type")} has {key}={head[key]}, but the data have {count} classes. Set '
-            f'{key}={count} there, or leave it to the base config and the data'
+            f'{key}={count} there, or remove it from the config'
         )
 
 
 def class_heads(model: ConfigDict) -> Iterator[tuple[ConfigDict, str]]:
-    """Parts of a model that have a number of classes, and their key for it.
+    """Yield the parts of a model that have a number of classes, and their key for it.
 
-    Not the RPN, which finds objects of any class.
+    The RPN is left out, since it finds objects of any class.
     """
     agnostic = {id(node) for node in walk(model.get('rpn_head'))}
     for node in walk(model):
@@ -207,7 +207,7 @@ def class_heads(model: ConfigDict) -> Iterator[tuple[ConfigDict, str]]:
 
 
 def set_head(head: ConfigDict, key: str, count: int) -> None:
-    """Set the number of classes of a head, and of equal weights in its loss."""
+    """Set the number of classes in a head and, if its weights are equal, in its loss."""
     before, head[key] = head[key], count
     for node in walk(head):
         weights = node.get('class_weight')
@@ -216,7 +216,7 @@ def set_head(head: ConfigDict, key: str, count: int) -> None:
 
 
 def inherited_counts(config: Config) -> Iterator[int]:
-    """The number of classes that most heads have, in every base that a config's file names."""
+    """Yield for every base of a config the number of classes that most of its heads have."""
     path = str(config.filename or '')
     if not Path(path).is_file() or Config._is_lazy_import(path):
         return

@@ -1,4 +1,4 @@
-"""COCO annotation files: reading them, and what is wrong in them."""
+"""Read and check COCO annotation files."""
 
 import json
 import math
@@ -25,22 +25,22 @@ Id = int | str
 
 
 def is_text(value: object) -> bool:
-    """Whether a name can be printed, written and be the name of a file."""
-    # JSON can spell half of a pair of code units, which no encoding has.
+    """Return whether a text can be printed, written and used as a file name."""
+    # JSON can contain half of a surrogate pair, which cannot be encoded.
     return isinstance(value, str) and not re.search('[\0\ud800-\udfff]', value)
 
 
 def is_id(value: object) -> bool:
-    """Whether mmdet and pycocotools can tell entries apart by it."""
+    """Return whether mmdet and pycocotools can use a value as an id."""
     return (type(value) is int and abs(value) < 2**63) or is_text(value)
 
 
 def is_side(value: object) -> bool:
-    """Whether it is a width or height in pixels: decoders read up to 2**20, NaN is none."""
+    """Return whether a value is a width or height in pixels; decoders read up to 2**20."""
     return is_number(value) and 1 <= value <= 2**20
 
 
-# What entries have to have, and how it is told whether that can be read.
+# The keys that entries need, each with a test of its value.
 Keys = dict[str, Callable[[object], bool]]
 IMAGE_KEYS: Keys = {'id': is_id, 'file_name': is_text, 'width': is_side, 'height': is_side}
 CATEGORY_KEYS: Keys = {'id': is_id, 'name': is_text}
@@ -49,18 +49,18 @@ ANNOTATION_KEYS: Keys = {
     'image_id': is_id,
     'category_id': is_id,
     'area': is_number,
-    'bbox': lambda box: True,  # object_faults says more about it
+    'bbox': lambda box: True,  # object_faults checks it
 }
 
 
-# Two files, of training and validation, are read for their classes first and checked then.
+# The files of training and validation are first read for their classes, and checked later.
 @lru_cache(maxsize=4)
 def read_coco(path: Path) -> dict:
-    """The contents of a COCO file, or DataError; kept until ``read_coco.cache_clear()``."""
+    """Read a COCO file, or raise DataError; it is cached until ``read_coco.cache_clear()``."""
     if not path.is_file():
         raise DataError(
             f'there is no annotation file {path} (data_root and ann_file say so). {COCO_SOURCE}; '
-            'for data of your own set data_root and ann_file'
+            'for your own data set data_root and ann_file'
         )
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
@@ -70,7 +70,7 @@ def read_coco(path: Path) -> dict:
         raise DataError(f'{path} is {what}') from error
     if not isinstance(content, dict):
         raise DataError(f'{path} is not a COCO file: it holds a {type(content).__name__}')
-    # COCO's own lists of test images come without annotations.
+    # COCO's lists of test images have no annotations.
     content.setdefault('annotations', [])
     for key in ('images', 'annotations', 'categories'):
         if not isinstance(content.get(key), list) or not (content[key] or key == 'annotations'):
@@ -79,7 +79,7 @@ def read_coco(path: Path) -> dict:
 
 
 def categories_of(path: Path) -> dict[Id, str]:
-    """The names of a COCO file's categories by their ids, in its order, or DataError."""
+    """Return the category names of a COCO file by id, in its order, or raise DataError."""
     names: dict[Id, str] = {}
     for category in read_coco(path)['categories']:
         if fault := entry_fault(category, CATEGORY_KEYS):
@@ -88,28 +88,28 @@ def categories_of(path: Path) -> dict[Id, str]:
         if number in names:
             raise DataError(f'{path}: {names[number]!r} and {name!r} both have the id {number!r}')
         if name in names.values():
-            raise DataError(f'{path}: more than one category is called {name!r}')
+            raise DataError(f'{path}: more than one category has the name {name!r}')
         names[number] = name
     return names
 
 
 class CocoCheck:
-    """Notes what is wrong in the COCO file and the image folder of a dataset."""
+    """Checks the COCO file and the image folder of a dataset."""
 
     def __init__(self, checked: CheckedDataset, config: Config) -> None:
         dataset = checked.dataset
         if 'img' not in (dataset.get('data_prefix') or {}):
-            raise DataError("it has no data_prefix=dict(img='...'), the folder of its images")
+            raise DataError("it has no data_prefix=dict(img='...') with the folder of its images")
         filters = {} if dataset.get('test_mode') else dataset.get('filter_cfg') or {}
         nodes = list(walk(config.get(f'{checked.split}_evaluator')))
         metrics = [node.get('metric') or [] for node in nodes]
         files = {Path(node.ann_file) for node in nodes if node.get('ann_file')}
         has_own = annotation_file(dataset).resolve() in {file.resolve() for file in files}
-        # Parts of a joined dataset can have a metric each.
+        # The parts of a joined dataset can each have a metric.
         self.metric_files = set() if has_own else files
         self.checked = checked
         self.folder = data_folder(dataset, 'img')
-        # Whether COCO's metrics are computed with the file.
+        # Whether the file is used to compute COCO's metrics.
         self.is_evaluated = checked.split != 'train'
         # Whether predictions are written without being compared.
         self.is_formatted = any(node.get('format_only') for node in nodes)
@@ -155,14 +155,14 @@ class CocoCheck:
             name, number = image['file_name'], image['id']
             if number in self.images:
                 first = self.images[number]['file_name']
-                reason = f'{first} has the image id {number} too, and only the last is used'
+                reason = f'{first} also has the image id {number}, and only the last is used'
                 for each in (first, name):
                     self.checked.add(ERROR, 'duplicate image id', reason, self.path(each), each)
             first = by_name.setdefault(name.lower(), image)
             if first['file_name'] != name:
                 reason = (
-                    f'its name differs from {first["file_name"]} in case only: one of both is lost '
-                    'where case does not count, as on macOS and Windows'
+                    f'its name differs from {first["file_name"]} in case only: one of them is lost '
+                    'on systems that ignore case, such as macOS and Windows'
                 )
                 self.warn_of_image('names that differ in case', reason, name)
             elif first is not image:
@@ -177,7 +177,7 @@ class CocoCheck:
                 self.warn_of_image('small image', reason, name)
 
     def check_metric_file(self, file: Path) -> None:
-        """Metrics find the ground truth of an image by its id alone."""
+        """Check that a metric's file has the same images: it finds ground truth by id alone."""
         found = {id_in(image, 'id'): image for image in read_coco(file)['images']}
         others = [
             image['file_name']
@@ -188,18 +188,18 @@ class CocoCheck:
             name = f'{self.checked.split}_evaluator.ann_file'
             reason = (
                 f'{name} has other images with the ids of {len(others)} images of this dataset, '
-                f'{others[0]} for one: metrics would compare them; set {name} to '
+                f'such as {others[0]}, and metrics would compare them; set {name} to '
                 f'{self.checked.source}'
             )
             self.checked.add(ERROR, 'ground truth of other images', reason, file)
 
     def check_annotations(self, entries: list) -> None:
-        """Check objects, and which images have any."""
+        """Check the objects, and that there are images with objects."""
         chosen = self.checked.dataset.get('metainfo', {}).get('classes') or self.categories.values()
         used = {number for number, name in self.categories.items() if name in chosen}
         with_objects, seen = Counter(), set()
         for annotation in entries:
-            # What is wrong may be another entry than these two.
+            # These two may be valid even if another key is not.
             number = id_in(annotation, 'id')
             image = self.images.get(id_in(annotation, 'image_id'))
             name = image['file_name'] if image else ''
@@ -227,15 +227,15 @@ class CocoCheck:
                     self.checked.add(*fault, *where)
         if with_objects and not any(with_objects.values()):
             reason = (
-                'every object is a crowd region (iscrowd=1), none of which is learned or measured. '
-                'CVAT marks all masks as such; tools/import_dataset.py takes them as objects'
+                'every object is a crowd region (iscrowd=1): none is learned or measured. '
+                'CVAT marks all masks so; tools/import_dataset.py imports them as objects'
             )
             self.checked.add(ERROR, 'only crowds', reason)
         if more := [number for number in with_objects.values() if number > self.max_per_img]:
             reason = (
-                f'{count(len(more), "image")} with up to {max(more)}, of which {self.max_per_img} '
-                'are detected in an image: model.test_cfg.max_per_img, or in two stages '
-                'model.test_cfg.rcnn.max_per_img, sets how many'
+                f'{count(len(more), "image")} with up to {max(more)}, but at most '
+                f'{self.max_per_img} are detected in an image: raise model.test_cfg.max_per_img, '
+                'or for two stages model.test_cfg.rcnn.max_per_img'
             )
             self.checked.add(WARNING, 'many objects', reason)
         self.check_empty_images(with_objects, list(chosen))
@@ -245,7 +245,7 @@ class CocoCheck:
         left = with_objects if self.filter_empty_gt else self.images
         filters = f'(filter_empty_gt={self.filter_empty_gt}, min_size={self.min_size})'
         if not with_objects:
-            reason = f'no annotation is of any of the classes {chosen}'
+            reason = f'no annotation has any of the classes {chosen}'
             self.checked.add(ERROR, 'no objects', reason)
         elif all(self.is_too_small(self.images[number]) for number in left):
             reason = f'every image is left out of training {filters}'
@@ -253,14 +253,14 @@ class CocoCheck:
         else:
             outcome = (
                 f'left out of training {filters}' if self.filter_empty_gt
-                else 'whatever is detected in it counts as false' if self.is_evaluated
-                else 'all of it is trained as background'
+                else 'all detections in it count as false' if self.is_evaluated
+                else 'it is trained as background'
             )  # fmt: skip
             for image in empty:
                 self.warn_of_image('image without objects', outcome, image['file_name'])
 
     def object_faults(self, annotation: dict, image: dict) -> Iterator[tuple[str, str, str]]:
-        """What is wrong with one object: (severity, kind, reason)."""
+        """Yield what is wrong with one object: (severity, kind, reason)."""
         box, area = annotation['bbox'], annotation['area']
         is_crowd = annotation.get('iscrowd', 0)
         if fault := box_fault(box):
@@ -273,7 +273,7 @@ class CocoCheck:
             reason = 'it lacks "iscrowd", without which COCO cannot evaluate'
             yield ERROR, 'incomplete annotation', reason
         if self.is_evaluated and annotation['id'] == 0:
-            reason = 'to pycocotools 0 is no object: what is detected there counts as false'
+            reason = 'to pycocotools, 0 means no object: a detection of it counts as false'
             yield WARNING, 'annotation id 0', f'{reason}. Count from 1'
         misplacement = misplaced(box, (image['width'], image['height']))
         if area <= 0 and not (misplacement and misplacement[0] == 'box without area'):
@@ -286,13 +286,13 @@ class CocoCheck:
         mask = annotation.get('segmentation')
         if is_crowd:
             shape = ', given as a polygon' if isinstance(mask, list) else ''
-            reason = f'a group{shape}: it is not learned, and what is detected in it does not count'
+            reason = f'a group{shape}: it is not learned, and a detection in it does not count'
             yield WARNING, 'crowd region', reason
         if (self.is_evaluated or is_trained) and (mask or self.reads_masks):
             yield from self.mask_faults(mask, image)
 
     def mask_faults(self, mask: object, image: dict) -> Iterator[tuple[str, str, str]]:
-        """What is wrong with the segmentation of an object: (severity, kind, reason)."""
+        """Yield what is wrong with the segmentation of an object: (severity, kind, reason)."""
         fault = mask_fault(mask, image['height'], image['width'])
         if fault and self.reads_masks:
             yield ERROR, 'malformed mask', fault
@@ -300,7 +300,7 @@ class CocoCheck:
             yield WARNING, 'malformed mask', f'{fault}; this config reads no masks'
         elif isinstance(mask, list) and (parts := sum(map(is_degenerate, mask))):
             what = 'the object is ignored' if parts == len(mask) else 'this part is left out'
-            reason = f'{parts} of its {len(mask)} polygons: {what} where masks are trained'
+            reason = f'{parts} of its {len(mask)} polygons: {what} when masks are trained'
             yield WARNING, 'polygon of fewer than three points', reason
 
     def is_too_small(self, image: dict) -> bool:
@@ -310,14 +310,14 @@ class CocoCheck:
         return os.path.join(self.folder, name)
 
     def warn_of_image(self, kind: str, reason: str, name: str) -> None:
-        # Without the image's name: a run need not do without it.
+        # Without the image's name, so that --skip-bad keeps the image.
         self.checked.add(WARNING, kind, reason, self.path(name))
 
 
 def entry_fault(entry: object, keys: Keys) -> str | None:
-    """What an entry of the file lacks, or has as something that cannot be read; None if nothing."""
+    """Return what an entry of the file lacks, or which value is invalid; None if it is valid."""
     if not isinstance(entry, dict):
-        return 'is no object with keys and values'
+        return 'is not an object with keys and values'
     lacking = [key for key in keys if key not in entry]
     if lacking:
         return f'lacks {", ".join(lacking)}'
@@ -328,13 +328,13 @@ def entry_fault(entry: object, keys: Keys) -> str | None:
 
 
 def id_in(entry: object, key: str) -> Id | None:
-    """An id in an entry, if there is one."""
+    """Return an id in an entry; None if there is no valid one."""
     value = entry.get(key) if isinstance(entry, dict) else None
     return value if is_id(value) else None
 
 
 def without_images(content: dict, names: set[str | None]) -> dict:
-    """A COCO file's content without the images of some names and what cannot be read."""
+    """Return a COCO file's content without some images, by name, and without invalid entries."""
     images = [
         image
         for image in content['images']

@@ -1,4 +1,4 @@
-"""The datasets that a config names, out of their wrappers, and where their files are."""
+"""Find the datasets of a config, inside wrappers too, and their files."""
 
 import inspect
 import io
@@ -16,7 +16,7 @@ SPLITS = ('train', 'val', 'test')
 
 
 def datasets_of(config: Config, splits: Sequence[str] = SPLITS) -> Iterator[ConfigDict]:
-    """The datasets that the splits of a config read, out of wrappers such as RepeatDataset."""
+    """Yield the datasets of a config's splits, without wrappers such as RepeatDataset."""
     for split in splits:
         loader = config.get(f'{split}_dataloader')
         if loader:
@@ -24,21 +24,21 @@ def datasets_of(config: Config, splits: Sequence[str] = SPLITS) -> Iterator[Conf
 
 
 def test_pipeline(config: Config) -> list[ConfigDict]:
-    """What a config does to the images of a test; nothing where it does not say."""
+    """Return the pipeline of a config's test images; empty if it has none."""
     dataset = next(datasets_of(config, ('test', 'val')), {})
     return dataset.get('pipeline') or config.get('test_pipeline') or []
 
 
 def build_images(dataset: ConfigDict) -> Dataset:
-    """A dataset that reads its images, as ``img`` (height, width, 3) of each sample, alone."""
+    """Build a dataset that only reads its images: ``img`` (height, width, 3) in each sample."""
     steps = [step for step in dataset.pipeline if 'LoadImage' in str(step.type)]
-    # pycocotools prints that it reads a file.
+    # pycocotools prints messages when it reads a file.
     with redirect_stdout(io.StringIO()):
         return DATASETS.build({**dataset, 'pipeline': steps})
 
 
 def unwrap_dataset(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """What a dataset is made of: itself, or what it wraps or joins."""
+    """Yield the datasets that a dataset wraps or joins; itself if it does neither."""
     parts = [dataset.dataset] if 'dataset' in dataset else dataset.get('datasets')
     if parts is None:
         yield dataset
@@ -47,7 +47,7 @@ def unwrap_dataset(dataset: ConfigDict) -> Iterator[ConfigDict]:
 
 
 def walk(node: object) -> Iterator[ConfigDict]:
-    """All dicts inside a config, outermost first."""
+    """Yield all dicts inside a config, outermost first."""
     if isinstance(node, dict):
         yield node
         node = tuple(node.values())
@@ -57,12 +57,12 @@ def walk(node: object) -> Iterator[ConfigDict]:
 
 
 def reads_masks(dataset: ConfigDict) -> bool:
-    """Whether a dataset's pipeline loads the masks of objects."""
+    """Return whether a dataset's pipeline loads the masks of objects."""
     return any(node.get('with_mask') for node in walk(dataset.get('pipeline', [])))
 
 
 def decoder_of(dataset: ConfigDict) -> tuple[str, str]:
-    """How a dataset's pipeline reads images: ``color_type`` and ``imdecode_backend``."""
+    """Return how a dataset's pipeline reads images: ``color_type`` and ``imdecode_backend``."""
     for node in walk(dataset.get('pipeline', [])):
         if str(node.get('type')).rpartition('.')[2] == 'LoadImageFromFile':
             return node.get('color_type', 'color'), node.get('imdecode_backend', 'cv2')
@@ -70,33 +70,33 @@ def decoder_of(dataset: ConfigDict) -> tuple[str, str]:
 
 
 def annotation_file(dataset: ConfigDict) -> Path:
-    """``ann_file``, inside ``data_root`` unless it is absolute."""
+    """Return the path of ``ann_file``, inside ``data_root`` unless it is absolute."""
     return Path(dataset.get('data_root') or '') / dataset.get('ann_file', '')
 
 
 def data_folder(dataset: ConfigDict, key: str) -> Path:
-    """The folder that ``data_prefix`` has under a key, inside ``data_root`` unless absolute."""
+    """Return the folder for a key of ``data_prefix``, inside ``data_root`` unless absolute."""
     prefix = dataset.get('data_prefix') or {}
-    # mmengine joins data_root and a prefix only where the prefix is given.
+    # mmengine joins data_root and a prefix only if the prefix is given.
     return Path(dataset.get('data_root') or '') / prefix[key] if key in prefix else Path()
 
 
 def dataset_class(dataset: ConfigDict) -> type:
-    """The class that a dataset's ``type`` names, or ConfigError."""
+    """Return the class that a dataset's ``type`` names, or raise ConfigError."""
     if inspect.isclass(dataset.type):
         return dataset.type
     with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
         found = registry.get(dataset.type)
     if found is None:
         raise ConfigError(
-            f'no dataset type {dataset.type!r} is known; a type of your own is registered by a '
-            "module that the config names in custom_imports = dict(imports=['...'])"
+            f'no dataset type {dataset.type!r} is known; name the module that registers your own '
+            "type in the config: custom_imports = dict(imports=['...'])"
         )
     return found
 
 
 def option(dataset: ConfigDict, name: str) -> object:
-    """A dataset's option as the config gives it, else the default of its type; None without."""
+    """Return a dataset's option in the config, else the default of its type, else None."""
     if name in dataset:
         return dataset[name]
     for kind in dataset_class(dataset).__mro__:
@@ -107,13 +107,13 @@ def option(dataset: ConfigDict, name: str) -> object:
 
 
 def layout_of(dataset: ConfigDict) -> str:
-    """How a dataset's files are laid out: 'coco', 'voc', 'segmentation' or 'other'."""
+    """Return the layout of a dataset's files: 'coco', 'voc', 'segmentation' or 'other'."""
     kind = dataset_class(dataset)
     bases = {base.__name__: base for base in kind.__mro__}
     if 'BaseSegDataset' in bases:
         return 'segmentation'
     for name, layout in (('CocoDataset', 'coco'), ('XMLDataset', 'voc')):
-        # LVIS and panoptic sets have files of other kinds; so may types of a user's own.
+        # LVIS and panoptic datasets have other files; a user's types may too.
         if name in bases and all(
             getattr(kind, part, None) is getattr(bases[name], part, None)
             for part in ('load_data_list', 'COCOAPI')

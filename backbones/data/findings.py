@@ -1,4 +1,4 @@
-"""What the checker is told about a dataset, what it finds there, and how that is shown."""
+"""Data classes of the checker: datasets, samples, findings, and the report of these."""
 
 import os
 from collections import defaultdict
@@ -10,21 +10,21 @@ from mmengine.config import ConfigDict
 
 from .labels import LabelRules
 
-ERROR = 'error'  # a run would fail, or learn or measure wrong things
-WARNING = 'warning'  # it is handled, as the reason says
+ERROR = 'error'  # a run would fail, or learn or measure something wrong
+WARNING = 'warning'  # it is handled as the reason says
 LINES_PER_KIND = 20
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault, or one thing that is handled in a special way."""
+    """One error, or one warning."""
 
     severity: str  # ERROR or WARNING
     kind: str  # what findings are grouped by
     file: str  # the image, segmentation map or annotation file
-    reason: str  # what is wrong, and what comes of it
-    annotation: int | str | None = None  # its id, where there is one
-    # As the dataset names it, where a run can do without; '' is for an entry that has no image.
+    reason: str  # what is wrong, and its effect
+    annotation: int | str | None = None  # its id, if there is one
+    # The dataset's name for an image that --skip-bad can leave out; '' for an entry without image.
     image: str | None = None
     split: str = ''
 
@@ -35,29 +35,29 @@ class Finding:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image that is checked, with its segmentation map if it has one."""
+    """An image to check, with its segmentation map if it has one."""
 
     path: str
-    name: str  # what the dataset calls it
-    size: tuple[int, int] | None = None  # (width, height) by the annotations, if they say
+    name: str  # the dataset's name for it
+    size: tuple[int, int] | None = None  # (width, height) in the annotations, if given
     seg_map: str | None = None  # path
     labels: LabelRules | None = None  # how the segmentation map is read
     color_type: str = 'color'  # mmcv's flag for reading the image
     backend: str = 'cv2'  # mmcv's decoder
-    decode: bool = True  # or read the size from the header alone
+    decode: bool = True  # False: only read the size in the header
 
 
 @dataclass
 class CheckedDataset:
-    """One dataset of a config, and what was found in it."""
+    """One dataset of a config, and the findings in it."""
 
     split: str
     dataset: ConfigDict
     layout: str  # see config_datasets.layout_of
-    source: str  # what it is read from: an annotation file, a list or a folder
+    source: str  # an annotation file, a list or a folder
     samples: list[Sample] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    labeled: set[int] = field(default_factory=set)  # in its segmentation maps; also NO_CLASS
+    labeled: set[int] = field(default_factory=set)  # classes in its maps; also NO_CLASS
 
     def add(
         self,
@@ -68,7 +68,7 @@ class CheckedDataset:
         image: str | None = None,
         annotation: int | str | None = None,
     ) -> None:
-        """Add a finding; ``file`` is what the dataset is read from unless it is given."""
+        """Add a finding; ``file`` defaults to the source of the dataset."""
         where = str(file or self.source)
         found = Finding(severity, kind, where, reason, annotation, image, self.split)
         self.findings.append(found)
@@ -76,10 +76,10 @@ class CheckedDataset:
     def add_samples(
         self, folder: Path, sizes: dict[str, tuple[int, int] | None], suffix: str = ''
     ) -> None:
-        """Add the images that a folder has, and an error for each that it lacks.
+        """Add the images that exist in a folder, and an error for each missing one.
 
-        ``sizes`` has (width, height) of each image by its name, which ``suffix`` follows in the
-        name of the file.
+        ``sizes`` has the (width, height) of each image by its name; the file name is this name and
+        ``suffix``.
         """
         listings: dict[str, dict[str, str]] = {}
         for name, size in sizes.items():
@@ -93,33 +93,33 @@ class CheckedDataset:
                 self.samples.append(Sample(path, name, size))
                 continue
             hint = f'; there is {other}, which differs in case' if other else ''
-            hint += f'; mmdet looks for {suffix} alone' if suffix else ''
+            hint += f'; mmdet reads {suffix} files only' if suffix else ''
             reason = f'{self.source} lists it, but it is not there{hint}'
             self.add(ERROR, 'missing image', reason, path, name)
 
 
 @dataclass
 class Report:
-    """All that was found in the datasets of a config."""
+    """All findings in the datasets of a config."""
 
     datasets: Sequence[CheckedDataset]
 
     @property
     def images(self) -> dict[str, int]:
-        """How many images every dataset has."""
+        """The number of images in every dataset."""
         return {f'{one.split}: {one.source}': len(one.samples) for one in self.datasets}
 
     @property
     def findings(self) -> list[Finding]:
-        """In the order of datasets and files."""
+        """All findings, in the order of datasets and files."""
         return [found for one in self.datasets for found in one.findings]
 
     def of(self, severity: str) -> list[Finding]:
-        """The findings of a severity."""
+        """Return the findings of a severity."""
         return [found for found in self.findings if found.severity == severity]
 
     def lines(self, severities: Sequence[str] = (ERROR, WARNING)) -> Iterator[str]:
-        """What a person reads: the first findings of every kind, then how many there are."""
+        """Yield lines for the console: the first findings of every kind, then their numbers."""
         for severity in severities:
             groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
             for found in self.of(severity):
@@ -132,7 +132,7 @@ class Report:
         yield f'\n{images}: {found if errors or warnings else "nothing found"}'
 
     def as_dict(self) -> dict:
-        """What a program reads."""
+        """Return the report for JSON."""
         return {
             'images': self.images,
             'errors': len(self.of(ERROR)),
@@ -142,12 +142,12 @@ class Report:
 
 
 def printable(text: str) -> str:
-    """A text in which bytes of file names that are not UTF-8 are escaped, as JSON has it, too."""
+    """Escape bytes of file names that are not UTF-8, as in JSON."""
     return text.encode(errors='backslashreplace').decode()
 
 
 def listed(title: str, items: Sequence[object], max_items: int) -> Iterator[str]:
-    """A title with how many items there are, then the first of them."""
+    """Yield a title with the number of items, then the first items."""
     yield f'{title} ({len(items)})'
     yield from (f'  {item}' for item in items[:max_items])
     if len(items) > max_items:
@@ -155,5 +155,5 @@ def listed(title: str, items: Sequence[object], max_items: int) -> Iterator[str]
 
 
 def count(number: int, noun: str) -> str:
-    """'1 image', '2 images'."""
+    """Return a number with its noun: '1 image', '2 images'."""
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'

@@ -1,4 +1,4 @@
-"""One image, with its segmentation map if it has one, read as a training reads it."""
+"""Check one image and its segmentation map, reading them as a training does."""
 
 import io
 import multiprocessing
@@ -20,12 +20,12 @@ from .labels import IGNORED, NO_CLASS, LabelRules
 Fault = tuple[str, str, str]  # severity, kind, reason
 Shape = tuple[int, int]  # height, width
 
-# Pillow refuses what decompresses to very much.
+# Pillow refuses images that decompress to a huge size.
 PILLOW_ERRORS = (*IMAGE_DECODE_ERRORS, Image.DecompressionBombError)
 
 
 def check_sample(sample: Sample) -> tuple[list[tuple[str, str, str, str]], set[int]]:
-    """What is wrong with an image and its segmentation map, and the classes that the map has.
+    """Return what is wrong with an image and its segmentation map, and the classes in the map.
 
     A fault is severity, kind, reason and file.
     """
@@ -44,15 +44,15 @@ def check_sample(sample: Sample) -> tuple[list[tuple[str, str, str, str]], set[i
 
 
 def check_image(sample: Sample) -> tuple[Shape | None, list[Fault]]:
-    """Decode an image; returns its size and what is wrong."""
+    """Decode an image; return its size and what is wrong."""
     is_dark = False
     try:
         content = Path(sample.path).read_bytes()
         reason = content_fault(content)
         if not reason:
             image = mmcv.imfrombytes(content, flag=sample.color_type, backend=sample.backend)
-            reason = 'it is of no format that can be read, or corrupt' if image is None else None
-            # Cameras fill 10 to 14 of 16 bits, of which the upper 8 are read.
+            reason = 'it has no format that can be read, or is corrupt' if image is None else None
+            # Cameras use 10 to 14 of 16 bits, but only the upper 8 are read.
             if not reason and image.dtype == np.uint8 and image.max() < 64:
                 whole = mmcv.imfrombytes(content, flag='unchanged', backend='cv2')
                 is_dark = whole is not None and whole.dtype == np.uint16
@@ -63,9 +63,9 @@ def check_image(sample: Sample) -> tuple[Shape | None, list[Fault]]:
         return None, [(ERROR, 'unreadable image', reason)]
     shape, faults = image.shape[:2], []
     if complaints:
-        faults.append((WARNING, 'corrupt image', f'read, but the decoder says: {complaints}'))
+        faults.append((WARNING, 'corrupt image', f'read, but the decoder warns: {complaints}'))
     if is_dark:
-        reason = f'read as 8 bits, it has the values 0 to {image.max()} only: stretch the 16 first'
+        reason = f'read as 8 bits, its values are only 0 to {image.max()}: stretch the 16 bits'
         faults.append((WARNING, 'dark 16-bit image', reason))
     if sample.size and tuple(sample.size) != shape[::-1]:
         faults.append((ERROR, 'image of another size', size_reason(sample, shape)))
@@ -73,18 +73,18 @@ def check_image(sample: Sample) -> tuple[Shape | None, list[Fault]]:
 
 
 def content_fault(content: bytes) -> str | None:
-    """Whether an image file is empty, truncated or a corrupt animation; None if it is not.
+    """Return whether an image file is empty, truncated or a corrupt animation; None if not.
 
-    Some versions of OpenCV fill in gray for what a JPEG lacks.
+    Some versions of OpenCV fill the missing part of a JPEG with gray.
     """
     if not content:
         return 'the file is empty'
     if content.startswith(b'\xff\xd8') and not has_end(content):
-        return 'the file is truncated: it has no end of image'
+        return 'the file is truncated: it has no end of image marker'
     if content.startswith(b'\x89PNG') and b'IEND' not in content[-1024:]:
         return 'the file is truncated: it has no IEND'
     if content.startswith(b'\x89PNG') and b'acTL' in content.partition(b'IDAT')[0]:
-        # OpenCV 4.12 ends the process, or hangs, on an unknown filter in the pixels of one.
+        # OpenCV 4.12 crashes or hangs on an unknown filter in the pixels of an animation.
         try:
             with Image.open(io.BytesIO(content), formats=['PNG']) as image:
                 for index in range(image.n_frames):
@@ -96,9 +96,9 @@ def content_fault(content: bytes) -> str | None:
 
 
 def has_end(jpeg: bytes) -> bool:
-    """Whether an end of image follows the first scan, in whose data its bytes cannot occur.
+    """Return whether an end of image follows the first scan, whose data cannot contain its bytes.
 
-    A thumbnail in a segment before it has one too; what follows may be a phone's video.
+    A thumbnail in an earlier segment has one too; after it may follow a phone's video.
     """
     at = 2
     while jpeg[at : at + 1] == b'\xff' and jpeg[at + 1 : at + 2] != b'\xda':
@@ -111,18 +111,18 @@ def size_reason(sample: Sample, shape: Shape) -> str:
     width, height = sample.size
     reason = f'it is {size_text(shape)}, but annotated as {width}x{height}'
     if shape == (width, height):
-        reason += ': width and height are exchanged, as by an EXIF orientation, which is followed'
+        reason += ': width and height are swapped, maybe by EXIF orientation, which is applied'
     return reason
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of an image that was opened, rotated as its EXIF orientation says."""
+    """Return (width, height) of an opened image after its EXIF rotation."""
     rotated = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return image.size[::-1] if rotated else image.size
 
 
 def check_seg_map(sample: Sample, shape: Shape | None, labeled: set[int]) -> Iterator[Fault]:
-    """What is wrong with the segmentation map of an image of a size; notes the classes it has."""
+    """Yield what is wrong with the map of an image of this shape; add its classes to labeled."""
     try:
         with Image.open(sample.seg_map) as image:
             form, mode = image.format, image.mode
@@ -134,11 +134,11 @@ def check_seg_map(sample: Sample, shape: Shape | None, labeled: set[int]) -> Ite
         yield ERROR, 'unreadable segmentation map', f'{type(error).__name__}: {error}'
         return
     if labels.ndim != 2:
-        reason = f'its mode is {mode}; it has to have one channel with the number of a class'
+        reason = f'its mode is {mode}; it must have one channel with the numbers of classes'
         yield ERROR, 'segmentation map in color', reason
         return
     if form == 'JPEG':
-        reason = 'JPEG changes the numbers; it has to be a PNG'
+        reason = 'JPEG changes the numbers; it must be a PNG'
         yield ERROR, 'segmentation map as JPEG', reason
         return
     if shape and labels.shape != shape:
@@ -152,7 +152,7 @@ def check_seg_map(sample: Sample, shape: Shape | None, labeled: set[int]) -> Ite
         yield WARNING, 'segmentation map with a palette', reason
     if mode.startswith(('I', 'F')):
         if len(lost := labels[~np.isin(labels, np.arange(256))]):
-            reason = f'it holds {lost[0]}, which does not fit into the 8 bits that mmseg keeps'
+            reason = f'it has the value {lost[0]}, which does not fit into the 8 bits of mmseg'
             yield ERROR, '16-bit segmentation map', reason
             return
         reason = 'its labels fit into 8 bits, so nothing is lost'
@@ -161,7 +161,7 @@ def check_seg_map(sample: Sample, shape: Shape | None, labeled: set[int]) -> Ite
 
 
 def check_labels(labels: np.ndarray, rules: LabelRules, labeled: set[int]) -> Iterator[Fault]:
-    """Whether there are labels that no class has, or no others than the ignored one."""
+    """Yield a fault if labels belong to no class, or if all are ignored."""
     counts = np.bincount(labels.ravel(), minlength=256)
     classes = rules.classes_of_values()
     labeled.update(classes[(counts > 0) & (classes != IGNORED)].tolist())
@@ -171,7 +171,7 @@ def check_labels(labels: np.ndarray, rules: LabelRules, labeled: set[int]) -> It
         reason = f'{pixels} pixels have the labels {wrong[:10].tolist()}, of no class: {rules}'
         yield ERROR, 'label of no class', reason
     elif not labeled:
-        reason = 'all is ignored: nothing is learned from it'
+        reason = 'all pixels are ignored: nothing is learned from it'
         yield WARNING, 'segmentation map without labels', reason
 
 
@@ -180,19 +180,19 @@ def size_text(shape: Shape) -> str:
 
 
 def catch_decoder_warnings() -> None:
-    """Have the decoders' C libraries write to a file, for they name no image themselves."""
-    # What they write to stays open when the file's own number is closed.
+    """Redirect the messages of the decoders' C libraries, which name no image, to a file."""
+    # The duplicate stays open when the file itself is closed.
     with tempfile.TemporaryFile() as output:
         os.dup2(output.fileno(), 2)
 
 
 def decoder_complaints() -> str:
-    """What the decoders of a worker process have written since the last image, in one line."""
+    """Return the decoders' messages in a worker process since the last image, in one line."""
     if multiprocessing.parent_process() is None:
         return ''
     text = os.pread(2, 2**20, 0)
     os.ftruncate(2, 0)
     os.lseek(2, 0, os.SEEK_SET)
-    # libpng finds fault with color profiles of intact files.
+    # libpng warns about color profiles in intact files.
     lines = [line.strip() for line in text.decode(errors='replace').splitlines()]
     return '; '.join(line for line in lines if line and 'iCCP' not in line)[:200]

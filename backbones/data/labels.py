@@ -1,8 +1,8 @@
-"""What the values in a segmentation map mean, by mmseg's rules.
+"""The meaning of the values in a segmentation map, by mmseg's rules.
 
-mmseg subtracts 1 where ``reduce_zero_label`` is set, 0 becoming 255; then ``label_map`` renumbers
-the classes of a dataset type of which the config chose some by ``metainfo``, and makes the others
-255. Where the result is the ``ignore_index``, 255 by default, nothing is learned or measured.
+If ``reduce_zero_label`` is set, mmseg subtracts 1, and 0 becomes 255. If ``metainfo`` selects some
+classes of a dataset type, ``label_map`` renumbers these and makes the others 255. Pixels with the
+``ignore_index``, 255 by default, are neither learned nor measured.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from backbones.errors import ConfigError
 from .config_datasets import datasets_of, option, walk
 
 DEFAULT_IGNORED = 255
-# Where a class stands, for values in a map that have none.
+# In place of a class, for values in a map that have none.
 IGNORED, NO_CLASS = -1, -2
 
 
@@ -27,12 +27,12 @@ class LabelRules:
 
     num_classes: int
     reduce_zero_label: bool = False  # 0 means "unlabeled", and class k is stored as k + 1
-    # The class, or 255, of every number that the dataset's type has a class for.
+    # The class, or 255, for every class number of the dataset's type.
     label_map: tuple[tuple[int, int], ...] = ()
     ignored: int = DEFAULT_IGNORED
 
     def classes_of_values(self) -> np.ndarray:
-        """The class of each value 0 to 255 in a file, or IGNORED or NO_CLASS; int64 (256,)."""
+        """Return the class of each value 0 to 255 in a file, IGNORED or NO_CLASS; int64 (256,)."""
         labels = np.arange(256)
         if self.reduce_zero_label:
             labels = np.array([255, *range(254), 255])
@@ -53,7 +53,7 @@ class LabelRules:
 
 
 def ignored_label(config: Config) -> int:
-    """``ignore_index`` of a dataset, head or metric that is not 255, else 255; or ConfigError."""
+    """Return the config's ``ignore_index`` other than 255, else 255; ConfigError for several."""
     datasets = list(datasets_of(config))
     parts = [config.get(key) for key in ('model', 'val_evaluator', 'test_evaluator')]
     nodes = [*walk(parts), *datasets]
@@ -67,7 +67,7 @@ def ignored_label(config: Config) -> int:
     if any(option(dataset, 'reduce_zero_label') for dataset in datasets):
         raise ConfigError(
             f'{owner} has ignore_index={value}, but with reduce_zero_label=True mmseg '
-            'makes 255 what is ignored. Leave one of both out'
+            'ignores 255. Remove one of both'
         )
     return value
 
@@ -75,8 +75,8 @@ def ignored_label(config: Config) -> int:
 def set_ignored_label(config: Config) -> None:
     """Set the same ignored label in all parts of a segmentor's config that have one.
 
-    mmseg has it in heads, metrics, the padding of images in the model and in transforms. Where only
-    some are changed, padding is trained as a class or predictions there count as wrong.
+    mmseg has it in heads, metrics, transforms and the model's padding of images. If only some are
+    changed, padding is trained as a class, or predictions there count as wrong.
     """
     value = ignored_label(config)
     if value == DEFAULT_IGNORED:
@@ -98,7 +98,7 @@ def set_ignored_label(config: Config) -> None:
 
 
 def set_in_transform(node: ConfigDict, value: int) -> None:
-    """Set what a transform fills segmentation maps with, or leaves out of what it counts."""
+    """Set the label with which a transform fills maps, or which it does not count."""
     with TRANSFORMS.switch_scope_and_registry(node.get('_scope_', 'mmseg')) as registry:
         kind = registry.get(node.type) if isinstance(node.type, str) else node.type
     if kind is None:

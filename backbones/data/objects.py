@@ -1,7 +1,7 @@
-"""Boxes and masks of objects: what no library can be given, and where a box lies.
+"""Check boxes and masks of objects: values that crash libraries, and the position of a box.
 
-pycocotools trusts what it gets: on a polygon with NaN it ends the process, on one with infinity it
-takes all memory, and from a malformed run-length encoding it reads beyond its buffer.
+pycocotools does not check its input: a polygon with NaN ends the process, one with infinity uses
+all memory, and a malformed run-length encoding makes it read beyond its buffer.
 """
 
 import math
@@ -15,12 +15,12 @@ MAX_COORDINATE = 2**40
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a number, which a bool is not."""
+    """Return whether a value is a number and not a bool."""
     return type(value) in NUMBERS or (isinstance(value, Real) and not isinstance(value, bool))
 
 
 def box_fault(box: object) -> str | None:
-    """What is wrong with the four numbers of a box; None if nothing is."""
+    """Return what is wrong with the four numbers of a box; None if nothing is."""
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
         return f'the box is {box!r:.80} instead of four numbers'
     # False for NaN too.
@@ -30,9 +30,9 @@ def box_fault(box: object) -> str | None:
 
 
 def misplaced(box: Sequence[float], size: tuple[int, int] | None) -> tuple[str, str] | None:
-    """Whether a box [x, y, width, height] has no area or leaves its image: (kind, reason), or None.
+    """Return (kind, reason) if a box [x, y, width, height] has no area or leaves its image.
 
-    ``size`` is (width, height) of the image; None if it is unknown.
+    ``size`` is (width, height) of the image, or None if unknown. Returns None for a valid box.
     """
     x, y, width, height = box
     text = f'the box {list(box)} (x, y, width, height)'
@@ -49,7 +49,7 @@ def misplaced(box: Sequence[float], size: tuple[int, int] | None) -> tuple[str, 
 
 
 def mask_fault(mask: object, height: int, width: int) -> str | None:
-    """What keeps a COCO segmentation of an image of this size from being read; None if nothing."""
+    """Return why a COCO segmentation in an image of this size cannot be read; None if it can."""
     if not mask:
         return 'there is no mask, and the config reads masks'
     if isinstance(mask, list):
@@ -61,22 +61,22 @@ def mask_fault(mask: object, height: int, width: int) -> str | None:
 
 def polygons_fault(polygons: list, limit: float) -> str | None:
     for polygon in polygons:
-        # There are tens of millions of coordinates in COCO: no Python code for each.
+        # COCO has tens of millions of coordinates, too many for Python code on each.
         is_list = isinstance(polygon, (list, tuple, np.ndarray))
         if not is_list or not (set(map(type, polygon)) <= NUMBERS or all(map(is_number, polygon))):
             return f'a polygon is {polygon!r:.60} instead of a list of numbers [x1, y1, x2, ...]'
-        # A NaN makes the sum one, whatever it does to the comparisons.
+        # Comparisons with NaN may pass, but a NaN makes the sum NaN.
         if len(polygon) and not (
             -limit <= min(polygon) and max(polygon) <= limit and not math.isnan(sum(polygon))
         ):
-            # Its outline would be drawn pixel by pixel.
+            # pycocotools would draw its outline pixel by pixel.
             far = max(polygon, key=lambda number: math.inf if number != number else abs(number))
             return f'a polygon has the coordinate {far}, not finite or far outside the image'
     return None
 
 
 def is_degenerate(polygon: list) -> bool:
-    """Whether mmdet leaves a polygon out: fewer than three points, or half a point."""
+    """Return whether mmdet ignores a polygon: fewer than three points, or half a point."""
     return len(polygon) < 6 or len(polygon) % 2 == 1
 
 
@@ -99,10 +99,10 @@ def run_length_fault(mask: dict, height: int, width: int) -> str | None:
 
 
 def decode_runs(text: str | bytes) -> list[int]:
-    """The lengths of the runs in COCO's compressed encoding, or ValueError.
+    """Decode the lengths of the runs in COCO's compressed encoding, or raise ValueError.
 
-    Each is a signed number in groups of five bits, lowest first, a group plus 48 to a character;
-    from the fourth on it is the difference to the length two before (cocoapi's maskApi.c).
+    Each is a signed number in groups of five bits, lowest first; a character is a group plus 48.
+    From the fourth on, it is the difference to the length two before (cocoapi's maskApi.c).
     """
     runs: list[int] = []
     value = shift = 0

@@ -1,8 +1,8 @@
-"""``--skip-bad``: a training on what is left of a dataset without what is wrong in it.
+"""``--skip-bad``: train on a dataset without its images that have errors.
 
-What annotations and segmentation maps show, and all of validation, is left out before the training.
-Training images, which would take long to read twice, are skipped when they turn out to be
-unreadable. Without ``--skip-bad`` such an image ends the run with its name.
+Images with errors in annotations or segmentation maps, and all bad images of validation, are left
+out before the training. Reading all training images first would take long, so unreadable ones are
+skipped during the training. Without ``--skip-bad``, such an image ends the run with its name.
 """
 
 import json
@@ -24,28 +24,28 @@ from .config_datasets import annotation_file, data_folder, datasets_of, option, 
 from .findings import ERROR, CheckedDataset, Finding, count, printable
 from .images import content_fault
 
-# Findings for which something was left out, in the work folder: a JSON object a line.
+# The findings on what was left out, in the work folder: one JSON object per line.
 SKIPPED = 'skipped.jsonl'
 IN_TRAINING = 'skipped in training'
 
 
 def leave_out_bad(config: Config, splits: tuple[str, ...], folder: str = '') -> None:
-    """Let a config read lists without the images that have errors, and skip what fails later.
+    """Let a config read lists without the images that have errors, and skip images that fail later.
 
-    The lists go to ``without_bad`` in that ``folder`` of the work folder, what is not in them to
-    ``skipped.jsonl`` beside it. The classes of the config have to be set. DataError where more than
-    single images are wrong.
+    ``without_bad``, in ``folder`` of the work folder, gets the lists, ``skipped.jsonl`` beside it
+    what is left out. The classes of the config must be set. Raises DataError for errors that are
+    not of single images.
     """
     config.skip_bad = True
     report = check_dataset(config, splits, decode=('val', 'test'))
     errors = report.of(ERROR)
     for found in errors:
         if found.image is None:
-            raise DataError(f'--skip-bad leaves out images, and this is none: {found}')
+            raise DataError(f'--skip-bad leaves out images, but this error is not of one: {found}')
     work_dir = Path(config.work_dir, folder).resolve()
     for number, checked in enumerate(report.datasets):
         bad = {found.image for found in checked.findings if found.severity == ERROR}
-        # Of other layouts they are skipped in training.
+        # Images of other layouts are skipped in training.
         if bad and checked.layout != 'other':
             suffix = '.json' if checked.layout == 'coco' else '.txt'
             path = work_dir / 'without_bad' / f'{checked.split}_{number}{suffix}'
@@ -60,7 +60,7 @@ def leave_out_bad(config: Config, splits: tuple[str, ...], folder: str = '') -> 
 
 
 def text_without(checked: CheckedDataset, bad: set[str | None]) -> str:
-    """A COCO file, or a list of names, without images that have errors; DataError if all have."""
+    """Return a COCO file, or a list of names, without bad images; raise DataError if all are."""
     dataset = checked.dataset
     if checked.layout == 'coco':
         content = without_images(read_coco(annotation_file(dataset)), bad)
@@ -78,7 +78,7 @@ def text_without(checked: CheckedDataset, bad: set[str | None]) -> str:
 
 
 def read_instead(config: Config, checked: CheckedDataset, path: Path) -> None:
-    """Let all datasets and metrics that read what a dataset reads take a new list."""
+    """Let all datasets and metrics that read the same file as a dataset read a new list."""
     file, folders = annotation_file(checked.dataset), checked.dataset.get('data_prefix')
     for dataset in list(datasets_of(config)):
         if annotation_file(dataset) == file and dataset.get('data_prefix') == folders:
@@ -93,7 +93,7 @@ def line_of(found: Finding) -> str:
 
 
 def count_skipped(path: Path) -> int:
-    """How many images a training has skipped, by its ``skipped.jsonl``, if there is one."""
+    """Return how many images a training has skipped, by its ``skipped.jsonl``, if there is one."""
     if not path.is_file():
         return 0
     with path.open(encoding='utf-8') as lines:
@@ -102,9 +102,9 @@ def count_skipped(path: Path) -> int:
 
 
 class SampleError(DataError):
-    """A sample that cannot be used; the message names its file.
+    """A sample cannot be used; the message names its file.
 
-    A loader's worker process hands its traceback over as the message, which is in the last line.
+    A loader's worker process passes its traceback as the message; the last line is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -112,7 +112,7 @@ class SampleError(DataError):
 
 
 def base_datasets(dataset: object) -> Iterator[BaseDataset]:
-    """The datasets inside of wrappers such as RepeatDataset and ConcatDataset."""
+    """Yield the datasets inside wrappers such as RepeatDataset and ConcatDataset."""
     if isinstance(dataset, BaseDataset):
         yield dataset
         return
@@ -122,22 +122,22 @@ def base_datasets(dataset: object) -> Iterator[BaseDataset]:
 
 
 def guard(dataset: BaseDataset, skip_record: Path | None = None) -> None:
-    """Let a dataset name the file of an unusable sample, or skip it if there is a record for it.
+    """Let a dataset raise an error that names the file of an unusable sample.
 
-    The processes of a run share the record.
+    With ``skip_record``, which the processes of a run share, it skips and records the sample.
     """
     dataset.prepare_data = partial(prepare_guarded, dataset, skip_record)
 
 
 def prepare_guarded(dataset: BaseDataset, skip_record: Path | None, index: int) -> object:
-    """What a dataset makes of a sample; None where it is skipped, and mmengine draws another."""
+    """Prepare a sample; return None if it is skipped, so that mmengine draws another."""
     info = dataset.get_data_info(index)
     path = str(info.get('img_path'))
     try:
-        # What decoders may fill in, or not survive. Not on this disk or missing: theirs to say.
+        # Decoders may fill in such files, or crash. They report missing files themselves.
         if os.path.isfile(path) and (fault := content_fault(Path(path).read_bytes())):
             raise DataError(fault)
-        # Not the bound method, which this function takes the place of.
+        # Not the bound method, which this function replaces.
         return type(dataset).prepare_data(dataset, index)
     except MemoryError:
         raise
@@ -148,11 +148,11 @@ def prepare_guarded(dataset: BaseDataset, skip_record: Path | None, index: int) 
             seg_map = info.get('seg_map_path')
             files = f'{path} with segmentation map {seg_map}' if seg_map else path
             raise SampleError(
-                f'{files}: {fault}. tools/check_dataset.py CONFIG lists all that is wrong with the '
+                f'{files}: {fault}. tools/check_dataset.py CONFIG lists all errors in the '
                 'data; train.py --skip-bad trains on the rest'
             ) from error
     found = Finding(ERROR, IN_TRAINING, path, fault, split='train')
-    # Processes do not mix their lines: each is one write to the end of the file.
+    # One write to the end of the file per line, so that processes do not mix their lines.
     with open(skip_record, 'ab', buffering=0) as record:
         record.write(line_of(found).encode())
     return None

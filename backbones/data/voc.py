@@ -1,4 +1,4 @@
-"""Annotations in PASCAL VOC's layout: a list of names, and an XML file for each."""
+"""Check annotations in PASCAL VOC's layout: a list of names, and an XML file for each."""
 
 import math
 from collections import Counter
@@ -14,14 +14,14 @@ from .findings import ERROR, WARNING, CheckedDataset
 from .objects import misplaced
 
 LAYOUT = (
-    'mmdet reads data_root/ann_file, a text file with one name a line, and for each '
+    'mmdet reads data_root/ann_file, a text file with one name per line, and for each '
     'JPEGImages/NAME.jpg and Annotations/NAME.xml in the folder of data_root that '
-    "data_prefix=dict(sub_data_root='...') says"
+    "data_prefix=dict(sub_data_root='...') names"
 )
 
 
 def xml_files(dataset: ConfigDict) -> dict[str, Path]:
-    """The XML file of every name in a dataset's list, or DataError without any."""
+    """Return the XML file of every name in a dataset's list, or raise DataError if it is empty."""
     path = annotation_file(dataset)
     if not path.is_file():
         raise DataError(f'there is no list {path} (data_root and ann_file say so). {LAYOUT}')
@@ -30,13 +30,13 @@ def xml_files(dataset: ConfigDict) -> dict[str, Path]:
     except UnicodeDecodeError as error:
         raise DataError(f'{path} is not text in UTF-8: {error}') from error
     if not names:
-        raise DataError(f'{path} has no names in it, one a line')
+        raise DataError(f'{path} has no names in it; it needs one per line')
     folder = data_folder(dataset, 'sub_data_root') / option(dataset, 'ann_subdir')
     return {name: folder / f'{name}.xml' for name in names}
 
 
 def object_names(dataset: ConfigDict) -> set[str]:
-    """The names of objects in the XML files that can be read."""
+    """Return the names of objects in the readable XML files."""
     names = set()
     for path in xml_files(dataset).values():
         try:
@@ -70,7 +70,7 @@ def check_voc(checked: CheckedDataset, classes: tuple[str, ...]) -> None:
         labels.update(label for label, _ in objects)
         boxes = [one for one in objects if one[0] in classes]
         for label, corners in boxes:
-            # mmdet reads whole pixels, which PASCAL VOC counts from 1.
+            # mmdet reads whole pixels; PASCAL VOC counts them from 1.
             x1, y1, x2, y2 = map(int, corners)
             if fault := misplaced([x1 - 1, y1 - 1, x2 - x1, y2 - y1], sizes[name]):
                 severity = WARNING if fault[0] == 'box beyond the border' else ERROR
@@ -79,15 +79,15 @@ def check_voc(checked: CheckedDataset, classes: tuple[str, ...]) -> None:
             checked.add(WARNING, 'image without objects', outcome, path)
     for label, number in labels.most_common():
         if label not in classes:
-            reason = f'{number} objects called {label!r} are left out: that is none of the classes'
+            reason = f'{number} objects called {label!r} are left out: it is not one of the classes'
             checked.add(WARNING, 'objects of other classes', reason)
     if not any(label in classes for label in labels):
-        checked.add(ERROR, 'no objects', f'no object is of any of the classes {list(classes)}')
+        checked.add(ERROR, 'no objects', f'no object has any of the classes {list(classes)}')
     checked.add_samples(folder, sizes, '.jpg')
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file, or DataError."""
+    """Return the root of an XML file, or raise DataError."""
     try:
         return ElementTree.parse(path).getroot()
     except FileNotFoundError as error:
@@ -97,7 +97,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
 
 
 def size_of(root: ElementTree.Element) -> tuple[int, int] | None:
-    """(width, height) as the file says; None where it does not, and mmdet reads the image."""
+    """Return (width, height) in the file; None if it has no size, so that mmdet reads the image."""
     if root.find('size') is None:
         return None
     try:
@@ -110,7 +110,7 @@ def size_of(root: ElementTree.Element) -> tuple[int, int] | None:
 
 
 def read_object(item: ElementTree.Element) -> tuple[str, list[float], bool]:
-    """An object's name, its corners and whether it is difficult, as they are written."""
+    """Return an object's name, its corners and whether it is difficult, as in the file."""
     label = item.findtext('name')
     try:
         corners = [float(item.findtext(f'bndbox/{k}')) for k in ('xmin', 'ymin', 'xmax', 'ymax')]
