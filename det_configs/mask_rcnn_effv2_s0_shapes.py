@@ -25,8 +25,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-# From scratch, every block has to take part from the start and BatchNorm has to learn. Fewer
-# regions and a smaller mask head are what two CPU cores have time for.
+# From scratch, every block has to contribute from the start, and BatchNorm has to learn. Fewer
+# regions and a smaller mask head save time on two CPU cores.
 model = dict(
     backbone=dict(init_cfg=None, norm_eval=False, layer_scale_init_value=1.0),
     roi_head=dict(mask_head=dict(num_convs=2, conv_out_channels=128)),

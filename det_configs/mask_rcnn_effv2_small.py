@@ -1,4 +1,4 @@
-# Mask R-CNN on a small set of your own; _base_/small_data.py lists what you can set.
+# Mask R-CNN on your own small dataset; _base_/small_data.py lists the settings.
 _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', './_base_/small_data.py']
 
 with_mask = True
@@ -11,14 +11,14 @@ model = dict(
         _delete_=True,
         type='EfficientFormerV2',
         arch=_base_.arch,
-        norm_eval=_base_.pretrained,  # from nothing, BatchNorm has to learn
+        norm_eval=_base_.pretrained,  # from scratch, BatchNorm has to learn
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint) if _base_.pretrained else None,
     ),
     neck=dict(
         in_channels=channels.get(_base_.arch),
         norm_cfg=None if _base_.pretrained else dict(type='BN', requires_grad=True),
     ),
-    # Regions of an image that are trained on: a quarter of COCO's, as images with hundreds of
-    # objects are rare and a processor takes most of its time for these.
+    # Number of regions per image in training: a quarter of COCO's, since few images have hundreds
+    # of objects, and a CPU spends most of its time on the regions.
     train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
 )

@@ -25,7 +25,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-# From scratch, every block has to take part from the start and BatchNorm has to learn.
+# From scratch, every block has to contribute from the start, and BatchNorm has to learn.
 model = dict(backbone=dict(init_cfg=None, norm_eval=False, layer_scale_init_value=1.0))
 max_iters = 600
 optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.05), clip_grad=dict(max_norm=10))

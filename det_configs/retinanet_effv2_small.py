@@ -1,4 +1,4 @@
-# RetinaNet on a small set of your own; _base_/small_data.py lists what you can set.
+# RetinaNet on your own small dataset; _base_/small_data.py lists the settings.
 _base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', './_base_/small_data.py']
 
 channels = dict(
@@ -10,7 +10,7 @@ model = dict(
         _delete_=True,
         type='EfficientFormerV2',
         arch=_base_.arch,
-        norm_eval=_base_.pretrained,  # from nothing, BatchNorm has to learn
+        norm_eval=_base_.pretrained,  # from scratch, BatchNorm has to learn
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint) if _base_.pretrained else None,
     ),
     neck=dict(

@@ -1,5 +1,5 @@
-# For the authors' own ADE20K checkpoint: bias tables of 512x512, resized the authors' way, and test
-# images stretched to a multiple of 32, which their network needs.
+# For the authors' own ADE20K checkpoint: bias tables for 512x512, resized in the authors' way, and
+# test images stretched to a multiple of 32, which their network needs.
 _base_ = './fpn_effv2_l.py'
 
 model = dict(backbone=dict(pretrain_img_size=512, bias_resize='matrix'))

@@ -31,7 +31,7 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# From scratch, every block has to take part from the start and BatchNorm has to learn.
+# From scratch, every block has to contribute from the start, and BatchNorm has to learn.
 model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(init_cfg=None, norm_eval=False, layer_scale_init_value=1.0),

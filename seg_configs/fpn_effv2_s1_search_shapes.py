@@ -1,7 +1,7 @@
 # The demo of the search: a supernet from scratch on the dataset that tools/make_shapes.py draws.
 _base_ = './fpn_effv2_s0_shapes.py'
 
-# Fewer images, a neck of 128 channels and fewer iterations: two CPU cores have time for no more.
+# Fewer images, a neck of 128 channels and fewer iterations save time on two CPU cores.
 search = dict(calibration_images=32)
 model = dict(
     backbone=dict(arch='s1'),

@@ -1,4 +1,4 @@
-# Semantic FPN on a small set of your own; _base_/small_data.py lists what you can set.
+# Semantic FPN on your own small dataset; _base_/small_data.py lists the settings.
 _base_ = ['./_base_/semantic_fpn.py', './_base_/small_data.py']
 
 channels = dict(
@@ -9,7 +9,7 @@ model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(
         arch=_base_.arch,
-        norm_eval=_base_.pretrained,  # from nothing, BatchNorm has to learn
+        norm_eval=_base_.pretrained,  # from scratch, BatchNorm has to learn
         init_cfg=dict(checkpoint=checkpoint) if _base_.pretrained else None,
     ),
     neck=dict(in_channels=channels.get(_base_.arch), out_channels=128),

@@ -1,23 +1,23 @@
-# Detection on a set of tens to a few thousand images: data, augmentation and schedule.
+# Detection on a dataset of tens to a few thousand images: data, augmentation and schedule.
 _base_ = 'mmdet::_base_/default_runtime.py'
 custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
 
-# What the rest follows; a config that inherits and --cfg-options set them by these names.
+# The rest depends on these settings; set them by name in an inheriting config or --cfg-options.
 settings = [
     *['data_root', 'arch', 'pretrained', 'image_size', 'batch_size', 'epochs', 'learning_rate'],
     *['patience', 'num_workers', 'with_mask', 'test_split'],
 ]
 data_root = 'data/mine/'  # with annotations/instances_{train,val}.json, train/ and val/
 arch = 's0'  # s0, s1, s2 or l
-pretrained = True  # start from ImageNet's weights; False: from nothing
-image_size = 640  # of the longer side, in pixels
-batch_size = 4  # on each GPU; larger ones make too few steps of a small set
+pretrained = True  # start from ImageNet weights; False: train from scratch
+image_size = 640  # longer side, in pixels
+batch_size = 4  # per GPU; larger batches give too few steps on a small dataset
 epochs = 60
 learning_rate = 3e-4 if pretrained else 1e-3
-patience = 12  # validations without a better result that end the training, of about 20
+patience = 12  # end after so many validations, of about 20, without a better result
 num_workers = 2
 with_mask = False
-test_split = 'val'  # what test.py measures on: annotations/instances_{test_split}.json
+test_split = 'val'  # test.py reads annotations/instances_{test_split}.json
 
 interval = max(epochs // 20, 1)
 metric = 'coco/segm_mAP' if with_mask else 'coco/bbox_mAP'
@@ -28,7 +28,7 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask),
     dict(type='RandomResize', scale=scale, ratio_range=(0.6, 1.5), keep_ratio=True),
     dict(type='RandomCrop', crop_size=scale, allow_negative_crop=True, recompute_bbox=with_mask),
-    # Of an object whose corner alone is inside, no pixel may be left, and a box without an area.
+    # If only a corner of an object is inside, its box may have no area left.
     dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1), keep_empty=False),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion', swap_channels=False),
@@ -44,7 +44,7 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
-# With a scope, so that a segmentor in the same process does not change where they are looked up.
+# With a scope, so that a segmentor in the same process does not change where types are looked up.
 test_pipeline = [dict(transform, _scope_='mmdet') for transform in test_pipeline]
 train_dataloader = dict(
     batch_size=batch_size,
@@ -57,7 +57,7 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train/'),
-        # Images without objects teach what is none.
+        # Images without objects teach the background.
         filter_cfg=dict(filter_empty_gt=False),
         pipeline=train_pipeline,
     ),

@@ -1,4 +1,4 @@
-# ADE20K in mmseg's layout. In testing, images keep their aspect ratio.
+# ADE20K in mmseg's layout. Test images keep their aspect ratio.
 data_root = 'data/ade/ADEChallengeData2016'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -34,7 +34,7 @@ tta_pipeline = [
         ],
     ),
 ]
-# With a scope, so that a detector in the same process does not change where they are looked up.
+# With a scope, so that a detector in the same process does not change where types are looked up.
 test_pipeline = [dict(transform, _scope_='mmseg') for transform in test_pipeline]
 train_dataloader = dict(
     batch_size=4,

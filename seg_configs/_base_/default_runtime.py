@@ -15,7 +15,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
 env_cfg = dict(
-    # Test images differ in size, and cuDNN would search anew for each.
+    # Test images differ in size, and cuDNN would search again for each.
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),

@@ -1,6 +1,6 @@
 # The light head of SegNeXt (Guo et al., "SegNeXt: Rethinking Convolutional Attention Design for
-# Semantic Segmentation") over the last three stages of EfficientFormerV2. BatchNorm instead of its
-# GroupNorm costs nothing at inference.
+# Semantic Segmentation") on the last three stages of EfficientFormerV2. BatchNorm replaces its
+# GroupNorm, since it costs nothing at inference.
 _base_ = './segmentor.py'
 
 model = dict(

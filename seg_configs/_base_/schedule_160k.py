@@ -1,9 +1,9 @@
-# 160k iterations of AdamW with a warm-up, the learning rate falling linearly to 0; the head learns
-# ten times as fast as the backbone.
+# 160k iterations of AdamW with warm-up; the learning rate falls linearly to 0, and that of the head
+# is ten times that of the backbone.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
-    # Not 'head', as SegNeXt has it: the backbone's attention has talking heads.
+    # Not 'head' as in SegNeXt, which would match the backbone's talking heads too.
     paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=dict(decode_head=dict(lr_mult=10.0))),
 )
 param_scheduler = [

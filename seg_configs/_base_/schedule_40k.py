@@ -1,4 +1,4 @@
-# 40k iterations of AdamW, the learning rate falling with power 0.9 to 1e-6.
+# 40k iterations of AdamW; the learning rate falls with power 0.9 to 1e-6.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4),

@@ -1,4 +1,4 @@
-# What all segmentors over EfficientFormerV2 have in common.
+# The common part of all segmentors on EfficientFormerV2.
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(

@@ -1,4 +1,4 @@
-# Semantic FPN (Kirillov et al., "Panoptic Feature Pyramid Networks") over EfficientFormerV2.
+# Semantic FPN (Kirillov et al., "Panoptic Feature Pyramid Networks") on EfficientFormerV2.
 _base_ = './segmentor.py'
 
 model = dict(

@@ -1,25 +1,25 @@
-# Segmentation on a set of tens to a few thousand images: data, augmentation and schedule.
+# Segmentation on a dataset of tens to a few thousand images: data, augmentation and schedule.
 _base_ = './default_runtime.py'
 custom_imports = dict(imports=['backbones'], allow_failed_imports=False)
 
-# What the rest follows; a config that inherits and --cfg-options set them by these names.
+# The rest depends on these settings; set them by name in an inheriting config or --cfg-options.
 settings = [
     *['data_root', 'arch', 'pretrained', 'image_size', 'batch_size', 'epochs', 'learning_rate'],
     *['patience', 'num_workers', 'img_suffix', 'test_split'],
 ]
-# With classes.txt, images/{training,validation}, and in annotations/{training,validation} PNGs of
-# 0 for what is not labeled and k + 1 for class k.
+# It has classes.txt, images/{training,validation}, and annotations/{training,validation} with PNGs,
+# in which 0 means unlabeled and k + 1 means class k.
 data_root = 'data/mine/'
 arch = 's0'  # s0, s1, s2 or l
-pretrained = True  # start from ImageNet's weights; False: from nothing
-image_size = 512  # of the shorter side, in pixels; crops of this size are trained on
-batch_size = 4  # on each GPU; larger ones make too few steps of a small set
+pretrained = True  # start from ImageNet weights; False: train from scratch
+image_size = 512  # shorter side, in pixels; training uses crops of this size
+batch_size = 4  # per GPU; larger batches give too few steps on a small dataset
 epochs = 120
 learning_rate = 3e-4 if pretrained else 1.5e-3
-patience = 12  # validations without a better result that end the training, of about 20
+patience = 12  # end after so many validations, of about 20, without a better result
 num_workers = 2
 img_suffix = '.jpg'
-test_split = 'validation'  # what test.py measures on: images/{test_split}
+test_split = 'validation'  # test.py reads images/{test_split}
 
 classes = data_root + '/classes.txt'
 interval = max(epochs // 20, 1)
@@ -42,7 +42,7 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-# With a scope, so that a detector in the same process does not change where they are looked up.
+# With a scope, so that a detector in the same process does not change where types are looked up.
 test_pipeline = [dict(transform, _scope_='mmseg') for transform in test_pipeline]
 train_dataloader = dict(
     batch_size=batch_size,
