@@ -168,7 +168,7 @@ def latency(args: argparse.Namespace) -> None:
         setting = Setting(
             backend=backend,
             size=args.size or DEFAULT_SIZES[config.default_scope],
-            # The GPUs that torch sees are none of OpenVINO's devices.
+            # OpenVINO cannot use the GPUs that torch sees.
             device=str(choose_device(args.device or ('cpu' if backend == 'openvino' else None))),
             threads=args.threads or default_threads(),
         )

@@ -88,7 +88,7 @@ def categories_of(path: Path) -> dict[Id, str]:
         if number in names:
             raise DataError(f'{path}: {names[number]!r} and {name!r} both have the id {number!r}')
         if name in names.values():
-            raise DataError(f'{path}: more than one category has the name {name!r}')
+            raise DataError(f'{path}: more than one category is called {name!r}')
         names[number] = name
     return names
 
