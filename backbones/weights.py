@@ -159,7 +159,7 @@ def config_of(checkpoint: dict) -> Config | None:
                 case ast.Assign(targets=[ast.Name(id=name)], value=value):
                     values[name] = ast.literal_eval(_DictCalls().visit(value))
                 case _:
-                    raise ValueError(f'line {statement.lineno} is not an assignment')
+                    raise ValueError(f'line {statement.lineno} is no assignment')
         return Config(values)
     except (SyntaxError, ValueError, TypeError) as error:
         raise CheckpointError(

@@ -142,7 +142,7 @@ def infer(args: argparse.Namespace) -> int:
     listed = list_inputs(args.inputs, args.recursive, sys.stdin)
     live = [item for item in listed if is_live(item.path)]
     if live and len(listed) > 1:
-        raise ConfigError(f'{live[0].shown} has no end: give it as the only input')
+        raise ConfigError(f'{live[0].shown} has no end of its own: give it as the only input')
     folder = Path(args.out_dir or Path('outputs', Path(args.model).stem))
     parts = ['drawn'] * (not args.data_only) + ['data'] * (not args.no_data)
     jobs, num_skipped = plan_jobs(listed, folder, args.existing, parts)

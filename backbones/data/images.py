@@ -152,7 +152,7 @@ def check_seg_map(sample: Sample, shape: Shape | None, labeled: set[int]) -> Ite
         yield WARNING, 'segmentation map with a palette', reason
     if mode.startswith(('I', 'F')):
         if len(lost := labels[~np.isin(labels, np.arange(256))]):
-            reason = f'it has the value {lost[0]}, which does not fit into the 8 bits of mmseg'
+            reason = f'it holds {lost[0]}, which does not fit into the 8 bits that mmseg keeps'
             yield ERROR, '16-bit segmentation map', reason
             return
         reason = 'its labels fit into 8 bits, so nothing is lost'
