@@ -11,31 +11,31 @@ from types import ModuleType
 
 
 class ConfigError(ValueError):
-    """A config, or an option on the command line, is wrong."""
+    """Error in a config, or in an option on the command line."""
 
 
 class DataError(ValueError):
-    """Images or annotations are missing, unreadable or do not fit the config."""
+    """Error for images or annotations that are missing, unreadable or do not fit the config."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read, or does not fit the model."""
+    """Error for a checkpoint that cannot be read, or does not fit the model."""
 
 
 class ExportError(ConfigError):
-    """A model cannot be exported, or its file computes other results than the model."""
+    """Error for a model that cannot be exported, or whose file computes other results."""
 
 
 class InputError(ValueError):
-    """An image or video cannot be read; the run continues with other inputs."""
+    """Error for an image or video that cannot be read; the run continues with other inputs."""
 
 
 class NotMediaError(InputError):
-    """A file is neither an image nor a video."""
+    """Error for a file that is neither an image nor a video."""
 
 
 class OutputError(OSError):
-    """Nothing more can be written, for example to a full disk; the run ends."""
+    """Error after which nothing more can be written, such as a full disk; the run ends."""
 
 
 # Errors of a path that a user gave.

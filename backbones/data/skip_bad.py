@@ -102,7 +102,7 @@ def count_skipped(path: Path) -> int:
 
 
 class SampleError(DataError):
-    """A sample cannot be used; the message names its file.
+    """Error for a sample that cannot be used; the message names its file.
 
     A loader's worker process passes its traceback as the message; the last line is kept.
     """

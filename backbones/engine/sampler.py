@@ -113,7 +113,7 @@ class ResumableSampler(Sampler[list[SampleIndex]]):
 
 
 class SeededDataset(Dataset):
-    """Wraps a dataset, so that its random transforms depend only on the place in the run."""
+    """A wrapped dataset, whose random transforms depend only on the place in the run."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
