@@ -1,4 +1,4 @@
-"""Which models a command line names, and opening them."""
+"""Find the models that a command line names, and open them."""
 
 import tempfile
 from collections import Counter
@@ -12,13 +12,13 @@ from backbones.inference import Inferencer
 from backbones.inference.exported_file import is_exported
 from backbones.weights import config_of, load_checkpoint
 
-# A config and its checkpoint; the config is None where the checkpoint has it, and the checkpoint
+# A config and its checkpoint; the config is None if the checkpoint contains it, and the checkpoint
 # is None for an exported file.
 Named = tuple[str | None, str | None]
 
 
 def pair_up(arguments: Sequence[str]) -> list[Named]:
-    """Which models these are: CONFIG CHECKPOINT, a CHECKPOINT alone, or an exported file, mixed."""
+    """Split arguments into models: CONFIG CHECKPOINT, CHECKPOINT alone, or an exported file."""
     models: list[Named] = []
     rest = list(arguments)
     while rest:
@@ -30,12 +30,12 @@ def pair_up(arguments: Sequence[str]) -> list[Named]:
         elif rest and not is_exported(rest[0]) and not rest[0].endswith(CONFIG_SUFFIXES):
             models.append((first, rest.pop(0)))
         else:
-            raise ConfigError(f'{first} is a config: its checkpoint has to come right behind it')
+            raise ConfigError(f'{first} is a config: its checkpoint must come right after it')
     return models
 
 
 def name_models(models: Sequence[Named]) -> list[str]:
-    """A name for each, no two the same: of its config or file, else with folder or suffix."""
+    """Return a unique name for each: that of its config or file, else with folder or suffix."""
     files = [Path(config or checkpoint) for config, checkpoint in models]
     counts = Counter(file.stem for file in files)
     names = []
@@ -50,7 +50,7 @@ def name_models(models: Sequence[Named]) -> list[str]:
 
 
 def open_models(models: Sequence[Named], **options: Any) -> dict[str, Inferencer]:
-    """Open models for a page, by their names; ``options`` are :class:`.Inferencer`'s."""
+    """Open the models of a page, by name; ``options`` are :class:`.Inferencer`'s."""
     opened = {}
     for name, (config, checkpoint) in zip(name_models(models), models, strict=True):
         with tempfile.TemporaryDirectory() as folder:
@@ -62,10 +62,10 @@ def open_models(models: Sequence[Named], **options: Any) -> dict[str, Inferencer
 
 
 def write_config(checkpoint: str, folder: Path) -> Path:
-    """Write the config that a training left in its checkpoint."""
+    """Write the config that a training saved in its checkpoint; return the file's path."""
     config = config_of(load_checkpoint(checkpoint))
     if config is None:
-        raise ConfigError(f'{checkpoint} has no config in it: give CONFIG {checkpoint}')
+        raise ConfigError(f'{checkpoint} contains no config: give CONFIG {checkpoint}')
     path = folder / 'config.py'
     config.dump(path)
     return path

@@ -21,15 +21,15 @@ from backbones.inference.output_paths import without_suffix
 
 from .upload import Drawn, Predicted, Upload
 
-# Seconds between two looks for files that nobody needs any more, and from what age on.
+# Seconds between two searches for old files, and the age from which on files are deleted.
 DELETE_CACHE = (600, 3600)
-# Of the system: others may come from another host.
+# The system's own: others may come from another host.
 FONTS = dict(font='system-ui, sans-serif', font_mono='ui-monospace, monospace')
-# What a camera is asked for: a model has to keep up with what it records.
+# The size that a camera is asked for: a model must keep up with its frames.
 CAMERA = dict(width=dict(ideal=1280), height=dict(ideal=720))
-# What a browser may load for this page, and from where: only from here.
+# A browser loads nothing for this page that comes from another host.
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"
-# Paths with which Gradio would fetch something from another host.
+# Paths for which Gradio would fetch something from another host.
 FOREIGN = re.compile(r'/(file[=/][a-z]{2,}:/|proxy=)', re.IGNORECASE)
 CSS = """
 .gradio-container { max-width: 2000px !important; }
@@ -46,7 +46,7 @@ button[aria-label^='Trim'], button[aria-label^='Reset video'] { display: none !i
 
 
 class Panel(NamedTuple):
-    """Where the results of a model are shown."""
+    """The components that show the results of a model."""
 
     image: gr.Image
     video: gr.Video
@@ -55,11 +55,11 @@ class Panel(NamedTuple):
 
 
 class Page:
-    """A page to try models on: :attr:`blocks` is what to launch.
+    """A page to try models on; :attr:`blocks` is its Gradio app.
 
-    Models are shown under their names, the threshold begins at ``score_thr``. Uploads have at most
-    so many ``megapixels`` and ``seconds``. What is in ``folder``, uploads and results, can be read
-    through the page.
+    Models are shown under their names, and the score threshold starts at ``score_thr``. Uploads
+    are limited to ``megapixels`` and ``seconds``. Everything in ``folder``, which holds uploads
+    and results, can be read through the page.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Page:
     ) -> None:
         self.models, self.folder = models, folder
         self.megapixels, self.seconds = megapixels, seconds
-        # What a tab shows, by Gradio's name for the tab.
+        # The upload that a tab shows, by Gradio's session hash.
         self.uploads: dict[str, Upload] = {}
         detects = any(model.task == 'detection' for model in models.values())
         names = dict.fromkeys(name for model in models.values() for name in model.classes)
@@ -95,7 +95,7 @@ class Page:
                     gr.Dropdown(
                         list(names),
                         label='Classes',
-                        info='none chosen: all of them',
+                        info='if none is chosen, all are shown',
                         multiselect=True,
                     ),
                     gr.Slider(0, 1, 0.5, step=0.05, label='Opacity of masks and regions'),
@@ -105,12 +105,12 @@ class Page:
                 self.status = gr.HTML(padding=False)
                 with gr.Row():
                     self.panels = {name: add_panel(name, model) for name, model in models.items()}
-            # Changes with every upload that was predicted.
+            # Changes when the models have run on an upload.
             self.shown = gr.State()
             outputs = [self.status, self.download, *(c for p in self.panels.values() for c in p)]
             private = dict(api_visibility='private')
-            # Models take turns. Drawing waits for nobody, but a tab's drawings for one another; the
-            # last has the newest settings.
+            # The models run on one upload at a time. Drawing does not wait for them; drawings of a
+            # tab wait for one another, and the last has the newest settings.
             for source in (image, video):
                 source.change(self.change, source, queue=False, **private)
                 source.change(
@@ -130,14 +130,14 @@ class Page:
             self.blocks.unload(self.leave)
 
     def serve(self, host: str, port: int | None, max_megabytes: int) -> str:
-        """Begin to answer browsers, by default at the first free port from 7860 on; the URL."""
+        """Start the server, by default at the first free port from 7860 on; return its URL."""
         host = host.strip('[]')
         is_ipv6 = ':' in host
-        # Gradio asks its own page, also where a proxy is for everything else.
+        # Gradio requests its own page, which must not go through a proxy.
         others = os.environ.get('no_proxy') or os.environ.get('NO_PROXY')
         os.environ['no_proxy'] = ','.join(filter(None, [others, 'localhost', host]))
         try:
-            # Gradio would try a hundred ports of an address that is not ours, 5 s each.
+            # For another machine's address, Gradio would try a hundred ports, 5 s each.
             family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
             socket.create_server((host, port or 0), family=family).close()
             _, url, _ = self.blocks.launch(
@@ -166,7 +166,7 @@ class Page:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(track_tqdm=True),  # noqa: B008
     ) -> dict:
-        """Run the models on a new upload; what they predict is then drawn."""
+        """Run the models on a new upload; :meth:`draw` then draws the predictions."""
         if path is None:
             return {self.status: gr.skip()}
         self.leave(request)
@@ -212,7 +212,7 @@ class Page:
         return updates
 
     def _write(self, upload: Upload, folder: Path, *settings: Any) -> dict:
-        """Write drawings, data and an archive of them by :meth:`draw`'s settings; updates."""
+        """Write drawings, data and a ZIP of both by :meth:`draw`'s settings; return updates."""
         name, updates = upload.path.name, {}
         for model, predicted in upload.predicted.items():
             results = folder / 'results' / model
@@ -229,32 +229,32 @@ class Page:
         }
 
     def change(self, path: str | None, request: gr.Request) -> None:
-        """End the video that runs here for another upload, which :meth:`show` may have begun."""
+        """Stop the video that the models run on in this tab if ``path`` is another upload."""
         upload = self.uploads.get(request.session_hash)
         if upload and path and upload.source != path:
             upload.is_replaced = True
             upload.stopping.set()
 
     def stop(self, request: gr.Request) -> None:
-        """End the video that runs here; what is done is shown."""
+        """Stop the video that the models run on in this tab; the finished part is shown."""
         if upload := self.uploads.get(request.session_hash):
             upload.stopping.set()
 
     def leave(self, request: gr.Request) -> None:
-        """Forget what a tab has shown: it was closed, or shows something else."""
+        """Delete a tab's upload and results: it was closed, or shows something else."""
         if upload := self.uploads.pop(request.session_hash, None):
             upload.stopping.set()
             shutil.rmtree(upload.path.parent, ignore_errors=True)
 
     def _copy(self, path: str, folder: Path) -> Path:
-        """A copy of an upload, which stays for as long as the page shows it."""
+        """Copy an upload, so that it exists for as long as the page shows it."""
         if not Path(path).resolve().is_relative_to(self.folder.resolve()):
-            raise InputError('is no upload')
+            raise InputError('is not an upload')
         folder.mkdir()
         return Path(shutil.copy(path, folder))
 
     def _say(self, text: str) -> dict:
-        """Updates for a page without results: why there are none."""
+        """Return updates that clear all results and show why there are none."""
         updates = {
             component: type(component)(value=None, visible=isinstance(component, gr.Image))
             for panel in self.panels.values()
@@ -284,15 +284,15 @@ def add_panel(name: str, model: Inferencer) -> Panel:
 
 
 def as_file(source: gr.Image | gr.Video) -> gr.Image | gr.Video:
-    """Make a source give the path of what is uploaded: not decoded before it is checked.
+    """Make a source return the path of an upload, which is checked before it is decoded.
 
-    On the instance, as Gradio writes a file beside every module with a subclass.
+    This changes the instance: for a subclass, Gradio would write a file beside its module.
     """
     move = source.async_move_resource_to_block_cache
 
     async def refuse_url(path: str | None) -> str | None:
         if path and '://' in path:
-            raise gr.Error('only uploads are taken', print_exception=False)
+            raise gr.Error('only uploads are accepted', print_exception=False)
         return await move(path)
 
     source.preprocess = lambda payload: payload and payload.path
@@ -305,18 +305,18 @@ def problem(text: str) -> str:
 
 
 def filled(panel: Panel, drawn: Drawn, predicted: Predicted) -> dict:
-    """Updates for the results of a model."""
+    """Return updates that show the results of a model."""
     is_video = drawn.path.suffix == '.mp4'
     frames, (read, model) = len(predicted.frames), predicted.seconds
     if is_video:
         note = (
-            f'{frames} frames · model {frames / model:.1f} a second, with reading · drawing '
-            f'{frames / drawn.seconds:.1f} a second'
+            f'{frames} frames · reading and model {frames / model:.1f} frames/s · drawing '
+            f'{frames / drawn.seconds:.1f} frames/s'
         )
     else:
         note = f'read {ms(read)} · model {ms(model)} · draw {ms(drawn.seconds)}'
     if not drawn.rows:
-        note += '<br>nothing found at these settings'
+        note += '<br>nothing found with these settings'
     return {
         panel.image: gr.Image(None if is_video else drawn.path, visible=not is_video),
         panel.video: gr.Video(drawn.path if is_video else None, visible=is_video),
@@ -337,7 +337,7 @@ def write_archive(path: Path, folder: Path) -> None:
 
 
 class Guard:
-    """An ASGI app around Gradio's, which keeps server and browser from asking another host."""
+    """An ASGI app around Gradio's that keeps server and browser from contacting other hosts."""
 
     def __init__(self, app: Callable) -> None:
         self.app = app

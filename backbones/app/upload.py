@@ -1,4 +1,4 @@
-"""An upload: its predictions are made once, then drawn and written as often as asked for."""
+"""An upload: models predict once, then predictions are drawn and written for any settings."""
 
 import json
 import pickle
@@ -32,11 +32,11 @@ BOX = 'left, top, width, height'
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model predicts for an upload."""
+    """The predictions of a model for an upload."""
 
-    # Of each frame the compressed prediction, or why there is none.
+    # For each frame the compressed prediction, or why there is none.
     frames: list[bytes | InputError]
-    # What reading an image took (of a video that overlaps), and the model.
+    # Spent on reading an image, and on the model; for a video, the latter includes reading.
     seconds: tuple[float, float]
     # What could not be read.
     problem: str | None
@@ -53,17 +53,17 @@ class Drawn:
 
 
 class Upload:
-    """An image or a video that somebody uploaded; InputError where it cannot be read.
+    """An uploaded image or video; InputError if it cannot be read.
 
-    ``megapixels`` limit an image or a frame, larger ones are refused; ``seconds`` a video, which
-    ends there. ``source`` is where a page has it from, ``is_replaced`` whether that shows another,
-    ``problem`` what of it is left out, ``predicted`` what the models predict, by their names.
-    Setting ``stopping`` ends :meth:`predict`; for the other models, too, the video ends there.
+    Images and frames of more than ``megapixels`` are refused; a video ends after ``seconds``.
+    ``source`` is the page's path of it, ``is_replaced`` whether the page shows another upload now,
+    ``problem`` what was left out, ``predicted`` the predictions by the models' names. Setting
+    ``stopping`` ends :meth:`predict`; for the models after it, the video ends at the same time.
     """
 
     def __init__(self, path: Path, megapixels: float, seconds: float) -> None:
         self.path, self.seconds = path, seconds
-        # Without an end unless one is needed: where a clip ends, audio ends with it.
+        # Without an end unless one is needed: audio would end with the clip.
         self.clip, self.num_frames = Clip(), None
         self.source: str | None = None
         self.is_replaced = False
@@ -76,11 +76,11 @@ class Upload:
         if height * width > megapixels * 1e6:
             raise InputError(
                 f'has {height * width / 1e6:.1f} megapixels ({width}x{height}); at most '
-                f'{megapixels:g} are taken here'
+                f'{megapixels:g} are accepted here'
             )
 
     def _open_video(self) -> tuple[int, int]:
-        """Height and width; sets how many frames will be read, where a file says how long it is."""
+        """Return height and width; set how many frames to read, if the file has a duration."""
         # Imports PyAV.
         from backbones.inference.video_reader import find_video, open_container
 
@@ -91,7 +91,7 @@ class Upload:
             return stream.height, stream.width
 
     def predict(self, model: Inferencer, title: str) -> Predicted:
-        """Run a model on every frame; InputError where there is no prediction at all."""
+        """Run a model on every frame; InputError if there is no prediction at all."""
         frames, problem = [], None
         start = read = time.perf_counter()
         given = str(self.path)
@@ -110,7 +110,7 @@ class Upload:
                 if frames and is_video and (self.stopping.is_set() or result.time >= self.seconds):
                     self.stopping.clear()
                     self.clip = Clip(end=min(result.time, self.seconds))
-                    self.problem = f'was taken up to {self.clip.end:.1f} s'
+                    self.problem = f'was read up to {self.clip.end:.1f} s'
                     break
                 frames.append(pack(result.prediction) or InputError(result.problem))
         if not any(isinstance(frame, bytes) for frame in frames):
@@ -128,7 +128,7 @@ class Upload:
     ) -> Drawn:
         """Write drawing and data into a folder, as tools/infer.py does for a file of that name.
 
-        Without ``classes`` all are drawn; ``opacity`` is that of masks and regions.
+        Without ``classes``, all are drawn; ``opacity`` is for masks and regions.
         """
         start, name = time.perf_counter(), self.path.name
         replay = Replay(model, predicted, score_thr, classes, opacity)
@@ -143,12 +143,12 @@ class Upload:
 
 
 def pack(prediction: Detections | Segmentation | None) -> bytes | None:
-    """A prediction in few bytes: a minute of video has thousands of them."""
+    """Compress a prediction: a minute of video has thousands of them."""
     return prediction and zlib.compress(pickle.dumps(prediction), 1)
 
 
 class Replay:
-    """Gives the predictions that a model made before, in a model's place in a pipeline."""
+    """Takes a model's place in a pipeline, and returns the predictions that it made before."""
 
     def __init__(
         self,
@@ -162,25 +162,25 @@ class Replay:
         self.visualizer = Visualizer(self.classes, model.visualizer.palette, opacity)
         self._frames = iter(predicted.frames)
         self._score_thr = score_thr
-        # A class of another model's is none of this one's.
+        # The page also lists classes of other models.
         known = [name for name in classes if name in self.classes]
         self._labels = labels_of(known, self.classes) if classes else None
         self._found: list[list[list[Any]]] = []
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
-        """Nothing is left to be done: the image for its shape."""
+        """Return the image as it is: the pipeline needs only its shape."""
         return {'inputs': image}
 
     def predict(self, batch: list[dict[str, Any]]) -> list[bytes]:
-        """The next prediction; the pipeline asks for one at a time and in order."""
+        """Return the next prediction; the pipeline asks for one at a time and in order."""
         packed = next(self._frames)
         if isinstance(packed, InputError):
             raise packed
         return [packed]
 
     def postprocess(self, raw: bytes, size: tuple[int, int]) -> Detections | Segmentation:
-        """What of it is to be seen."""
-        # Only this process has had it.
+        """Unpack a prediction; select the scores and classes to show."""
+        # Safe: this process pickled it.
         prediction = pickle.loads(zlib.decompress(raw))
         if isinstance(prediction, Segmentation):
             prediction = prediction.select(self._labels)
@@ -191,7 +191,7 @@ class Replay:
         return prediction
 
     def _shares(self, seg_map: np.ndarray) -> list[list[Any]]:
-        """A row for each class: name, percentage of the pixels, and how many that are."""
+        """Return a row for each class: name, percentage and number of pixels."""
         shares = self.visualizer.class_shares(seg_map).items()
         return [
             [self.classes[label], round(100 * share, 1), round(share * seg_map.size)]
@@ -199,7 +199,7 @@ class Replay:
         ]
 
     def _objects(self, found: Detections) -> list[list[Any]]:
-        """A row for each object: class, score, box and pixels."""
+        """Return a row for each object: class, score, box and area."""
         rows = []
         for index, box in enumerate(found.boxes.round().astype(int).tolist()):
             left, top, right, bottom = box
@@ -210,7 +210,7 @@ class Replay:
         return rows
 
     def table(self, is_video: bool) -> tuple[list[str], list[list[Any]]]:
-        """Head and rows: what is in an image, or which classes are in a video's frames."""
+        """Return header and rows: an image's objects or classes, or a video's frames by class."""
         if is_video:
             frames = [dict.fromkeys(row[0] for row in rows) for rows in self._found]
             counts = Counter(chain.from_iterable(frames))

@@ -1,4 +1,4 @@
-"""The Parquet set that results go to, in a local folder or a storage: what is in it is done."""
+"""The folder of Parquet files that results go to, local or in a storage: what is there is done."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from backbones.errors import ConfigError, in_one_line
 from backbones.files import atomic_write
 from backbones.inference.inputs import find_scheme
 
-# Where pandas and Spark read a folder, they leave out names that begin with _ or a dot.
+# When pandas and Spark read a folder, they skip names that begin with _ or a dot.
 RUN_FILE, INPUTS_FOLDER = '_run.json', '_inputs'
 
 
 class Destination:
-    """A folder, local or of any storage that fsspec reaches, whose files appear whole."""
+    """A folder, local or in any storage that fsspec supports, where files appear whole."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -28,13 +28,13 @@ class Destination:
         self.is_local = find_scheme(url) in (None, 'file', 'local')
 
     def path(self, name: str) -> str:
-        """A file of the folder, for its file system."""
+        """Return the path of a file in the folder, for the folder's file system."""
         return f'{self.root}/{name}'
 
     def names(self, folder: str = '') -> list[str]:
-        """The names of the finished files in the folder, or in a folder in it."""
+        """Return the sorted names of the finished files in the folder, or in a subfolder."""
         path = self.path(folder).rstrip('/')
-        # Another process may have listed it before.
+        # Other processes may have added files since the last listing.
         self.fs.invalidate_cache()
         if not self.fs.isdir(path):
             return []
@@ -48,7 +48,7 @@ class Destination:
             with atomic_write(Path(self.path(name))) as temporary:
                 temporary.write_bytes(content)
         else:
-            # In a storage of objects it is there when the request has ended, and not before.
+            # In an object storage, the file appears only when the request has ended.
             self.fs.pipe_file(self.path(name), content)
 
     def commit(self, file: Path, name: str) -> None:
@@ -66,7 +66,7 @@ class Destination:
     def claim(self, run: dict[str, Any]) -> None:
         """Make this the folder of a run: of one model with one set of options.
 
-        Raises ConfigError where it cannot be written or is that of another run, and what differs.
+        Raises ConfigError if it cannot be written, or, with what differs, if it is another run's.
         """
         try:
             if all(name.startswith('_') for name in self.names()):
@@ -77,13 +77,13 @@ class Destination:
             raise ConfigError(f'--out {self.url} cannot be used: {in_one_line(error)}') from error
         if known is None:
             raise ConfigError(
-                f'--out {self.url} has other files than those of such a run; take an empty folder'
+                f'--out {self.url} has files that no such run wrote; use an empty folder'
             )
         known = json.loads(known)
         differing = [key for key in {**known, **run} if known.get(key) != run.get(key)]
         if differing:
             lines = [f'{key}: {known.get(key)}, now {run.get(key)}' for key in differing]
             raise ConfigError(
-                f'--out {self.url} has results of another model or other options; take another '
-                'folder, or those again:\n  ' + '\n  '.join(lines)
+                f'--out {self.url} has results of another model or other options; use another '
+                'folder, or the same model and options:\n  ' + '\n  '.join(lines)
             )

@@ -1,4 +1,4 @@
-"""Units shared out by Ray: to processes on this machine or on many."""
+"""Ray distributes units to processes, on this machine or on many."""
 
 import hashlib
 import json
@@ -26,14 +26,14 @@ from backbones.weights import use_safe_loading
 from .destination import Destination
 from .source import Unit, read_unit
 
-# How often a unit may end the process that works on it before the run is given up.
+# How often processes may die at one unit before the run fails.
 MAX_RETRIES = 20
-# Units with an error after which no other is begun.
+# After this many units with an error, no other unit is started.
 MAX_ERRORS = 10
-# Where drawings lie in the destination.
+# The folder of drawings in the destination.
 DRAWN_FOLDER = '_drawn'
-GO_ON = 'The same command goes on with what is missing'
-# Bytes that a cluster of our own may keep of what processes send each other: next to nothing.
+GO_ON = 'The same command continues with what is missing'
+# Bytes for what processes of our own cluster send each other: next to nothing.
 OBJECT_STORE = 2**27
 SETTINGS = {
     'RAY_USAGE_STATS_ENABLED': '0',
@@ -50,7 +50,7 @@ class Worker:
     out: str
     # The arguments of Predictor.
     model: dict[str, Any]
-    # What the files of results say about their model.
+    # Written into the files of results: what made them.
     metadata: dict[str, str]
     # Whether drawings are written too.
     draw: bool = False
@@ -62,11 +62,11 @@ class Worker:
         self.predictor = Predictor(**self.model)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Work on a unit, given by its fields."""
+        """Process a unit, given by its fields, and return a report."""
         unit = Unit(**row)
         report = dict(inputs=unit.num_inputs, rows=0, problems=0, error='')
         try:
-            # The process that worked on it before may have ended after the last step.
+            # An earlier process may have died after its last step.
             if not self.destination.has(unit.part):
                 self._run(unit, report)
         # Each storage has errors of its own.
@@ -101,13 +101,13 @@ class Worker:
 
 
 def drawn_name(path: str) -> str:
-    """The drawing of an input, from the root on: each process may be started in another folder."""
+    """Return the name of an input's drawing, from the root on: processes' folders may differ."""
     name = mirrored_path(path) if find_scheme(path) else os.path.normpath(f'/{path}').lstrip('/')
     return shorten(name, path)
 
 
 def fingerprint(model: dict[str, Any], draw: bool) -> dict[str, str]:
-    """What results depend on: the contents of the model's files, and the options."""
+    """Return what results depend on: a hash of the model's files, and the options."""
     options = {key: value for key, value in model.items() if key != 'batch_size'} | {'draw': draw}
     config, checkpoint = options.pop('config'), options.pop('checkpoint')
     digest = hashlib.sha256()
@@ -126,7 +126,7 @@ def fingerprint(model: dict[str, Any], draw: bool) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Ours and that of torch."""
+    """Return our version and torch's."""
     try:
         own = version('efficientformer-v2-dense')
     except PackageNotFoundError:
@@ -137,12 +137,12 @@ def versions() -> dict[str, str]:
 def run(
     job: dict[str, Any], units: Sequence[Unit], address: str | None = None, **resources: Any
 ) -> Iterator[dict[str, Any]]:
-    """Work on all units; a process or machine that is lost costs the units it was working on.
+    """Process all units; if a process or machine is lost, only its current units start again.
 
-    ``job`` are the arguments of :class:`Worker`, ``resources`` those of :func:`plan`; without an
-    ``address`` of a cluster, one of this machine alone is started. Yields of each unit, as it is
-    done, how many ``inputs`` it had, and ``rows`` and ``problems`` were written. Raises ConfigError
-    where Ray cannot be reached, has no room for a process, or a unit cannot be worked on.
+    ``job`` are the arguments of :class:`Worker`, ``resources`` those of :func:`plan`. Without the
+    ``address`` of a cluster, one is started on this machine. Yields for each finished unit how many
+    ``inputs`` it had, and how many ``rows`` and ``problems`` were written. Raises ConfigError if
+    Ray cannot be reached or has no room for a process, or if units fail.
     """
     ray = import_optional('ray', 'inference on many machines', 'scale')
     data = import_optional('ray.data', 'inference on many machines', 'scale')
@@ -165,14 +165,14 @@ def run(
         )
         yield from _without_errors(reports.iter_rows())
     except ray.exceptions.RayError as error:
-        # Left to Ray: shutting down here has ended the command before it could say why.
+        # Without ray.shutdown(), which ended the command before it could print the error.
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(f'processes end with an error: {reason}. {GO_ON}') from error
     ray.shutdown()
 
 
 def _connect(ray: Any, address: str | None) -> None:
-    """Join the cluster, or start one; what Ray and its processes log goes to its own files."""
+    """Join the cluster, or start one; Ray and its processes log to Ray's own files."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.getLogger('ray.data').setLevel(logging.CRITICAL)
@@ -192,10 +192,10 @@ def plan(
     cpus: float | None = None,
     gpus: float | None = None,
 ) -> tuple[dict[str, float], tuple[int, int]]:
-    """What each process gets, and the least and the most processes there are at a time.
+    """Return the resources of each process, and the least and the most processes at a time.
 
-    By default as many as the machines have room for, each with a GPU where there are some, and with
-    a core, or beside a GPU a fair share of those of the machine that has the fewest.
+    The default is as many processes as fit, each with a GPU if there are some. A process without a
+    GPU gets one core, one with a GPU its share of the cores where these are fewest for each GPU.
     """
     if gpus is None:
         gpus = 1.0 if any(room.get('GPU', 0) >= 1 for room in machines) else 0.0
@@ -206,11 +206,11 @@ def plan(
     for room in machines:
         by_gpu = room.get('GPU', 0) / gpus + 1e-6 if gpus else math.inf
         fitting += int(min(room.get('CPU', 0) // cpus, by_gpu))
-    # Another's cluster may grow, and have no room yet.
+    # A cluster that we did not start may grow, and have no room yet.
     if not fitting and not (actors and may_grow):
         rooms = (f'{r.get("CPU", 0):g} cores and {r.get("GPU", 0):g} GPUs' for r in machines)
         raise ConfigError(
-            f'no machine has room for a process of {cpus:g} cores and {gpus:g} GPUs, they have '
+            f'no machine has room for a process of {cpus:g} cores and {gpus:g} GPUs; they have '
             + '; '.join(dict.fromkeys(rooms))
         )
     least, most = actors or (fitting, fitting)
@@ -218,7 +218,7 @@ def plan(
 
 
 def _without_errors(reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The reports of units that are done; an error of a few stops no other."""
+    """Yield the reports of finished units; raise the errors of others at the end."""
     errors = []
     for report in reports:
         if not report['error']:
@@ -229,4 +229,4 @@ def _without_errors(reports: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any
             break
     if errors:
         more = f' and {len(errors) - 1} more' if len(errors) > 1 else ''
-        raise ConfigError(f'not all is done: {errors[0]}{more}. {GO_ON}')
+        raise ConfigError(f'not all units are done: {errors[0]}{more}. {GO_ON}')

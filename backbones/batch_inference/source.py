@@ -1,4 +1,4 @@
-"""Inputs in units, each of which becomes one file of results."""
+"""Inputs, split into units; each unit becomes one file of results."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ from backbones.inference.inputs import (
 
 from .destination import INPUTS_FOLDER, Destination
 
-# Columns of paths and of encoded images by the names that they have in published sets.
+# Usual names in published datasets for the columns with paths and with encoded images.
 PATH_COLUMNS = ('path', 'file_name', 'filename', 'image_path', 'file', 'url')
 BYTES_COLUMNS = ('bytes', 'image', 'content', 'image_bytes', 'jpg', 'png')
 # Rows of a Parquet file that are in memory at a time.
@@ -36,7 +36,7 @@ BATCH_ROWS = 16
 class Unit(NamedTuple):
     """Some inputs: a row group of a Parquet file."""
 
-    # Its path or URL; below the destination for the lists that are kept there.
+    # Its path or URL; for the destination's own lists, the path below the destination.
     file: str
     row_group: int
     num_inputs: int
@@ -49,13 +49,13 @@ class Unit(NamedTuple):
 
 
 def list_units(source: str, destination: Destination, images_per_unit: int) -> list[Unit]:
-    """All units of a source, and of earlier runs into the same destination.
+    """Return all units of a source, and of earlier runs into the same destination.
 
     New paths are added to the destination's lists, so that a unit has the same inputs in every run.
-    Where Parquet files hold the images themselves, their row groups are units.
+    If Parquet files hold the images themselves, their row groups are the units.
     """
     if is_live(source):
-        raise ConfigError(f'{source} has no end of its own; tools/infer.py takes it')
+        raise ConfigError(f'{source} is live and has no end; use tools/infer.py for it')
     paths = list_paths(source, destination)
     if all(path.lower().endswith('.parquet') for path in paths):
         if find_columns(open_parquet(paths[0]).schema_arrow, paths[0])[1]:
@@ -67,7 +67,7 @@ def list_units(source: str, destination: Destination, images_per_unit: int) -> l
 
 
 def list_paths(source: str, destination: Destination) -> list[str]:
-    """The files that a file, folder, glob, URL, list (.txt) or - stands for, with full paths."""
+    """Return the full paths that a file, folder, glob, URL, list (.txt) or - stands for."""
     is_stdin = source == '-'
     if is_stdin or source.endswith('.txt'):
         try:
@@ -95,14 +95,14 @@ def list_paths(source: str, destination: Destination) -> list[str]:
 
 
 def _absolute(paths: Iterable[str]) -> list[str]:
-    """Paths as other processes find them, wherever they run."""
+    """Return absolute paths, valid for processes in any folder."""
     return [path if find_scheme(path) else os.path.abspath(path) for path in paths]
 
 
 def _choose(found: Sequence[str], destination: Destination) -> list[str]:
-    """Of what was found the images and videos by name; without any, Parquet files; or else all.
+    """Return the files named as images or videos; if there are none, Parquet files, else all.
 
-    What lies in the destination is ours.
+    Files in the destination, which are results, are left out.
     """
     root, fs = destination.root, destination.fs
     own = os.path.abspath(root) if destination.is_local else fs.unstrip_protocol(root)
@@ -116,7 +116,7 @@ def _choose(found: Sequence[str], destination: Destination) -> list[str]:
 
 
 def read_unit(unit: Unit, destination: Destination) -> Iterator[pa.Table]:
-    """The inputs of a unit, with the columns that Predictor takes, a few at a time."""
+    """Yield the inputs of a unit, a few at a time, with the columns that Predictor needs."""
     is_listed = unit.file.startswith(f'{INPUTS_FOLDER}/')
     file = open_parquet(f'{destination.url}/{unit.file}' if is_listed else unit.file)
     path_column, bytes_column = find_columns(file.schema_arrow, unit.file)
@@ -129,14 +129,14 @@ def read_unit(unit: Unit, destination: Destination) -> Iterator[pa.Table]:
         if bytes_column:
             table['bytes'] = batch[bytes_column]
             if pa.types.is_struct(table['bytes'].type):
-                # As Hugging Face's datasets have it; the path is a name at most.
+                # As in Hugging Face's datasets, where the path is at most a file name.
                 table = {'path': rows, 'bytes': pc.struct_field(table['bytes'], 'bytes')}
             table['path'] = pc.coalesce(table['path'], rows)
         yield pa.table(table)
 
 
 def find_columns(schema: pa.Schema, file: str) -> tuple[str | None, str | None]:
-    """The columns with paths and with encoded images; ConfigError where there is neither."""
+    """Return the columns with paths and with encoded images; ConfigError if there is neither."""
     path = next((name for name in PATH_COLUMNS if name in schema.names), None)
     kinds = {name: schema.field(name).type for name in BYTES_COLUMNS if name in schema.names}
     image = next((name for name, kind in kinds.items() if _has_bytes(kind)), None)
@@ -178,12 +178,12 @@ def _read_paths(file: str) -> list[str]:
 
 
 def _add_paths(paths: Sequence[str], destination: Destination, images_per_unit: int) -> None:
-    """Add the paths that are new to the destination's lists; a video is a unit of its own."""
+    """Add new paths to the destination's lists; each video is a unit of its own."""
     names = destination.names(INPUTS_FOLDER)
     known = {
         path for name in names for path in _read_paths(f'{destination.url}/{INPUTS_FOLDER}/{name}')
     }
-    # Each once, in their order; names of files need not be text.
+    # Each once, in order; file names need not be valid text.
     texts = (os.fsencode(path).decode(errors='backslashreplace') for path in paths)
     new = [path for path in dict.fromkeys(texts) if path not in known]
     if not new:

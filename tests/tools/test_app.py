@@ -189,7 +189,7 @@ def test_a_video_plays(page, folder):
         """() => [...document.querySelectorAll('video')].filter(
             video => video.src.includes('/drawn/') && video.currentTime > 0).length === 2"""
     )
-    assert page.locator('.problem').inner_text().startswith('short.mp4 was taken up to 0.5 s')
+    assert page.locator('.problem').inner_text().startswith('short.mp4 was read up to 0.5 s')
     assert 'frames' in page.locator('.table-wrap').first.inner_text()
 
 
@@ -263,7 +263,7 @@ def test_the_camera(page):
         page.get_by_label('start recording').click()
         page.wait_for_timeout(6000 * MAX_SECONDS)
         page.get_by_label('start recording').click()
-    assert page.locator('.problem').inner_text().startswith('sample.webm was taken up to')
+    assert page.locator('.problem').inner_text().startswith('sample.webm was read up to')
     lines = download(page, 'mask_rcnn')['data/sample.jsonl'].splitlines()
     assert len(lines) > 1 and json.loads(lines[-1])['time'] < MAX_SECONDS
 

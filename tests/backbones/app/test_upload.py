@@ -79,7 +79,7 @@ def test_a_stopped_video_ends_there_for_every_model(stop, frames, video, models,
     for task, predicted in (('fpn', first), ('mask_rcnn', second)):
         drawn = upload.draw(models[task], predicted, tmp_path / task)
         assert count_frames(drawn.path) == frames
-    assert 'was taken up to' in upload.problem
+    assert 'was read up to' in upload.problem
 
 
 def test_audio_that_is_longer_than_the_frames_is_kept(models, tmp_path):
