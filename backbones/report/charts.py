@@ -1,4 +1,4 @@
-"""Charts: what is in them, in pixels; the page draws them in its own colors, light and dark."""
+"""Charts as pixel coordinates; the page draws them in its own colors, light and dark."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ from matplotlib.ticker import MaxNLocator
 Curve = Sequence[tuple[float, float]]
 Range = tuple[float, float]
 
-# Left to right, and bottom to top, in the page's 420 by 270.
+# The ends of the axes, left and right, bottom and top, in a chart of 420 by 270 pixels.
 X_PIXELS, Y_PIXELS = (60, 406), (228, 12)
 # Longer curves are thinned out.
 MAX_POINTS = 300
 
 
 class Axis:
-    """An axis: its label, and what lies where."""
+    """An axis: its label, its ticks, and the pixel of each value."""
 
     def __init__(self, label: str, span: Range, pixels: tuple[int, int]) -> None:
         self.label, self.span, self.pixels = label, span, pixels
@@ -32,7 +32,7 @@ class Axis:
 
 @dataclass
 class Chart:
-    """Lines, each (x, y) of its points by its name, or bars: (left, right, top, what it says)."""
+    """A chart of lines, as points (x, y) by name, or of bars: (left, right, top, tooltip)."""
 
     title: str
     x: Axis
@@ -48,7 +48,7 @@ def line_chart(
     x_range: Range | None = None,
     y_range: Range | None = None,
 ) -> Chart:
-    """Curves over common axes; ``labels`` are the axes', ranges by default those of the points."""
+    """Return a chart of curves; ``labels`` are of x and y, default ranges those of the points."""
     finite = {
         name: [point for point in curve if all(map(math.isfinite, point))]
         for name, curve in curves.items()
@@ -69,27 +69,27 @@ def thinned(curve: Curve) -> Curve:
 
 
 def reliability_chart(title: str, bins: np.ndarray, labels: tuple[str, str]) -> Chart:
-    """What share is correct at each confidence, beside the diagonal where both are equal.
+    """Return a chart of the fraction that is correct at each confidence, beside the diagonal.
 
-    ``bins`` are (B, 3): how many, how many of them correct, the sum of their confidences.
+    ``bins`` are (B, 3): the number in each bin, the number correct, the sum of confidences.
     """
     x, y = Axis(labels[0], (0, 1), X_PIXELS), Axis(labels[1], (0, 1), Y_PIXELS)
     bars = []
     for number, (count, correct, confidence) in enumerate(bins):
         if count:
             share, ends = correct / count, (number / len(bins), (number + 1) / len(bins))
-            text = f'confidence {confidence / count:.2f}, correct {share:.2f}, {int(count):,}'
+            text = f'confidence {confidence / count:.2f}, correct {share:.2f}, count {int(count):,}'
             bars.append((*map(x.place, ends), y.place(share), text))
     return Chart(title, x, y, bars=bars)
 
 
 def calibration_error(bins: np.ndarray) -> float:
-    """ECE: the mean distance of confidence from correctness, bins weighted by their size."""
+    """Return ECE: mean difference of confidence and correct fraction, bins weighted by size."""
     return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / (bins[:, 0].sum() or math.nan))
 
 
 def span(values: Sequence[float]) -> Range:
-    """The range of numbers, with 0 where that is near."""
+    """Return the range of numbers, extended to 0 if that is near."""
     low, high = min(values), max(values)
     low = 0 if 0 < low < 0.5 * high else low
     return (low, high) if high > low else (low - 0.5, high + 0.5)

@@ -1,4 +1,4 @@
-"""What a report says of a detector's boxes and masks."""
+"""The sections of a report about a detector's boxes and masks."""
 
 import math
 from collections import Counter
@@ -46,13 +46,13 @@ MEANINGS = (
     f'wrong class, IoU at least {MATCH_IOU} with an object',
     f'right class, IoU {BACKGROUND_IOU} to {MATCH_IOU} with an object',
     f'wrong class, IoU {BACKGROUND_IOU} to {MATCH_IOU} with an object',
-    'right class and place, but a detection with a higher score has the object',
+    'right class and place, but a detection with a higher score matches the object',
     f'IoU at most {BACKGROUND_IOU} with every object',
-    'object that no detection found, nor would with its class or place corrected',
+    'object without a detection, even one of wrong class or place',
     'all detections that are not correct',
     'all objects without a correct detection',
 )
-# More classes than these have their curves folded away.
+# With more classes than this, the curves of each are folded away.
 MAX_OPEN_CURVES = 5
 
 # An image's path, its height and width.
@@ -61,29 +61,29 @@ ImageInfo = tuple[str, tuple[int, int]]
 
 @dataclass
 class DetectionResults:
-    """What was measured of boxes or masks."""
+    """The measurements of boxes or masks."""
 
     # 'bbox' or 'segm'.
     kind: str
     # Names, (C,), in the order of the labels.
     classes: list[str]
-    # COCOeval's, (IoUs, recalls, C, sizes, numbers of detections), -1 for none.
+    # COCOeval's, (IoUs, recalls, C, sizes, numbers of detections), -1 where not measured.
     precision: np.ndarray
     # COCOeval's, as precision, but without recalls.
     recall: np.ndarray
-    # Of the first axis.
+    # The IoU thresholds along the first axis.
     iou_thrs: np.ndarray
     # How many objects are small, medium and large.
     sizes: list[int]
     matches: Matches
     # Matches.best_score_thr(), at which errors are counted.
     score_thr: float
-    # Path, caption, ground truth, prediction in the size that is shown.
+    # Path, caption, ground truth, prediction, at the size that is shown.
     worst: list[tuple[str, str, Detections, Detections]]
 
 
 def summarize(evaluation: COCOeval, images: Mapping[Any, ImageInfo]) -> DetectionResults:
-    """What pycocotools has just evaluated, without its objects; ``images`` by their ids."""
+    """Return the results that pycocotools has just evaluated; ``images`` are by id."""
     params, categories = evaluation.params, evaluation.cocoGt.cats
     objects = [one for group in evaluation._gts.values() for one in group if not one['ignore']]
     sizes = [sum(low <= one['area'] <= high for one in objects) for low, high in params.areaRng[1:]]
@@ -115,7 +115,7 @@ def summarize(evaluation: COCOeval, images: Mapping[Any, ImageInfo]) -> Detectio
 def worst_images(
     matches: Matches, score_thr: float, classes: Sequence[str]
 ) -> list[tuple[int, str]]:
-    """Images by their F1, then by their number of errors, the worst first, with a caption."""
+    """Return indices and captions of the images with the lowest F1, then with most errors."""
     seen, correct = matches.score >= score_thr, matches.kind == CORRECT
     size = 1 + max(matches.image.max(initial=0), matches.object_image.max(initial=0))
     groups = (matches.image[seen & correct], matches.image[seen], matches.object_image)
@@ -139,14 +139,14 @@ def worst_images(
 
 
 def count_names(labels: np.ndarray, classes: Sequence[str]) -> str:
-    """The most frequent classes and how often they occur."""
+    """Return a text of the most frequent classes and how often they occur."""
     counts = Counter(labels.tolist()).most_common()
     names = [classes[label] + (f' {times}' if times > 1 else '') for label, times in counts[:3]]
     return ', '.join(names) + (', ...' if len(counts) > 3 else '')
 
 
 def to_detections(rows: list[tuple[int, dict]], kind: str, shape: tuple[int, int]) -> Detections:
-    """Annotations or results of COCO in the size that their image, (height, width), is shown in."""
+    """Scale COCO's annotations or results from an image's size to the size that is shown."""
     size = shown_size(*shape)
     boxes = np.array([one['bbox'] for _, one in rows], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -164,15 +164,15 @@ def to_detections(rows: list[tuple[int, dict]], kind: str, shape: tuple[int, int
 
 
 def detection_blocks(results: DetectionResults) -> list[Block]:
-    """All of a section."""
+    """Return all blocks of a section."""
     matches, score_thr = results.matches, f'{results.score_thr:.3f}'
     at_score = f'IoU {MATCH_IOU}, score at least {score_thr}, where F1 is highest'
     matrix, names = confusion(results), [*results.classes, 'background']
     matrix_note = (
-        f'Rows are ground truth, columns predictions ({at_score}). The row “background” has '
-        'detections without an object of their own, the column objects without a detection.'
+        f'Rows are ground truth, columns predictions ({at_score}). The row “background” counts '
+        'detections without an object of their own, its column objects without a detection.'
     )
-    pair_note = f'Of the matrix above; “background” stands for none ({at_score}).'
+    pair_note = f'From the matrix above; “background” means no object or no detection ({at_score}).'
     calibration_note = (
         f'All {len(matches.score):,} detections by their score. Correct: right class, IoU at least '
         f'{MATCH_IOU}, no duplicate.'
@@ -190,7 +190,7 @@ def detection_blocks(results: DetectionResults) -> list[Block]:
 
 
 def class_block(results: DetectionResults, at_score: str) -> Block:
-    """AP, precision and recall of every class."""
+    """Return a table of the AP, precision and recall of every class."""
     matches, number = results.matches, len(results.classes)
     correct, seen = matches.kind == CORRECT, matches.score >= results.score_thr
     objects = np.bincount(matches.object_label, minlength=number)
@@ -210,8 +210,8 @@ def class_block(results: DetectionResults, at_score: str) -> Block:
         )
         rows.append([name, int(objects[label]), *values])
     note = (
-        'COCO’s AP and AR (average recall) are means over thresholds of IoU, AP50 is at IoU 0.5. '
-        f'Precision and recall: {at_score}. Sizes are those of the table below.'
+        'COCO’s AP and AR (average recall) are means over IoU thresholds, AP50 is at IoU 0.5. '
+        f'Precision and recall: {at_score}. The table below defines the sizes.'
     )
     sizes = (f'AP {name}' for name in SIZES)
     columns = ('class', 'objects', 'AP', 'AP50', 'AR', 'precision', 'recall', *sizes)
@@ -219,7 +219,7 @@ def class_block(results: DetectionResults, at_score: str) -> Block:
 
 
 def size_block(results: DetectionResults) -> Block:
-    """AP and AR by the size of objects."""
+    """Return a table of AP and AR by the size of objects."""
     rows = [
         [
             name,
@@ -235,7 +235,7 @@ def size_block(results: DetectionResults) -> Block:
 
 
 def curve_block(results: DetectionResults) -> Block:
-    """Precision over recall, of all classes and of each."""
+    """Return precision-recall curves, of all classes and of each."""
     precision = results.precision[:, :, :, 0, -1]
     recalls = np.linspace(0, 1, precision.shape[1])
     thresholds = np.round(results.iou_thrs, 4).tolist()
@@ -251,14 +251,14 @@ def curve_block(results: DetectionResults) -> Block:
     measured = np.flatnonzero(precision[0, 0] > -1)
     every = [chart('all classes', measured)] if len(measured) else []
     each = [chart(results.classes[label], [label]) for label in measured]
-    note = 'Interpolated as in COCO; of all classes, the mean.'
+    note = 'Interpolated as in COCO; “all classes” is their mean.'
     if len(each) > MAX_OPEN_CURVES:
         return Block('Precision and recall', note, charts=every, more_charts=each)
     return Block('Precision and recall', note, charts=every + each)
 
 
 def error_block(results: DetectionResults) -> Block:
-    """Errors by type: how much they cost and how many there are."""
+    """Return a table of the errors by type: how much they cost and how many there are."""
     matches, score_thr = results.matches, results.score_thr
     gains = ap_gains(matches, len(results.classes))
     counts = np.bincount(
@@ -271,19 +271,19 @@ def error_block(results: DetectionResults) -> Block:
     ]
     note = (
         'Types, thresholds and dAP are those of TIDE (Bolya et al., “A General Toolbox for '
-        'Identifying Object Detection Errors”, ECCV 2020). dAP50 is how much AP50 would rise '
-        'without errors of that type alone, so that the values do not add up. Errors are counted '
-        f'at a score of at least {score_thr:.3f}, dAP50 is of all detections.'
+        'Identifying Object Detection Errors”, ECCV 2020). dAP50 is how much AP50 would rise if '
+        'only errors of that type were fixed, so the values do not add up. Errors are counted '
+        f'at a score of at least {score_thr:.3f}; dAP50 is computed from all detections.'
     )
     columns = ('type', 'dAP50', 'errors', 'meaning')
     return Block('Types of errors', note, columns, rows, '+.3f')
 
 
 def confusion(results: DetectionResults) -> np.ndarray:
-    """Objects and detections at ``score_thr``, (C + 1, C + 1), rows ground truth.
+    """Return the confusion matrix at ``score_thr``, (C + 1, C + 1), rows ground truth.
 
-    The last row counts detections that cover no object or one that another has; the last column
-    objects without a detection.
+    The last row counts detections that cover no object, or one that another detection has; the
+    last column counts objects without a detection.
     """
     matches, background = results.matches, len(results.classes)
     matrix = np.zeros((background + 1, background + 1), np.int64)
@@ -304,6 +304,6 @@ def confusion(results: DetectionResults) -> np.ndarray:
 
 
 def mean_of(values: np.ndarray) -> float:
-    """The mean of what COCOeval has measured, which is -1 elsewhere; NaN for nothing."""
+    """Return the mean of COCOeval's values without -1 (not measured); NaN if all are -1."""
     measured = values[values > -1]
     return float(measured.mean()) if measured.size else math.nan

@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-# TIDE's thresholds of IoU: of a match, and below which a detection is on the background.
+# TIDE's IoU thresholds: for a match, and up to which a detection is on the background.
 MATCH_IOU = 0.5
 BACKGROUND_IOU = 0.1
 
@@ -21,37 +21,37 @@ CORRECT, IGNORED = -1, -2
 
 
 class Matches(NamedTuple):
-    """Detections and ground truth objects of a test, without crowd regions and what is in them."""
+    """Detections and ground truth objects of a test, without crowd regions and their detections."""
 
-    # Of the detections, (D,); those of an image by falling score.
+    # Of the detections, (D,); those of an image by descending score.
     image: np.ndarray
     label: np.ndarray
     score: np.ndarray
     # CORRECT or the number of an error type.
     kind: np.ndarray
-    # The object that a correct detection matches, or one of wrong class or place was meant for.
+    # The object that a correct detection matches, or that one of wrong class or place overlaps.
     target: np.ndarray
-    # The object of another class that a wrong detection covers, and no other wrong detection.
+    # The object of another class that a wrong detection covers, each object at most once.
     confused: np.ndarray
     # Of the objects, (G,); above, -1 stands for none.
     object_image: np.ndarray
     object_label: np.ndarray
 
     def found(self, score_thr: float = 0.0) -> np.ndarray:
-        """Which objects, (G,), have a correct detection with at least this score."""
+        """Return whether each object, (G,), has a correct detection with at least this score."""
         found = np.zeros(len(self.object_label), bool)
         found[self.target[(self.kind == CORRECT) & (self.score >= score_thr)]] = True
         return found
 
     def missed(self, score_thr: float = 0.0) -> np.ndarray:
-        """Which objects, (G,), no detection with this score found or was meant for."""
+        """Return whether each object, (G,), is no detection's target at this score or above."""
         missed = ~self.found(score_thr)
         meant = np.isin(self.kind, (CLASSIFICATION, LOCALIZATION)) & (self.score >= score_thr)
         missed[self.target[meant]] = False
         return missed
 
     def best_score_thr(self) -> float:
-        """The score at which F1 of all detections is highest, rounded down to 3 decimals."""
+        """Return the score at which F1 of all detections is highest, rounded down to 3 decimals."""
         order = np.argsort(-self.score, kind='stable')
         if not len(order):
             return 0.5
@@ -94,7 +94,7 @@ def match_all(evaluation: COCOeval) -> Matches:
 
 
 def rows_of(evaluation: COCOeval, number: int) -> list[list[tuple[int, dict]]]:
-    """Ground truth and detections of an image with their labels, the highest score first."""
+    """Return an image's ground truth and detections with labels, the highest score first."""
     objects, detections = (
         [
             (label, one)
@@ -109,9 +109,9 @@ def rows_of(evaluation: COCOeval, number: int) -> list[list[tuple[int, dict]]]:
 def match_image(
     labels: np.ndarray, object_labels: np.ndarray, ious: np.ndarray, crowd: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``kind``, ``target`` and ``confused`` of an image's detections, the highest score first.
+    """Return ``kind``, ``target`` and ``confused`` of detections, sorted by descending score.
 
-    ``ious`` are (D, G), with a crowd region the intersection over the area of the detection; what
+    ``ious`` are (D, G); with a crowd region, intersection over the area of the detection. What
     such a region covers is IGNORED.
     """
     kind = np.full(len(labels), BACKGROUND)
@@ -152,7 +152,7 @@ def match_image(
 def average_precision(
     label: np.ndarray, score: np.ndarray, correct: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
-    """COCO's AP at one threshold of IoU for every class, 0 to 1; 0 for one without objects.
+    """Return COCO's AP of every class at one IoU threshold, 0 to 1; 0 if it has no objects.
 
     ``label``, ``score`` and ``correct`` are of detections, ``counts`` the objects of each class.
     """
@@ -169,11 +169,11 @@ def average_precision(
 
 
 def ap_gains(matches: Matches, classes: int) -> dict[str, float]:
-    """How much AP at MATCH_IOU would rise without the errors of each type: TIDE's dAP.
+    """Return TIDE's dAP: how much AP at MATCH_IOU would rise without the errors of each type.
 
-    A detection of wrong class or place is corrected where it is the first for an object that
-    nothing found, else left out, as are those with other errors; objects that were missed do not
-    count. The mean is over classes with objects, as in COCO's AP.
+    A detection of wrong class or place is corrected if it is the first for an object without a
+    correct detection. Otherwise it is left out, like those with other errors. Missed objects are
+    not counted. The mean is over classes with objects, as in COCO's AP.
     """
     counts = np.bincount(matches.object_label, minlength=classes)
     found, kind, missed = matches.found(), matches.kind, matches.missed()

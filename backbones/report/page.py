@@ -30,14 +30,14 @@ JPEG_QUALITY = 82
 SIDES = 'Ground truth is on the left, the prediction on the right.'
 
 Prediction = Detections | Segmentation
-# A title and what stands below it.
+# A title and the blocks below it.
 Section = tuple[str, list[Block]]
 
 
 def write_report(
     path: Path, runner: Runner, recorded: ReportHook, metrics: dict[str, object]
 ) -> None:
-    """Write the page of a test that ``runner`` has ended, with ``metrics``; whole or not at all."""
+    """Write the page of a test that ``runner`` has run, with ``metrics``; whole or not at all."""
     about = summarize_run(runner, is_training=False) | {'date': f'{datetime.now():%Y-%m-%d %H:%M}'}
     about.pop('log')
     shown = {
@@ -54,26 +54,26 @@ def write_report(
 def render(
     title: str, metrics: dict[str, str], about: dict[str, str], sections: list[Section]
 ) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name('page.html').read_text('utf-8'))
     return template.render(title=title, metrics=metrics, about=about, sections=sections)
 
 
 def sections_of(runner: Runner, recorded: ReportHook, work_dir: Path) -> list[Section]:
-    """All of the page below its head."""
+    """Return all sections of the page."""
     sections = [(NAMES[one.kind], detection_blocks(one)) for one in recorded.detections]
     meta = runner.test_dataloader.dataset.metainfo
     palette = choose_palette(None, meta['classes'], meta.get('palette'))
     if recorded.detections:
         last = recorded.detections[-1]
-        note = f'The lowest F1 at a score of {last.score_thr:.3f}, then most errors first. {SIDES}'
+        note = f'Lowest F1 first (score at least {last.score_thr:.3f}), then most errors. {SIDES}'
         colors = dict(zip(meta['classes'], palette, strict=True))
         visualizer = Visualizer(last.classes, [colors[name] for name in last.classes])
         sections.append(image_section(visualizer, last.worst, note))
     if recorded.pixels is not None:
         sections.append(('Segmentation', pixel_blocks(recorded.pixels)))
-        note = f'The lowest mean IoU over the classes of the ground truth first. {SIDES}'
+        note = f'Lowest mean IoU over the classes of the ground truth first. {SIDES}'
         visualizer = Visualizer(meta['classes'], palette)
         sections.append(image_section(visualizer, recorded.pixels.worst, note))
     curves = [
@@ -89,7 +89,7 @@ def sections_of(runner: Runner, recorded: ReportHook, work_dir: Path) -> list[Se
 def image_section(
     visualizer: Visualizer, worst: Sequence[tuple[str, str, Prediction, Prediction]], note: str
 ) -> Section:
-    """Images with ground truth and prediction, embedded as JPEG."""
+    """Return a section of images with ground truth and prediction, embedded as JPEG."""
     images = []
     for path, caption, *both in worst:
         image = mmcv.imread(path)

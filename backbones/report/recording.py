@@ -1,4 +1,4 @@
-"""What a report needs, recorded while tools/test.py tests; the metrics are computed once."""
+"""Record what a report needs while tools/test.py runs; the metrics are computed only once."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from backbones.errors import ConfigError
 from .detection import DetectionResults, summarize
 from .segmentation import PixelMetric
 
-# What computes metrics from results.
+# A function that computes metrics from results.
 Compute = Callable[[list], dict[str, float]]
 
 
@@ -25,8 +25,8 @@ class ReportHook(Hook):
     """Records what :func:`backbones.report.page.write_report` shows, in any number of processes."""
 
     def before_test(self, runner: Runner) -> None:
-        """Watch what is evaluated; ConfigError where no metric can be reported on."""
-        # Of boxes and of masks; after the test, in the first process.
+        """Watch the metrics; ConfigError if a report supports none of them."""
+        # Of boxes and of masks; filled after the test, in the first process.
         self.detections: list[DetectionResults] = []
         # Of a segmentor.
         self.pixels: PixelMetric | None = None
@@ -50,7 +50,7 @@ class ReportHook(Hook):
         if not watched:
             names = ', '.join(type(metric).__name__ for metric in evaluator.metrics)
             raise ConfigError(
-                f'--report needs boxes or masks of CocoMetric, mAP of VOCMetric, or IoUMetric, and '
+                f'--report needs boxes or masks of CocoMetric, mAP of VOCMetric, or IoUMetric, but '
                 f'test_evaluator of the config has {names}; test without --report'
             )
 
@@ -69,14 +69,14 @@ class ReportHook(Hook):
 
 
 def kinds_of(metric: BaseMetric) -> list[str]:
-    """What COCO's metric measures that has classes."""
+    """Return what a CocoMetric measures that has classes: 'bbox', 'segm'."""
     return [kind for kind in metric.metrics if kind in ('bbox', 'segm')]
 
 
 def record_coco(
     metric: BaseMetric, compute: Compute, found: list[DetectionResults], results: list
 ) -> dict[str, float]:
-    """What ``compute`` returns, its evaluations recorded."""
+    """Return the metrics that ``compute`` returns, and record its evaluations."""
     from mmdet.evaluation.metrics import coco_metric
 
     images = {truth['img_id']: truth['image'] for truth, _ in results}
@@ -100,7 +100,7 @@ def record_coco(
 
 
 def voc_as_coco() -> BaseMetric:
-    """Evaluates VOC's boxes as COCO does, difficult ones as crowd; no metrics of its own."""
+    """Return a metric that evaluates VOC's boxes as COCO does, difficult ones as crowd."""
     from mmdet.evaluation import CocoMetric
 
     class BoxesOfVOC(CocoMetric):
@@ -120,7 +120,7 @@ def voc_as_coco() -> BaseMetric:
 
 
 def instances_of(sample: dict[str, Any]) -> list[dict[str, Any]]:
-    """The ground truth of a sample as mmdet's data sets have it."""
+    """Return the ground truth of a sample in the layout of mmdet's datasets."""
     return [
         {'bbox': box, 'bbox_label': label, 'ignore_flag': is_difficult}
         for is_difficult, name in enumerate(('gt_instances', 'ignored_instances'))

@@ -1,4 +1,4 @@
-"""What a report says of segmentation maps: pixels by class, by boundary and by confidence."""
+"""The section of a report about segmentation maps: pixels by class, boundary and confidence."""
 
 import heapq
 import math
@@ -25,7 +25,7 @@ from .blocks import (
 
 # Distances from a boundary of the ground truth, in pixels.
 DISTANCES = (1, 2, 4, 8, 16, 32)
-# Confidence is that of every such column and row.
+# Confidence is counted in every such column and row.
 STEP = 4
 
 
@@ -40,7 +40,7 @@ class PixelMetric(BaseMetric):
     def __init__(self, classes: Sequence[str], ignore_index: int) -> None:
         super().__init__()
         self.classes, self.ignore_index = list(classes), ignore_index
-        # Of the images whose maps are kept: (-mean IoU, place in the results), the best first.
+        # Of the images whose maps are kept: (-mean IoU, index in the results), the best first.
         self.kept: list[tuple[float, int]] = []
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -57,7 +57,7 @@ class PixelMetric(BaseMetric):
                 self.keep_maps(result, truth, prediction)
 
     def count(self, truth: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
-        """The numbers of an image, whose maps are (H, W)."""
+        """Return the counts of an image, whose maps are (H, W)."""
         size = len(self.classes)
         valid = (truth != self.ignore_index) & (truth < size) & (prediction < size)
         pairs = np.bincount(truth[valid] * size + prediction[valid], minlength=size * size)
@@ -73,12 +73,12 @@ class PixelMetric(BaseMetric):
     def calibrate(
         self, logits: Tensor, truth: np.ndarray, prediction: np.ndarray
     ) -> np.ndarray | None:
-        """Some pixels by confidence, or None where the prediction is not that of the logits."""
+        """Count some pixels by confidence; None if the prediction is not the logits' argmax."""
         # After test-time augmentation, logits, (C, H, W), are those of one image of several.
         grid = (slice(None, None, STEP),) * 2
         truth, prediction = truth[grid], prediction[grid]
         logits = logits[(..., *grid)].float().cpu()
-        # Not of the softmax, which rounds near ties to ties.
+        # Not the softmax's argmax: the softmax rounds near ties to ties.
         best = logits.argmax(dim=0).numpy()
         if len(logits) != len(self.classes) or not np.array_equal(best, prediction):
             return None
@@ -95,7 +95,7 @@ class PixelMetric(BaseMetric):
             del self.results[heapq.heappushpop(self.kept, entry)[1]]['maps']
 
     def shrink(self, labels: np.ndarray) -> Segmentation:
-        """A map in the size that is shown."""
+        """Return a map at the size that is shown."""
         kind = np.uint8 if len(self.classes) <= 255 else np.uint16
         unknown = (labels == self.ignore_index) | (labels >= len(self.classes))
         labels = np.where(unknown, np.iinfo(kind).max, labels).astype(kind)
@@ -103,7 +103,7 @@ class PixelMetric(BaseMetric):
         return Segmentation(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT))
 
     def compute_metrics(self, results: list[dict]) -> dict:
-        """Put the images together, in the first process; no metrics of its own."""
+        """Sum up the images, in the first process; return no metrics."""
         # Pixels: rows ground truth, columns prediction.
         self.matrix = np.zeros([len(self.classes)] * 2, np.int64)
         for result in results:
@@ -113,12 +113,12 @@ class PixelMetric(BaseMetric):
         bins = [result['calibration'] for result in results]
         self.calibration = None if any(one is None for one in bins) else sum(bins)
         worst = sorted((one for one in results if 'maps' in one), key=lambda one: one['mIoU'])
-        # Path, caption, ground truth, prediction in the size that is shown.
+        # Path, caption, ground truth, prediction, at the size that is shown.
         self.worst = [(one['path'], self.caption(one), *one['maps']) for one in worst[:MAX_IMAGES]]
         return {}
 
     def caption(self, result: dict) -> str:
-        """What is wrong with an image."""
+        """Describe the errors in an image."""
         rows, columns = np.divmod(result['cells'], len(self.classes))
         parts = result['counts'] / result['counts'].sum()
         wrong = [i for i in np.argsort(-parts) if rows[i] != columns[i]]
@@ -130,14 +130,14 @@ class PixelMetric(BaseMetric):
 
 
 def ious(matrix: np.ndarray) -> np.ndarray:
-    """The IoU of every class, 0 to 1, NaN for one that neither map has."""
+    """Return the IoU of every class, 0 to 1; NaN for a class in neither map."""
     correct = np.diag(matrix)
     with np.errstate(invalid='ignore'):
         return correct / (matrix.sum(axis=0) + matrix.sum(axis=1) - correct)
 
 
 def boundary_distance(truth: np.ndarray) -> np.ndarray:
-    """How far each pixel is from the nearest that has a neighbor of another label, in pixels."""
+    """Return each pixel's distance in pixels to the nearest with a neighbor of another label."""
     inside = np.ones(truth.shape, np.uint8)
     # Views, so that both directions write into the same array.
     for labels, mask in ((truth, inside), (truth.T, inside.T)):
@@ -149,9 +149,9 @@ def boundary_distance(truth: np.ndarray) -> np.ndarray:
 
 
 def pixel_blocks(pixels: PixelMetric) -> list[Block]:
-    """All of a section."""
+    """Return all blocks of a section."""
     matrix, names = pixels.matrix, pixels.classes
-    matrix_note = 'In per cent of the row; rows are ground truth, columns predictions.'
+    matrix_note = 'In percent of the row; rows are ground truth, columns predictions.'
     blocks = [
         pixel_class_block(matrix, names),
         matrix_block(matrix, names, 'pixels', matrix_note),
@@ -159,15 +159,15 @@ def pixel_blocks(pixels: PixelMetric) -> list[Block]:
         boundary_block(pixels.near),
     ]
     if pixels.calibration is None:
-        causes = '--tta, --tile, exported files and models of one logit'
-        note = f'Not measured with {causes}, which do not give the logits of all classes.'
+        causes = '--tta, --tile, exported files and models with one logit'
+        note = f'Not measured with {causes}, which do not return the logits of all classes.'
         return [*blocks, Block('Calibration', note, half=True)]
-    note = f'Every {STEP}th pixel of every {STEP}th row by the softmax of the predicted class.'
+    note = f'Every {STEP}th pixel of every {STEP}th row, by the softmax of the predicted class.'
     return [*blocks, calibration_block(pixels.calibration, note)]
 
 
 def pixel_class_block(matrix: np.ndarray, names: Sequence[str]) -> Block:
-    """IoU, accuracy and precision of every class."""
+    """Return a table of the IoU, accuracy and precision of every class."""
     correct, truth, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     with np.errstate(invalid='ignore'):
         columns = (ious(matrix), correct / truth, correct / predicted, truth / truth.sum())
@@ -175,22 +175,22 @@ def pixel_class_block(matrix: np.ndarray, names: Sequence[str]) -> Block:
         [name, *values] for name, values in zip(names, np.stack(columns, 1).tolist(), strict=True)
     ]
     note = (
-        'Accuracy is how much of the ground truth is predicted, precision how much of '
-        'the prediction is right, pixels the share of the ground truth.'
+        'Accuracy is the share of the ground truth that is predicted, precision the share of the '
+        'prediction that is correct, pixels the class’s share of the ground truth.'
     )
     return Block('Classes', note, ('class', 'IoU', 'accuracy', 'precision', 'pixels'), rows, '.2%')
 
 
 def boundary_block(near: np.ndarray) -> Block:
-    """Errors by their distance from a boundary of the ground truth."""
+    """Return a table of errors by their distance from a boundary of the ground truth."""
     everything, wrong = near.cumsum(axis=1)
     with np.errstate(invalid='ignore'):
         columns = (wrong / wrong[-1], everything / everything[-1], 1 - wrong / everything)
     shares = np.stack(columns, 1)[:-1].tolist()
     rows = [[distance, *own] for distance, own in zip(DISTANCES, shares, strict=True)]
     note = (
-        'Within this distance of where the label of the ground truth changes: how '
-        'many of the wrong pixels and of all pixels lie there, and the accuracy there (trimap). '
+        'Pixels within this distance of a boundary in the ground truth: their share of the '
+        'wrong pixels and of all pixels, and the accuracy among them (trimap). '
         'Errors near boundaries are imprecise outlines, others wrong regions.'
     )
     names = ('distance (px)', 'wrong pixels', 'all pixels', 'accuracy')
