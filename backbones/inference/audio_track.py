@@ -1,4 +1,4 @@
-"""The audio of one video file for another."""
+"""Write the audio of one video file into another."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,15 +14,15 @@ from backbones.errors import InputError, reason_of
 
 from .video_reader import find_origin, open_container
 
-# Audio that every browser plays in an MP4; AC-3, for one, Chrome and Firefox do not.
+# Audio that every browser plays in an MP4; Chrome and Firefox do not play AC-3, for example.
 COPIED_CODECS = ('aac', 'mp3', 'mp3float')
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 BITS_PER_CHANNEL = 80_000
 
-# A decoder of audio needs the packets before the first one that is heard.
+# Seconds to seek back: a decoder of audio needs packets before the first one that is heard.
 LEAD = Fraction(1, 2)
 
-# Seconds without audio that have a cause other than rounding.
+# Longer gaps, in seconds, are not caused by rounding.
 HOLE = Fraction(1, 4)
 CORRUPT = 'the audio is corrupt or has holes'
 
@@ -31,11 +31,11 @@ Timed = tuple[Fraction, av.Packet]
 
 
 class AudioTrack:
-    """Brings the audio of a file or URL into an MP4 that is being written, packet by packet.
+    """Writes the audio of a file or URL into an open MP4, packet by packet.
 
-    AAC and MP3 are copied as they are, other codecs become AAC in mono or stereo. The source's
-    ``origin`` is 0 in the output, which ends at ``end``, all in seconds. Audio that cannot be read
-    stops nothing: :attr:`problem` says what is missing.
+    AAC and MP3 are copied as they are, other codecs become AAC in mono or stereo. ``origin`` is the
+    source's time that is 0 in the output, ``end`` the end in the output, both in seconds. If audio
+    cannot be read, the video is still written, and :attr:`problem` says what is missing.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class AudioTrack:
         end: Fraction | None = None,
     ) -> None:
         self._output, self._end, self._is_cut = output, end, origin > 0
-        # What of the audio was lost.
+        # What is missing of the audio.
         self.problem: str | None = None
         self._packets: Iterator[Timed] = iter(())
         self._written = Fraction(-1)
@@ -58,7 +58,7 @@ class AudioTrack:
                 self._add_audio()
                 self._origin = origin + Fraction(find_origin(self._input))
                 self._packets = self._read()
-        # Of FFmpeg, or of a storage: each has errors of its own.
+        # FFmpeg and each storage have errors of their own.
         except Exception as error:
             self.problem = f'the audio is missing: {reason_of(error)}'
 
@@ -71,7 +71,7 @@ class AudioTrack:
         context = self._source.codec_context
         if context is None or not context.sample_rate or not context.layout.nb_channels:
             raise InputError('it is corrupt, or this build of ffmpeg cannot decode it')
-        # Noise may pass for audio otherwise.
+        # Otherwise noise may pass for audio.
         context.options = {'err_detect': 'crccheck'}
         self._is_copied = context.name in COPIED_CODECS and (
             context.name == 'aac' or context.sample_rate >= 16_000
@@ -86,7 +86,7 @@ class AudioTrack:
         self._target.codec_context.bit_rate = BITS_PER_CHANNEL * num_channels
 
     def write_until(self, time: Fraction | None) -> None:
-        """Write the packets up to a time of the output; None writes all."""
+        """Write the packets up to a time in the output, or all of them for None."""
         while time is None or self._written < time:
             following = next(self._packets, None)
             if following is None:
@@ -99,11 +99,11 @@ class AudioTrack:
             self._input.close()
 
     def _read(self) -> Iterator[Timed]:
-        """Packets for the output, from the beginning of the cut on."""
+        """Yield packets for the output, from the start of the cut on."""
         try:
             if self._is_cut:
                 offset = round((self._origin - LEAD) / self._source.time_base)
-                # One that cannot seek is read from the beginning.
+                # A source that cannot seek is read from the beginning.
                 with suppress(Exception):
                     self._input.seek(max(offset, 0), stream=self._source)
             yield from self._copy() if self._is_copied else self._transcode()
@@ -111,7 +111,7 @@ class AudioTrack:
             self.problem = f'the audio ends early: {reason_of(error)}'
 
     def _decode(self) -> Iterator[tuple[Fraction | None, av.Packet, list[av.AudioFrame]]]:
-        """Good packets with their times in the output, and what they decode to."""
+        """Yield good packets with their times in the output and their decoded frames."""
         has_begun, following = False, None
         for packet in self._input.demux(self._source):
             if packet.pts is None:
@@ -127,7 +127,7 @@ class AudioTrack:
             try:
                 frames = packet.decode()
             except av_error.FFmpegError:
-                # After a seek, MP3 starts with packets that refer to others.
+                # After a seek, MP3 starts with packets that refer to earlier ones.
                 if has_begun:
                     self.problem = CORRUPT
                 continue
@@ -141,7 +141,7 @@ class AudioTrack:
             if time is None or not packet.size:
                 continue
             ticks = Fraction(packet.time_base)
-            # One packet before the first that is heard, for the decoder.
+            # Keep one packet before the first that is heard, for the decoder.
             if self._is_cut and time + 2 * (packet.duration or 0) * ticks <= 0:
                 continue
             packet.pts = packet.dts = round(time / ticks)
@@ -158,18 +158,18 @@ class AudioTrack:
                 yield packet.pts * Fraction(packet.time_base), packet
 
     def _resample(self) -> Iterator[av.AudioFrame | None]:
-        """Frames as the encoder wants them, then None, which empties it."""
+        """Yield frames in the encoder's format, then None, which flushes the encoder."""
         graph = form = None
         for _, _, frames in self._decode():
             for frame in frames:
                 if frame.pts is None:
                     continue
-                # A broadcast may change its form at any time.
+                # A broadcast may change its audio format at any time.
                 if form != (frame.format.name, frame.layout.name, frame.sample_rate):
                     form = (frame.format.name, frame.layout.name, frame.sample_rate)
                     graph = self._build_graph(frame)
                 frame.pts -= round(self._origin / frame.time_base)
-                with suppress(av_error.EOFError):  # what is behind the end
+                with suppress(av_error.EOFError):  # after the end
                     graph.push(frame)
                 yield from _pull(graph)
         if graph is not None:
@@ -178,7 +178,7 @@ class AudioTrack:
             yield None
 
     def _build_graph(self, frame: av.AudioFrame) -> Graph:
-        """Fills holes with silence, and cuts at the start and the end to the sample."""
+        """Build a filter that fills gaps with silence, and cuts to the exact sample."""
         context = self._target.codec_context
         graph = Graph()
         source = graph.add_abuffer(

@@ -19,25 +19,25 @@ from backbones.errors import InputError
 from .images import TimedImage
 
 STREAM_OPTIONS = {
-    # Over TCP no packet is lost on the way, and none stops at a firewall; servers without get UDP.
+    # TCP loses no packets and passes firewalls; servers without it are read over UDP.
     'rtsp_flags': 'prefer_tcp',
-    # The first frame need not wait for a guess of the frame rate, nor 5 s for audio to be found.
+    # So that the first frame does not wait for a guess of the frame rate, or 5 s for audio.
     'fpsprobesize': '0',
     'analyzeduration': '1000000',  # microseconds
-    # A consumer who is slow for a moment loses datagrams, but not the stream.
+    # If the consumer is slow for a moment, datagrams are lost, but not the stream.
     'overrun_nonfatal': '1',
 }
 
 # Seconds to wait before each try to reconnect, until an image comes.
 RETRY_DELAYS = (1, 2, 4, 8, 16)
 
-# Seconds for a camera to be free again. A read that gets no answer ends by itself, later.
+# Seconds to wait until a camera is released. A read without an answer ends by itself, later.
 CLOSE_TIMEOUT = 1.0
 
-# With the policy 'all', how many frames may wait.
+# With the policy 'all', at most this many frames wait.
 QUEUE_SIZE = 8
 
-# Seconds by which a time stamp may leap ahead of the time that has passed.
+# Seconds by which a time stamp may jump ahead of the time that has passed.
 MAX_LEAP = 10.0
 
 # A frame as it comes: its time stamp in seconds, or None, and (height, width, 3), uint8, BGR.
@@ -45,14 +45,14 @@ Stamped = tuple[float | None, np.ndarray]
 
 
 class CameraReader:
-    """Reads a camera or a stream in a thread of its own; iterating gives :class:`TimedImage`.
+    """Reads a camera or a stream in a thread of its own; iterating yields :class:`TimedImage`.
 
-    Any thread may call :meth:`close`. InputError says that there is no such source, or that it
-    gives no frame for ``timeout`` seconds and cannot be opened again.
+    Any thread may call :meth:`close`. Raises InputError if there is no such source, or if it gives
+    no frame for ``timeout`` seconds and cannot be reopened.
 
     Args:
-        source: ``webcam:N``, or a URL with rtsp, rtmp, udp, http or https in front.
-        policy: ``'latest'``: the consumer gets the newest frame, and those that it had no time for
+        source: ``webcam:N``, or an rtsp, rtmp, udp, http or https URL.
+        policy: ``'latest'``: the consumer gets the newest frame; frames that it had no time for
             are dropped and counted. ``'all'``: the source is read no faster than frames are taken.
     """
 
@@ -65,13 +65,13 @@ class CameraReader:
         self._queue: Queue[TimedImage | Exception] = Queue(1 if self._drops else QUEUE_SIZE)
         self._is_closed = threading.Event()
         self._is_reconnecting = False
-        # Here and not in the thread: macOS asks the user for permission in the main one alone.
+        # Opened here, since macOS asks the user for permission only in the main thread.
         self._is_webcam = source.startswith('webcam:')
         if self._is_webcam:
             self._frames = partial(read_webcam, open_webcam(source))
         else:
             self._frames = partial(read_stream, source, timeout)
-        # A daemon, since a read of the network that gets no answer cannot be interrupted.
+        # A daemon, since a network read without an answer cannot be interrupted.
         self._thread = threading.Thread(target=self._capture, daemon=True)
         self._thread.start()
 
@@ -82,7 +82,7 @@ class CameraReader:
         item = None
         while item is None and not self._is_closed.is_set():
             try:
-                # Longer than ffmpeg waits, so that its own timeout can lead to a new connection.
+                # Longer than ffmpeg waits, so that its own timeout can lead to a reconnection.
                 item = self._queue.get(timeout=1.5 * self.timeout)
             except Empty:
                 if not self._is_reconnecting:
@@ -93,7 +93,7 @@ class CameraReader:
         raise item or StopIteration
 
     def close(self) -> None:
-        """Stop reading; whoever waits for a frame is told that there are no more."""
+        """Stop reading; a thread that waits for a frame gets StopIteration."""
         if self._is_closed.is_set():
             return
         self._is_closed.set()
@@ -105,7 +105,7 @@ class CameraReader:
         self._thread.join(CLOSE_TIMEOUT)
 
     def _capture(self) -> None:
-        """What the thread does: hand on frames, open a lost connection again."""
+        """Run the thread: pass on frames, and reopen a lost connection."""
         clock, delays = StreamClock(), iter(RETRY_DELAYS)
         while True:
             try:
@@ -132,7 +132,7 @@ class CameraReader:
         self._put(end)
 
     def _put(self, item: TimedImage | Exception) -> bool:
-        """Hand a frame or the end on; returns False when nobody wants more."""
+        """Pass on a frame or the end; return False if the reader was closed."""
         while not self._is_closed.is_set():
             if self._drops and isinstance(item, TimedImage):
                 with suppress(Empty):
@@ -145,10 +145,10 @@ class CameraReader:
 
 
 class StreamClock:
-    """Seconds since the first frame, by time stamps as far as they can be believed.
+    """Computes seconds since the first frame, from time stamps if they are plausible.
 
-    A stamp that is missing, goes back or leaps ahead (a camera sets its clock, a connection is new)
-    counts for as long as it took to come.
+    If a stamp is missing, goes back or jumps ahead (a camera sets its clock, a connection is new),
+    the time since the last frame came is added instead.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class StreamClock:
         self._last: tuple[float | None, float] | None = None
 
     def __call__(self, stamp: float | None, now: float) -> float:
-        """The time of a frame with a stamp, or None, that came at ``now``, all in seconds."""
+        """Return the time of a frame that came at ``now``; all in seconds, the stamp or None."""
         if self._last is not None:
             last_stamp, last_now = self._last
             step = elapsed = now - last_now
@@ -168,15 +168,15 @@ class StreamClock:
 
 
 def open_webcam(source: str) -> cv2.VideoCapture:
-    """The camera of ``webcam:N``."""
+    """Open the camera of ``webcam:N``."""
     capture = cv2.VideoCapture(int(source.removeprefix('webcam:')))
     if not capture.isOpened():
-        raise InputError('is not there, or we may not open it')
+        raise InputError('does not exist, or may not be opened by this user')
     return capture
 
 
 def read_webcam(capture: cv2.VideoCapture) -> Generator[Stamped, None, None]:
-    """Frames without time stamps, since what drivers say of them differs."""
+    """Yield frames without time stamps, since these differ between drivers."""
     try:
         while True:
             is_given, image = capture.read()
@@ -188,33 +188,33 @@ def read_webcam(capture: cv2.VideoCapture) -> Generator[Stamped, None, None]:
 
 
 def read_stream(url: str, timeout: float) -> Generator[Stamped, None, None]:
-    """Frames with their time stamps."""
+    """Yield frames with their time stamps."""
     scheme, _, rest = url.partition('://')
     last, is_mjpeg = time.monotonic(), False
     try:
-        # FFmpeg knows no RTSP://.
+        # FFmpeg does not know RTSP:// in capitals.
         container = av.open(f'{scheme.lower()}://{rest}', options=STREAM_OPTIONS, timeout=timeout)
         with container:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
-                raise InputError('has no video in it that can be decoded')
-            # FFmpeg makes stamps up, 25 a second, where the format has none.
+                raise InputError('contains no video that can be decoded')
+            # If the format has no time stamps, FFmpeg makes them up, 25 per second.
             has_stamps = not container.format.flags & av.format.Flags.no_timestamps.value
             to_bgr, is_mjpeg = VideoReformatter(), container.format.name == 'mpjpeg'
             for packet in container.demux(stream):
-                # One that is corrupt or needs an earlier one is left out.
+                # Packets that are corrupt or need an earlier one are left out.
                 with suppress(av.FFmpegError):
                     for frame in packet.decode():
                         image = to_bgr.reformat(frame, format='bgr24', threads=1).to_ndarray()
                         yield frame.time if has_stamps else None, image
                         last = time.monotonic()
     except av.FFmpegError as error:
-        # What FFmpeg calls a wait that it gave up depends on where it was waiting.
+        # FFmpeg's error for a timeout depends on where it was waiting.
         if time.monotonic() - last >= timeout:
             raise InputError(f'gave no frame for {timeout:g} s') from error
-        # How FFmpeg's reader of MJPEG over http says that the server has ended the stream.
+        # FFmpeg's reader of MJPEG over http gives EIO when the server has ended the stream.
         if not (is_mjpeg and error.errno == errno.EIO):
             raise InputError(
                 f'gives no video ({error.strerror}): is the URL right, with NAME:PASSWORD@ before '
-                'the host if it asks for them, and is the server running?'
+                'the host if the server needs a login, and is the server running?'
             ) from error

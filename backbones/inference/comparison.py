@@ -27,8 +27,8 @@ SCORE_THR = 0.5
 class ComparisonHook(Hook):
     """Draws every test image twice, with its ground truth to the left of its prediction.
 
-    Drawings go into ``folder``, under the images' paths below the dataset's image folder: ``a.jpg``
-    for ``a.jpg``, but ``a.png.jpg`` for ``a.png``, since both may be there.
+    Drawings go into ``folder``, at the images' paths below the dataset's image folder: ``a.jpg``
+    for ``a.jpg``, but ``a.png.jpg`` for ``a.png``, since both may exist.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -57,7 +57,7 @@ class ComparisonHook(Hook):
 
 
 def draw_comparison(visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:
-    """:func:`draw_pair` of a DetDataSample or SegDataSample on the CPU, at the image's own size."""
+    """Draw the pair of a DetDataSample or SegDataSample on the CPU, at the image's own size."""
     if 'pred_sem_seg' in sample:
         count = len(visualizer.class_names)
         both = [to_map(pixels, count) for pixels in (sample.gt_sem_seg, sample.pred_sem_seg)]
@@ -72,7 +72,7 @@ def draw_pair(
     ground_truth: Detections | Segmentation,
     prediction: Detections | Segmentation,
 ) -> np.ndarray:
-    """An image with its ground truth, and with the prediction, with captions and a legend, BGR."""
+    """Draw ground truth and prediction side by side, with captions and a legend; return BGR."""
     size, both = font_size(image), (ground_truth, prediction)
     drawings = [visualizer.draw(image, one, legend=False) for one in both]
     entries = []
@@ -93,13 +93,13 @@ def draw_pair(
 
 
 def to_map(pixels: Any, num_classes: int) -> Segmentation:
-    """A PixelData's classes; other values, of ignored pixels, become none."""
+    """Convert a PixelData to a segmentation; ignored pixels get no class."""
     labels, dtype = pixels.data.squeeze(0).numpy(), np.uint8 if num_classes <= 255 else np.uint16
     return Segmentation(np.where(labels < num_classes, labels, np.iinfo(dtype).max).astype(dtype))
 
 
 def to_detections(instances: Any) -> Detections:
-    """An InstanceData as detections; ground truth has no scores, its smallest objects on top."""
+    """Convert an InstanceData to detections; ground truth gets no scores, the smallest first."""
     boxes = instances.get('bboxes')
     boxes = getattr(boxes, 'tensor', boxes).numpy().astype(np.float32).reshape(-1, 4)
     labels = instances.labels.numpy()

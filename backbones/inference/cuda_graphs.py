@@ -1,7 +1,7 @@
-"""Networks on a GPU without the time that their operators take to start.
+"""CUDA graphs: networks on a GPU without the time that it takes to launch their operators.
 
-A GPU computes an image faster than Python can tell it what to compute. A CUDA graph is the record
-of all of that for inputs of one shape, and starts it at once.
+A GPU computes an image faster than Python can launch the operators. A CUDA graph records all
+launches for inputs of one shape, and replays them at once.
 """
 
 import threading
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 
 from backbones.deploy import works_channels_last
 
-# Before a shape is recorded, which takes as long as many calls.
+# Calls before a shape is recorded, since recording takes as long as many calls.
 CALLS_BEFORE_RECORDING = 2
-# Every shape keeps its inputs and outputs on the GPU.
+# The most shapes to record: each keeps its inputs and outputs on the GPU.
 MAX_SHAPES = 8
-# A process records one graph at a time, whichever model it is of.
+# A process records one graph at a time, also for different models.
 RECORDING = threading.Lock()
-# Beside the necks and heads that work in channels last: what they compute depends on nothing but
-# their inputs, their weights, and the shape of the inputs.
+# These parts, and necks and heads that work in channels last, can be recorded: their results depend
+# only on their inputs, their weights, and the shape of the inputs.
 KNOWN = {'EfficientFormerV2', 'ResNet', 'ResNetV1c', 'MobileNetV2', 'FixedLightHamHead'}
 
 
 def use_cuda_graphs(model: nn.Module) -> None:
-    """Record what the known parts of a detector or segmentor compute, and replay it.
+    """Record the known parts of a detector or segmentor as CUDA graphs, and replay them.
 
-    Backbone and neck become one graph for each shape of images, a dense head another. What is not
-    known, and all that is asked for with gradients, runs as before. The model is changed in place;
-    its weights must stay where they are.
+    Backbone and neck become one graph for each shape of images, a dense head another. Unknown
+    parts, and calls with gradients, run as before. The model is changed in place; its weights must
+    not move in memory afterwards.
     """
     # Graphs share their memory: what one returns is copied before the next runs.
     pool = torch.cuda.graph_pool_handle()
@@ -44,26 +44,26 @@ def use_cuda_graphs(model: nn.Module) -> None:
 
 
 def is_known(part: nn.Module) -> bool:
-    """Whether a part can be recorded."""
+    """Return whether a part can be recorded."""
     return type(part).__name__ in KNOWN or works_channels_last(part)
 
 
 class Recorded:
-    """A function of feature maps, recorded for the shapes that come again.
+    """A function of feature maps, recorded for shapes that are repeated.
 
-    It maps a tensor, or a sequence of them, to tensors in tuples and lists, and does nothing else:
+    It maps a tensor, or a sequence of them, to tensors in tuples and lists, without side effects:
     its Python code does not run again.
     """
 
     def __init__(self, function: Callable[[Any], Any], pool: tuple | None = None) -> None:
         self.function, self.pool = function, pool or torch.cuda.graph_pool_handle()
         self.calls: Counter[tuple] = Counter()
-        # None where recording failed.
+        # None if recording failed.
         self.graphs: dict[tuple, Graph | None] = {}
 
     def __call__(self, maps: Tensor | Sequence[Tensor]) -> Any:
         each = (maps,) if isinstance(maps, Tensor) else tuple(maps)
-        # Before torch 2.4 CUDA's autocast was asked by other functions.
+        # Before torch 2.4, other functions returned the state of CUDA's autocast.
         can_record = hasattr(torch, 'get_autocast_dtype') and all(x.is_cuda for x in each)
         if torch.is_grad_enabled() or not can_record:
             return self.function(maps)
@@ -79,25 +79,25 @@ class Recorded:
 
 
 def record(function: Callable[[Any], Any], maps: Any, pool: tuple) -> 'Graph | None':
-    """A graph that computes the same, or None."""
+    """Return a graph that computes the same as a function, or None if there is none."""
     try:
         with RECORDING:
             graph = Graph(function, maps, pool)
         return graph if is_close(graph.replay(maps), function(maps)) else None
     except RuntimeError:
-        # Memory was not enough, or an operator waits for the GPU.
+        # There was not enough memory, or an operator waits for the GPU.
         return None
 
 
 class Graph:
-    """What a function did with inputs of one shape."""
+    """The recorded operators of a function, for inputs of one shape."""
 
     def __init__(self, function: Callable[[Any], Any], maps: Any, pool: tuple) -> None:
         self.inputs = copy_of(maps)
         self.graph = torch.cuda.CUDAGraph()
         device = (maps if isinstance(maps, Tensor) else maps[0]).device
-        # Autocast as it is, but each weight is cast when it is used: what was cast before, or is
-        # kept for later, would be memory that a graph shares with others.
+        # Autocast as it is, but without its cache: a weight that was cast before, or is kept for
+        # later, would be memory that a graph shares with others.
         precision = torch.get_autocast_dtype('cuda'), torch.is_autocast_enabled('cuda')
         autocast = torch.autocast('cuda', *precision, cache_enabled=False)
         with torch.cuda.device(device), autocast:
@@ -111,7 +111,7 @@ class Graph:
                 self.outputs = function(self.inputs)
 
     def replay(self, maps: Any) -> Any:
-        """The function's result for other inputs of this shape."""
+        """Return the function's result for other inputs of this shape."""
         if isinstance(maps, Tensor):
             self.inputs.copy_(maps)
         else:
@@ -123,12 +123,12 @@ class Graph:
 
 @cache
 def stream_of(pool: tuple, device: torch.device) -> torch.cuda.Stream:
-    """What all graphs of a pool are recorded on: no other stream may use memory that one freed."""
+    """Return the stream that records all graphs of a pool: others may not use memory it freed."""
     return torch.cuda.Stream(device)
 
 
 def is_close(found: Any, expected: Any) -> bool:
-    """Whether tensors, or all in tuples and lists, differ by a hundredth at most."""
+    """Return whether tensors, also in tuples and lists, differ by a hundredth at most."""
     if isinstance(found, Tensor):
         difference = (found.float() - expected.float()).norm()
         return bool(difference <= 0.01 * expected.float().norm())
@@ -136,7 +136,7 @@ def is_close(found: Any, expected: Any) -> bool:
 
 
 def copy_of(tensors: Any) -> Any:
-    """Copies of a tensor, or of tensors in tuples and lists."""
+    """Return copies of a tensor, or of tensors in tuples and lists."""
     if isinstance(tensors, Tensor):
         return tensors.clone()
     return type(tensors)(map(copy_of, tensors))

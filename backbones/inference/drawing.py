@@ -13,16 +13,16 @@ from .text import fit_text, line_height, paint, render_text, rounded_box, text_w
 
 BGR = tuple[int, int, int]
 
-# Pixels worked on at a time: temporary arrays of this size are small, and fit into the cache.
+# Pixels processed at a time: temporary arrays of this size are small, and fit into the cache.
 STRIP_PIXELS = 1 << 18
 MIN_FONT_SIZE = 9
-# Text is drawn where a line of it takes at most this share of the image's shorter side.
+# Text is drawn if a line of it takes at most this share of the image's shorter side.
 TEXT_SHARE = 1 / 7
-# A label takes at most this share of the image's width, and all of them this one of its pixels.
+# The largest share of the image's width for a label, and of its pixels for all labels.
 LABEL_SHARE, LABELS_SHARE = 0.45, 0.5
-# How far the outline of a mask or region is from its color towards white.
+# How much lighter the outline of a mask or region is than its color; 1 is white.
 OUTLINE_LIGHTNESS = 0.45
-# Boxes of one class that come as close as this share of their size are told apart by shade.
+# Boxes of one class that are closer than this share of their size get different shades.
 CLOSENESS = 0.05
 # Pairs of boxes that are compared at a time, so that memory is bounded.
 CHUNK_PAIRS = 1 << 20
@@ -44,16 +44,16 @@ class Visualizer:
     def draw(
         self, image: np.ndarray, prediction: Detections | Segmentation, legend: bool = True
     ) -> np.ndarray:
-        """The prediction drawn over an image, (height, width, 3), uint8, BGR, in a new one.
+        """Return a new image, (height, width, 3), uint8, BGR, with the prediction drawn over it.
 
-        ``legend`` adds one below a segmentation, which makes the drawing higher than the image.
+        ``legend`` adds a legend below a segmentation; the drawing is then higher than the image.
         """
         if isinstance(prediction, Segmentation):
             return self.draw_segmentation(image, prediction, legend)
         return self.draw_detections(image, prediction)
 
     def draw_detections(self, image: np.ndarray, detections: Detections) -> np.ndarray:
-        """A new image with masks, boxes, classes and scores, the highest score on top."""
+        """Return a new image with masks, boxes, classes and scores, the highest score on top."""
         drawing = image.copy()
         boxes, visible = clip_boxes(detections.boxes, drawing)
         shades = assign_shades(boxes, detections.labels)
@@ -78,7 +78,7 @@ class Visualizer:
     def _label_texts(
         self, detections: Detections, indices: np.ndarray, image: np.ndarray
     ) -> list[np.ndarray]:
-        """The texts of objects' labels as bitmaps: of as many as there is room for."""
+        """Render the labels of objects as bitmaps, as many as there is room for."""
         size, texts = font_size(image), []
         left = LABELS_SHARE * image.shape[0] * image.shape[1]
         for index in indices:
@@ -94,7 +94,7 @@ class Visualizer:
     def draw_segmentation(
         self, image: np.ndarray, segmentation: Segmentation, legend: bool = True
     ) -> np.ndarray:
-        """Every region in the color of its class; others keep the image's colors."""
+        """Return a new image with every region in its class's color; other pixels keep theirs."""
         height, width = image.shape[:2]
         band = np.empty((0, width, 3), np.uint8)
         if legend and has_room_for_text(image):
@@ -117,7 +117,7 @@ class Visualizer:
             draw_panel(drawing, entries, font_size(drawing))
 
     def class_shares(self, seg_map: np.ndarray) -> dict[int, float]:
-        """The share of the image that each class covers, of the classes that are there."""
+        """Return the share of the image that each class covers, without classes that are absent."""
         values = np.iinfo(seg_map.dtype).max + 1
         pixels = np.zeros(values)
         for rows in strips(seg_map.shape):
@@ -151,7 +151,7 @@ def percentage(share: float) -> str:
 
 
 def strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    """The rows of an image, a few at a time."""
+    """Yield the rows of an image, a few at a time."""
     height, width = shape[:2]
     step = max(STRIP_PIXELS // max(width, 1), 1)
     for start in range(0, height, step):
@@ -159,14 +159,14 @@ def strips(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def look_up(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """``table[labels]``, for 8 bits by OpenCV, ten times as fast."""
+    """Return ``table[labels]``; for 8-bit labels OpenCV is ten times as fast."""
     if labels.dtype != np.uint8:
         return table[labels].reshape(labels.shape + table.shape[2:])
     return cv2.applyColorMap(labels, table) if table.ndim == 3 else cv2.LUT(labels, table)
 
 
 def borders(seg_map: np.ndarray, rows: slice, thickness: int) -> np.ndarray:
-    """Where regions meet, in some rows of a map: (rows, width), uint8, 1 on a border."""
+    """Return the borders of regions in some rows of a map: (rows, width), uint8, 1 on a border."""
     above = min(thickness, rows.start)
     around = np.ascontiguousarray(seg_map[rows.start - above : rows.stop + thickness])
     kernel = np.ones((thickness + 1, thickness + 1), np.uint8)
@@ -210,7 +210,7 @@ def draw_label(drawing: np.ndarray, text: np.ndarray, corner: tuple[int, int], c
 
 
 def clip_boxes(boxes: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes in whole pixels, inside the image, at least one wide; the indices of visible ones."""
+    """Return boxes in whole pixels, inside the image and not empty; the indices of visible ones."""
     height, width = image.shape[:2]
     corners = boxes.astype(np.float64).reshape(-1, 2, 2)
     start, end = corners.min(axis=1), corners.max(axis=1)
@@ -224,7 +224,7 @@ def clip_boxes(boxes: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.nda
 def place_labels(
     boxes: np.ndarray, text_shapes: Sequence[tuple[int, ...]], image: np.ndarray
 ) -> list[tuple[int, int]]:
-    """Left upper corners (x, y) of labels: at their box, inside the image, not over each other."""
+    """Return the upper left corners (x, y) of labels: at their boxes, with little overlap."""
     if not len(boxes):
         return []
     sizes = np.array([label_size(shape)[::-1] for shape in text_shapes])
@@ -260,7 +260,7 @@ def place_labels(
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pixels that boxes (..., 4) share, by broadcasting."""
+    """Return how many pixels boxes (..., 4) share, by broadcasting."""
     start = np.maximum(first[..., :2], second[..., :2])
     end = np.minimum(first[..., 2:], second[..., 2:])
     width, height = np.moveaxis((end - start).clip(0), -1, 0)
@@ -268,13 +268,13 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def label_size(text_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of a label around a text."""
+    """Return height and width of a label around a text."""
     height, width = text_shape
     return height + 2, width + 2 * round(height * 0.28)
 
 
 # Lines and letters grow with the square root of an image's side, so that they do not cover a small
-# image; in one larger than screens with the side, so that they are visible where it is shown whole.
+# image. In images larger than screens they grow with the side, to be visible in a reduced view.
 
 
 def font_size(image: np.ndarray) -> int:
@@ -290,7 +290,7 @@ def thin_width(image: np.ndarray) -> int:
 
 
 def side(image: np.ndarray) -> float:
-    """The side of a square with as many pixels, of a strip at most 3 times its width."""
+    """Return the side of a square with as many pixels; at most 3 times the shorter side."""
     height, width = image.shape[:2]
     return min((height * width) ** 0.5, 3 * min(height, width))
 
@@ -300,18 +300,18 @@ def has_room_for_text(image: np.ndarray) -> bool:
 
 
 def assign_shades(boxes: np.ndarray, labels: np.ndarray) -> list[int]:
-    """For :func:`shade_of`: other shades for objects of one class that touch, else the first."""
+    """Return each object's shade: 0, but different ones for touching objects of one class."""
     shades = np.zeros(len(boxes), np.int64)
     margin = CLOSENESS * np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
     grown = boxes + margin[:, None] * (-1, -1, 1, 1)
-    # By place, not by score: in a video that changes less from frame to frame.
+    # By place, not by score: places change less from frame to frame of a video.
     places = boxes[:, 0] + boxes[:, 2]
     order = np.argsort(places, kind='stable')
     grown, labels, places = grown[order], labels[order], places[order]
     reach = 2 * (grown[:, 2] - grown[:, 0]).max(initial=0)
     step = max(CHUNK_PAIRS // max(len(boxes), 1), 1)
     for start in range(0, len(boxes), step):
-        # What lies farther left than the widest box reaches is not near.
+        # Boxes farther left than the widest box reaches are not near.
         first = np.searchsorted(places, places[start] - reach)
         rows, done = slice(start, start + step), slice(first, start + step)
         near = overlaps(grown[rows, None], grown[done]) > 0
@@ -323,7 +323,7 @@ def assign_shades(boxes: np.ndarray, labels: np.ndarray) -> list[int]:
 
 
 def shade_of(color: BGR, shade: int) -> BGR:
-    """A variant of a color, close enough to recognize the class."""
+    """Return a variant of a color, close enough to recognize the class."""
     hue_shift, white, black = SHADES[shade]
     if not shade:
         return color
@@ -334,12 +334,12 @@ def shade_of(color: BGR, shade: int) -> BGR:
 
 
 def lighten(color: BGR, share: float) -> BGR:
-    """A color, moved towards white."""
+    """Return a color, moved towards white."""
     return tuple(round(channel + (255 - channel) * share) for channel in color)
 
 
 def readable_on(color: BGR) -> BGR:
-    """White where its contrast is at least 3:1, as WCAG 2 computes it, else black."""
+    """Return white if its contrast is at least 3:1, as WCAG 2 computes it, else black."""
     blue, green, red = ((channel / 255) ** 2.2 for channel in color)
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return (0, 0, 0) if luminance > 0.3 else (255, 255, 255)

@@ -1,4 +1,4 @@
-"""Files that tools/export.py wrote: what they say about themselves, and predicting with them."""
+"""Files that tools/export.py wrote: their metadata, and predictions with them."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from .seg_maps import Logits, seg_map_of
 METADATA_KEY = 'efficientformer_v2_dense'
 INPUT_NAME = 'images'
 LAYOUT = 'float32 (batch, 3, height, width), BGR, 0 to 255; normalized inside the file'
-# Core ML's .mlpackage, the other format that is written, runs on Apple's machines only.
+# Core ML's .mlpackage, the third format, runs only on Apple's machines.
 RUNNABLE = ('.onnx', '.xml')
 
 # ------------------------------------------------------------------------------------------------
@@ -39,10 +39,10 @@ class Description:
     model: str
     classes: tuple[str, ...]
     palette: list[list[int]] | None
-    # Height and width; None where the file takes any from min_size on.
+    # Height and width; None if the file accepts any from min_size on.
     size: tuple[int, int] | None
     min_size: int
-    # None where the file takes any number of images.
+    # None if the file accepts any number of images.
     batch: int | None
     # The resizing transforms of the config's test pipeline, which are not part of the file, in
     # order: each with type, 'Resize' (scale: width and height, keep_ratio) or 'ResizeToMultiple'
@@ -51,18 +51,18 @@ class Description:
     # (R, G, B).
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    # (B, G, R), right and below.
+    # (B, G, R), for padding at the right and the bottom.
     pad_pixel: tuple[float, ...]
     outputs: list[str]
     # Other transforms of the test pipeline, which neither the file nor infer.py applies.
     missing_transforms: list[str]
-    # Of a segmentor: whether it gives logits instead of class indices, how those are resized, and
-    # above what probability a pixel is of class 1, where there is one logit.
+    # Of a segmentor: whether it returns logits instead of class indices, how these are resized, and
+    # for a single logit, the probability above which a pixel is of class 1.
     logits: bool = False
     align_corners: bool = False
     binary_threshold: float | None = None
-    # Of a detector: detections without a higher score are not given, how many an image can have,
-    # from what IoU on boxes of a class are one object, and from what probability on a pixel
+    # Of a detector: the score that all detections exceed, how many there are at most in an image,
+    # the IoU threshold of non-maximum suppression, and the probability from which on a pixel
     # belongs to an instance.
     score_threshold: float | None = None
     max_per_image: int | None = None
@@ -75,7 +75,7 @@ class Description:
 
     @property
     def size_divisor(self) -> int:
-        """Height and width of the input have to be multiples of this."""
+        """Height and width of the input must be multiples of this."""
         return max((step.get('size_divisor', 1) for step in self.resize), default=1)
 
     def to_json(self) -> str:
@@ -84,8 +84,8 @@ class Description:
     def fit(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """Resize an image as the config's test pipeline does, and make it an input of the file.
 
-        Returns the input, and height and width of the image in it. In a fixed size a segmentor's
-        image fills it, and a detector's keeps its proportions.
+        Returns the input, and height and width of the image in it. If the size is fixed, a
+        segmentor's image is stretched to fill it, and a detector's keeps its proportions.
         """
         for height, width, interpolation in self._sizes(*image.shape[:2]):
             if (height, width) != image.shape[:2]:
@@ -98,7 +98,7 @@ class Description:
         return inputs, (height, width)
 
     def _sizes(self, height: int, width: int) -> list[tuple[int, int, str]]:
-        """The sizes that an image is resized to, one after another, with the interpolation."""
+        """Return the sizes that an image is resized to, in order, each with its interpolation."""
         sizes, interpolation = [], 'bilinear'
         for step in self.resize:
             interpolation = step['interpolation']
@@ -121,13 +121,13 @@ class Description:
 
 @dataclass(frozen=True)
 class Runner:
-    """An opened file: a function of images."""
+    """An opened file; call it with images."""
 
     description: Description
     _run: Callable[[np.ndarray], Sequence[np.ndarray]]
 
     def __call__(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs by name; RuntimeError where memory is too small, for instance."""
+        """Return the outputs by name; RuntimeError if that fails, for example out of memory."""
         try:
             results = self._run(inputs)
         # Some of these libraries' exceptions are neither public nor derived from RuntimeError.
@@ -137,13 +137,13 @@ class Runner:
 
 
 def is_exported(path: str | os.PathLike) -> bool:
-    """Whether a path has a suffix of the files that tools/export.py writes."""
+    """Return whether a path has a suffix of the files that tools/export.py writes."""
     return Path(path).suffix in (*RUNNABLE, '.mlpackage')
 
 
 def omp_threads() -> int:
-    """What OMP_NUM_THREADS says, 0 where it says nothing."""
-    # 4,2 are 4 threads, and 2 for each of those that start some; OpenMP ignores a word.
+    """Return the number of threads in OMP_NUM_THREADS, or 0 if there is none."""
+    # 4,2 means 4 threads, and 2 in nested regions; OpenMP ignores what is not a number.
     own = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0].strip()
     return int(own) if own.isdecimal() else 0
 
@@ -156,21 +156,21 @@ def open_exported(
 ) -> Runner:
     """Open a file that tools/export.py wrote.
 
-    ``device`` is 'cpu', for .onnx also 'cuda' or 'cuda:1', for .xml one of OpenVINO's names.
-    Default: for .onnx the GPU if onnxruntime can use one, under torchrun the process's own; else
-    the CPU, with as many ``threads`` as OMP_NUM_THREADS says, or the library's own choice.
-    ``amp`` is for .xml: bfloat16 or float16 where OpenVINO chooses so.
+    ``device`` is 'cpu'; for .onnx also 'cuda' or 'cuda:1', for .xml one of OpenVINO's names.
+    Default: for .onnx the GPU if onnxruntime can use one (under torchrun the process's own), else
+    the CPU. Default of ``threads``: OMP_NUM_THREADS, else the library's choice. ``amp``, for .xml
+    only, lets OpenVINO choose bfloat16 or float16. Raises ConfigError or ExportError.
     """
     path = Path(path)
     threads = threads or omp_threads()
     if path.suffix not in RUNNABLE:
-        raise ExportError(f'{path} cannot be run here: {", ".join(RUNNABLE)} can be')
+        raise ExportError(f'{path} cannot be run here, only {" and ".join(RUNNABLE)} files')
     if not path.is_file():
         raise ExportError(f'there is no model {path}')
     if amp and path.suffix != '.xml':
         raise ConfigError(
-            f'{path} runs in the precision that it was exported in; mixed precision (--amp) is '
-            'for .xml files, and for config and checkpoint'
+            f'{path} runs in the precision that it was exported in; mixed precision (--amp) works '
+            'only for .xml files, and for a config with its checkpoint'
         )
     try:
         if path.suffix == '.xml':
@@ -178,17 +178,17 @@ def open_exported(
         return open_onnx(path, device, threads)
     except ConfigError:
         raise
-    # Neither library says what it may raise.
+    # Neither library documents what it may raise.
     except Exception as error:
         reason = in_one_line(error)
         raise ExportError(f'{path} cannot be opened: {reason}') from error
 
 
 def open_onnx(path: Path, device: str | None, threads: int) -> Runner:
-    """A runner that uses onnxruntime."""
+    """Open a file with onnxruntime."""
     runtime = import_optional('onnxruntime', str(path))
     options = runtime.SessionOptions()
-    # 0 is its own choice.
+    # 0 means onnxruntime's own choice.
     options.intra_op_num_threads = threads
     providers = onnx_providers(runtime, device)
     session = runtime.InferenceSession(str(path), options, providers=providers)
@@ -199,28 +199,28 @@ def open_onnx(path: Path, device: str | None, threads: int) -> Runner:
 
 
 def onnx_providers(runtime: Any, device: str | None) -> list:
-    """The execution providers for a device."""
+    """Return the execution providers for a device."""
     has_gpu = 'CUDAExecutionProvider' in runtime.get_available_providers()
     own_gpu = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
     kind, _, number = (device or (own_gpu if has_gpu else 'cpu')).partition(':')
     if kind not in ('cpu', 'cuda') or (kind == 'cuda' and not has_gpu):
         raise ConfigError(
             f'device {device!r} cannot be used here: this onnxruntime runs on '
-            f'{"cuda and cpu" if has_gpu else "cpu (onnxruntime-gpu runs on cuda)"}'
+            f'{"cuda and cpu" if has_gpu else "cpu (for cuda, install onnxruntime-gpu)"}'
         )
     gpu = [('CUDAExecutionProvider', {'device_id': int(number or 0)})] if kind == 'cuda' else []
     return [*gpu, 'CPUExecutionProvider']
 
 
 def open_openvino(path: Path, device: str | None, threads: int, amp: bool) -> Runner:
-    """A runner that uses OpenVINO."""
+    """Open a file with OpenVINO."""
     if (device or '').startswith('cuda'):
         raise ConfigError(f'{path} cannot be run on {device}: OpenVINO needs --device cpu')
     openvino = import_optional('openvino', str(path))
     core = openvino.Core()
     settings = {'PERFORMANCE_HINT': 'LATENCY'}
     if not amp:
-        # Its own choice is bfloat16 where the processor has it.
+        # By default, OpenVINO uses bfloat16 if the processor has it.
         settings['INFERENCE_PRECISION_HINT'] = 'f32'
     if threads:
         settings['INFERENCE_NUM_THREADS'] = threads
@@ -233,7 +233,7 @@ def open_openvino(path: Path, device: str | None, threads: int, amp: bool) -> Ru
 
 
 def read_description(path: Path, text: str | None) -> Description:
-    """What a file says about itself, without entries of other versions."""
+    """Return a file's metadata, without entries of other versions."""
     try:
         values, known = json.loads(text or ''), {field.name for field in fields(Description)}
         values = {key: value for key, value in values.items() if key in known}
@@ -243,8 +243,8 @@ def read_description(path: Path, text: str | None) -> Description:
         return Description(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(
-            f'{path} does not say what its inputs and outputs mean: it was written by another '
-            'program or an earlier version of tools/export.py, or is corrupt'
+            f'{path} has no metadata that describes its inputs and outputs: another program or an '
+            'earlier version of tools/export.py wrote it, or it is corrupt; export the model again'
         ) from error
 
 
@@ -273,19 +273,19 @@ class ExportedModel:
         }
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
-        """An image as an input, and height and width of the image in it."""
+        """Return the file's input, and height and width of the image in it."""
         inputs, fitted = self.description.fit(image)
         return dict(inputs=inputs, fitted=fitted)
 
     def predict(self, batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Run the file on preprocessed images, all of one size: its outputs for each, by name."""
+        """Run the file on preprocessed images of one size; return each one's outputs by name."""
         step = self.description.batch or max(len(batch), 1)
         raws = []
         for first in range(0, len(batch), step):
             chunk = batch[first : first + step]
             inputs = np.stack([item['inputs'] for item in chunk])
             if self.description.batch:
-                # A file of a fixed batch takes no smaller one.
+                # A file with a fixed batch size accepts no smaller batch.
                 rest = [(0, self.description.batch - len(chunk))] + [(0, 0)] * 3
                 inputs = np.pad(inputs, rest)
             outputs = self.runner(inputs)
@@ -324,7 +324,7 @@ class ExportedModel:
         return Detections(boxes, raw['scores'][kept], raw['labels'][kept].astype(np.int64), masks)
 
     def logits_of(self, raw: dict[str, Any], size: tuple[int, int]) -> Logits:
-        """The logits of an image of that size, where the file gives logits."""
+        """Return the logits of an image of that size, if the file returns logits."""
         height, width = raw['fitted']
         logits = torch.from_numpy(raw['logits'][:, :height, :width])
         logits = Logits.of(logits, self.description.binary_threshold)

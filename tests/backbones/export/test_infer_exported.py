@@ -143,7 +143,7 @@ def of_others(path: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize('suffix', KINDS)
 @pytest.mark.parametrize(
-    ('make', 'words'), [(corrupt, 'error'), (of_others, 'does not say what its inputs')]
+    ('make', 'words'), [(corrupt, 'error'), (of_others, 'has no metadata that describes')]
 )
 def test_files_that_cannot_be_used(make, words, suffix, exported, photograph, call, tmp_path):
     path = make(exported(KINDS[suffix]).path, tmp_path)

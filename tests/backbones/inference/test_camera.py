@@ -142,7 +142,7 @@ def test_camera_that_freezes(webcam: Camera):
 
 
 def test_camera_that_is_missing():
-    with pytest.raises(InputError, match='is not there'):
+    with pytest.raises(InputError, match='does not exist'):
         CameraReader('webcam:63')
 
 

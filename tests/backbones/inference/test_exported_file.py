@@ -42,7 +42,7 @@ def test_a_description_survives_its_file():
 
 @pytest.mark.parametrize('text', [None, '', '{}', '[1]', '{"task": "detection"}', 'null'])
 def test_other_text_is_no_description(text):
-    with pytest.raises(ExportError, match=r'^a\.onnx does not say'):
+    with pytest.raises(ExportError, match=r'^a\.onnx has no metadata'):
         read_description(Path('a.onnx'), text)
 
 
