@@ -1,6 +1,6 @@
-"""Reading image files of every kind as the arrays that models are given.
+"""Read image files of every kind as arrays for models.
 
-Of JPEG and PNG they are those of OpenCV, which reads the images of training.
+For JPEG and PNG, arrays equal those of OpenCV, which reads the images in training.
 """
 
 import os
@@ -17,9 +17,9 @@ from backbones.errors import IMAGE_DECODE_ERRORS, InputError, NotMediaError
 
 from .inputs import explain_os_error
 
-# More could not be worked on: an image this large takes 3 GiB as an array.
+# The largest image that can be processed: it takes 3 GiB as an array.
 MAX_PIXELS = 2**30
-# Pixels that Pillow hands over at a time.
+# Pixels that are taken from Pillow at a time.
 STRIP_PIXELS = 2**24
 
 # Pillow's readers that are tried. Others take almost any bytes for an image, or start programs.
@@ -27,16 +27,16 @@ FORMATS = (
     *('JPEG', 'PNG', 'WEBP', 'GIF', 'TIFF', 'BMP', 'AVIF'),
     *('MPO', 'JPEG2000', 'PPM', 'QOI', 'HEIF'),
 )
-# Of these, several images in a file follow each other in time. In the others they are pages of a
-# document, or the same moment seen again (the MPO of phones).
+# In these, several images in a file follow each other in time. In the others they are pages of a
+# document, or show the same moment again (the MPO of phones).
 ANIMATED_FORMATS = ('GIF', 'PNG', 'WEBP', 'AVIF')
-# The first two letters of these could be those of a text.
+# A text could begin with the same two letters as these.
 FORMATS_WITHOUT_SIGNATURE = ('BMP', 'PPM')
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
-# Bytes from which begins_like_image can tell.
+# Bytes that begins_like_image needs.
 SIGNATURE_BYTES = 16
 
-# Seconds. Browsers show a frame that asks for less than this as long as DEFAULT_DURATION: such
+# Seconds. Like in browsers, a frame with a shorter duration is shown for DEFAULT_DURATION: such
 # files were made for programs that could not be faster.
 MIN_DURATION = 0.011
 DEFAULT_DURATION = 0.1
@@ -45,20 +45,20 @@ DEFAULT_DURATION = 0.1
 class TimedImage(NamedTuple):
     """One frame of a video, animation or camera."""
 
-    # Which frame from the first one on that was read; what is missing was left out.
+    # The number of the frame, from the first that was read on; frames left out count too.
     index: int
     # When it is shown, in seconds from the beginning.
     time: float
-    # The same in units of the source's time base; of animations and cameras milliseconds.
+    # The same in units of the source's time base; milliseconds for animations and cameras.
     pts: int
-    # For how long, in the same units; None where it is not known yet.
+    # For how long, in the same units; None if not known yet.
     duration: int | None
     # (height, width, 3), uint8, BGR, upright. It may be drawn on.
     image: np.ndarray
 
 
 def read_image(file: str | Path | BinaryIO) -> np.ndarray:
-    """Read a file's first image as it is meant to be seen: (height, width, 3), uint8, BGR."""
+    """Read a file's first image, upright and on white: (height, width, 3), uint8, BGR."""
     with open_image(file) as image:
         image.load()
         return to_bgr(image)
@@ -68,7 +68,7 @@ def read_image(file: str | Path | BinaryIO) -> np.ndarray:
 def open_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """Open the header of an image, from a path or a binary file that can seek.
 
-    Raises NotMediaError where it is none, InputError in place of what Pillow raises in the block.
+    Raises NotMediaError if it is no image, InputError in place of what Pillow raises in the block.
     """
     try:
         is_path = isinstance(file, str | os.PathLike)
@@ -89,7 +89,7 @@ def open_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
 
 
 def begins_like_image(beginning: bytes, maybe: bool = False) -> bool:
-    """Whether a file with this beginning holds an image, whole or not; or ``maybe`` holds one."""
+    """Return whether a file begins like an image; with ``maybe``, also if it may be a text."""
     Image.init()
     return is_heic(beginning) or any(
         Image.OPEN[name][1](beginning)
@@ -103,12 +103,12 @@ def is_heic(beginning: bytes) -> bool:
 
 
 def is_animation(image: Image.Image) -> bool:
-    """Whether an opened image has frames that follow each other in time."""
+    """Return whether an opened image has frames that follow each other in time."""
     return image.format in ANIMATED_FORMATS and getattr(image, 'is_animated', False)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width of an opened image after it is rotated."""
+    """Return height and width of an opened image after it is rotated."""
     # Pillow rotates a TIFF by itself. The EXIF data of a PNG may be behind its pixels; asking would
     # read them.
     if image.format != 'TIFF' and (image.format != 'PNG' or 'exif' in image.info):
@@ -119,12 +119,12 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def count_frames(image: Image.Image) -> int:
-    """How many frames an animation has; a GIF is read through for it, but not decoded."""
+    """Return the number of frames of an animation; a GIF is read for this, but not decoded."""
     return image.n_frames - _first_frame(image)
 
 
 def read_frames(image: Image.Image) -> Iterator[TimedImage]:
-    """The frames of an opened animation, whole images of one size."""
+    """Yield the frames of an opened animation, whole images of one size."""
     time = 0.0
     for index in range(count_frames(image)):
         image.seek(_first_frame(image) + index)
@@ -156,7 +156,7 @@ def _identify(file: BinaryIO) -> Image.Image:
             ) from error
         register_heif_opener()
     Image.init()
-    # Pillow's own limit, for web servers, refuses what satellites and microscopes give.
+    # Pillow's own limit, meant for web servers, refuses images of satellites and microscopes.
     Image.MAX_IMAGE_PIXELS = None
     try:
         image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
@@ -166,15 +166,15 @@ def _identify(file: BinaryIO) -> Image.Image:
         raise NotMediaError('is not an image') from error
     if image.width * image.height > MAX_PIXELS:
         raise InputError(
-            f'is too large: {image.width}x{image.height} pixels, and {MAX_PIXELS:,} are the most '
-            'that can be read; cut it into parts first'
+            f'is too large: {image.width}x{image.height} pixels, but at most {MAX_PIXELS:,} '
+            'can be read; cut it into parts first'
         )
     return image
 
 
 def to_bgr(image: Image.Image) -> np.ndarray:
-    """A loaded image, which is changed, as an array: upright, on white, in 8 bits."""
-    # Corrupt EXIF data does not hide the image.
+    """Convert a loaded image, which is changed, to an array: upright, on white, in 8 bits."""
+    # An image with corrupt EXIF data is still read.
     with suppress(*IMAGE_DECODE_ERRORS):
         ImageOps.exif_transpose(image, in_place=True)
     if _is_deep_gray(image):
@@ -186,7 +186,7 @@ def to_bgr(image: Image.Image) -> np.ndarray:
         image = image.convert('RGB')
     code = cv2.COLOR_GRAY2BGR if image.mode == 'L' else cv2.COLOR_RGB2BGR
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    # Pillow makes two copies of what becomes an array, which for a large image would be gigabytes.
+    # Pillow copies an image twice to make an array; for a large image that would be gigabytes.
     step = max(STRIP_PIXELS // max(image.width, 1), 1)
     for top in range(0, image.height, step):
         bottom = min(top + step, image.height)
@@ -197,9 +197,9 @@ def to_bgr(image: Image.Image) -> np.ndarray:
 
 
 def _is_deep_gray(image: Image.Image) -> bool:
-    """Whether the samples are gray and of 9 to 16 bits; refuses what cannot come out right."""
+    """Return whether samples are gray, with 9 to 16 bits; refuse what would be read wrongly."""
     if image.format == 'TIFF' and image.tag_v2.get(ExifTags.Base.PlanarConfiguration) == 2:
-        # Pillow takes the samples of such a file for 8 bits each, and says nothing.
+        # Pillow reads the samples of such a file as 8 bits each, without an error.
         is_deep = max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (8,))) > 8
         if is_deep and image.info.get('compression') == 'raw':
             raise InputError(
@@ -209,8 +209,8 @@ def _is_deep_gray(image: Image.Image) -> bool:
     low, high = image.getextrema() if image.mode in ('I', 'F') else (0, 0)
     if image.mode == 'F' or low < 0 or high >= 2**16:
         raise InputError(
-            f'has 32-bit samples from {low:g} to {high:g}, and nothing says which of them are '
-            'black and white; save it with 8 or 16 bits a sample first'
+            f'has 32-bit samples from {low:g} to {high:g}, but does not say which of them are '
+            'black and white; save it with 8 or 16 bits per sample first'
         )
     return image.mode == 'I' or image.mode.startswith('I;16')
 

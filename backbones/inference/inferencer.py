@@ -31,16 +31,16 @@ Given = str | os.PathLike | np.ndarray
 
 @dataclass(frozen=True)
 class Result:
-    """An image and its prediction, or why there is none: then methods raise InputError.
+    """An image and its prediction, or why there is none; then its methods raise InputError.
 
     Attributes:
         source: Where the image comes from: a path, a URL, or 'array 3' for the fourth array.
         frame: Which frame of a video it is, counted from 0 at the clip's start; 0 for an image;
-            None where ``problem`` is about the whole input.
+            None if ``problem`` is about the whole input.
         time: When that frame is shown, in seconds; None for an image.
-        image: (height, width, 3), uint8, BGR; None where it could not be read.
-        prediction: What the model predicts; None where there is a problem.
-        problem: What is wrong with this input, in a line; None if nothing is.
+        image: (height, width, 3), uint8, BGR; None if it could not be read.
+        prediction: What the model predicts; None if there is a problem.
+        problem: What is wrong with this input, in one line; None if nothing is.
     """
 
     source: str
@@ -52,24 +52,24 @@ class Result:
     _visualizer: Visualizer | None = None
 
     def draw(self, legend: bool = True) -> np.ndarray:
-        """The image with the prediction drawn over it, (height, width, 3), uint8, BGR.
+        """Return the image with the prediction drawn over it, (height, width, 3), uint8, BGR.
 
-        ``legend`` adds one below a segmentation, which makes the drawing higher than the image.
+        ``legend`` adds a legend below a segmentation; the drawing is then higher than the image.
         """
         self._expect_prediction()
         return self._visualizer.draw(self.image, self.prediction, legend)
 
     def to_supervision(self) -> 'supervision.Detections':
-        """The prediction for the package supervision and what builds on it, trackers for instance.
+        """Return the prediction for the package supervision and its users, for example trackers.
 
-        Names of classes are in ``data['class_name']``. Of a segmentation, a mask for each class
-        that occurs, without confidence. Raises ConfigError where the package is not installed.
+        Class names are in ``data['class_name']``. A segmentation becomes one mask for each class in
+        it, without confidence. Raises ConfigError if the package is not installed.
         """
         objects, size = self._objects(), self.image.shape[:2]
         supervision = import_optional('supervision', 'to_supervision()', 'tracking')
         masks = None
         if objects.masks:
-            # Compact as ours; its extents include their last pixel.
+            # Compact, like ours; supervision's extents include the last pixel.
             extents = extents_of(objects.masks) - (0, 0, 1, 1)
             encoded = [encode_mask(mask, size) for mask in objects.masks]
             masks = supervision.CompactMask.from_coco_rle(encoded, extents, size)
@@ -83,9 +83,9 @@ class Result:
         )
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """The prediction in COCO's results format, as in the files of infer.py.
+        """Return the prediction in COCO's results format, as in the files of infer.py.
 
-        Of a segmentation, a mask for each class that occurs, without a score.
+        A segmentation becomes one mask for each class in it, without a score.
         """
         objects, name = self._objects(), mirrored_path(self.source)
         image = {'image_id': image_id_of(name), 'file_name': name}
@@ -116,31 +116,31 @@ class Inferencer:
 
     Args:
         config: Path of a config, or of a file that ``tools/export.py`` wrote.
-        checkpoint: Path or URL of a checkpoint of the whole model; none for an exported file.
+        checkpoint: Path or URL of a checkpoint of the whole model; None for an exported file.
         device: For instance 'cuda:1'. Default: the first GPU, else the CPU; for an exported file
             see :func:`.exported_file.open_exported`.
         batch_size: Images that go through the model at once. Changes no result.
-        amp: Mixed precision, see :func:`backbones.engine.amp.inference_precision`; of exported
-            files for an .xml only.
-        deploy: Fold what only training needs, which is faster and changes results by rounding
-            only.
+        amp: Mixed precision, see :func:`backbones.engine.amp.inference_precision`; among exported
+            files, only .xml has it.
+        deploy: Fold layers that only training needs; this is faster, and changes results only by
+            rounding.
         score_thr: Detections below this score are left out.
         classes: Names of the classes to keep. Default: all.
         palette: See :func:`backbones.inference.palette.choose_palette`. Default: the model's own.
         tile: Images with a longer side go through the model in tiles of this height and width, in
             pixels, at least 64; see :mod:`backbones.inference.tiles`. Default: as a whole.
-        overlap: With ``tile``: the share of a tile that its neighbor sees too, 0 to below 0.9.
-            Default: 0.2.
+        overlap: With ``tile``: the share of a tile's side that its neighbor also covers, from 0 to
+            below 0.9. Default: 0.2.
         cfg_options: Overrides for the config, by dotted key.
 
     Attributes:
         task: 'detection' or 'segmentation'.
         classes: The model's class names; labels are indices into it.
-        about: What the model is, and for an exported file what runs it, as text by name.
+        about: Texts by name that describe the model, and for an exported file what runs it.
         visualizer: Draws predictions.
 
-    Raises ConfigError, ExportError or CheckpointError where the model cannot be read or run, or has
-    no such class.
+    Raises ConfigError, ExportError or CheckpointError if the model cannot be read or run, or lacks
+    one of ``classes``.
     """
 
     def __init__(
@@ -168,8 +168,8 @@ class Inferencer:
             model = TorchModel(str(config), str(checkpoint), device, amp, deploy, cfg_options)
         elif cfg_options or not deploy:
             raise ConfigError(
-                f'{config} is exported: its folding and config were settled then, with the options '
-                'of export.py'
+                f'{config} is an exported file, so config and folding cannot be changed: export it '
+                'again with other options of export.py'
             )
         else:
             model = ExportedModel(str(config), device, amp)
@@ -185,7 +185,7 @@ class Inferencer:
         self._labels = labels_of(classes, self.classes)
 
     def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
-        """The model's prediction, of the chosen scores and classes only."""
+        """Return the model's prediction, with the chosen scores and classes only."""
         prediction = self._model.postprocess(raw, size)
         if isinstance(prediction, Detections):
             return prediction.select(self._score_thr, self._labels)
@@ -194,7 +194,7 @@ class Inferencer:
     def __call__(
         self, inputs: Given | Iterable[Given], clip: Clip | None = None
     ) -> Generator[Result, None, None]:
-        """Predict, while the next images are read and the last results are used.
+        """Predict; the next images are read while the last results are used.
 
         Args:
             inputs: One or many of: the path of an image, a video or a folder, a glob, a URL,
@@ -203,7 +203,7 @@ class Inferencer:
 
         Yields:
             A result for each image and each frame of a video, in order; for an input that cannot
-            be read, or not to its end, one with a ``problem``. The others go on.
+            be read to its end, one with a ``problem``. The other inputs are still read.
         """
         if isinstance(inputs, str | os.PathLike | np.ndarray):
             inputs = [inputs]
@@ -221,7 +221,7 @@ class Inferencer:
 
 
 def labels_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] | None:
-    """The labels of the named classes, None for None; ConfigError where there is no such class."""
+    """Return the labels of the named classes, None for None; ConfigError for an unknown class."""
     if names is None:
         return None
     unknown = [name for name in names if name not in classes]
@@ -234,13 +234,13 @@ def labels_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] 
 
 
 def list_given(given: Given, number: int) -> list[Input]:
-    """The inputs that a path or an array stands for."""
+    """Return the inputs that a path or an array stands for."""
     if not isinstance(given, np.ndarray):
         return list_inputs([os.fspath(given)], recursive=False, stdin=sys.stdin)
     problem = None
     if given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8 or not given.size:
         problem = (
-            f'is of shape {given.shape} and type {given.dtype}; images are (height, width, 3), '
+            f'has shape {given.shape} and type {given.dtype}; images must be (height, width, 3), '
             'uint8, in BGR order'
         )
     return [Input(f'array {number}', problem=problem, data=given)]

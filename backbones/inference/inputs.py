@@ -1,4 +1,4 @@
-"""Files, folders, globs, URLs and lists of them, as one list of inputs."""
+"""List files, folders, globs, URLs and lists of them as inputs."""
 
 import os
 import re
@@ -18,7 +18,7 @@ STREAM_SCHEMES = ('rtsp', 'rtsps', 'rtmp', 'rtmps', 'udp')
 
 # Our own tools write these beside images.
 DATA_SUFFIXES = ('.json', '.jsonl')
-# Lists a run's results, which lie beside it.
+# Lists a run's results, in the same folder.
 RECORDS_NAME = 'predictions.jsonl'
 
 VIDEO_SUFFIXES = (
@@ -36,22 +36,22 @@ MEDIA_SUFFIXES = (
 class Input:
     """One input, not opened yet."""
 
-    # Without needless parts (photos/a.jpg for ./photos//a.jpg); or a URL, or webcam:N.
+    # Normalized (photos/a.jpg for ./photos//a.jpg); or a URL, or webcam:N.
     path: str
-    # What its results are called, once that is known; see output_paths.
+    # The name of its results, once that is known; see output_paths.
     name: str = ''
-    # What data calls its image.
+    # The image's name in the results' data.
     file_name: str = ''
     # Whether it was found in a folder or by a glob, and not named by the user.
     found: bool = False
-    # Why there is nothing to open, to stand behind the path.
+    # Why it cannot be opened, as words that follow the path.
     problem: str | None = None
-    # The image where it need not be read from the path: encoded, or (height, width, 3), uint8, BGR.
+    # The image, if it is not read from the path: encoded, or (height, width, 3), uint8, BGR.
     data: bytes | np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
     def key(self) -> str:
-        """The same for every way to write the path of a file; links to files are other files."""
+        """The same for all ways to write a file's path; a link to a file is another file."""
         if find_scheme(self.path) or is_live(self.path):
             return self.path
         folder, name = os.path.split(os.path.abspath(self.path))
@@ -64,9 +64,9 @@ class Input:
 
 
 def list_inputs(inputs: Sequence[str], recursive: bool, stdin: TextIO) -> list[Input]:
-    """Everything that the user's inputs stand for, as docs/inputs.md has it; no file is opened.
+    """List all files that the user's inputs stand for (see docs/inputs.md), without opening any.
 
-    A file that is reached twice is there once; what cannot be listed is there with its ``problem``.
+    A file that is found twice is listed once; an input that cannot be listed has a ``problem``.
     """
     listed: dict[str, Input] = {}
     for given in inputs:
@@ -79,24 +79,24 @@ def list_inputs(inputs: Sequence[str], recursive: bool, stdin: TextIO) -> list[I
 
 
 def find_scheme(path: str) -> str | None:
-    """What stands before ``://``, in lower case; None for a local path."""
+    """Return the part before ``://``, in lower case; None for a local path."""
     match = re.match(r'([a-zA-Z][a-zA-Z0-9+.-]*)://', path)
     return match[1].lower() if match else None
 
 
 def is_live(path: str) -> bool:
-    """Whether this can only be a live source: the URL of a stream, or ``webcam:N``."""
+    """Return whether this can only be a live source: the URL of a stream, or ``webcam:N``."""
     return find_scheme(path) in STREAM_SCHEMES or re.fullmatch(r'webcam:\d+', path) is not None
 
 
 def without_password(path: str) -> str:
-    """A URL without user and password; other paths as they are."""
-    # To the last @, as a password may have some: it ends where the host begins.
+    """Return a URL without user and password; other paths as they are."""
+    # Up to the last @ before the path, since a password may contain some.
     return re.sub(r'^([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#]*@', r'\1', path)
 
 
 def explain_os_error(error: Exception) -> str:
-    """Why a path cannot be opened, to stand behind it."""
+    """Return why a path cannot be opened, as words that follow the path."""
     return f'cannot be read: {reason_of(error)}'
 
 
@@ -109,13 +109,13 @@ def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:
 
 
 def lines_of(file: TextIO) -> list[str]:
-    """The paths that stand in a file, one a line."""
+    """Return the paths in a file, one per line."""
     # Not splitlines(), which splits at characters that names may have.
     return [path for line in file if (path := line.rstrip('\r\n')).strip()]
 
 
 def iterate_inputs(given: str, recursive: bool) -> Iterator[Input]:
-    """As :func:`list_inputs` for one input, without holding them all."""
+    """Like :func:`list_inputs`, but for one input, and one file at a time."""
     scheme = find_scheme(given)
     try:
         if is_live(given) or scheme in WEB_SCHEMES:
@@ -130,7 +130,7 @@ def iterate_inputs(given: str, recursive: bool) -> Iterator[Input]:
 
 
 def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
-    """Files of a storage that fsspec has a package for: s3://, gs://, hf://, ..."""
+    """Yield files of a storage that fsspec has a package for: s3://, gs://, hf://, ..."""
     try:
         storage, path = fsspec.core.url_to_fs(url)
         if _is_glob(path) and not storage.exists(path):
@@ -145,7 +145,7 @@ def _list_storage(url: str, recursive: bool) -> Iterator[Input]:
     # Each storage has errors of its own.
     except Exception as error:
         raise InputError(f'cannot be listed: {in_one_line(error)}') from error
-    # What the user names is wanted, whatever it is called.
+    # The part of the path that the user named is wanted, even if it is hidden.
     named = re.match(r'([^*?[]*/)?\.*', path).end()
     paths = sorted((each for each in paths if _is_wanted(each[named:])), key=_natural)
     if not paths:
@@ -164,7 +164,7 @@ def _list_local(given: str, recursive: bool) -> Iterator[Input]:
         return
     files = list(_walk(given, recursive)) if is_folder else [Input(given)]
     if not files:
-        hint = '' if recursive else '; folders in it are searched with --recursive'
+        hint = '' if recursive else '; --recursive also searches the folders in it'
         raise InputError(f'is a folder without files{hint}')
     yield from files
 
@@ -175,14 +175,14 @@ def _list_glob(glob: str, recursive: bool) -> Iterator[Input]:
     if parts[-1] == '**':
         parts = (*parts, '*')
     try:
-        # Not glob.glob: it follows links, and two that lead in circles keep it busy for ever.
+        # Not glob.glob: it follows links, and links in a circle would keep it busy for ever.
         paths = list(map(str, Path(anchor).glob('/'.join(parts))))
     except (OSError, ValueError, NotImplementedError) as error:
         raise InputError(f'cannot be searched: {error}') from error
     if not _is_hidden(glob):
         paths = [path for path in paths if not _is_hidden(path)]
     if not paths:
-        raise InputError('does not exist, and as a glob fits no file')
+        raise InputError('does not exist, and matches no file as a glob')
     for path in sorted(paths, key=_natural):
         if not os.path.isdir(path):
             yield Input(path, found=True)
@@ -191,7 +191,7 @@ def _list_glob(glob: str, recursive: bool) -> Iterator[Input]:
 
 
 def _walk(folder: str, recursive: bool) -> Iterator[Input]:
-    """Files of a folder, each folder once, whatever links lead in circles."""
+    """Yield the files of a folder; each folder is visited once, even if links form circles."""
     seen, errors = set(), []
     for path, folders, files in os.walk(folder, onerror=errors.append, followlinks=True):
         real = os.path.realpath(path)
@@ -224,6 +224,6 @@ def _is_glob(path: str) -> bool:
 
 
 def _natural(path: str) -> tuple:
-    """Sorts names as people do: numbers by their value."""
+    """Return a key that sorts names as people do: numbers by their value."""
     parts = re.split(r'([0-9]+)', path.casefold())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], path

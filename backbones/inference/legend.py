@@ -30,14 +30,14 @@ class Entry(NamedTuple):
 
 
 class SteadyClasses:
-    """Lists a class for ``hold`` frames after it covered ``min_share``, so nothing flickers."""
+    """Lists a class for ``hold`` frames after it covered ``min_share``, so it does not flicker."""
 
     def __init__(self, hold: int = 60, min_share: float = 0.002) -> None:
         self.hold, self.min_share = hold, min_share
         self.frames_left: dict[int, int] = {}
 
     def update(self, shares: dict[int, float]) -> list[int]:
-        """The classes to list in the next frame, whose classes cover these shares of it."""
+        """Return the classes to list in the next frame; ``shares`` are those of its classes."""
         left = {index: frames - 1 for index, frames in self.frames_left.items() if frames > 1}
         left |= {
             index: self.hold
@@ -49,7 +49,7 @@ class SteadyClasses:
 
 
 def legend_band(entries: Sequence[Entry], width: int, height: int, size: int) -> np.ndarray:
-    """A legend for below an image of this size, in as many columns as fit; no rows if none fit.
+    """Return a legend to go below an image of this size, in columns; no rows if nothing fits.
 
     The most important ``entries`` come first. ``size`` is the height of the font.
     """
@@ -81,7 +81,7 @@ def draw_panel(image: np.ndarray, entries: Sequence[Entry], size: int) -> None:
 def arrange(
     entries: Sequence[Entry], rows: int, width: int, size: int, max_columns: int | None = None
 ) -> list[list[Entry]]:
-    """Columns of entries, read from top to bottom, the first the longest; none if none fits."""
+    """Arrange entries in columns, read from top to bottom, the longest first; [] if none fits."""
     max_columns = max(min(max_columns or width // (3 * size), len(entries)), 1)
     room = width - swatch_width(size)
     shown = [
@@ -115,7 +115,7 @@ def column_gap(size: int) -> int:
 
 
 def swatch_width(size: int) -> int:
-    """Of a swatch and the gap to its text."""
+    """Return the width of a swatch and the gap to its text."""
     return size + round(size * 0.45)
 
 

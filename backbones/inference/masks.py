@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class CroppedMask:
-    """The mask of one instance, cut out of the image: a hundred as large as it may not fit."""
+    """The mask of one instance, cropped: a hundred as large as the image may not fit in memory."""
 
     # Column and row of the image at which the pixels begin.
     x: int
@@ -30,7 +30,7 @@ class CroppedMask:
 
 
 class CompressedMask(CroppedMask):
-    """A :class:`CroppedMask` of a hundredth of its size, whose pixels take time to look at."""
+    """A :class:`CroppedMask`, compressed to a hundredth; each access decompresses the pixels."""
 
     def __init__(self, mask: CroppedMask) -> None:
         # All but the pixels, which are computed.
@@ -47,7 +47,7 @@ def keep_masks_small(model: nn.Module) -> None:
     """Make a detector's mask heads return probabilities, float, at the head's own size, in place.
 
     mmdet pastes every mask into an array as large as the image, which takes most of the time and
-    memory of a large image; :func:`paste_masks` computes the pixels inside the boxes alone, later.
+    memory of a large image; later, :func:`paste_masks` computes only the pixels inside the boxes.
     """
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
@@ -77,9 +77,9 @@ def _probabilities(
 def paste_masks(
     probabilities: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float
 ) -> list[CroppedMask]:
-    """Masks from the probabilities inside their boxes (He et al., "Mask R-CNN", section 3.1).
+    """Compute masks from probabilities in their boxes (He et al., "Mask R-CNN", section 3.1).
 
-    Bilinear between the centers of the cells, 0 outside; the same pixels as mmdet's.
+    Bilinear between the centers of the cells, 0 outside; the pixels equal mmdet's.
     ``probabilities`` are (N, cells, cells), ``boxes`` (N, 4) in pixels, ``size`` height and width.
     """
     masks = []
@@ -91,7 +91,7 @@ def paste_masks(
 
 
 def crop_masks(masks: np.ndarray) -> list[CroppedMask]:
-    """Masks as large as the image, (N, height, width), each cropped to its own extent."""
+    """Crop masks as large as the image, (N, height, width), each to its own extent."""
     cropped = []
     # Not to the boxes: SOLO and SOLOv2 predict zeros for these.
     for mask in np.asarray(masks, bool):
@@ -101,20 +101,20 @@ def crop_masks(masks: np.ndarray) -> list[CroppedMask]:
 
 
 def extents_of(masks: Sequence[CroppedMask]) -> np.ndarray:
-    """(N, 4): left, top, right and bottom of the pixels of each mask."""
+    """Return (N, 4): left, top, right and bottom of the pixels of each mask."""
     starts = np.array([(mask.x, mask.y) for mask in masks], np.int64).reshape(-1, 2)
     sizes = np.array([mask.shape[::-1] for mask in masks], np.int64).reshape(-1, 2)
     return np.hstack([starts, starts + sizes])
 
 
 def fill_empty_boxes(boxes: np.ndarray, masks: Sequence[CroppedMask]) -> np.ndarray:
-    """Boxes, (N, 4); where one has no area, the extent of its mask."""
+    """Return boxes, (N, 4); a box without an area becomes the extent of its mask."""
     is_empty = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1, keepdims=True)
     return np.where(is_empty, extents_of(masks), boxes).astype(boxes.dtype)
 
 
 def encode_mask(mask: CroppedMask, size: tuple[int, int]) -> dict:
-    """A mask in COCO's run-length encoding, without an array as large as the image."""
+    """Encode a mask by COCO's run-length encoding, without an array as large as the image."""
     height, width = size
     # Runs go down the columns; zeros around the mask give every run a beginning and an end.
     change = np.diff(np.pad(mask.pixels.T, ((0, 0), (1, 1))).view(np.int8), axis=1)
@@ -132,7 +132,7 @@ def encode_mask(mask: CroppedMask, size: tuple[int, int]) -> dict:
 
 
 def _interpolation(low: float, high: float, limit: int, cells: int) -> tuple[int, np.ndarray]:
-    """The first pixel along one side of a box, and (pixels, cells) weights of the cells."""
+    """Return the first pixel along a side of a box, and the (pixels, cells) weights of cells."""
     first = int(np.clip(np.floor(low) - 1, 0, limit))
     last = int(np.clip(np.ceil(high) + 1, first, limit))
     extent = max(float(high) - float(low), 1e-6)

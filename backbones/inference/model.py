@@ -47,7 +47,7 @@ class TorchModel:
     ) -> None:
         self.device = choose_device(device)
         self.amp = amp
-        # CUDA graphs, and mixed precision on a CPU, write to what threads would share.
+        # CUDA graphs, and mixed precision on a CPU, write to state that threads would share.
         takes_turns = amp or self.device.type == 'cuda'
         self._turn = threading.Lock() if takes_turns else nullcontext()
         cfg = load_config(config, cfg_options)
@@ -105,7 +105,7 @@ class TorchModel:
 
     @contextmanager
     def _running(self, batch: Sequence[dict[str, Any]]) -> Iterator[tuple[Tensor, list]]:
-        """The network's inputs and samples, and the precision it runs in."""
+        """Yield the network's inputs and samples, within the precision that it runs in."""
         data = self.model.data_preprocessor(
             {key: [item[key] for item in batch] for key in ('inputs', 'data_samples')}, False
         )
@@ -114,11 +114,11 @@ class TorchModel:
             yield data['inputs'], data['data_samples']
 
     def logits_of(self, raw: Logits, size: tuple[int, int]) -> Logits:
-        """An entry of what :meth:`predict_logits` returns as the logits of an image."""
+        """Return the logits of an image, an entry of what :meth:`predict_logits` returns."""
         return raw
 
     def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
-        """A prediction from an entry of what :meth:`predict` returns; ``size``: height, width."""
+        """Convert an entry of what :meth:`predict` returns; ``size``: height, width."""
         if self.task == 'segmentation':
             dtype = np.uint8 if raw.dtype == torch.uint8 else np.uint16
             return Segmentation(raw.numpy().astype(dtype, copy=False))
@@ -135,7 +135,7 @@ class TorchModel:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, or ConfigError; by default the first GPU, else the CPU."""
+    """Return the device of that name, or raise ConfigError; default: the first GPU, else CPU."""
     if name is None:
         return torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')
     try:
@@ -148,15 +148,15 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def expect_objects(model: ConfigDict) -> None:
-    """Raise ConfigError for a detector that gives no boxes or masks for an image alone."""
+    """Raise ConfigError for a detector that predicts no objects from an image alone."""
     if 'language_model' in model:
-        raise ConfigError(f'{model.type} needs a text with every image, which there is no way for')
+        raise ConfigError(f'{model.type} needs a text with every image, which is not supported')
     if 'panoptic_fusion_head' in model and not (model.get('test_cfg') or {}).get('instance_on'):
-        raise ConfigError(f'{model.type} gives panoptic maps, not objects')
+        raise ConfigError(f'{model.type} predicts panoptic maps, not objects')
 
 
 def classes_and_palette(config: Config, checkpoint: dict) -> tuple[tuple[str, ...], Any]:
-    """Class names and colors: the checkpoint's, else the config's, else those of its dataset."""
+    """Return class names and colors: the checkpoint's, else the config's, else its dataset's."""
     meta = checkpoint['meta'].get('dataset_meta') or {}
     if meta.get('classes'):
         return tuple(meta['classes']), meta.get('palette')
@@ -181,7 +181,7 @@ def classes_and_palette(config: Config, checkpoint: dict) -> tuple[tuple[str, ..
 
 
 def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Module:
-    """The model of a config with the weights of a checkpoint."""
+    """Build the model of a config with the weights of a checkpoint."""
     for part in (config.model, config.model.get('backbone', {})):
         part.pop('init_cfg', None)
         part.pop('pretrained', None)
@@ -194,7 +194,7 @@ def build_model(config: Config, checkpoint: dict, source: str) -> torch.nn.Modul
 
 
 def transforms_of(config: Config, path: str) -> list[ConfigDict]:
-    """The test pipeline without the transforms that read files: images come as arrays."""
+    """Return the test pipeline without transforms that read files: images come as arrays."""
     pipeline = test_pipeline(config)
     if not pipeline:
         raise ConfigError(f'{path} has no test_dataloader, so how to resize images is unknown')

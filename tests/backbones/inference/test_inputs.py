@@ -102,7 +102,7 @@ def test_problems_do_not_stop_the_others(tree: Path, tmp_path: Path):
     (tmp_path / 'broken.jpg').symlink_to('gone.jpg')
     problems = {
         str(tmp_path / 'missing.jpg'): 'No such file',
-        str(tmp_path / '*.tif'): 'fits no file',
+        str(tmp_path / '*.tif'): 'matches no file',
         str(tmp_path / 'nothing'): '--recursive',
         'gopher://host/a.jpg': 'gopher',
         'webcam:front': 'No such file',
