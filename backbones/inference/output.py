@@ -1,4 +1,4 @@
-"""Drawings and data as files: those of an image at once, those of a video frame by frame."""
+"""Write drawings and data as files: an image's at once, a video's frame by frame."""
 
 import os
 import shutil
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 # JPEG's limit along a side is 65,535; larger drawings are PNGs.
 MAX_JPEG_SIDE = 65_000
-# What a video's results can be.
+# The possible results of a video.
 VIDEO_RESULTS = (('drawn', '.mp4'), ('data', '.jsonl'), ('data', '.frames'))
 
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Tell errors that end a run, OutputError, from those of one input, InputError."""
+    """Raise OutputError for errors that end a run, InputError for those of one input."""
     try:
         with raise_output_errors():
             yield
@@ -53,8 +53,8 @@ def writing() -> Iterator[None]:
 class Writer:
     """Writes drawings and data of every input below one folder.
 
-    ``parts`` says which of 'drawn' and 'data'. Raises ConfigError where the folder has data of a
-    model with other classes, and, as all methods, OutputError where nothing more can be written.
+    ``parts`` selects 'drawn', 'data' or both. Raises ConfigError if the folder has data of a model
+    with other classes. All methods raise OutputError if nothing more can be written.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Writer:
         legend: bool = True,
     ) -> None:
         self.folder = folder
-        # What is not finished lies here.
+        # The folder of unfinished files.
         self.partial = folder / f'.{uuid4().hex[:8]}.partial'
         self.visualizer = inferencer.visualizer
         self.categories = categories_of(inferencer.classes, inferencer.task)
@@ -75,7 +75,7 @@ class Writer:
             path = folder / 'categories.json'
             if path.exists() and path.read_bytes() != to_json(self.categories):
                 raise ConfigError(
-                    f'{path} has other classes than this model; take another --out-dir for its data'
+                    f'{path} has other classes than this model; use another --out-dir for its data'
                 )
             with raise_output_errors():
                 write_json(path, self.categories)
@@ -143,27 +143,27 @@ class Writer:
         return coco_results(frame.prediction, frame.image.shape[:2], image, self.categories)
 
     def path(self, part: str, job: Input, suffix: str) -> Path:
-        """A file or folder with results of an input."""
+        """Return the path of a file or folder with results of an input."""
         return self.folder / part / f'{job.name}{suffix}'
 
     def relative(self, path: Path) -> str:
-        """A path as ``predictions.jsonl`` has it."""
+        """Return a path as ``predictions.jsonl`` has it."""
         return path.relative_to(self.folder).as_posix()
 
     def close(self) -> None:
-        """Remove what is not finished."""
+        """Remove unfinished files."""
         shutil.rmtree(self.partial, ignore_errors=True)
 
 
 def encode_drawing(drawing: np.ndarray) -> tuple[str, bytes]:
-    """The suffix and the content of a drawing's file: a JPEG, or a PNG if it is too large."""
+    """Return suffix and content of a drawing's file: a JPEG, or a PNG if it is too large."""
     suffix = '.png' if max(drawing.shape) > MAX_JPEG_SIDE else '.jpg'
     # OpenCV's JPEGs are of quality 95. Not tofile(), which ignores a full disk.
     return suffix, cv2.imencode(suffix, drawing)[1].tobytes()
 
 
 class StreamWriter:
-    """Writes the files of one video, whose frames come in order; put in place by :meth:`close`."""
+    """Writes the files of one video, frame by frame; :meth:`close` gives them their final names."""
 
     def __init__(self, writer: Writer, stream: Stream, clip: Clip) -> None:
         self.writer, self.stream, self.clip = writer, stream, clip
@@ -176,7 +176,7 @@ class StreamWriter:
         self._has_failed = False
 
     def write(self, frame: Frame) -> np.ndarray | None:
-        """Append a frame; returns its complete drawing, or None where nothing is drawn."""
+        """Append a frame; return its complete drawing, or None if nothing is drawn."""
         if self._has_failed:
             return None
         if frame.problem:
@@ -208,7 +208,7 @@ class StreamWriter:
             self._video.write(frame.drawing, frame.pts, frame.duration)
 
     def close(self, closed: Closed) -> dict[str, Any]:
-        """Finish the files; returns the input's line in ``predictions.jsonl``."""
+        """Finish the files; return the input's line in ``predictions.jsonl``."""
         record = {
             'input': self.stream.input.shown,
             'kind': self.stream.kind,
@@ -219,7 +219,7 @@ class StreamWriter:
         }
         if self.stream.live:
             record['dropped'] = self.stream.live.dropped
-        # To stop a live source is the normal way to end it.
+        # Stopping a live source is the normal way to end it.
         elif closed.was_interrupted:
             record['status'] = 'interrupted'
         if not self._has_failed:
@@ -239,12 +239,12 @@ class StreamWriter:
     def _finish(self, closed: Closed, record: dict[str, Any]) -> None:
         """Give the files their final names and record them."""
         if self._video is not None:
-            # Where the frames end early, the audio ends with them.
+            # If the frames end early, the audio ends with them.
             is_whole = not (closed.was_interrupted or closed.problem or self.clip.end)
             self._video.close(whole_audio=is_whole)
         if self._lines is not None:
             self._lines.close()
-        # Not the name of a finished result, so that --skip-existing does it again.
+        # Not the name of a finished result, so that --skip-existing runs it again.
         mark = '.interrupted' if record['status'] == 'interrupted' else ''
         for part, suffix in VIDEO_RESULTS:
             partial = self._partial(part, suffix)
@@ -252,7 +252,7 @@ class StreamWriter:
                 path = self.writer.path(part, self.stream.input, f'{mark}{suffix}')
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if partial.is_dir():
-                    # An earlier run may have taken other frames.
+                    # An earlier run may have written other frames.
                     shutil.rmtree(path, ignore_errors=True)
                 os.replace(partial, path)
                 record[part] = self.writer.relative(path)
@@ -263,11 +263,11 @@ class StreamWriter:
                 old.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Let go of the files that are not finished; the Writer removes them."""
+        """Close the unfinished files; the Writer removes them."""
         if self._video is not None:
             self._video.discard()
         if self._lines is not None:
-            with suppress(OSError):  # of buffered lines, on a full disk
+            with suppress(OSError):  # buffered lines are written, perhaps to a full disk
                 self._lines.close()
 
     def _fail(self, error: InputError) -> None:

@@ -1,4 +1,4 @@
-"""A sheet that shows datasets: annotated images, and how many of what there are."""
+"""A sheet that shows datasets: annotated images, and counts of classes, sizes and objects."""
 
 import io
 from collections import Counter
@@ -24,7 +24,7 @@ SAMPLES = 8
 
 
 def draw_overview(datasets: Sequence[CheckedDataset], path: Path) -> None:
-    """Draw images of the first of some datasets that were checked, and counts of all."""
+    """Draw images of the first checked dataset, and counts of all of them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 12), layout='constrained')
@@ -48,7 +48,7 @@ def draw_overview(datasets: Sequence[CheckedDataset], path: Path) -> None:
     axes.set_yticks(range(len(classes)), classes, fontsize='small')
     axes.invert_yaxis()
     axes.legend(fontsize='small')
-    axes.set(title='images of each class')
+    axes.set(title='images per class')
     axes = figure.add_subplot(grid[2, 4:8])
     places = Counter(sizes)
     axes.scatter(*zip(*places, strict=True), s=[20 + 200 * n / len(sizes) for n in places.values()])
@@ -56,13 +56,13 @@ def draw_overview(datasets: Sequence[CheckedDataset], path: Path) -> None:
     axes = figure.add_subplot(grid[2, 8:])
     axes.hist(per_image, bins=min(max(max(per_image), 1), 40))
     unit = 'classes' if datasets[0].layout == 'segmentation' else 'objects'
-    axes.set(title=f'{unit} of an image', ylabel='images')
+    axes.set(title=f'{unit} per image', ylabel='images')
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=80, format='png')
 
 
 def build_dataset(dataset: ConfigDict) -> BaseDataset:
-    """A dataset of a config that yields whole images with their ground truth."""
+    """Build a dataset of a config that yields whole images with their ground truth."""
     steps = [step for step in dataset.pipeline if step.type.startswith(('Load', 'Pack'))]
     # pycocotools prints that it reads a file.
     with redirect_stdout(io.StringIO()):
@@ -70,7 +70,7 @@ def build_dataset(dataset: ConfigDict) -> BaseDataset:
 
 
 def draw_samples(dataset: BaseDataset) -> Iterator[np.ndarray]:
-    """Images of a dataset, evenly over all, with their ground truth."""
+    """Yield evenly spaced images of a dataset with their ground truth, drawn."""
     classes = dataset.metainfo['classes']
     palette = choose_palette(None, classes, dataset.metainfo.get('palette'))
     visualizer = Visualizer(classes, palette)
@@ -85,7 +85,7 @@ def draw_samples(dataset: BaseDataset) -> Iterator[np.ndarray]:
 
 
 def contents(checked: CheckedDataset, dataset: BaseDataset) -> Iterator[tuple[Any, tuple]]:
-    """The labels of all objects, or of the map, of each image, and its (width, height)."""
+    """Yield for each image the labels of its objects or its map, and its (width, height)."""
     if checked.layout == 'segmentation':
         for sample in checked.samples:
             values = np.asarray(Image.open(sample.seg_map))

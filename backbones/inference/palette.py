@@ -38,10 +38,10 @@ FIRST_COLORS = [
 
 
 def choose_palette(spec: str | None, class_names: Sequence[str], saved: Any) -> list[Color]:
-    """A color for every class, (R, G, B).
+    """Return a color for every class, (R, G, B).
 
-    ``spec`` is one of ``PALETTE_NAMES`` or a text file. None: what is ``saved`` with the model, if
-    that is a color for every class; else, and for a color that comes twice, distinct colors.
+    ``spec`` is one of ``PALETTE_NAMES`` or a text file. None: the palette ``saved`` with the model
+    if it has a color for every class; otherwise, and for repeated colors, distinct colors.
     """
     count = len(class_names)
     if spec is None:
@@ -52,13 +52,13 @@ def choose_palette(spec: str | None, class_names: Sequence[str], saved: Any) -> 
     if not fitting:
         raise ConfigError(
             f"the palette '{spec}' has {max(map(len, palettes))} colors, the model {count} "
-            'classes; leave it out, or give a text file with a color a line'
+            'classes; leave it out, or give a text file with one color per line'
         )
     return min(fitting, key=len)[:count]
 
 
 def saved_palette(saved: Any, count: int) -> list[Color] | None:
-    """A checkpoint's palette, or None where it was not chosen for these classes."""
+    """Return a checkpoint's palette, or None if it was not chosen for these classes."""
     try:
         colors = np.asarray(saved, dtype=float)
     except (TypeError, ValueError):  # mmdet saves 'random' for a dataset without a palette
@@ -75,7 +75,7 @@ def saved_palette(saved: Any, count: int) -> list[Color] | None:
 
 
 def without_repeats(palette: list[Color]) -> list[Color]:
-    """With another color for each class whose own is that of an earlier class too."""
+    """Return a palette in which colors that an earlier class also has are replaced."""
     spare = (color for color in farthest_colors(2 * len(palette)) if color not in palette)
     return [
         next(spare) if color in palette[:index] else color for index, color in enumerate(palette)
@@ -83,7 +83,7 @@ def without_repeats(palette: list[Color]) -> list[Color]:
 
 
 def named_palettes(name: str) -> list[list[Color]]:
-    """The palettes that mmdet and mmseg have under a name."""
+    """Return the palettes that mmdet and mmseg have under a name."""
     palettes = []
     if name in MMDET_PALETTES:
         from mmdet.visualization import get_palette
@@ -97,7 +97,7 @@ def named_palettes(name: str) -> list[list[Color]]:
 
 
 def read_palette(path: str) -> list[Color]:
-    """The colors of a text file, one a line, without empty lines."""
+    """Read the colors in a text file, one per line; empty lines are ignored."""
     try:
         lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
     except (OSError, ValueError) as error:
@@ -117,15 +117,15 @@ def read_palette(path: str) -> list[Color]:
                 raise ValueError
         except ValueError:
             raise ConfigError(
-                f"{path}, line {number}: '{line.strip()[:40]}' is no color; write red, green and "
-                "blue from 0 to 255 as '230 80 50', or '#e65032'"
+                f"{path}, line {number}: '{line.strip()[:40]}' is not a color; write red, green "
+                "and blue from 0 to 255 as '230 80 50', or '#e65032'"
             ) from None
         colors.append((red, green, blue))
     return colors
 
 
 def distinct_palette(class_names: Sequence[str]) -> list[Color]:
-    """Colors that are easily told apart, over photographs and on paper; background is gray."""
+    """Return colors that are easy to tell apart, on photographs and paper; background is gray."""
     colors = iter(farthest_colors(len(class_names)))
     return [
         BACKGROUND_COLOR if name.strip().lower() in BACKGROUND_NAMES else next(colors)
@@ -135,9 +135,9 @@ def distinct_palette(class_names: Sequence[str]) -> list[Color]:
 
 @lru_cache
 def farthest_colors(count: int) -> tuple[Color, ...]:
-    """After the chosen ones, each color is the one farthest in CIELAB from all before it.
+    """Return the chosen colors, then each time the one farthest in CIELAB from all before it.
 
-    So a class keeps its color when others come after it.
+    So a class keeps its color when others are added after it.
     """
     steps = np.linspace(0, 255, 22)
     grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
@@ -146,7 +146,7 @@ def farthest_colors(count: int) -> tuple[Color, ...]:
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
     # Visible in shadows and on white paper, and unlike a photograph's own grays.
     usable = (lightness > 42) & (lightness < 88) & (chroma > 38) & (chroma < 92)
-    # Since the photograph shines through, lightness says less than hue.
+    # Since the photograph shines through, lightness differs less clearly than hue.
     lab = lab * np.float32([0.7, 1, 1])
     distance = np.where(usable, np.inf, -1)
     chosen: list[int] = []

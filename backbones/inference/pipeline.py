@@ -22,8 +22,8 @@ from .results import Detections, Segmentation
 # MiB that all images in the pipeline, decoded and drawn, may take.
 IMAGE_BUDGET = 1024
 
-# What a transform or the network may raise on an image it cannot work with, one so thin that
-# nothing is left of it after resizing, for instance. InputError is a ValueError.
+# What a transform or the network may raise on an image that it cannot process, for example one so
+# thin that nothing is left of it after resizing. InputError is a ValueError.
 IMAGE_ERRORS = (ValueError, RuntimeError, MemoryError, cv2.error)
 
 
@@ -40,8 +40,8 @@ class Model(Protocol):
 class Pipeline:
     """Runs a model while other threads read, preprocess and finish, in order, in bounded memory.
 
-    At most ``ahead`` frames are preprocessed ahead of the model, and finished behind it; of a live
-    source one.
+    At most ``ahead`` frames are preprocessed before the model, and as many are finished after it;
+    only one of a live source.
     """
 
     def __init__(self, model: Model, batch_size: int = 1) -> None:
@@ -49,7 +49,7 @@ class Pipeline:
         self.batch_size = batch_size
         self.threads = max(2, min(8, os.cpu_count() or 1))
         self.ahead = 2 * batch_size + self.threads
-        # Frames that the model and finishing worked on, and seconds that took over all threads.
+        # Frames that the model and finishing processed, and the seconds of all threads for that.
         self.counts, self.seconds = Counter(), Counter()
         self._lock = threading.Lock()
 
@@ -81,7 +81,7 @@ class Pipeline:
                 finished.close()
 
     def rate(self, what: str) -> float:
-        """Frames a second; 0 before the first."""
+        """Return frames per second; 0 before the first."""
         return self.counts[what] / self.seconds[what] if self.counts[what] else 0.0
 
     @contextmanager
@@ -153,8 +153,8 @@ class Pipeline:
 class Overlapped:
     """``map(function, items)`` in the background: in order, and never far ahead of the reader.
 
-    ``items`` are drawn in a thread of its own, at most ``ahead`` before their results are taken.
-    What an item or a call raises is raised where its result would come.
+    A thread takes ``items``, at most ``ahead`` more than the results that have been read. An
+    exception of an item or a call is raised in place of its result.
     """
 
     def __init__(
@@ -183,18 +183,18 @@ class Overlapped:
         return result
 
     def is_next_ready(self) -> bool:
-        """Whether there is a next result that need not be waited for."""
+        """Return whether the next result is there without waiting."""
         queue = self._futures.queue
         # Only one thread takes from the queue, so its first entry stays.
         return bool(queue) and queue[0] is not None and queue[0].done()
 
     def stop(self) -> None:
-        """Draw no more items, but for one that is waited for."""
+        """Take no more items, except one that is waited for."""
         self._closed.set()
         self._room.release(self._ahead)
 
     def close(self) -> None:
-        """Draw no more items, and wait until the drawing has stopped."""
+        """Take no more items, and wait until the thread has ended."""
         self.stop()
         self._thread.join()
 
@@ -219,15 +219,15 @@ class Overlapped:
 
 
 def mib_of(frame: Frame) -> int:
-    """What a frame and its drawing take of the budget: all of it where they are larger."""
+    """Return the MiB that a frame and its drawing take of the budget, at most all of it."""
     return min(1 + 2 * frame.num_bytes // 2**20, IMAGE_BUDGET)
 
 
 def _within(budget: threading.Semaphore, items: Iterable) -> Iterator[Any]:
-    """The items, each frame as soon as there is memory for it and its drawing."""
+    """Yield the items, each frame as soon as there is memory for it and its drawing."""
     for item in items:
         if isinstance(item, Frame):
-            # No other thread acquires, so what is taken so far keeps none from going on.
+            # No other thread acquires, so holding a part of it blocks no one.
             for _ in range(mib_of(item)):
                 budget.acquire()
         yield item

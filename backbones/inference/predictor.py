@@ -26,19 +26,19 @@ MAX_BYTES = 2**26
 
 
 class Predictor:
-    """Predicts for the rows of tables, several images of which are worked on at a time.
+    """Predicts for the rows of tables, several images at a time.
 
-    Tables that go in have a column ``path``, a column ``bytes`` with encoded images, or both; other
-    columns are left out. docs/scale.md shows a call and the columns of the results. What is wrong
-    with an input is in its row; the others go on.
+    Input tables have a column ``path``, a column ``bytes`` with encoded images, or both; other
+    columns are left out. docs/scale.md shows a call and the columns of the results. If an input
+    fails, its row says why; the others are still predicted.
 
     Args:
         config, checkpoint, options: Of :class:`.Inferencer`, whose errors are raised too.
-        every: Every so many frames of a video one is taken.
+        every: Use every N-th frame of a video. Default: all frames.
 
     Attributes:
         schema: The columns of the results; the class names are in its metadata.
-        inferencer: What predicts.
+        inferencer: The model that predicts.
 
     Raises:
         ConfigError: The package pyarrow is not installed.
@@ -58,7 +58,7 @@ class Predictor:
         self._clip = Clip(every)
 
     def __call__(self, table: 'pa.Table') -> 'pa.Table':
-        """The results for all rows of a table, in order."""
+        """Return the results for all rows of a table, in order."""
         results = list(self.stream([table]))
         return self._arrow.concat_tables(results) if results else self.schema.empty_table()
 
@@ -67,7 +67,7 @@ class Predictor:
         tables: Iterable['pa.Table | pa.RecordBatch'],
         finish: Callable[[Frame], None] = lambda frame: None,
     ) -> Generator['pa.Table', None, None]:
-        """The results for all rows of many tables, in order; as of Spark's ``mapInArrow``.
+        """Yield the results for all rows of many tables, in order, as for Spark's ``mapInArrow``.
 
         ``finish`` is called with each image that has a prediction, in several threads.
         """
@@ -114,7 +114,7 @@ class Predictor:
 
 
 def schema_of(task: str, classes: Iterable[str]) -> 'pa.Schema':
-    """The columns of the results of a 'detection' or 'segmentation'."""
+    """Return the columns of the results of a 'detection' or 'segmentation'."""
     pa = import_optional('pyarrow', 'Predictor', 'scale')
     mask = pa.struct({'size': pa.list_(pa.int32(), 2), 'counts': pa.string()})
     columns = {
@@ -135,7 +135,7 @@ def schema_of(task: str, classes: Iterable[str]) -> 'pa.Schema':
 
 
 def inputs_of(table: 'pa.Table | pa.RecordBatch') -> Iterator[Input]:
-    """An input for each row of a table with columns ``path``, ``bytes`` or both."""
+    """Yield an input for each row of a table with columns ``path``, ``bytes`` or both."""
     names = table.schema.names
     nulls = [None] * table.num_rows
     paths = table.column('path').to_pylist() if 'path' in names else nulls

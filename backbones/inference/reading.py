@@ -1,4 +1,4 @@
-"""What an input is, told by what is in it, and every input as frames."""
+"""Identify inputs by their content, and read each as frames."""
 
 import base64
 import io
@@ -30,11 +30,11 @@ from .results import Detections, Segmentation
 if TYPE_CHECKING:
     from .camera import CameraReader
 
-# Seconds without a byte, and bytes of an image, after which a server is given up.
+# Give up on a server after this many seconds without a byte, or bytes of an image.
 WEB_TIMEOUT = 10.0
 MAX_DOWNLOAD = 2**28
 
-# A camera's row of JPEGs, which begins like one JPEG.
+# A camera's sequence of JPEGs, which begins like one JPEG.
 ROW_SUFFIXES = ('.mjpeg', '.mjpg')
 
 Kind = Literal['image', 'animation', 'video', 'live']
@@ -52,12 +52,12 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Clip:
-    """Which part is taken of videos, animations and live sources.
+    """The part of videos, animations and live sources to read.
 
     Attributes:
-        every: Every so many frames one, counted from ``start`` on.
-        start, end: Seconds of the first frame, and before which the last begins; None: to the end.
-        policy: Of live sources: 'latest' drops what there was no time for, 'all' drops nothing.
+        every: Read every N-th frame, counted from ``start`` on.
+        start, end: Read frames that begin from ``start`` on and before ``end``, in seconds.
+        policy: Of live sources: 'latest' drops frames when the model is slow, 'all' drops none.
     """
 
     every: int = 1
@@ -75,12 +75,12 @@ class Stream:
     # Of upright frames.
     width: int
     height: int
-    # Seconds; the unit of its frames' times.
+    # The unit of its frames' times, in seconds.
     time_base: Fraction = Fraction(1, 1000)
-    # Frames a second, and how many there will be, where that is known.
+    # Frames per second, and how many there will be, if that is known.
     frame_rate: Fraction | None = None
     num_frames: int | None = None
-    # What its audio can be read from, if that may have some.
+    # The file or URL that may contain audio.
     audio: str | None = None
     # The reader of a live source, which counts what it drops.
     live: 'CameraReader | None' = field(default=None, repr=False)
@@ -88,10 +88,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Closed:
-    """There is no more of an input."""
+    """The end of an input."""
 
     input: Input
-    # None where nothing could be read.
+    # None if nothing could be read.
     stream: Stream | None = None
     # What could not be read.
     problem: str | None = None
@@ -108,11 +108,11 @@ class Frame:
     input: Input
     # Of the image in memory.
     num_bytes: int
-    # (height, width, 3), uint8, BGR; or what loads it.
+    # (height, width, 3), uint8, BGR; or the function that loads it.
     image: np.ndarray | None = None
     load: Callable[[], np.ndarray] | None = None
-    # Of a video: the video, which frame, counted from the clip's start on, when that is shown in
-    # seconds, and the same and for how long in units of the video's time base.
+    # Of a video: the video, the number of the frame from the clip's start on, when it is shown, in
+    # seconds, and when and for how long in units of the video's time base.
     stream: Stream | None = None
     index: int = 0
     time: float | None = None
@@ -120,10 +120,10 @@ class Frame:
     duration: int | None = None
     # When the work on it began, by time.perf_counter.
     started: float = 0.0
-    # For the model, and what the model returned.
+    # The model's input and output.
     inputs: dict[str, Any] | None = None
     raw: Any = None
-    # What that means, or why there is no prediction.
+    # The prediction, or why there is none.
     prediction: Detections | Segmentation | None = None
     problem: str | None = None
     # Of output.Writer: the image with the prediction drawn over it, an image's line in
@@ -137,9 +137,9 @@ class Frame:
 def read_inputs(
     inputs: Iterable[Input], clip: Clip, stop: threading.Event | None = None
 ) -> Iterator[Frame | Stream | Closed]:
-    """The frames of all inputs, until ``stop`` is set; a bad one stops no other.
+    """Yield the frames of all inputs, until ``stop`` is set; a bad input does not stop others.
 
-    Frames of a video stand between its ``Stream`` and ``Closed``; what is unreadable is ``Closed``.
+    Frames of a video come between its ``Stream`` and ``Closed``; an unreadable input is ``Closed``.
     """
     stop = stop or threading.Event()
     for item in inputs:
@@ -184,8 +184,8 @@ def _read_stream(
     yield Closed(item, stream, problem, was_interrupted=stop.is_set())
 
 
-# Readers of streams give the stream itself, then its frames, and raise InputError at the end where
-# something was lost on the way. Who waits long for a frame gives None, so that it can be stopped.
+# Readers of streams yield the stream itself, then its frames, and raise InputError at the end if
+# something was lost on the way. In a long wait for a frame they yield None, to be stopped there.
 StreamParts = Generator[Stream | images.TimedImage | None, None, None]
 
 
@@ -216,7 +216,7 @@ def _read_animation(item: Input, source: Source, clip: Clip) -> StreamParts:
             raise InputError(f'has no frame {span}')
         height, width = source.size
         num_frames = None
-        # How many there are between two times only reading them tells.
+        # Only reading them tells how many there are between two times.
         if not clip.start and clip.end is None:
             num_frames = len(range(0, images.count_frames(image), clip.every))
         yield Stream(item, 'animation', width, height, num_frames=num_frames)
@@ -226,7 +226,7 @@ def _read_animation(item: Input, source: Source, clip: Clip) -> StreamParts:
 
 
 def _read_live(item: Input, source: Source, clip: Clip) -> StreamParts:
-    """A camera or a stream, until it ends or ``clip.end`` seconds have passed."""
+    """Read a camera or a stream, until it ends or ``clip.end`` seconds have passed."""
     try:
         from .camera import CameraReader
     except ImportError as error:
@@ -243,7 +243,7 @@ def _read_live(item: Input, source: Source, clip: Clip) -> StreamParts:
             if number % clip.every or frame.time < clip.start:
                 yield None
                 continue
-            # After a new connection it may be of another size.
+            # After a reconnection, frames may have another size.
             image = frame.image
             if image.shape != first.image.shape:
                 image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -254,7 +254,7 @@ STREAM_READERS = {'video': _read_video, 'animation': _read_animation, 'live': _r
 
 
 def identify(path: str) -> Source:
-    """What a file, a URL or ``webcam:N`` is; NotMediaError where it is neither image nor video."""
+    """Identify a file, a URL or ``webcam:N``; NotMediaError if it is neither image nor video."""
     if is_live(path):
         return Source('live', path)
     return _identify_url(path) if find_scheme(path) else _identify_file(path)
@@ -291,13 +291,13 @@ def _identify_video(path: str) -> Source:
         with open_container(path) as container:
             find_video(container)
     except InputError as error:
-        hint = '; a list of inputs goes to standard input: -' if path.endswith('.txt') else ''
+        hint = '; give - to read a list from standard input' if path.endswith('.txt') else ''
         raise NotMediaError(f'{error}{hint}') from error
     return Source('video', path)
 
 
 def _identify_url(url: str) -> Source:
-    """Download an image; of a video FFmpeg reads only what it needs."""
+    """Identify a URL; an image is downloaded, of a video FFmpeg reads only what it needs."""
     is_web = find_scheme(url) in WEB_SCHEMES
     try:
         opened = _open_web(url) if is_web else fsspec.open(url, 'rb')
@@ -322,7 +322,7 @@ def _identify_url(url: str) -> Source:
 
 
 def _open_web(url: str) -> Any:
-    # Letters of other alphabets, and spaces; what is quoted already stays.
+    # Quotes letters of other alphabets and spaces; what is quoted already stays.
     parts = urlsplit(quote(url, safe=string.punctuation))
     login, _, host = parts.netloc.rpartition('@')
     request = urllib.request.Request(
@@ -331,6 +331,6 @@ def _open_web(url: str) -> Any:
     )
     if login:
         encoded = base64.b64encode(unquote_to_bytes(login)).decode()
-        # Unredirected: a server that sends us elsewhere must not give the password away.
+        # Unredirected: another server that we are sent to must not get the password.
         request.add_unredirected_header('Authorization', f'Basic {encoded}')
     return urllib.request.urlopen(request, timeout=WEB_TIMEOUT)

@@ -1,4 +1,4 @@
-"""What a model predicts for an image, and the files that other programs read it from."""
+"""What a model predicts for an image, and the files of it that other programs read."""
 
 import hashlib
 import itertools
@@ -19,7 +19,7 @@ from .masks import CompressedMask, CroppedMask, crop_masks, encode_mask, extents
 COCO_CLASSES = 80
 # COCO numbers its 80 categories from 1 to 90 and leaves these out.
 COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-# The IoU from which on two boxes of one class are one object, where a model does not say.
+# The IoU threshold of non-maximum suppression, if a model does not say it.
 NMS_THRESHOLD = 0.5
 
 
@@ -31,8 +31,8 @@ class Detections:
         boxes: (N, 4), float32: left, top, right, bottom in pixels of the image.
         scores: (N,), float32, 0 to 1; None for ground truth, never for predictions.
         labels: (N,), int64, index into the model's class names.
-        masks: The mask of each object, or None where the model has no masks; of an image in tiles
-            they are compressed.
+        masks: The mask of each object, or None if the model has no masks; compressed for an image
+            in tiles.
     """
 
     boxes: np.ndarray
@@ -41,14 +41,14 @@ class Detections:
     masks: Sequence[CroppedMask] | None = None
 
     def select(self, score_thr: float, labels: Sequence[int] | None = None) -> 'Detections':
-        """Those with at least this score, of these classes only (None: of all)."""
+        """Return detections with at least this score, of these classes only (None: of all)."""
         selected = self.scores >= score_thr
         if labels is not None:
             selected &= np.isin(self.labels, labels)
         return self.at(np.flatnonzero(selected))
 
     def at(self, indices: np.ndarray) -> 'Detections':
-        """Those with these indices, in this order."""
+        """Return the detections with these indices, in this order."""
         masks = None if self.masks is None else [self.masks[index] for index in indices]
         scores = None if self.scores is None else self.scores[indices]
         return Detections(self.boxes[indices], scores, self.labels[indices], masks)
@@ -66,7 +66,7 @@ class Segmentation:
     seg_map: np.ndarray
 
     def select(self, labels: Sequence[int] | None) -> 'Segmentation':
-        """These classes only (None: all); other pixels get the largest value of the type."""
+        """Keep these classes only (None: all); other pixels get the largest value of the type."""
         if labels is None:
             return self
         ignored = np.iinfo(self.seg_map.dtype).max
@@ -74,7 +74,7 @@ class Segmentation:
 
 
 def categories_of(classes: Sequence[str], task: str) -> list[dict[str, Any]]:
-    """The classes as COCO's ``categories``: labels, or COCO's own ids, else from 1 on."""
+    """Return COCO's ``categories``; ids: a segmentation's labels, COCO's own, else from 1 on."""
     if task == 'segmentation':
         ids = itertools.count()
     elif len(classes) == COCO_CLASSES and (classes[0], classes[-1]) == ('person', 'toothbrush'):
@@ -85,7 +85,7 @@ def categories_of(classes: Sequence[str], task: str) -> list[dict[str, Any]]:
 
 
 def image_id_of(name: str, frame: int | None = None) -> int:
-    """An image's number in COCO's results: that of COCO's own names, else a hash of 53 bits."""
+    """Return an image's id for COCO's results: the number in COCO's names, else a 53-bit hash."""
     if frame is None and re.fullmatch('[0-9]{12}', PurePosixPath(name).stem):
         return int(PurePosixPath(name).stem)
     key = name if frame is None else f'{name}#{frame}'
@@ -99,7 +99,7 @@ def coco_results(
     image: dict[str, Any],
     categories: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Detections in COCO's results format; ``image`` is what each of them says of its image."""
+    """Return detections in COCO's results format; each gets the entries of ``image``."""
     results = []
     for index, (left, top, right, bottom) in enumerate(detections.boxes.tolist()):
         result = {
@@ -116,7 +116,7 @@ def coco_results(
 
 
 def regions_of(segmentation: Segmentation) -> Detections:
-    """The regions of a segmentation as detections without scores: one mask for each class."""
+    """Return a segmentation's regions as detections without scores: one mask for each class."""
     values = np.unique(segmentation.seg_map)
     labels = values[values != np.iinfo(segmentation.seg_map.dtype).max].astype(np.int64)
     masks = [
@@ -126,7 +126,7 @@ def regions_of(segmentation: Segmentation) -> Detections:
 
 
 def to_json(content: Any) -> bytes:
-    """A line of JSON in UTF-8; what is no text in a file's name becomes one of JSON's escapes."""
+    """Return a line of JSON in UTF-8; bytes of a file name that are not text are escaped."""
     return f'{json.dumps(content, ensure_ascii=False)}\n'.encode(errors='backslashreplace')
 
 
@@ -147,7 +147,7 @@ def write_seg_map(
 def save_seg_map(
     file: Path | BinaryIO, segmentation: Segmentation, palette: Sequence[tuple[int, int, int]]
 ) -> None:
-    """Write a PNG whose values are labels: indexed in the palette's colors, or of 16 bits."""
+    """Write a PNG whose values are labels: indexed with the palette's colors, or 16-bit."""
     image = Image.fromarray(segmentation.seg_map)
     if segmentation.seg_map.dtype == np.uint8:
         channels = [channel for color in palette for channel in color]

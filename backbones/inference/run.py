@@ -1,4 +1,4 @@
-"""A run over many inputs: each is read, predicted, drawn and recorded; a bad one stops no other."""
+"""A run over many inputs: read, predict, draw and record each; a bad one does not stop others."""
 
 import errno
 import os
@@ -51,9 +51,9 @@ class Run:
     ) -> None:
         self.writer, self.clip, self.show = writer, clip, show
         self.pipeline = Pipeline(model, batch_size)
-        # No more is read then; what has been read is still finished and written.
+        # When set, no more is read; what has been read is still finished and written.
         self.stopping = threading.Event()
-        # How many inputs there are of each status, and (input, problem) of those that failed.
+        # How many inputs have each status, and (input, problem) of those that failed.
         self.counts = Counter(done=0, failed=0)
         self.failed: list[tuple[str, str]] = []
         self._seconds = 0.0
@@ -147,7 +147,7 @@ class Run:
 
 
 def progress_bar(total: int | None, unit: str, title: str = '') -> tqdm:
-    """A bar on standard error; in a log file a line of it now and then."""
+    """Return a bar on standard error; in a log file it prints a line now and then."""
     return tqdm(
         total=total,
         desc=title or None,
@@ -168,22 +168,22 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 class Window:
-    """A window that shows one image after the other; ConfigError where there is no screen."""
+    """A window that shows one image after the other; ConfigError if there is no screen."""
 
     def __init__(self) -> None:
-        # In another process, since OpenCV ends its own where it does not get a screen.
+        # In another process, since OpenCV ends the process if it gets no screen.
         trial = [sys.executable, '-c', 'import cv2; cv2.namedWindow("trial")']
         if subprocess.run(trial, capture_output=True).returncode != 0:
             raise ConfigError(
                 'no window can be opened: there is no screen (see DISPLAY), or this OpenCV '
-                '(opencv-python-headless) has no windows, where `pip uninstall '
-                'opencv-python-headless; pip install --force-reinstall opencv-python` helps. Or '
+                '(opencv-python-headless) has no windows; then run `pip uninstall '
+                'opencv-python-headless; pip install --force-reinstall opencv-python`. Or '
                 'leave out --show and open the written file'
             )
         cv2.namedWindow(WINDOW_TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
 
     def show(self, image: np.ndarray) -> bool:
-        """Show an image, made smaller where the screen is; False once the user wants no more."""
+        """Show an image, reduced if it is large; return False once the user has closed it."""
         if self._is_visible():
             scale = min(MAX_WINDOW_WIDTH / image.shape[1], MAX_WINDOW_HEIGHT / image.shape[0])
             if scale < 1:

@@ -123,7 +123,7 @@ def test_reads_a_file(tmp_path):
 def test_a_bad_line_is_named(tmp_path, line):
     path = tmp_path / 'colors.txt'
     path.write_text(f'1 2 3\n{line}\n4 5 6\n')
-    with pytest.raises(ConfigError, match=r'colors\.txt, line 2: .* is no color'):
+    with pytest.raises(ConfigError, match=r'colors\.txt, line 2: .* is not a color'):
         choose_palette(str(path), THREE, None)
 
 
