@@ -1,8 +1,8 @@
-"""A segmentor's logits become a class for every pixel, without resizing all of them.
+"""Turn a segmentor's logits into a class for every pixel, without resizing all of them.
 
 Bilinear interpolation computes weighted means of neighboring logits. Where the same class is the
-highest in all neighbors, it is the highest in every mean. Only what lies between logits of
-different classes, a tenth of a street scene, has to be resized: the result is that of resizing all.
+highest in all neighbors, it is the highest in every mean. Only pixels between logits of different
+classes, a tenth of a street scene, must be resized; the result equals that of resizing all.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 # How many logits a CPU resizes at once where classes differ: they should fit into the cache.
 CPU_VALUES = 2**19
-# Bytes of the logits that are computed at once where all of them are.
+# Bytes of the logits that are resized at once, if all of them are resized.
 CPU_BYTES, GPU_BYTES = 2**24, 2**28
-# Pixels along an axis whose logits are computed at once: most weights of more would be 0.
+# Pixels along an axis whose logits are computed at once; for more, most weights would be 0.
 PIXELS = 64
 
 
 def keep_logits_small(model: nn.Module) -> None:
     """Make a segmentor's head return logits at the head's own size, for :func:`predict_logits`.
 
-    The model is changed in place, or left as it is where other code than mmseg's own or the seams
-    of a sliding window need the logits at full size.
+    The model is changed in place. It is left as it is if code other than mmseg's, or a sliding
+    window, needs the logits at full size.
     """
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
     from mmseg.models.segmentors import EncoderDecoder
@@ -50,7 +50,7 @@ def keep_logits_small(model: nn.Module) -> None:
 def predict_logits(
     model: nn.Module, inputs: Tensor, samples: Sequence[SegDataSample]
 ) -> list[Logits]:
-    """The logits of a batch, each at the size of its image."""
+    """Return the logits of a batch, each at the size of its image."""
     head = model.decode_head
     head = head[-1] if isinstance(head, nn.ModuleList) else head
     threshold = head.threshold if model.out_channels == 1 else None
@@ -66,12 +66,12 @@ def predict_logits(
 
 
 def seg_map_of(logits: Logits) -> Tensor:
-    """The class with the highest logit, for every pixel, on the logits' device.
+    """Return the class with the highest logit, for every pixel, on the logits' device.
 
     Returns uint8, or int32 for more than 255 classes.
     """
     classes, device = len(logits.source), logits.source.device
-    # A GPU resizes all of them in less time than it takes to find out which it has to.
+    # A GPU resizes all of them faster than it finds out which ones must be resized.
     if device.type != 'cpu' or logits.source.shape[1:] == logits.size:
         return argmax_of(logits.resized, classes, logits.size, device)
     rows, columns = cells_of(logits.down), cells_of(logits.across)
@@ -81,7 +81,7 @@ def seg_map_of(logits: Logits) -> Tensor:
 def argmax_of(
     planes: Callable[[slice], Tensor], classes: int, size: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """The class with the highest value, of equal ones the first; ``planes`` computes a few."""
+    """Return the class with the highest value, the first of equal ones; ``planes`` gives some."""
     on_cpu, dtype = device.type == 'cpu', label_type(classes)
     step = max(1, (CPU_BYTES if on_cpu else GPU_BYTES) // (4 * size[0] * size[1]))
     highest = torch.full(size, -torch.inf, device=device)
@@ -95,7 +95,7 @@ def argmax_of(
             values, indices = values.max(dim=0)
             candidates = [(indices.to(dtype) + first, values)]
         for label, value in candidates:
-            # Labels only grow, and their maximum is faster than a choice between two.
+            # Labels only grow, so a maximum will do, which is faster than torch.where().
             torch.maximum(labels, (value > highest).to(dtype).mul_(label), out=labels)
             torch.maximum(highest, value, out=highest)
     return labels
@@ -106,23 +106,23 @@ def label_type(classes: int) -> torch.dtype:
 
 
 class Cells(NamedTuple):
-    """Along an axis, groups of pixels that lie between the same logits."""
+    """Groups of pixels along an axis that lie between the same logits."""
 
-    # (cells, neighbors): which logits these are.
+    # (cells, neighbors): the indices of these logits.
     neighbors: Tensor
-    # (cells, steps, neighbors - 1): at each pixel of a cell the weights in their mean, of all but
-    # the first, which has the rest.
+    # (cells, steps, neighbors - 1): the weights in the mean at each pixel of a cell, of all
+    # neighbors but the first, which has the rest.
     weights: Tensor
-    # (pixels,): where a pixel is, in cells of ``steps`` pixels.
+    # (pixels,): the index of a pixel, in cells of ``steps`` pixels.
     positions: Tensor
 
 
 def resized_argmax(
     logits: Tensor, rows: Cells, columns: Cells, dtype: torch.dtype, at_once: int | None = None
 ) -> Tensor:
-    """The class with the highest logit after resizing, of equal ones the first.
+    """Return the class with the highest logit after resizing, the first of equal ones.
 
-    ``logits`` are (batch, classes, height, width), of which ``at_once`` are resized at a time.
+    ``logits`` are (batch, classes, height, width); ``at_once`` of them are resized at a time.
     """
     classes, height, width = logits.shape[1:]
     # Faster than argmax().
@@ -154,7 +154,7 @@ def resized_argmax(
 
 
 def _mean(values: list[Tensor], weights: Tensor) -> Tensor:
-    """The mean of neighbors with the weights of all but the first, in the last but one axis."""
+    """Return the weighted mean of neighbors; ``weights``, along axis -2, skip the first one."""
     first, *others = values
     mean = first
     for value, weight in zip(others, weights.unbind(dim=-2), strict=True):
@@ -163,24 +163,24 @@ def _mean(values: list[Tensor], weights: Tensor) -> Tensor:
 
 
 class Logits(NamedTuple):
-    """The logits of every pixel before they are computed, each a weighted mean of a few others."""
+    """The logits of every pixel, not computed yet: each is a weighted mean of a few others."""
 
     # (classes, height, width).
     source: Tensor
     # (height, pixels) and (width, pixels): the weights of rows and of columns.
     down: Tensor
     across: Tensor
-    # The crops and resizes that lead to the same, one after another.
+    # The crops and resizes that have the same result, in order.
     steps: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     @classmethod
     def of(cls, logits: Tensor, threshold: float | None = None) -> Logits:
-        """Logits (classes, height, width); of one class, label 1 is above that probability."""
+        """Wrap logits (classes, height, width); of one class, label 1 is above ``threshold``."""
         if threshold is not None:
             limit = torch.logit(torch.tensor(threshold), eps=1e-6).item()
             logits = torch.cat([torch.full_like(logits, limit), logits])
         down, across = (torch.eye(n, device=logits.device) for n in logits.shape[1:])
-        # A head's may be in channels last.
+        # A head's logits may be in channels last.
         return cls(logits.contiguous(), down, across)
 
     @property
@@ -195,7 +195,7 @@ class Logits(NamedTuple):
         return Logits(self.source, down, across, (*self.steps, step))
 
     def resize(self, size: tuple[int, int], align_corners: bool) -> Logits:
-        """As ``F.interpolate(logits, size, mode='bilinear', align_corners=align_corners)``."""
+        """Like ``F.interpolate(logits, size, mode='bilinear', align_corners=align_corners)``."""
         if tuple(size) == self.size:
             return self
 
@@ -210,17 +210,17 @@ class Logits(NamedTuple):
         return Logits(self.source, down, across, (*self.steps, step))
 
     def resized(self, chosen: slice = slice(None)) -> Tensor:
-        """The logits of some classes, (classes, height, width)."""
+        """Return the logits of some classes, (classes, height, width)."""
         return reduce(lambda planes, step: step(planes), self.steps, self.source[chosen])
 
     def planes(self, chosen: slice = slice(None)) -> Tensor:
-        """As :meth:`resized`, without computing what was cropped."""
+        """Like :meth:`resized`, without computing what was cropped away."""
         columns = weighted_means(self.source[chosen].mT, self.across)
         return weighted_means(columns.mT, self.down)
 
 
 def weighted_means(values: Tensor, weights: Tensor) -> Tensor:
-    """``weights.T @ values`` without most of the weights that are 0."""
+    """Return ``weights.T @ values``, computed without most of the weights that are 0."""
     parts = []
     for some in weights.split(PIXELS, dim=1):
         used = some.any(dim=1).nonzero()
@@ -230,13 +230,13 @@ def weighted_means(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def cells_of(weights: Tensor) -> Cells:
-    """The cells along an axis; ``weights`` are (logits, pixels)."""
+    """Return the cells along an axis; ``weights`` are (logits, pixels)."""
     length, pixels = weights.shape
     logit, at = (weights > 0).nonzero().T
     first = torch.full((pixels,), length).scatter_reduce(0, at, logit, 'amin')
     last = torch.zeros(pixels, dtype=torch.int64).scatter_reduce(0, at, logit, 'amax')
     neighbors = int((last - first).max()) + 1
-    # So that few cells are larger, which are several then: those at the border.
+    # Only few cells are larger, those at the border; they are split.
     steps = -(-pixels // length)
     pixel = torch.arange(pixels)
     begins = first.diff(prepend=first[:1] - 1) > 0
@@ -244,7 +244,7 @@ def cells_of(weights: Tensor) -> Cells:
     cell = (slot == 0).cumsum(0) - 1
     index = first[:, None] + torch.arange(neighbors)
     inside = torch.zeros(int(cell[-1]) + 1, steps, neighbors - 1)
-    # What lies behind the last logit weighs nothing.
+    # Neighbors after the last logit have the weight 0.
     chosen = weights[index.clamp(max=length - 1), pixel[:, None]] * (index < length)
     inside[cell, slot] = chosen[:, 1:]
     return Cells(index[slot == 0].clamp(max=length - 1), inside, cell * steps + slot)

@@ -1,7 +1,7 @@
 """An :class:`.Inferencer` in place of a config's model, so that mmengine tests it.
 
 Images go through its own resizing, as in infer.py, and predictions are compared with ground truth
-at the size of the image, so that metrics are comparable with those of mmengine's way.
+at the size of the image, so that metrics are comparable with those of mmengine's own test.
 """
 
 from itertools import groupby
@@ -27,7 +27,7 @@ HARMLESS_TRANSFORMS = ('LoadImage', 'LoadAnnotations', 'LoadPanopticAnnotations'
 
 @MODELS.register_module()
 class InferencerModel(BaseModel):
-    """An :class:`.Inferencer`, by its arguments; a test prints its ``summary``."""
+    """An :class:`.Inferencer` as mmengine's model; a test prints its ``summary``."""
 
     def __init__(
         self, config: str, checkpoint: str | None = None, tile: int | None = None, **options: Any
@@ -44,7 +44,7 @@ class InferencerModel(BaseModel):
         self.unused = nn.Parameter(torch.zeros(()))
 
     def test_step(self, data: dict[str, Any]) -> list[Any]:
-        """The samples of a batch of images in their own size, with predictions in them."""
+        """Add predictions to the samples of a batch of images at their own size; return them."""
         images = [
             np.ascontiguousarray(image.numpy().transpose(1, 2, 0)) for image in data['inputs']
         ]
@@ -72,7 +72,7 @@ class InferencerModel(BaseModel):
 
 
 def use_inferencer(config: Config, arguments: dict[str, Any]) -> None:
-    """Put an :class:`InferencerModel` in place of a config's model; images come as they are."""
+    """Put an :class:`InferencerModel` in place of a config's model; images keep their size."""
     config.model = ConfigDict(type='InferencerModel', **arguments)
     config.load_from, config.resume = None, False
     for dataset in datasets_of(config, ('test',)):

@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 DEFAULT_FONT = Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')
 ELLIPSIS = '…'
-# Every glyph of it is a box that names the missing script.
+# All its glyphs are boxes that name the missing script.
 NO_FONTS = {'Last Resort High-Efficiency'}
 
 
 @lru_cache(maxsize=1024)
 def render_text(text: str, size: int) -> np.ndarray:
-    """One line of text as a bitmap, (height, width), uint8, read-only: 255 inside letters.
+    """Render one line of text as a bitmap, (height, width), uint8, read-only: 255 in letters.
 
     All texts of one size, in pixels, have the same height and base line.
     """
@@ -34,7 +34,7 @@ def render_text(text: str, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def fit_text(text: str, size: int, max_width: int) -> str:
-    """The text, or as much of its beginning as fits with an ellipsis; '' where nothing does."""
+    """Return the text, or as much as fits with an ellipsis; '' if nothing fits."""
     fitting = text = one_line(text)
     while fitting and text_width(fitting, size) > max_width:
         text = text[:-1].rstrip()
@@ -50,14 +50,14 @@ def text_width(text: str, size: int) -> int:
 
 @lru_cache
 def line_height(size: int) -> int:
-    """Height of every text of a font size."""
+    """Return the height of every text of a font size."""
     return render_text('', size).shape[0]
 
 
 def paint(
     image: np.ndarray, bitmap: np.ndarray, x: int, y: int, color: tuple[int, int, int]
 ) -> None:
-    """Paint a bitmap in one color over an image, in place; what would be outside is left out.
+    """Paint a bitmap in one color over an image, in place; parts outside of it are left out.
 
     The bitmap's values say how opaque the color is, from 0 to 255; ``x, y`` is its upper left.
     """
@@ -74,7 +74,7 @@ def paint(
 
 @lru_cache(maxsize=1024)
 def rounded_box(width: int, height: int, radius: int) -> np.ndarray:
-    """The bitmap of a filled box with round corners, smooth at the edges; read-only."""
+    """Return the bitmap of a filled box with round corners, smooth at the edges; read-only."""
     scale = 8
     canvas = Image.new('L', (width * scale, height * scale))
     corner = width * scale - 1, height * scale - 1
@@ -91,7 +91,7 @@ def one_line(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def font_for(text: str) -> str:
-    """The default font, or for letters that it lacks the installed font that has most of them."""
+    """Return the default font; for letters that it lacks, the installed font with most of them."""
     letters = frozenset(text) - frozenset(string.printable + ELLIPSIS)
     return best_font(letters) if missing_letters(str(DEFAULT_FONT), letters) else str(DEFAULT_FONT)
 

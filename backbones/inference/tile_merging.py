@@ -1,8 +1,8 @@
-"""Detections in the tiles of an image become detections in the image.
+"""Merge the detections in the tiles of an image into detections in the image.
 
-1. Parts of one object, which borders of tiles cut, are joined.
-2. What a border cuts and nothing was joined to goes where it lies in a better detection.
-3. Non-maximum suppression removes what several tiles saw.
+1. Parts of one object that is cut by the borders of tiles are joined.
+2. A cut part that was not joined is removed if it lies in a better detection.
+3. Non-maximum suppression removes duplicates from several tiles.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .drawing import overlaps
 from .masks import CompressedMask, CroppedMask, extents_of
 from .results import Detections
 
-# A box that ends this close to the border of its tile is taken to go on behind it: a share of the
-# tile's side, and pixels.
+# A box that ends this close to the border of its tile counts as cut by it: a share of the tile's
+# side, and at least so many pixels.
 MARGIN_SHARE, MIN_MARGIN = 0.01, 2
-# Parts belong to one object where their boxes and masks have this IoU inside what both tiles see.
+# Parts belong to one object if their boxes and masks have this IoU in the area that both tiles see.
 JOINING_IOU = 0.5
-# A part goes where this share of its area lies in a larger detection, unless its score is more
+# A part is removed if this share of its area lies in a larger detection, unless its score is more
 # than twice as high.
 CONTAINED_SHARE, SCORE_SHARE = 0.5, 0.5
 # Parts that are compared with all detections at a time, so that memory is bounded.
@@ -32,10 +32,10 @@ CHUNK = 256
 
 
 class Pieces(NamedTuple):
-    """What was found in tiles, in pixels of the image; masks are compressed."""
+    """Detections in tiles, in pixels of the image; masks are compressed."""
 
     found: Detections
-    # (N,): which tile it is from, -1 for none.
+    # (N,): the index of the tile that each is from, -1 for none.
     tile: np.ndarray
     # (N, 4): whether the tile's left, top, right or bottom border cuts it.
     is_cut: np.ndarray
@@ -45,12 +45,12 @@ class Pieces(NamedTuple):
 
 
 def in_tile(found: Detections, tile: int, tiles: np.ndarray, size: tuple[int, int]) -> Pieces:
-    """What was found in one of the ``tiles``, (tiles, 4), of an image of this size."""
+    """Return the pieces found in one of the ``tiles``, (tiles, 4), of an image of this size."""
     left, top, right, bottom = border = tiles[tile]
     boxes = found.boxes + np.float32([left, top, left, top])
     margin = max(MIN_MARGIN, MARGIN_SHARE * min(right - left, bottom - top))
     reaches = (boxes - border) * (-1, -1, 1, 1) >= -margin
-    # Nothing goes on behind the edge of the image.
+    # The edge of the image cuts nothing.
     is_cut = reaches & (border != (0, 0, *size[::-1]))
     masks = found.masks and [
         CompressedMask(CroppedMask(mask.x + left, mask.y + top, mask.pixels))
@@ -61,7 +61,7 @@ def in_tile(found: Detections, tile: int, tiles: np.ndarray, size: tuple[int, in
 
 
 def uncut(found: Detections) -> Pieces:
-    """What no border cuts."""
+    """Return detections as pieces that no border cuts."""
     count = len(found.boxes)
     return Pieces(found, np.full(count, -1), np.zeros((count, 4), bool))
 
@@ -76,8 +76,8 @@ def together(parts: Sequence[Pieces]) -> Pieces:
 
 
 def merge(parts: Sequence[Pieces], tiles: np.ndarray, nms_threshold: float) -> Detections:
-    """The detections in the image, the highest score first."""
-    # Of the operators that detectors need as well.
+    """Return the detections in the image, the highest score first."""
+    # Imported here: only detectors need mmcv's operators.
     from mmcv.ops import batched_nms
 
     pieces = join(together(parts), tiles)
@@ -105,14 +105,14 @@ def join(pieces: Pieces, tiles: np.ndarray) -> Pieces:
 
 
 def unite(parts: Detections) -> Detections:
-    """One object of its parts."""
+    """Return one object made of its parts."""
     box = np.concatenate([parts.boxes[:, :2].min(axis=0), parts.boxes[:, 2:].max(axis=0)])
     masks = parts.masks and [union(parts.masks)]
     return Detections(box[None], parts.scores.max(keepdims=True), parts.labels[:1], masks)
 
 
 def find_pairs(pieces: Pieces, tiles: np.ndarray) -> Iterator[tuple[int, int]]:
-    """The indices of parts that belong to one object."""
+    """Yield pairs of indices of parts that belong to one object."""
     cut = np.flatnonzero(pieces.is_cut.any(axis=1))
     by_tile = {int(tile): cut[pieces.tile[cut] == tile] for tile in np.unique(pieces.tile[cut])}
     for first, mine in by_tile.items():
@@ -124,12 +124,12 @@ def find_pairs(pieces: Pieces, tiles: np.ndarray) -> Iterator[tuple[int, int]]:
 def find_pairs_in(
     pieces: Pieces, tiles: np.ndarray, mine: np.ndarray, others: np.ndarray
 ) -> Iterator[tuple[int, int]]:
-    """Those of the first of two tiles that overlap (``mine``) with those of the second."""
+    """Yield pairs of parts in two overlapping ``tiles``: one of ``mine``, one of ``others``."""
     (one, two), found = tiles, pieces.found
     shared = np.concatenate([np.maximum(one[:2], two[:2]), np.minimum(one[2:], two[2:])])
     matches = np.zeros((len(mine), len(others)), bool)
     for side, opposite in ((0, 2), (1, 3), (2, 0), (3, 1)):
-        # The first tile ends inside the second, which on the other side ends inside the first.
+        # On this side the first tile ends inside the second, on the opposite side it is reversed.
         if shared[side] == one[side] != two[side] and (
             shared[opposite] == two[opposite] != one[opposite]
         ):
@@ -145,7 +145,7 @@ def find_pairs_in(
 
 
 def is_contained(pieces: Pieces) -> np.ndarray:
-    """(N,): whether a border cuts it and it lies in a larger detection from elsewhere."""
+    """Return (N,): whether a border cuts a piece, and a larger one of another tile contains it."""
     found, areas = pieces.found, areas_of(pieces.found.boxes)
     result, cut = np.zeros(len(areas), bool), np.flatnonzero(pieces.is_cut.any(axis=1))
     for start in range(0, len(cut), CHUNK):
@@ -163,18 +163,18 @@ def areas_of(boxes: np.ndarray) -> np.ndarray:
 
 
 def ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (..., 4), by broadcasting; 0 where both are empty."""
+    """Return the IoU of boxes (..., 4), by broadcasting; 0 where both are empty."""
     shared = overlaps(first, second)
     return shared / np.maximum(areas_of(first) + areas_of(second) - shared, 1e-6)
 
 
 def clip(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """The parts of boxes (N, 4) inside a box."""
+    """Return the parts of boxes (N, 4) inside a box."""
     return np.clip(boxes, np.tile(limits[:2], 2), np.tile(limits[2:], 2))
 
 
 def crop(mask: CroppedMask, box: np.ndarray) -> np.ndarray:
-    """The pixels of a mask in a box of whole pixels, (height, width), bool."""
+    """Return the pixels of a mask in a box of whole pixels, (height, width), bool."""
     pixels = np.zeros((box[3] - box[1], box[2] - box[0]), bool)
     paste(mask, pixels, box[0], box[1])
     return pixels
@@ -185,7 +185,7 @@ def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def union(masks: Sequence[CroppedMask]) -> CompressedMask:
-    """All pixels of several masks."""
+    """Return a mask of all pixels of several masks."""
     extents = extents_of(masks)
     (left, top), (right, bottom) = extents[:, :2].min(axis=0), extents[:, 2:].max(axis=0)
     pixels = np.zeros((bottom - top, right - left), bool)
@@ -195,7 +195,7 @@ def union(masks: Sequence[CroppedMask]) -> CompressedMask:
 
 
 def paste(mask: CroppedMask, pixels: np.ndarray, left: int, top: int) -> None:
-    """Add the pixels of a mask to those of an image from this column and row on."""
+    """Add a mask to the ``pixels`` of an image that begin at this column and row."""
     source = mask.pixels[max(top - mask.y, 0) :, max(left - mask.x, 0) :]
     y, x = max(mask.y - top, 0), max(mask.x - left, 0)
     target = pixels[y : y + source.shape[0], x : x + source.shape[1]]

@@ -1,9 +1,9 @@
-"""Images larger than a network takes: tiles of them go through the model one after another.
+"""Images larger than a network takes: their tiles go through the model one after another.
 
-Logits of a segmentor are blended where tiles overlap. Of a detector, an object that several tiles
-see becomes one, also where each sees a part of it, and objects that no tile may see whole are also
-looked for in the whole image, made smaller. What is held at a time does not grow with the image:
-the logits of about one row of tiles, and compressed masks.
+A segmentor's logits are blended where tiles overlap. A detector's detections of one object in
+several tiles become one, even if each tile shows only a part of it. Objects that may be larger than
+the overlap are also detected in the whole image, made smaller. Besides the image and its result,
+memory holds only the logits of about one row of tiles, and compressed masks.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ MAX_OVERLAP = 0.9
 # The longer side of a whole image for a detector: at most this, or two tiles if that is more. Most
 # test pipelines make it smaller still.
 MAX_WHOLE = 2048
-# Seconds before there is a progress bar.
+# Seconds before a progress bar is shown.
 BAR_DELAY = 2
 
 
 class TiledModel:
-    """A model whose large images are taken apart, with the methods of :class:`.model.TorchModel`.
+    """A model that splits large images into tiles, with the methods of :class:`.model.TorchModel`.
 
-    A tile goes through it as an image of its own, with the resizing of the test pipeline; its
-    neighbor sees at least ``overlap`` of its side too. Detections below ``score_thr`` are left out
-    before they are merged.
+    A tile goes through the model as an image of its own, with the resizing of the test pipeline.
+    Neighbors share at least ``overlap`` of a tile's side. Detections below ``score_thr`` are left
+    out before merging.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TiledModel:
         self.batch_size, self.score_thr = batch_size, score_thr
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
-        """As the model's own; a large image is left as it is, to be taken apart later."""
+        """Like the model's own; a large image is left as it is, to be split later."""
         if max(image.shape[:2]) <= self.tile:
             return self.model.preprocess(image)
         # One dimension more than any input of a model, so that the two are never in one batch.
@@ -71,14 +71,14 @@ class TiledModel:
 
     @torch.inference_mode()
     def predict(self, batch: list[dict[str, Any]]) -> list[Any]:
-        """As the model's own; for a large image the whole prediction."""
+        """Like the model's own; for a large image, return its final prediction."""
         if 'is_large' not in batch[0]:
             return self.model.predict(batch)
         predict = self._segment if self.model.task == 'segmentation' else self._detect
         return [predict(item['inputs'][0]) for item in batch]
 
     def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
-        """As the model's own."""
+        """Like the model's own; return the prediction of a large image as it is."""
         is_done = isinstance(raw, Detections | Segmentation)
         return raw if is_done else self.model.postprocess(raw, size)
 
@@ -86,12 +86,12 @@ class TiledModel:
         classes, gives_logits = len(self.model.classes), self.model.gives_logits
         seg_map = np.empty(image.shape[:2], np.uint8 if classes <= 255 else np.uint16)
         down, across = axes = self._axes(image)
-        # Those that later tiles blend with.
+        # Logits that those of later tiles are blended with.
         held: dict[tuple[int, int], Logits] = {}
         cells = product(range(len(down.tiles)), range(len(across.tiles)))
         for (row, column), part in zip(cells, self._run(axes, image, gives_logits), strict=True):
             if not gives_logits:
-                # Later tiles replace what lies behind the middle of what both see.
+                # Later tiles replace what lies after the middle of the overlap.
                 top, left = down.middles[row], across.middles[column]
                 inside = part.seg_map[
                     top - down.tiles[row].start :, left - across.tiles[column].start :
@@ -99,7 +99,7 @@ class TiledModel:
                 seg_map[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
                 continue
             rows, columns = region = down.beginnings[row], across.beginnings[column]
-            # Tiles go that reach neither into the rest of this row nor into the next.
+            # Remove tiles that reach neither into the rest of this row nor into the next.
             held = {
                 (y, x): each
                 for (y, x), each in held.items()
@@ -127,11 +127,11 @@ class TiledModel:
         return merge([*found, uncut(whole)], boxes, self.model.nms_threshold)
 
     def _axes(self, image: np.ndarray) -> tuple[Axis, Axis]:
-        """Vertically and horizontally."""
+        """Return the vertical and the horizontal axis."""
         return tuple(Axis(length, self.tile, self.overlap) for length in image.shape[:2])
 
     def _detect_whole(self, image: np.ndarray) -> Detections:
-        """Detections in the whole image, which is made smaller first where it is very large."""
+        """Detect in the whole image, which is made smaller first if it is very large."""
         height, width = image.shape[:2]
         ratio = min(1, max(MAX_WHOLE, 2 * self.tile) / max(height, width))
         small = (max(1, round(height * ratio)), max(1, round(width * ratio)))
@@ -143,7 +143,7 @@ class TiledModel:
     def _run(
         self, axes: tuple[Axis, Axis], image: np.ndarray, gives_logits: bool = False
     ) -> Iterator[Any]:
-        """The model's predictions for the tiles, or their logits, row by row."""
+        """Yield the model's predictions for the tiles, or their logits, row by row."""
         model, tiles = self.model, list(product(axes[0].tiles, axes[1].tiles))
         if gives_logits:
             model = SimpleNamespace(
@@ -156,7 +156,7 @@ class TiledModel:
             Frame(Input('tile'), num_bytes, load=partial(np.ascontiguousarray, image[tile]))
             for tile in tiles
         )
-        # None: on a terminal alone.
+        # disable=None: show the bar only on a terminal.
         options = dict(leave=False, dynamic_ncols=True, delay=BAR_DELAY, disable=None)
         done = Pipeline(model, self.batch_size).run(frames)
         for frame in tqdm(done, total=len(tiles), unit='tile', **options):
@@ -168,18 +168,18 @@ class TiledModel:
 def check_tile(tile: int | None, overlap: float | None) -> None:
     """Check the arguments of :class:`TiledModel`, or raise ConfigError; None is the default."""
     if tile is None and overlap is not None:
-        raise ConfigError('an overlap is one of tiles: give --tile PIXELS (tile=...) with it')
+        raise ConfigError('an overlap needs tiles: give --tile PIXELS (tile=...) with it')
     if tile is not None and tile < MIN_TILE:
         raise ConfigError(f'tiles of {tile} pixels are too small: give {MIN_TILE} or more')
     if overlap is not None and not 0 <= overlap < MAX_OVERLAP:
         raise ConfigError(
             f'an overlap of {overlap:g} cannot work: it is the share of a tile that the next one '
-            f'sees too, from 0 to below {MAX_OVERLAP}'
+            f'also covers, from 0 to below {MAX_OVERLAP}'
         )
 
 
 def enlarge(found: Detections, small: tuple[int, int], size: tuple[int, int]) -> Detections:
-    """Detections in an image of one size (height, width) as those in the same image of another."""
+    """Scale detections from an image's size ``small`` to ``size``, both (height, width)."""
     scale = np.divide(size, small)[::-1]
     masks = found.masks and [CompressedMask(enlarge_mask(m, scale, size)) for m in found.masks]
     boxes = (found.boxes * np.tile(scale, 2)).astype(np.float32)
@@ -187,7 +187,7 @@ def enlarge(found: Detections, small: tuple[int, int], size: tuple[int, int]) ->
 
 
 def enlarge_mask(mask: CroppedMask, scale: np.ndarray, size: tuple[int, int]) -> CroppedMask:
-    """A mask in an image of ``size``, larger by ``scale`` (horizontally, vertically)."""
+    """Enlarge a mask by ``scale`` (horizontally, vertically) for an image of ``size``."""
     start = np.array([mask.x, mask.y])
     left, top = np.floor(start * scale).astype(int)
     right, bottom = np.floor((start + mask.pixels.shape[::-1]) * scale).astype(int)
@@ -201,9 +201,9 @@ def enlarge_mask(mask: CroppedMask, scale: np.ndarray, size: tuple[int, int]) ->
 class Axis:
     """The tiles along one side of an image, of one length and spread evenly.
 
-    ``weights``, (tiles, length of one), say how much each counts, by the distance from its own
-    border; the edge of the image is none. ``shared`` is how many pixels two neighbors both see, at
-    least; infinite for a single tile.
+    ``weights``, (tiles, length of one), grow with the distance from the tile's borders, without
+    those at the edge of the image. ``shared`` is the smallest overlap of neighbors in pixels;
+    infinite for a single tile.
     """
 
     def __init__(self, length: int, tile: int, overlap: float) -> None:
@@ -211,7 +211,7 @@ class Axis:
         count = 1 + math.ceil((length - tile) / step)
         starts = np.linspace(0, length - tile, count).round().astype(int).tolist()
         self.tiles = [slice(start, start + tile) for start in starts]
-        # The part of a tile that no later one sees.
+        # The part of a tile that no later one covers.
         self.beginnings = [slice(*ends) for ends in pairwise([*starts, length])]
         shared = [start + tile - later for start, later in pairwise(starts)]
         self.shared = min(shared, default=math.inf)
@@ -223,7 +223,7 @@ class Axis:
         self.weights = torch.from_numpy(weights.astype(np.float32))
 
     def meet(self, index: int, region: slice) -> tuple[slice, slice]:
-        """What a tile and a region share: in pixels of the region, and of the tile."""
+        """Return what a tile and a region share, in pixels of the region, and of the tile."""
         tile = self.tiles[index]
         start, stop = max(tile.start, region.start), min(tile.stop, region.stop)
         return tuple(slice(start - each.start, stop - each.start) for each in (region, tile))
@@ -232,9 +232,9 @@ class Axis:
 def blend(
     axes: tuple[Axis, Axis], region: tuple[slice, slice], held: dict[tuple[int, int], Logits]
 ) -> Callable[[slice], Tensor]:
-    """A function of classes: their logits in a region, added up with the weights of the tiles.
+    """Return a function of classes: their logits in a region, summed with the tiles' weights.
 
-    Before the softmax: as mmseg does it where it slides a window. The last tile covers the region.
+    Before the softmax, as in mmseg's sliding window. The last tile covers the region.
     """
     parts = []
     for cell, logits in held.items():

@@ -22,28 +22,28 @@ from backbones.errors import InputError, reason_of
 from .images import TimedImage
 from .inputs import WEB_SCHEMES, explain_os_error, find_scheme
 
-# Of ffmpeg's formats those that hold videos: others draw texts, or follow a list of files.
+# ffmpeg's formats that hold videos; others draw texts, or follow a list of files.
 FORMATS = (
     'asf,av1,avi,dv,flv,gxf,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,'
     'mxf,nut,obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe'
 )
 
-# These say in their header how long they are, so that a shorter one has lost something.
+# Their header has the duration, so a shorter file has lost something.
 FORMATS_WITH_DURATION = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'avi')
 
 # Each thread of the decoder holds a frame; with many cores and a 4K video that adds up.
 MAX_DECODER_THREADS = 8
 
-# A demuxer that fails this often in a row has reached the end of what there is.
+# A demuxer that fails this often in a row has reached the end of the readable data.
 MAX_READ_ERRORS = 100
 
-# Seconds to seek before the start, besides to the key frame before that.
+# Seconds to seek before the start; from there, the seek goes back to a key frame.
 SEEK_LEAD = 10
 
 # Seconds that headers may be wrong by.
 TOLERANCE = 0.5
 
-# ITU-T H.273's number for a file that does not say how its colors are coded.
+# ITU-T H.273's number for a color coding that the file does not specify.
 UNSPECIFIED = 2
 
 # With swscale's SWS_ACCURATE_RND, for which PyAV has a name since 18. Without it, saturated colors
@@ -52,11 +52,11 @@ INTERPOLATION = int(Interpolation.BILINEAR) | 1 << 18
 
 
 class VideoReader:
-    """Reads a video; iterating, once, gives :class:`TimedImage` as a player shows them.
+    """Reads a video; iterating, once, yields :class:`TimedImage` as a player shows them.
 
     All have the size of the first: upright, with square pixels, never shrunk. ``every=3`` gives
     frames 0, 3, 6 of those that begin from ``start`` on and before ``end``; each is shown until the
-    next. Of a corrupt video what is good comes, and :attr:`problem` says what was lost.
+    next. Of a corrupt video, good frames are read, and :attr:`problem` says what was lost.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class VideoReader:
 
     @property
     def problem(self) -> str | None:
-        """What of the video was lost, as far as it has been read; None when nothing was."""
+        """What was lost of the video, as far as it has been read; None if nothing was."""
         expected = max(self._num_in_span, self._num_read)
         about = f' of about {expected}' if self._num_in_span else ''
         return self._loss and f'{self._loss}: {self._num_read}{about} frames read'
 
     def __iter__(self) -> Iterator[TimedImage]:
-        # A frame is given out when the next one is known, for its duration reaches that far.
+        # A frame is yielded when the next one is known, because it lasts until then.
         waiting, until = None, 0
         for frame, pts in self._frames:
             if self._num_read % self._every == 0:
@@ -125,7 +125,7 @@ class VideoReader:
         self.num_frames = -(-self._num_in_span // self._every) or None
 
     def _read_first(self) -> None:
-        """Find the first frame, which knows the size of all."""
+        """Find the first frame, which sets the size of all."""
         frames = self._frames_from_start()
         first = next(frames, None)
         if first is None:
@@ -148,7 +148,7 @@ class VideoReader:
         begin = round(Fraction(self._start) / self.time_base)
         frames = self._frames_with_times()
         if begin and not self._container.format.flags & FormatFlags.no_timestamps.value:
-            # Some formats only guess where a time is, and may end up behind it.
+            # Some formats only guess where a time is, and the seek may end after it.
             offset = round((max(self._start - SEEK_LEAD, 0) + self._origin) / self.time_base)
             # A file that cannot seek is read from the beginning.
             with suppress(Exception):
@@ -167,7 +167,7 @@ class VideoReader:
                 yield frame, pts
 
     def _frames_with_times(self) -> Iterator[tuple[av.VideoFrame, int]]:
-        """Good frames, and their times after the beginning in ticks of the time base."""
+        """Yield good frames, and their times from the beginning in ticks of the time base."""
         origin = round(Fraction(self._origin) / self.time_base)
         second = round(1 / self.time_base)
         counts = self._container.format.name == 'avi'  # AVI numbers frames as they are stored.
@@ -176,7 +176,7 @@ class VideoReader:
             stamp = frame.dts if counts or frame.pts is None else frame.pts
             pts = (following or 0) if stamp is None else stamp - origin
             if following is not None and pts < following - second:
-                # A recording that starts its clock anew: go on where we are.
+                # The recording restarted its clock: continue from here.
                 origin -= following - pts
                 pts = following
             if self._stated_end is not None and pts * self.time_base > self._stated_end + 1:
@@ -203,11 +203,11 @@ class VideoReader:
             self._note_corruption()
 
     def _demux(self) -> Iterator[av.Packet | None]:
-        """Packets of the video, then None, which empties the decoder."""
+        """Yield packets of the video, then None, which flushes the decoder."""
         failures = 0
         while failures < MAX_READ_ERRORS:
             try:
-                # Of all streams, because a file ends where the longest of them does.
+                # Read all streams, because a file ends where the longest of them does.
                 for packet in self._container.demux():
                     failures = 0
                     is_video = packet.stream_index == self._stream.index
@@ -215,14 +215,14 @@ class VideoReader:
                     if packet.pts is not None:
                         end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                         self._packets_until = max(self._packets_until, end - self._origin)
-                    # An empty one, which AVI has for a repeated frame, would empty the decoder.
+                    # An empty packet, which AVI has for a repeated frame, would flush the decoder.
                     if is_video and packet.size:
                         yield packet
                 break
             except av_error.InvalidDataError:
                 self._note_corruption()
                 failures += 1
-            # Of FFmpeg, or of a storage: each has errors of its own.
+            # FFmpeg and each storage have errors of their own.
             except Exception as error:
                 self._loss = f'breaks off at {self._read_until:.1f} s ({reason_of(error)})'
                 break
@@ -234,14 +234,14 @@ class VideoReader:
             self._loss = f'is cut short, or corrupt from {self._read_until:.1f} s on'
 
     def _is_cut_short(self) -> bool:
-        """Whether there was less in the file than its header says."""
+        """Return whether there was less in the file than its header says."""
         expected = self._stream.frames if not self._start else 0
         if self._num_packets < 0.98 * expected - 1:
             return True
         return self._packets_until < 0.99 * (self._stated_end or 0) - TOLERANCE
 
     def _ticks_of(self, frame: av.VideoFrame) -> int:
-        """For how long the file says that a frame is shown."""
+        """Return for how long a frame is shown, according to the file."""
         return frame.duration or max(round(1 / (self.frame_rate or 25) / self.time_base), 1)
 
     def _convert(self, index: int, frame: av.VideoFrame, pts: int, until: int) -> TimedImage:
@@ -263,10 +263,10 @@ class VideoReader:
 
 
 def find_orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """Whether to swap the axes, then to flip left and right, and top and bottom.
+    """Return whether to swap the axes, then to flip left and right, and top and bottom.
 
-    The display matrix [[a, b], [c, d]] takes a pixel (x, y) to (ax + cy, bx + dy), to the nearest
-    quarter turn here; PyAV's ``frame.rotation`` knows no mirrored ones.
+    The display matrix [[a, b], [c, d]] takes a pixel (x, y) to (ax + cy, bx + dy). It is rounded to
+    a quarter turn here. PyAV's ``frame.rotation`` does not cover mirrored frames.
     """
     matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
     if matrix is None:
@@ -278,7 +278,7 @@ def find_orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def make_upright(image: np.ndarray, swap_axes: bool, flip_x: bool, flip_y: bool) -> np.ndarray:
-    """An image as it is shown, contiguous."""
+    """Return an image as it is shown, contiguous."""
     if swap_axes:
         image = cv2.transpose(image)
     if flip_x or flip_y:
@@ -287,7 +287,7 @@ def make_upright(image: np.ndarray, swap_axes: bool, flip_x: bool, flip_y: bool)
 
 
 def guess_colorspace(frame: av.VideoFrame) -> Colorspace | None:
-    """How colors are coded where the file does not say it, as players guess: by the size."""
+    """Guess how colors are coded if the file does not say it: by the size, as players do."""
     if frame.colorspace != UNSPECIFIED:
         return None
     is_hd = frame.width >= 1280 or frame.height > 576
@@ -295,7 +295,7 @@ def guess_colorspace(frame: av.VideoFrame) -> Colorspace | None:
 
 
 def square_pixels(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
-    """Size at which square pixels give the same shape; an absurd aspect is no aspect."""
+    """Return the size at which square pixels give the same shape; ignore an absurd aspect."""
     if not aspect or not Fraction(1, 4) <= aspect <= 4:
         return width, height
     if aspect > 1:
@@ -314,12 +314,12 @@ def open_container(source: str | Path) -> av.container.InputContainer:
         elif scheme:
             file = fsspec.open(str(source), 'rb').open()
         return av.open(file, options=options, metadata_errors='replace', timeout=timeout)
-    # The latter: of a format that is not in FORMATS.
+    # ArgumentError: the format is not in FORMATS.
     except (av_error.InvalidDataError, av_error.ArgumentError) as error:
         if not scheme and is_mp4(Path(source)):
             raise InputError('is cut short or corrupt: it has no index (moov)') from error
         raise InputError('is neither an image nor a video that can be read') from error
-    # Of FFmpeg, or of a storage.
+    # FFmpeg and each storage have errors of their own.
     except Exception as error:
         raise InputError(explain_os_error(error)) from error
 
@@ -330,21 +330,21 @@ def is_mp4(path: Path) -> bool:
 
 
 def find_video(container: av.container.InputContainer) -> av.VideoStream:
-    """The video in a container, or InputError if none is there that we can decode."""
+    """Return the video in a container; InputError if there is none that can be decoded."""
     # The cover of an album is a stream of one image in an audio file.
     cover = Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
-        kind = 'only audio' if container.streams.audio else 'nothing to see'
-        raise InputError(f'has no video in it, {kind}')
+        kind = 'only audio' if container.streams.audio else 'and no audio'
+        raise InputError(f'contains no video, {kind}')
     best = container.streams.best('video')
     stream = best if best in streams else streams[0]
     if stream.codec_context is None or not stream.width or not stream.height:
-        raise InputError('is coded in a way that this build of ffmpeg cannot decode')
+        raise InputError('has a codec that this build of ffmpeg cannot decode')
     return stream
 
 
 def find_origin(container: av.container.InputContainer) -> float:
-    """Where in a file's own time its beginning is, in seconds; in broadcasts that is anywhere."""
-    # What lies before 0 is only audio that a decoder needs.
+    """Return the time stamp of a file's beginning, in seconds; in broadcasts it can be any."""
+    # Before 0 there is only audio that a decoder needs.
     return max(container.start_time or 0, 0) / av.time_base

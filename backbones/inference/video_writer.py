@@ -21,7 +21,7 @@ from .video_reader import INTERPOLATION
 # save a fifth of the bytes for a third more time.
 ENCODER_OPTIONS = {'preset': 'veryfast', 'crf': '20', 'bf': '0'}
 
-# Most cores are the model's.
+# Most cores are left to the model.
 CORES_PER_THREAD = 4
 MAX_ENCODER_THREADS = 4
 
@@ -35,7 +35,7 @@ BT709 = 1
 
 @contextmanager
 def os_errors() -> Iterator[None]:
-    """FFmpeg's errors as OSErrors."""
+    """Raise FFmpeg's errors as OSErrors."""
     try:
         yield
     except av_error.FFmpegError as error:
@@ -46,12 +46,12 @@ class VideoWriter:
     """Writes images, and the audio of the video they come from, to an H.264 MP4.
 
     An image with an odd width or height gets its last column or row twice, because 4:2:0 needs even
-    ones. All methods raise OSError where the file cannot be written.
+    ones. All methods raise OSError if the file cannot be written.
 
     Args:
         path: File to write or to replace; it can be played once it is closed.
-        stream: Whose frames the images are.
-        clip: What of it they are. Where that has a start, the first image is 0 in the new video.
+        stream: The stream that the images are frames of.
+        clip: The part of it to write. If it has a start, the first image is at 0 in the new video.
         begin: When the first image is shown, in units of the stream's time base.
     """
 
@@ -76,7 +76,7 @@ class VideoWriter:
         self._output.start_encoding()
 
     def _add_video(self, width: int, height: int) -> av.VideoStream:
-        # Given as a rate, ffmpeg takes no more than 32 bits for each part.
+        # ffmpeg takes at most 32 bits each for the numerator and denominator of a rate.
         rate = self._frame_rate.limit_denominator(1001)
         stream = self._output.add_stream('libx264', rate=rate, options=ENCODER_OPTIONS)
         stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
@@ -93,15 +93,15 @@ class VideoWriter:
 
     @property
     def problem(self) -> str | None:
-        """What of the audio was lost; None when nothing was."""
+        """What is missing of the audio; None if nothing is."""
         return self._audio.problem if self._audio is not None else None
 
     @os_errors()
     def write(self, image: np.ndarray, pts: int, duration: int | None = None) -> None:
         """Append a frame, (height, width, 3), uint8, BGR, with its times in the stream.
 
-        One that is not after the frame before is shown as soon after it as can be. The duration
-        counts for the last frame, as others are shown until the next.
+        A frame that is not later than the one before is shown directly after it. The duration
+        counts only for the last frame; the others are shown until the next.
         """
         frame = self._convert(image)
         time = pts * self._time_base - self._origin
@@ -138,7 +138,7 @@ class VideoWriter:
 
     @os_errors()
     def close(self, whole_audio: bool = False) -> None:
-        """Finish the file. With ``whole_audio`` audio goes on after the last frame."""
+        """Finish the file. With ``whole_audio``, audio continues after the last frame."""
         self._encode(None)
         if self._audio is not None:
             until = (self._last_pts + self._last_duration) * self._ticks
@@ -147,7 +147,7 @@ class VideoWriter:
         self.discard()
 
     def discard(self) -> None:
-        """Let go of the files, whatever state they are in."""
+        """Close the files, whatever state they are in."""
         if self._audio is not None:
             self._audio.close()
         with suppress(av_error.FFmpegError, OSError, ValueError):
