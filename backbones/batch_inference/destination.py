@@ -1,4 +1,4 @@
-"""The folder of Parquet files that results go to, local or in a storage: what is there is done."""
+"""The folder of Parquet files with the results, local or in a storage; its files are complete."""
 
 import json
 from pathlib import Path

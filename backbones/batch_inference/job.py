@@ -194,8 +194,8 @@ def plan(
 ) -> tuple[dict[str, float], tuple[int, int]]:
     """Return the resources of each process, and the least and the most processes at a time.
 
-    The default is as many processes as fit, each with a GPU if there are some. A process without a
-    GPU gets one core, one with a GPU its share of the cores where these are fewest for each GPU.
+    The default is as many processes as fit, each with a GPU if there are some. Without a GPU, a
+    process gets one core; with one, its share of the cores of the machine with fewest per GPU.
     """
     if gpus is None:
         gpus = 1.0 if any(room.get('GPU', 0) >= 1 for room in machines) else 0.0

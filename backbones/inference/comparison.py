@@ -57,7 +57,7 @@ class ComparisonHook(Hook):
 
 
 def draw_comparison(visualizer: Visualizer, image: np.ndarray, sample: Any) -> np.ndarray:
-    """Draw the pair of a DetDataSample or SegDataSample on the CPU, at the image's own size."""
+    """Call :func:`draw_pair` for a DetDataSample or SegDataSample on the CPU, at image size."""
     if 'pred_sem_seg' in sample:
         count = len(visualizer.class_names)
         both = [to_map(pixels, count) for pixels in (sample.gt_sem_seg, sample.pred_sem_seg)]
@@ -99,7 +99,7 @@ def to_map(pixels: Any, num_classes: int) -> Segmentation:
 
 
 def to_detections(instances: Any) -> Detections:
-    """Convert an InstanceData to detections; ground truth gets no scores, the smallest first."""
+    """Convert an InstanceData to detections; ground truth has no scores, smallest objects first."""
     boxes = instances.get('bboxes')
     boxes = getattr(boxes, 'tensor', boxes).numpy().astype(np.float32).reshape(-1, 4)
     labels = instances.labels.numpy()

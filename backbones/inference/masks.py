@@ -66,7 +66,7 @@ def _probabilities(
     rescale: bool = False,
     activate_map: bool = False,
 ) -> Tensor:
-    """Replaces a mask head's ``_predict_by_feat_single``; the other arguments are its own."""
+    """Replace a mask head's ``_predict_by_feat_single``; the other arguments are its own."""
     if rescale:
         bboxes /= bboxes.new_tensor(img_meta['scale_factor']).repeat((1, 2))
     probabilities = mask_preds if activate_map else mask_preds.sigmoid()

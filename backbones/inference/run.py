@@ -78,7 +78,7 @@ class Run:
         self._seconds = time.perf_counter() - start
 
     def describe(self, num_skipped: int) -> str:
-        """A few lines for the user; ``num_skipped`` inputs had results before the run."""
+        """Return a few lines for the user; ``num_skipped`` inputs had results before the run."""
         counts = {**self.counts, 'skipped, done earlier': num_skipped}
         parts = [f'{count} {what}' for what, count in counts.items() if count or what == 'done']
         lines = [f'inputs:  {", ".join(parts)}']

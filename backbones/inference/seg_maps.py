@@ -236,7 +236,7 @@ def cells_of(weights: Tensor) -> Cells:
     first = torch.full((pixels,), length).scatter_reduce(0, at, logit, 'amin')
     last = torch.zeros(pixels, dtype=torch.int64).scatter_reduce(0, at, logit, 'amax')
     neighbors = int((last - first).max()) + 1
-    # Only few cells are larger, those at the border; they are split.
+    # Only a few cells are larger, those at the border; they are split.
     steps = -(-pixels // length)
     pixel = torch.arange(pixels)
     begins = first.diff(prepend=first[:1] - 1) > 0

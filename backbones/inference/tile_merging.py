@@ -90,9 +90,9 @@ def merge(parts: Sequence[Pieces], tiles: np.ndarray, nms_threshold: float) -> D
 
 
 def join(pieces: Pieces, tiles: np.ndarray) -> Pieces:
-    """Replace the parts of every object that borders cut by one with the highest of their scores.
+    """Join the parts of every object that borders cut into one with the highest of their scores.
 
-    Its box and its mask are those of all parts together.
+    Its box and its mask cover all parts.
     """
     pairs = np.array(list(find_pairs(pieces, tiles)), np.int64).reshape(-1, 2)
     count = len(pieces.tile)

@@ -48,7 +48,7 @@ MEANINGS = (
     f'wrong class, IoU {BACKGROUND_IOU} to {MATCH_IOU} with an object',
     'right class and place, but a detection with a higher score matches the object',
     f'IoU at most {BACKGROUND_IOU} with every object',
-    'object without a detection, even one of wrong class or place',
+    'object without any detection, even of wrong class or place',
     'all detections that are not correct',
     'all objects without a correct detection',
 )
