@@ -66,7 +66,7 @@ class Destination:
     def claim(self, run: dict[str, Any]) -> None:
         """Make this the folder of a run: of one model with one set of options.
 
-        Raises ConfigError if it cannot be written, or, with what differs, if it is another run's.
+        Raises ConfigError if it cannot be written, or is another run's, and says what differs.
         """
         try:
             if all(name.startswith('_') for name in self.names()):

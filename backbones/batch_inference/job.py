@@ -50,7 +50,7 @@ class Worker:
     out: str
     # The arguments of Predictor.
     model: dict[str, Any]
-    # Written into the files of results: what made them.
+    # Metadata about the model for the files of results.
     metadata: dict[str, str]
     # Whether drawings are written too.
     draw: bool = False
