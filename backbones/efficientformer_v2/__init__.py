@@ -1,4 +1,4 @@
-"""The network. It needs torch, mmengine and mmcv.cnn, and nothing else of this package."""
+"""The network. It needs only torch, mmengine, mmcv.cnn and ``backbones.errors``."""
 
 from .backbone import ARCHITECTURES, EfficientFormerV2
 

@@ -1,8 +1,7 @@
 """Attention of EfficientFormerV2 on token grids of any size.
 
-The two kinds of attention come first, then what both compute with, a part of the queries at a
-time. :mod:`.position_bias` has what both add to their scores, :mod:`.cpu` how the same is computed
-at inference on most CPUs.
+The two kinds of attention come first, then the functions that both use. :mod:`.position_bias` has
+the bias that both add to their scores, :mod:`.cpu` the faster computation at inference on x86 CPUs.
 """
 
 from collections.abc import Callable
@@ -16,26 +15,27 @@ from .fold import JoinedConvs, scale_channels
 from .layers import GELU, ConvNorm, add, is_compiling
 from .position_bias import RelativePositionBias
 
-# Bytes that the scores of a part of the queries may take at inference: on a CPU they are to stay in
-# its cache (where oneDNN is used, see .cpu), elsewhere they only have to fit in memory.
+# At inference, attention takes a part of the queries at a time, whose scores need at most so many
+# bytes. On a CPU they should stay in its cache (for oneDNN see .cpu), elsewhere fit in memory.
 SCORE_BUDGET = 128 * 2**20
 SCORE_BUDGET_CPU = 3 * 2**20
 
 
 class TalkingHeadAttention(nn.Module):
-    """Attention of stages 3 and 4, with heads that talk to each other (the paper's MHSA, 3.3).
+    """Attention of stages 3 and 4, with talking heads (the paper's MHSA, section 3.3).
 
-    Maps (batch, channels, height, width) to the same shape. With stride 2 (stage 3, the paper's
-    stride attention, 3.4) tokens are at half the size and the result is upsampled; with stride 1
-    (stage 4) every pixel is a token. ``table_size`` is the token grid (height, width) of
-    pre-training.
+    The output has the shape of the input, (batch, channels, height, width). With stride 2 (stage
+    3, the paper's stride attention, 3.4) the token grid has half the size of the feature map, and
+    the result is upsampled. With stride 1 (stage 4) every pixel is a token. ``table_size`` is the
+    token grid (height, width) of pre-training.
 
-    The second talking head comes after the softmax and has a bias, so that a constant times the
-    sum of all values is part of every result. That sum grows with the grid, while the statistics
-    of the norms behind it stay: a network trained on small crops fails on whole images. With
-    'offset', the bias is therefore scaled by the tokens of the table's grid over those of the
-    image's, which makes it a multiple of the values' mean. Nothing changes where the grids agree.
-    'matrix' leaves it as it is: the authors' COCO and ADE20K models were trained so.
+    The second talking head comes after the softmax and has a bias, which adds a constant times the
+    sum of all values to every result. This sum grows with the number of tokens, but the running
+    statistics of the norms after it do not: a network trained on small crops would fail on whole
+    images. With 'offset', the bias is therefore multiplied by the number of tokens in the table's
+    grid over that in the image's, which makes the constant part a multiple of the values' mean. If
+    the grids are equal, nothing changes. 'matrix' does not scale the bias: the authors' COCO and
+    ADE20K models were trained this way.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class TalkingHeadAttention(nn.Module):
         return self.proj(self.act(x))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, times ``key_dim**-0.5``, keys and values, as feature maps."""
+        """Compute queries (times ``key_dim**-0.5``), keys and values, as feature maps."""
         if self.qkv is not None:
             return self.qkv(x)
         return self.q(x) * self.scale, self.k(x), self.v(x)
@@ -96,12 +96,12 @@ class TalkingHeadAttention(nn.Module):
         scores = add_bias(q @ k.transpose(-2, -1), bias)
         scores = mix_heads(scores, self.talking_head1)
         if scores.requires_grad:
-            # The softmax cancels it, but DistributedDataParallel waits for its gradient.
+            # The softmax cancels this bias, but DistributedDataParallel waits for its gradient.
             scores = scores + self.talking_head1.bias[:, None, None]
         return mix_heads(scores.softmax(dim=-1), self.talking_head2) @ v
 
     def constant_part(self, v: Tensor) -> Tensor:
-        """What the second talking head's bias, which `attend` leaves out, makes of all values.
+        """Compute what the second talking head's bias, left out by `attend`, adds to all results.
 
         Maps values (batch, channels, height, width) to (batch, channels, 1, 1).
         """
@@ -112,11 +112,11 @@ class TalkingHeadAttention(nn.Module):
 
     @property
     def table_tokens(self) -> int:
-        """Tokens of the grid that the bias table is laid out for."""
+        """Number of tokens in the grid of the bias table."""
         return self.relative_position_bias.table[0].numel()
 
     def switch_to_deploy(self) -> None:
-        """Make q, k and v one convolution, where they are nothing else by now."""
+        """Join q, k and v into one convolution, if their norms are folded."""
         if self.qkv is None and all(isinstance(m, nn.Conv2d) for m in (self.q, self.k, self.v)):
             scale_channels(self.q, self.scale)
             self.qkv = JoinedConvs((self.q, self.k, self.v))
@@ -126,13 +126,13 @@ class TalkingHeadAttention(nn.Module):
         table = state_dict.get(f'{prefix}relative_position_bias.table')
         key = f'{prefix}talking_head2.bias'
         if self.scales_bias and table is not None and key in state_dict:
-            # Where the table is resized, the bias has to stand for as many values as before.
+            # The bias is multiplied by table_tokens at use; resizing must not change the product.
             state_dict[key] = state_dict[key] * (table[0].numel() / self.table_tokens)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class DownsamplingAttention(nn.Module):
-    """Attention between stages 3 and 4, whose queries are at half the size (the paper's 3.5).
+    """Attention between stages 3 and 4, with queries at half the size (the paper's section 3.5).
 
     Maps (batch, in_channels, height, width) to (batch, out_channels, ceil(height / 2),
     ceil(width / 2)). ``table_size`` is the grid (height, width) of the keys in pre-training.
@@ -175,7 +175,7 @@ class DownsamplingAttention(nn.Module):
         return self.proj(self.act(x))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, times ``key_dim**-0.5``, keys and values, as feature maps."""
+        """Compute queries (times ``key_dim**-0.5``), keys and values, as feature maps."""
         if self.kv is not None:
             return self.q(self.q_local(x)), *self.kv(x)
         q = self.q(self.q_local(x) + x[:, :, ::2, ::2])
@@ -183,17 +183,17 @@ class DownsamplingAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         if q.device.type == 'cpu':
-            # It has no fused kernel for values wider than keys.
+            # CPUs have no fused kernel for values wider than keys.
             return add_bias(q @ k.transpose(-2, -1), bias).softmax(dim=-1) @ v
         bias = bias.flatten(3).flatten(1, 2)[None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
-        """Make k and v one convolution, where they are nothing else by now, and simplify q."""
+        """Join k and v into one convolution and simplify q, if their norms are folded."""
         if self.kv is None and all(isinstance(m, nn.Conv2d) for m in (self.q, self.k, self.v)):
             scale_channels(self.q, self.scale)
-            # Every second pixel is what the middle of the kernel sees.
+            # x[:, :, ::2, ::2] is what the center of the strided kernel reads.
             self.q_local.weight[:, :, 1, 1] += 1
             self.q_local = FusedConv(self.q_local)
             self.kv = JoinedConvs((self.k, self.v))
@@ -207,16 +207,16 @@ def attend_in_parts(
     v: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    """Attend with as many queries at a time as the budget of the device has room for.
+    """Compute attention for a part of the queries at a time, within the device's score budget.
 
-    With gradients all are taken at once, since the backward pass needs all scores. ``attend`` maps
-    tokens (batch, num_heads, tokens, dim) of queries, keys and values, and the bias of these
-    queries, to their results. q, k, v and the returned results are feature maps, ``bias`` is what
-    :class:`RelativePositionBias` returns.
+    With gradients all queries are taken at once, since the backward pass needs all scores.
+    ``attend`` maps tokens (batch, num_heads, tokens, dim) of queries, keys and values, and the bias
+    of these queries, to their results. q, k, v and the returned results are feature maps. ``bias``
+    is the output of :class:`RelativePositionBias`.
     """
     num_heads = bias.shape[0]
     height, width = q.shape[2:]
-    # Keys are in the order of the bias, from last to first.
+    # The bias has its keys from last to first.
     k, v = [to_tokens(x, num_heads).flip(2).contiguous() for x in (k, v)]
     if q.requires_grad or is_compiling():
         return to_feature_map(attend(to_tokens(q, num_heads), k, v, bias), (height, width))
@@ -231,14 +231,14 @@ def attend_in_parts(
 
 
 def mix_heads(scores: Tensor, talking_head: nn.Conv2d) -> Tensor:
-    """What a talking head makes of (batch, num_heads, queries, keys), without its bias."""
-    # The convolution itself would copy the scores to its own memory layout, and back.
+    """Apply a talking head without its bias to scores (batch, num_heads, queries, keys)."""
+    # Calling the convolution would copy the scores to another memory layout and back.
     weight = talking_head.weight[:, :, 0, 0].expand(scores.shape[0], -1, -1)
     return torch.bmm(weight, scores.flatten(2)).view_as(scores)
 
 
 def add_bias(scores: Tensor, bias: Tensor) -> Tensor:
-    """Add (num_heads, query rows, query columns, key rows, key columns) to scores
+    """Add a bias (num_heads, query rows, query columns, key rows, key columns) to scores
     (batch, num_heads, queries, keys)."""
     if is_compiling():
         return scores + bias.flatten(3).flatten(1, 2)
@@ -247,10 +247,10 @@ def add_bias(scores: Tensor, bias: Tensor) -> Tensor:
 
 
 def to_tokens(x: Tensor, num_heads: int) -> Tensor:
-    """(batch, num_heads * dim, height, width) to (batch, num_heads, height * width, dim)."""
+    """Reshape (batch, num_heads * dim, height, width) to (batch, num_heads, tokens, dim)."""
     return x.flatten(2).unflatten(1, (num_heads, -1)).transpose(-2, -1)
 
 
 def to_feature_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(batch, num_heads, height * width, dim) to (batch, num_heads * dim, height, width)."""
+    """Reshape (batch, num_heads, tokens, dim) to (batch, num_heads * dim, *grid)."""
     return tokens.transpose(-2, -1).flatten(1, 2).unflatten(2, tuple(grid))

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     # typing has it since Python 3.11.
     from typing_extensions import Self
 
-# One row for each network of the family; every sequence has an entry for each of the four stages.
-# `mlp_ratios` has one number for each block. `num_attention_blocks` says how many of the last
-# blocks of stages 3 and 4 have attention: one number, or one for each of the two.
+# One row for each network of the family; sequences have an entry for each of the four stages, and
+# `mlp_ratios` (hidden channels over channels) a number for each block. `num_attention_blocks` says
+# how many blocks at the end of stages 3 and 4 have attention: one number for both, or a pair.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     's0': dict(
         channels=(32, 48, 96, 176),
@@ -82,35 +82,35 @@ NUM_STAGES = 4
 class EfficientFormerV2(BaseModule):
     """EfficientFormerV2 with feature maps at strides 4, 8, 16 and 32.
 
-    Takes images of any height and width; every stride of 2 gives ceil(size / 2). Checkpoints
-    of the authors, of timm and of this class all load, see :mod:`.checkpoint_keys`.
+    Images may have any height and width; every stride of 2 gives ceil(size / 2). Checkpoints
+    of the authors, of timm and of this class can be loaded, see :mod:`.checkpoint_keys`.
 
     Args:
-        arch: 's0', 's1', 's2', 'l', or a dict in the shape of a row of ``ARCHITECTURES``.
+        arch: 's0', 's1', 's2', 'l', or a dict with the keys of a row of ``ARCHITECTURES``.
             Default: 's0'.
-        out_indices: Stages (0 to 3, rising) whose feature maps are returned. Later stages than
-            the last of them are not built. Default: all.
-        pretrain_img_size: Image size, one number or (height, width), whose token grids the
-            tables of the relative position bias are laid out for. Default: 224 (ImageNet).
-        bias_resize: How these tables are adapted to other grids: 'offset' (default), or 'matrix'
+        out_indices: Stages (0 to 3, rising) whose feature maps are returned. Stages after the
+            last of them are not built. Default: all.
+        pretrain_img_size: Image size of pre-training, one number or (height, width). It sets the
+            token grids of the tables of relative position bias. Default: 224 (ImageNet).
+        bias_resize: How these tables are resized to other grids: 'offset' (default), or 'matrix'
             for the authors' own COCO and ADE20K models, see
             :class:`.position_bias.RelativePositionBias`.
-        drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
-            Default: the architecture's own.
-        layer_scale_init_value: What the layer scales start from. Default: 1e-5.
-        norm_cfg: Normalization layers in mmcv's notation. Default: ``dict(type='BN')``.
+        drop_path_rate: Stochastic depth rate of the last block; the rates rise linearly from 0
+            at the first. Default: the architecture's own.
+        layer_scale_init_value: Initial value of the layer scales. Default: 1e-5.
+        norm_cfg: Config of the norms, as in mmcv. Default: ``dict(type='BN')``.
         frozen_stages: Stages to freeze (no gradient, evaluation mode): -1 none, 0 the stem,
-            1 to 4 the stem and as many stages. Default: -1.
-        norm_eval: Keep the BatchNorms' running statistics while training. Default: False.
-        with_cp: Recompute the blocks in the backward pass instead of keeping what is inside
-            them, which saves memory and costs time. As in mmdet's ResNet, BatchNorms that learn
-            their statistics count every batch twice. Default: False.
-        in_channels: Channels of the image, over which weights for RGB are spread. Default: 3.
+            n from 1 to 4 the stem and the first n stages. Default: -1.
+        norm_eval: Keep BatchNorms in evaluation mode while training. Default: False.
+        with_cp: Recompute the blocks' activations in the backward pass instead of storing them,
+            which saves memory and costs time. As in mmdet's ResNet, BatchNorms in training mode
+            then count every batch twice. Default: False.
+        in_channels: Channels of the image; weights for RGB are adapted to them. Default: 3.
         init_cfg: mmengine's initialization; ``dict(type='Pretrained', checkpoint=...)`` loads
             weights. Default: None.
 
     Raises:
-        ValueError: An argument is not one of what is allowed; the message names that.
+        ValueError: An argument is not allowed; the message says which values are.
     """
 
     def __init__(
@@ -132,13 +132,13 @@ class EfficientFormerV2(BaseModule):
         arch = resolve_architecture(arch)
         self.out_indices = check_out_indices(out_indices)
         if bias_resize not in BIAS_RESIZE_MODES:
-            raise ValueError(f'bias_resize is one of {BIAS_RESIZE_MODES}, not {bias_resize!r}')
+            raise ValueError(f'bias_resize must be in {BIAS_RESIZE_MODES}, not {bias_resize!r}')
         if frozen_stages not in range(-1, NUM_STAGES + 1):
-            raise ValueError(f'frozen_stages is from -1 to {NUM_STAGES}, not {frozen_stages!r}')
+            raise ValueError(f'frozen_stages must be -1 to {NUM_STAGES}, not {frozen_stages!r}')
         if drop_path_rate is None:
             drop_path_rate = arch['drop_path_rate']
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate is at least 0 and below 1, not {drop_path_rate!r}')
+            raise ValueError(f'drop_path_rate must be 0 or more, below 1, not {drop_path_rate!r}')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -171,13 +171,13 @@ class EfficientFormerV2(BaseModule):
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of the stages in ``out_indices``, of images (batch, in_channels, H, W).
+        """Return the feature maps of the stages in ``out_indices`` for images (batch, C, H, W).
 
-        Each is (batch, channels, ceil(H / s), ceil(W / s)) for its stage's channels and stride s
-        of 4, 8, 16 or 32; in channels last if x is, else contiguous.
+        Each is (batch, channels, ceil(H / s), ceil(W / s)) with its stage's channels and stride s
+        of 4, 8, 16 or 32. The maps are in channels last if x is, else contiguous.
         """
         memory_format = memory_format_of(x)
-        # How CPUs and CUDA's GPUs convolve fastest; BatchNorms, in training, take longer so.
+        # CPUs and CUDA GPUs convolve fastest in this format; BatchNorm in training is slower in it.
         if self.deployed and x.device.type in ('cpu', 'cuda') and not is_compiling():
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
@@ -185,14 +185,14 @@ class EfficientFormerV2(BaseModule):
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index in self.out_indices:
-                # Attention leaves other formats, which mmcv's RoIAlign would read as contiguous.
+                # Attention returns other formats, which mmcv's RoIAlign would read as contiguous.
                 features.append(x.contiguous(memory_format=memory_format))
         return tuple(features)
 
     def switch_to_deploy(self) -> None:
-        """Fold what inference does not need into the convolutions; there is no way back.
+        """Prepare for inference, which cannot be undone: load the weights first.
 
-        BatchNorms, layer scales and stochastic depth go; other norms stay. The features remain the
+        Folds BatchNorms and layer scales into convolutions; other norms stay. The features are the
         same up to rounding. For a whole model see :func:`backbones.deploy.switch_to_deploy`.
         """
         if self.deployed:
@@ -206,7 +206,7 @@ class EfficientFormerV2(BaseModule):
             if module is not self and hasattr(module, 'switch_to_deploy'):
                 module.switch_to_deploy()
         if next(self.parameters()).is_cuda:
-            # As the images are, see forward(): the weights would be reordered at every call.
+            # As the images in forward(), or the weights would be reordered at every call.
             self.to(memory_format=torch.channels_last)
         self.deployed = True
 
@@ -214,8 +214,8 @@ class EfficientFormerV2(BaseModule):
         """Switch between training and evaluation; frozen stages and norms stay in evaluation."""
         if mode and self.deployed:
             raise RuntimeError(
-                'the backbone was switched to inference for good: its norms are folded into the '
-                'convolutions. Train one for which switch_to_deploy() was not called'
+                'switch_to_deploy() was called for this backbone: its norms are folded into the '
+                'convolutions, so it cannot be trained. Build a new backbone for training'
             )
         super().train(mode)
         self._freeze_stages()
@@ -231,9 +231,9 @@ class EfficientFormerV2(BaseModule):
             adapt_state_dict(state_dict, prefix, self.state_dict())
         elif differing := sorted(keys ^ set(self.state_dict())):
             raise CheckpointError(
-                'the backbone was switched by switch_to_deploy() already, and the checkpoint is '
-                'of one that was not, or of another architecture: load the checkpoint first. '
-                f'Keys that only one of the two has: {first_of(differing)}'
+                'switch_to_deploy() was already called for this backbone, but not for that of the '
+                'checkpoint, or their architectures differ: load the checkpoint first. '
+                f'Keys that only one of them has: {first_of(differing)}'
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -246,7 +246,7 @@ class EfficientFormerV2(BaseModule):
 
 
 class Stage(nn.Module):
-    """A stage: downsampling (from the second stage on), then blocks of one size."""
+    """A stage: downsampling (from the second stage on), then blocks at one resolution."""
 
     def __init__(
         self,
@@ -272,7 +272,7 @@ class Stage(nn.Module):
                     in_channels, channels, grids[2], bias_resize, norm_cfg
                 )
             self.downsample = Downsample(in_channels, channels, norm_cfg, attention)
-        # Stage 3 attends at the fourth stage's size, which is what makes it affordable.
+        # Stage 3 attends at stage 4's resolution: the cost is quadratic in the number of tokens.
         stride = 2 if index == 2 else 1
         first_with_attention = len(mlp_ratios) - num_attention_blocks
         self.blocks = nn.ModuleList()
@@ -295,7 +295,7 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention where there is one, then feed-forward, each scaled and added to its input."""
+    """Attention if the block has it, then feed-forward, each scaled and added to its input."""
 
     def __init__(
         self,
@@ -326,64 +326,64 @@ class Block(nn.Module):
         return add(self.drop_path(self.layer_scale_2(self.mlp(x))), x)
 
     def switch_to_deploy(self) -> None:
-        """Fold the layer scales into what they scale, drop what only training needs."""
+        """Fold the layer scales into the convolutions before them and remove stochastic depth."""
         self.drop_path = nn.Identity()
         if self.token_mixer is not None and fold_scale(self.token_mixer.proj, self.layer_scale_1):
             self.layer_scale_1 = nn.Identity()
         if fold_scale(self.mlp.fc2, self.layer_scale_2):
             self.layer_scale_2 = nn.Identity()
-        # Norms that are left may look at all pixels.
+        # Norms that are not folded may need all pixels, as GroupNorm does.
         self.feed_forward_is_local = not any(isinstance(m, ConvNorm) for m in self.mlp.modules())
 
 
 def resolve_architecture(arch: str | dict) -> dict:
-    """A row of ``ARCHITECTURES``, checked, with a pair of ``num_attention_blocks``."""
+    """Return a checked row of ``ARCHITECTURES`` with ``num_attention_blocks`` as a pair."""
     keys = set(ARCHITECTURES['s0'])
     if isinstance(arch, str):
         arch = ARCHITECTURES.get(arch, arch)
     if not isinstance(arch, dict) or set(arch) != keys:
         raise ValueError(
-            f'arch is one of {list(ARCHITECTURES)} or a dict with exactly the keys {sorted(keys)}, '
-            f'not {arch!r}'
+            f'arch must be in {list(ARCHITECTURES)} or a dict with exactly the keys '
+            f'{sorted(keys)}, not {arch!r}'
         )
     for key in ('channels', 'depths', 'mlp_ratios'):
         if not isinstance(arch[key], Sequence) or len(arch[key]) != NUM_STAGES:
-            raise ValueError(f'arch[{key!r}] has an entry for each of {NUM_STAGES} stages')
+            raise ValueError(f'arch[{key!r}] needs an entry for each of {NUM_STAGES} stages')
     if any(number < 2 for number in arch['channels']):
-        raise ValueError(f"arch['channels'] are at least 2, not {arch['channels']}")
+        raise ValueError(f"arch['channels'] must be at least 2, not {arch['channels']}")
     depths = arch['depths']
     for stage, (depth, ratios) in enumerate(zip(depths, arch['mlp_ratios'], strict=True)):
         if depth < 1 or not isinstance(ratios, Sequence) or len(ratios) != depth:
             raise ValueError(
-                f"arch['mlp_ratios'][{stage}] has a number for each block of the stage, not "
-                f"{ratios!r}: arch['depths'][{stage}] is {depth}"
+                f"arch['mlp_ratios'][{stage}] needs a number for each block of the stage "
+                f"(arch['depths'][{stage}] is {depth}), but is {ratios!r}"
             )
     given = arch['num_attention_blocks']
     numbers = (given, given) if isinstance(given, int) else tuple(given)
     if len(numbers) != 2 or any(not 0 <= n <= d for n, d in zip(numbers, depths[2:], strict=True)):
         raise ValueError(
-            "arch['num_attention_blocks'] is a number, or a pair for stages 3 and 4, from 0 to "
-            f'their depths, {tuple(depths[2:])}, not {given!r}'
+            "arch['num_attention_blocks'] must be a number, or a pair for stages 3 and 4, from 0 "
+            f'to their depths {tuple(depths[2:])}, not {given!r}'
         )
     return {**arch, 'num_attention_blocks': numbers}
 
 
 def check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    """``out_indices`` as a tuple, checked."""
+    """Check ``out_indices`` and return it as a tuple."""
     indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
     stages = tuple(range(NUM_STAGES))
     if not indices or indices != tuple(stage for stage in stages if stage in indices):
         raise ValueError(
-            f'out_indices is a rising sequence of stages out of {stages}, not {out_indices!r}'
+            f'out_indices must be a rising sequence of stages in {stages}, not {out_indices!r}'
         )
     return indices
 
 
 def token_grids(img_size: int | tuple[int, int]) -> list[tuple[int, int]]:
-    """Height and width of each stage's output for an image of that size, checked."""
+    """Return the height and width of each stage's output for a checked image size."""
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size):
         raise ValueError(
-            f'pretrain_img_size is a positive int or a (height, width) of them, not {img_size!r}'
+            f'pretrain_img_size must be a positive int or a (height, width), not {img_size!r}'
         )
     return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in (4, 8, 16, 32)]

@@ -1,6 +1,6 @@
-"""From the layouts that EfficientFormerV2 is published in to the layout of this package.
+"""Conversion of published checkpoint layouts of EfficientFormerV2 to that of this package.
 
-| layout  | told by                   | found in                                                |
+| layout  | recognized by             | found in                                                |
 | ------- | ------------------------- | ------------------------------------------------------- |
 | snap    | ``patch_embed.0.weight``  | the authors' ImageNet ``.pth`` (under ``model``), and   |
 |         |                           | their COCO and ADE20K models (under ``backbone.``)      |
@@ -19,7 +19,7 @@ from backbones.errors import CheckpointError, first_of
 RENAMING = {
     'own': (),
     'timm': (
-        # The names that features_only=True gives.
+        # timm names stages so with features_only=True.
         (r'^stages_', 'stages.'),
         (r'\.bn\.', '.norm.'),
         (r'\.ls([12])\.gamma$', r'.layer_scale_\1.gamma'),
@@ -32,7 +32,7 @@ RENAMING = {
         (r'^patch_embed\.1\.', 'stem.conv1.norm.'),
         (r'^patch_embed\.3\.', 'stem.conv2.conv.'),
         (r'^patch_embed\.4\.', 'stem.conv2.norm.'),
-        # Their list of modules has stages at even places and downsampling at odd ones.
+        # The authors' list of modules has stages at even and downsampling at odd indices.
         (r'^network\.([0246])\.', lambda m: f'stages.{int(m[1]) // 2}.blocks.'),
         (r'^network\.([135])\.', lambda m: f'stages.{int(m[1]) // 2 + 1}.downsample.'),
         (r'\.downsample\.(proj|conv)\.', '.downsample.conv.conv.'),
@@ -51,14 +51,14 @@ RENAMING = {
     ),
 }
 
-# What the layouts of others have and ours has not, by the reason.
+# Tensors of the other layouts that are not loaded, by reason.
 LEFT_OUT = {
     'the ImageNet classifier': r'^(norm|head|dist_head|head_dist)\.',
     'index tables, which are computed for each image here': r'\.attention_bias_idxs(_seg)?$',
 }
 SUPERSEDED = "bias tables of ImageNet's size, beside those for dense prediction"
 
-# Keys that published files keep their tensors under, and where a whole model has its backbone.
+# Keys under which published files have their tensors, and the prefix of a whole model's backbone.
 WRAPPERS = ('state_dict', 'model')
 PREFIX = 'backbone.'
 STEM = 'stem.conv1.conv.weight'
@@ -67,9 +67,9 @@ STEM = 'stem.conv1.conv.weight'
 def adapt_state_dict(
     state_dict: MutableMapping, prefix: str, expected: Mapping[str, Tensor]
 ) -> None:
-    """Rewrite what lies under ``prefix`` from any known layout to the one of this package.
+    """Convert the tensors under ``prefix`` from any known layout to that of this package, in place.
 
-    Raises CheckpointError where it is not all of the ``expected`` tensors of a backbone.
+    Raises CheckpointError if an ``expected`` tensor is missing, has another shape or contains NaN.
     """
     given = {
         key[len(prefix) :]: state_dict.pop(key)
@@ -90,7 +90,7 @@ def adapt_state_dict(
 
 
 def spread_rgb(weight: Tensor, channels: int) -> Tensor:
-    """The first convolution's weight for RGB, for other channels, as timm spreads it."""
+    """Adapt the first convolution's weight for RGB to other numbers of channels, as timm does."""
     if weight.shape[1:2] != (3,) or channels == 3:
         return weight
     if channels == 1:
@@ -99,14 +99,14 @@ def spread_rgb(weight: Tensor, channels: int) -> Tensor:
 
 
 def tensors_of(checkpoint: object) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, out of the wrappers that they are published in."""
+    """Return the tensors of a checkpoint by name, without the keys that wrap them."""
     if not isinstance(checkpoint, Mapping):
         return {}
     for wrapper in WRAPPERS:
         if isinstance(checkpoint.get(wrapper), Mapping):
             return tensors_of(checkpoint[wrapper])
     return {
-        # Models are saved under 'module.' out of a wrapper for distributed training.
+        # Models wrapped for distributed training are saved under 'module.'.
         key.removeprefix('module.'): value
         for key, value in checkpoint.items()
         if isinstance(key, str) and isinstance(value, Tensor)
@@ -114,7 +114,7 @@ def tensors_of(checkpoint: object) -> dict[str, Tensor]:
 
 
 def check_nan(tensors: Mapping[str, Tensor], source: str = 'the checkpoint') -> None:
-    """Refuse weights with NaN, which a training that diverged leaves behind."""
+    """Raise CheckpointError if weights contain NaN, as after a training that diverged."""
     nan = [
         key
         for key, tensor in tensors.items()
@@ -128,7 +128,7 @@ def check_nan(tensors: Mapping[str, Tensor], source: str = 'the checkpoint') -> 
 
 
 def layout_of(tensors: Mapping) -> str | None:
-    """'snap', 'timm', 'own', or None where the keys are of none of these."""
+    """Return 'snap', 'timm' or 'own', or None if the layout is unknown."""
     marks = {
         'snap': 'patch_embed.0.weight',
         'timm': 'stem.conv1.bn.weight',
@@ -138,7 +138,7 @@ def layout_of(tensors: Mapping) -> str | None:
 
 
 def to_own_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a backbone's tensors, and leave out what it does not use; an unknown layout stays."""
+    """Rename a backbone's tensors and drop unused ones; an unknown layout stays as it is."""
     layout = layout_of(tensors)
     if layout in (None, 'own'):
         return dict(tensors)
@@ -159,19 +159,19 @@ def to_own_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def reason_left_out(key: str, tensors: Mapping[str, Tensor]) -> str | None:
-    """Why a tensor of a published backbone is not loaded; None for those that are."""
+    """Return why a tensor of a published backbone is not loaded, or None if it is."""
     for reason, pattern in LEFT_OUT.items():
         if re.search(pattern, key):
             return reason
-    # The downstream files carry a zero table of ImageNet's size beside the one in use.
+    # The COCO and ADE20K files also have an unused table of zeros in ImageNet's size.
     return SUPERSEDED if f'{key}_seg' in tensors else None
 
 
 def check_complete(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], given: Mapping
 ) -> None:
-    """Refuse a checkpoint that would leave part of the backbone as it was."""
-    # Older files lack BatchNorm's counter, which nothing depends on.
+    """Raise CheckpointError if a checkpoint does not set all of the backbone, or has NaN."""
+    # Older files lack BatchNorm's counter, which is not needed.
     needed = [key for key in expected if not key.endswith('num_batches_tracked')]
     missing = [key for key in needed if key not in tensors]
     mismatched = [
@@ -182,7 +182,7 @@ def check_complete(
     if mismatched:
         raise CheckpointError(
             f'the checkpoint is of another architecture: it has {describe(tensors)}, the backbone '
-            f'{describe(expected)}. Shapes that differ: {first_of(mismatched)}'
+            f'has {describe(expected)}. Shapes that differ: {first_of(mismatched)}'
         )
     if missing:
         raise CheckpointError(
@@ -193,14 +193,14 @@ def check_complete(
 
 
 def fits(key: str, tensor: Tensor, expected: Tensor) -> bool:
-    """Whether a tensor can be loaded; bias tables are resized, so that heads alone must agree."""
+    """Return whether a tensor can be loaded; bias tables are resized, so only heads must agree."""
     if key.endswith('relative_position_bias.table'):
         return tensor.dim() == 3 and len(tensor) == len(expected)
     return tensor.shape == expected.shape
 
 
 def describe(tensors: Mapping[str, Tensor]) -> str:
-    """Channels and blocks of each stage, read off the tensors in the layout of this package."""
+    """Describe the channels and blocks of each stage, from tensors in this package's layout."""
     channels, depths = {}, {}
     for key, tensor in tensors.items():
         match = re.match(r'stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc2\.conv\.weight$', key)

@@ -1,12 +1,12 @@
-"""The fast path of inference on x86 CPUs: oneDNN through the operators of torch's own compiler.
+"""The fast path for inference on x86 CPUs: oneDNN through the operators of torch's own compiler.
 
-torch's ``conv2d`` reorders its weights at every call and leaves an activation to a second pass
-over the result. oneDNN, which does the work, needs neither when it is called through the operators
-that torch.compile uses; they can be called without compiling anything. What would not fit in the
-processor's cache is computed in strips of a feature map and in parts of the queries.
+torch's ``conv2d``, which calls oneDNN, reorders its weights at every call and leaves an activation
+to a second pass over the result. The operators that torch.compile uses call oneDNN without either,
+and work without compiling anything. Results too large for the processor's cache are computed in
+strips of a feature map and in parts of the queries.
 
-First when this path is taken, then convolutions, strips and attention, last torch's private
-operators, which are tried before they are used.
+In this file: the conditions for this path, convolutions, strips, attention, and last torch's
+private operators, which are tested before they are used.
 """
 
 import math
@@ -24,36 +24,36 @@ from .layers import Cache, gelu, is_compiling, version_of
 
 
 def can_use_onednn(x: Tensor) -> bool:
-    """Whether what is computed from x may be computed by the functions of this module."""
+    """Return whether the functions of this module may be used for x."""
     return (
         x.device.type == 'cpu'
         and x.dtype == torch.float32
         and x.numel() > 0
-        # What records operators knows torch's public ones.
+        # Recorders know only torch's public operators.
         and not is_recording()
         and not torch.is_grad_enabled()
         and not is_autocasting_on_cpu()
-        # torch.backends.mkldnn.flags(enabled=False) turns it off, as it does for conv2d.
+        # torch.backends.mkldnn.flags(enabled=False) turns oneDNN off, as it does for conv2d.
         and torch.backends.mkldnn.enabled
         and has_operators()
     )
 
 
 def is_recording() -> bool:
-    """Whether a compiler, an exporter, a tracer or a counter of FLOPs looks at every operator."""
+    """Return whether a compiler, exporter, tracer or FLOP counter records every operator."""
     return is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def is_autocasting_on_cpu() -> bool:
-    """Whether autocast is on for CPUs."""
-    # Before torch 2.4 every device had a function of its own.
+    """Return whether autocast is on for CPUs."""
+    # Before torch 2.4 every device had its own function.
     if hasattr(torch, 'get_autocast_dtype'):
         return torch.is_autocast_enabled('cpu')
     return torch.is_autocast_cpu_enabled()
 
 
 class FusedConv(nn.Conv2d):
-    """A convolution for inference, with ``gelu`` the GELU behind it; channels last by oneDNN."""
+    """A convolution for inference, if ``gelu`` with a GELU after it; oneDNN uses channels last."""
 
     def __init__(self, conv: nn.Conv2d, gelu: bool = False) -> None:
         super().__init__(
@@ -76,7 +76,7 @@ class FusedConv(nn.Conv2d):
             return gelu(x) if self.gelu else x
         x = x.contiguous(memory_format=torch.channels_last)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
-        # Which order is best depends on the size, and oneDNN is slow to reorder one that is not.
+        # The best weight order depends on the input size, and oneDNN is slow to reorder any other.
         key = (*version_of(self.weight), x.shape)
         weight = self._packed(key, lambda: pack(self.weight, geometry, x.shape))
         return convolve(x, weight, self.bias, geometry, self.gelu)
@@ -93,23 +93,23 @@ class FusedConv(nn.Conv2d):
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
 
-# What the widest map inside a strip may take, in bytes.
+# Bytes for the feature map with most channels inside a strip.
 STRIP_BUDGET = 6 * 2**20
 
 
 def in_strips(part: Callable[[Tensor], Tensor], x: Tensor, max_channels: int) -> Tensor:
-    """``part(x)`` for an x in channels last, strip by strip where all at once would take too much.
+    """Return ``part(x)`` for x in channels last, computed strip by strip if STRIP_BUDGET needs it.
 
-    ``part`` keeps the shape and needs no gradient. A pixel's result depends on the pixel and its
-    eight neighbors, which are zeros beyond the edges. ``max_channels`` are those of the widest
-    map inside it.
+    ``part`` keeps the shape and needs no gradient. A pixel's result depends only on the pixel and
+    its eight neighbors, which are zeros outside the map. ``max_channels`` is the number of channels
+    of the widest map inside ``part``.
     """
     height, width = x.shape[2:]
     max_rows = max(1, STRIP_BUDGET // (x.element_size() * max_channels * width))
     if len(x) * height <= max_rows:
         return part(x)
     rows = even_step(height, max_rows)
-    # A row more on either side. All strips have the same size, for which weights are packed.
+    # One more row on either side. Strips of equal size share the weights packed for that size.
     window = min(height, rows + 2)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     for image, result in zip(x.split(1), out.split(1), strict=True):
@@ -122,12 +122,12 @@ def in_strips(part: Callable[[Tensor], Tensor], x: Tensor, max_channels: int) ->
 
 
 def even_step(length: int, max_step: int) -> int:
-    """The step that divides a length into as few steps as possible, as alike as possible."""
+    """Return the step, at most ``max_step``, that splits a length into few and equal parts."""
     return -(-length // -(-length // max_step))
 
 
-# What the scores of a part of the queries may take, in bytes: small enough for the cache, large
-# enough that each of the keys and values is worth reading.
+# Bytes for the scores of a part of the queries: small enough for the cache, large enough that
+# reading all keys and values again for each part costs little.
 SCORE_BUDGET_ONEDNN = 6 * 2**20
 
 
@@ -140,18 +140,18 @@ def add_attention(
     talking_heads: tuple[Tensor, Tensor] | None = None,
     constant: Tensor | None = None,
 ) -> Tensor:
-    """x plus the result of attention, as two grouped convolutions with keys and values as weights.
+    """Return x + attention, as two grouped convolutions with keys and values as weights.
 
     Args:
-        x: (batch, num_heads * value_dim, query rows, query columns). What is returned has its
-            shape, is in channels last, and may lie in its memory.
-        q: Queries, scaled already, (batch, num_heads * key_dim, query rows, query columns).
+        x: (batch, num_heads * value_dim, query rows, query columns). The result has this shape,
+            is in channels last, and may share the memory of x.
+        q: Scaled queries, (batch, num_heads * key_dim, query rows, query columns).
         k: Keys, (batch, num_heads * key_dim, height, width).
         v: Values, (batch, num_heads * value_dim, height, width).
         bias: (num_heads, query rows, query columns, height, width), keys from last to first.
-        talking_heads: Weights (num_heads, num_heads) that mix the heads before and after the
-            softmax, if they are to be mixed.
-        constant: What to add to the result of every query, (batch, num_heads * value_dim).
+        talking_heads: Weights (num_heads, num_heads) that mix the heads, before and after the
+            softmax. Default: None, heads are not mixed.
+        constant: Added to the result of every query, (batch, num_heads * value_dim). Default: None.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     num_heads, rows, columns, height, width = bias.shape
@@ -159,7 +159,7 @@ def add_attention(
     bias = bias.permute(1, 2, 0, 3, 4)
     bytes_per_query = num_heads * height * width * x.element_size()
     parts = list(split_queries(rows, columns, SCORE_BUDGET_ONEDNN, bytes_per_query))
-    # For all parts, since new memory costs more than what is computed in it.
+    # Shared by all parts, since allocating memory costs more than computing in it.
     buffers = x.new_empty(2, parts[0].size, num_heads, height * width)
     for index in range(len(x)):
         queries, results = to_rows(q[index]), to_rows(x[index])
@@ -190,10 +190,10 @@ def add_attention(
 
 
 def as_weights(k: Tensor, v: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Keys and values as weights of convolutions with ``num_heads`` groups.
+    """Return keys and values as weights of convolutions with ``num_heads`` groups.
 
     Maps (channels, height, width) to (num_heads * keys, key_dim, 1, 1), from queries to scores,
-    and (num_heads * value_dim, keys, 1, 1), from scores to results, the keys from last to first.
+    and (num_heads * value_dim, keys, 1, 1), from scores to results; keys from last to first.
     """
     keys = to_rows(k).flip(0).unflatten(1, (num_heads, -1)).transpose(0, 1).flatten(0, 1)
     values = to_rows(v).flip(0).t().contiguous()
@@ -201,17 +201,17 @@ def as_weights(k: Tensor, v: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
 
 
 def to_rows(x: Tensor) -> Tensor:
-    """(channels, height, width) to (height * width, channels), a view of channels last."""
+    """Reshape (channels, height, width) to (height * width, channels); a view in channels last."""
     return x.permute(1, 2, 0).reshape(-1, len(x))
 
 
 def to_map(rows: Tensor) -> Tensor:
-    """(pixels, ...) to a map of one row, (1, channels, 1, pixels), channels last."""
+    """Reshape (pixels, ...) to a map of one row, (1, channels, 1, pixels), in channels last."""
     return rows.flatten(1).t()[None, :, None]
 
 
 class Part(NamedTuple):
-    """Some of the queries: rows of their grid, or a part of one row."""
+    """A part of the queries: rows of their grid, or a part of one row."""
 
     all: slice
     rows: slice
@@ -219,7 +219,7 @@ class Part(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The number of queries."""
+        """Number of queries."""
         return self.all.stop - self.all.start
 
 
@@ -228,11 +228,11 @@ MIN_QUERIES = 32
 
 
 def split_queries(rows: int, columns: int, budget: int, bytes_per_query: int) -> Iterator[Part]:
-    """Split a grid of queries into parts of about the same size, the first the largest.
+    """Split a grid of queries into parts of about the same size; the first is the largest.
 
-    The scores of a part take at most ``budget`` bytes, where MIN_QUERIES of them do.
+    The scores of a part take at most ``budget`` bytes, but a part may have MIN_QUERIES in any case.
     """
-    # A batch without images has queries that take nothing.
+    # An empty batch has 0 bytes per query.
     max_queries = max(MIN_QUERIES, budget // max(1, bytes_per_query))
     height = even_step(rows, max(1, max_queries // columns))
     width = even_step(columns, min(max_queries, columns))
@@ -245,7 +245,7 @@ def split_queries(rows: int, columns: int, budget: int, bytes_per_query: int) ->
 
 
 def pack(weight: Tensor, geometry: Geometry, input_size: tuple[int, ...]) -> Tensor:
-    """A weight in the order in which oneDNN reads it fastest for inputs of that size."""
+    """Return a weight in the order that oneDNN reads fastest for inputs of that size."""
     return torch.ops.mkldnn._reorder_convolution_weight(
         weight.detach(), *geometry, list(input_size)
     )
@@ -254,7 +254,7 @@ def pack(weight: Tensor, geometry: Geometry, input_size: tuple[int, ...]) -> Ten
 def convolve(
     x: Tensor, packed: Tensor, bias: Tensor | None, geometry: Geometry, gelu: bool
 ) -> Tensor:
-    """A convolution of x, which is channels last, and the GELU behind it if there is one."""
+    """Return the convolution of x, which is in channels last, with a GELU after it if asked for."""
     activation = 'gelu' if gelu else 'none'
     return torch.ops.mkldnn._convolution_pointwise(
         x, packed, bias, *geometry, activation, [], 'none'
@@ -264,7 +264,7 @@ def convolve(
 def add_convolution_(
     out: Tensor, x: Tensor, packed: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> None:
-    """Add a convolution of x to ``out``, in place; both are channels last."""
+    """Add the convolution of x to ``out``, in place; both are in channels last."""
     torch.ops.mkldnn._convolution_pointwise_.binary(
         out, x, packed, bias, *geometry, 'add', 1.0, None, [], None
     )
@@ -272,7 +272,7 @@ def add_convolution_(
 
 @cache
 def has_operators() -> bool:
-    """Whether the three operators above are there and agree with conv2d; tried once a process."""
+    """Return whether the three operators above exist and agree with conv2d; tested once only."""
     is_x86 = platform.machine().lower() in ('x86_64', 'amd64')
     if not is_x86 or not torch.backends.mkldnn.is_available():
         return False
@@ -282,15 +282,15 @@ def has_operators() -> bool:
         agree = False
     if not agree:
         warnings.warn(
-            f'the oneDNN operators of torch {torch.__version__} are not as expected: inference '
-            'on the CPU takes the slower way through conv2d, with the same results',
+            f'the oneDNN operators of torch {torch.__version__} do not work as expected: inference '
+            'on the CPU uses conv2d instead, which is slower and gives the same results',
             stacklevel=2,
         )
     return agree
 
 
 def operators_agree_with_conv2d() -> bool:
-    """Try the operators on a small convolution of two groups and stride 2."""
+    """Test the operators on a small convolution with two groups and stride 2."""
 
     def waves(*shape: int) -> Tensor:
         return torch.arange(math.prod(shape), dtype=torch.float32, device='cpu').sin().view(shape)
@@ -303,7 +303,7 @@ def operators_agree_with_conv2d() -> bool:
     fused = convolve(x, packed, bias, geometry, gelu=True)
     added = torch.ones_like(expected, memory_format=torch.channels_last)
     add_convolution_(added, x, packed, bias, geometry)
-    # Reduced precision of matrix products, where a user allows it, is no disagreement.
+    # The tolerance leaves room for reduced precision of matrix products, which users may allow.
     return torch.allclose(fused, F.gelu(expected), atol=0.05) and torch.allclose(
         added, expected + 1, atol=0.05
     )

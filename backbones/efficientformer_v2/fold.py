@@ -1,4 +1,4 @@
-"""Folding what inference does not need into convolutions."""
+"""Folding norms and scales into convolutions, and joining convolutions, for inference."""
 
 import copy
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from .layers import ConvNorm, LayerScale
 
 
 def can_fold(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether a norm behind a convolution is one that :func:`fold_norm` can fold into it."""
+    """Return whether :func:`fold_norm` can fold a norm into the convolution before it."""
     return (
-        # Subclasses may do more with their weights than convolve: ConvWS2d, for one.
+        # Subclasses may change their weights before they convolve, as ConvWS2d does.
         type(conv) in (nn.Conv2d, Conv2d)
-        # Spectral norm computes the weight anew at every call, from another parameter.
+        # Spectral norm computes the weight from another parameter at every call.
         and isinstance(conv.weight, nn.Parameter)
         and isinstance(norm, _BatchNorm)
-        # Without running statistics a BatchNorm takes the image's own.
+        # Without running statistics a BatchNorm uses those of the batch.
         and norm.running_mean is not None
         and norm.num_features == conv.out_channels
     )
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """A new convolution that computes what ``conv`` and a BatchNorm in evaluation mode do.
+    """Return a new convolution equal to ``conv`` and then a BatchNorm in evaluation mode.
 
-    Its weights have the data type of ``conv`` and are computed in float32 or better.
+    Its weights are computed in float32 or better and have the data type of ``conv``.
     """
     dtype = conv.weight.dtype
     precise = torch.promote_types(dtype, torch.float32)
@@ -39,7 +39,7 @@ def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
 
 @torch.no_grad()
 def scale_channels(affine: nn.Module, factor: Tensor | float) -> None:
-    """Multiply the output of a convolution or a norm by a number or by (channels,), in place."""
+    """Scale a convolution's or norm's weights, so its output is times a number or (channels,)."""
     affine.bias.mul_(factor)
     if isinstance(factor, Tensor):
         factor = factor.view(-1, *[1] * (affine.weight.dim() - 1))
@@ -47,7 +47,7 @@ def scale_channels(affine: nn.Module, factor: Tensor | float) -> None:
 
 
 class JoinedConvs(nn.Module):
-    """Convolutions of one input, with biases, as one; they differ in ``out_channels`` alone."""
+    """Convolutions with biases of the same input, joined; only ``out_channels`` may differ."""
 
     @torch.no_grad()
     def __init__(self, convs: Sequence[nn.Conv2d]) -> None:
@@ -65,7 +65,7 @@ class JoinedConvs(nn.Module):
         return tuple(conv(x) for conv in self.convs)
 
     def separate(self) -> None:
-        """Undo the joining, for runtimes that copy what is split."""
+        """Undo the joining, for runtimes that copy the parts of a split."""
         if len(self.convs) == 1:
             joined = self.convs[0]
             self.convs = nn.ModuleList(copy.deepcopy(joined) for _ in self.channels)
@@ -77,7 +77,7 @@ class JoinedConvs(nn.Module):
 
 
 def fold_scale(layer: ConvNorm | nn.Conv2d, scale: LayerScale | nn.Identity) -> bool:
-    """Let a layer's own weights do what the layer scale behind it does, if it has any."""
+    """Fold a layer scale into the layer before it; return False if one of them has no weights."""
     affine = layer.norm if isinstance(layer, ConvNorm) else layer
     if isinstance(scale, nn.Identity) or getattr(affine, 'weight', None) is None:
         return False

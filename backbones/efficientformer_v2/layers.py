@@ -1,4 +1,4 @@
-"""The layers of EfficientFormerV2 that are not attention, and what its parts ask of torch.
+"""The layers of EfficientFormerV2 other than attention, and helpers that its modules share.
 
 All feature maps are (batch, channels, height, width).
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Stem(nn.Module):
-    """Two 3x3 convolutions of stride 2: from the image to (batch, channels, H/4, W/4)."""
+    """Two 3x3 convolutions of stride 2: images to (batch, channels, ceil(H / 4), ceil(W / 4))."""
 
     def __init__(self, in_channels: int, channels: int, norm_cfg: dict) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """3x3 convolution of stride 2, to which attention at that size is added where there is one."""
+    """3x3 convolution of stride 2, plus the result of a downsampling attention if there is one."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Downsample(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Pointwise expansion, depthwise 3x3, pointwise projection (the paper's unified FFN, 3.1)."""
+    """Pointwise expansion, depthwise 3x3, pointwise projection (the paper's FFN, section 3.1)."""
 
     def __init__(self, channels: int, mlp_ratio: float, norm_cfg: dict) -> None:
         super().__init__()
@@ -106,47 +106,47 @@ class LayerScale(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU that overwrites its input wherever no gradient needs it, to save memory traffic."""
+    """GELU that overwrites its input if no gradient needs it, to save memory traffic."""
 
     def forward(self, x: Tensor) -> Tensor:
         return gelu(x)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU (erf) of a tensor that nothing else uses."""
+    """Return the GELU (erf) of x and overwrite x, which nothing else may use, as :func:`add`."""
     return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y for an x that nothing else uses; overwrites x wherever no gradient needs it."""
+    """Return x + y and overwrite x, which nothing else may use, if no gradient needs it."""
     if x.requires_grad or y.requires_grad or x.dtype != y.dtype:
         return x + y
     return x.add_(y)
 
 
 def fuse_gelu(*layers: nn.Module) -> bool:
-    """Let layers compute the GELU behind them too, if all of them can (:class:`.cpu.FusedConv`)."""
+    """Let layers also compute the GELU after them, if all of them can (:class:`.cpu.FusedConv`)."""
     can_fuse = all(hasattr(layer, 'gelu') for layer in layers)
     for layer in layers if can_fuse else ():
         layer.gelu = True
     return can_fuse
 
 
-# Where it has been since torch 2.3, and where it was before.
+# Before torch 2.3 it was in torch._dynamo.
 is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
 
 
 class Cache:
-    """Keeps a result until what it depends on changes.
+    """A cache of one result, which is kept until its key changes.
 
-    A copy of it begins empty: a weight packed for oneDNN can be neither copied nor saved.
+    Copies begin empty: a weight packed for oneDNN can be neither copied nor saved.
     """
 
     def __init__(self) -> None:
         self.kept: tuple[tuple, Tensor] | None = None
 
     def __call__(self, key: tuple, compute: Callable[[], Tensor]) -> Tensor:
-        # Read once, since another thread may replace it.
+        # Read only once, since another thread may replace it.
         kept = self.kept
         if kept is None or kept[0] != key:
             kept = self.kept = key, compute()
@@ -157,12 +157,12 @@ class Cache:
 
 
 def version_of(parameter: Tensor) -> tuple[int, int]:
-    """Changes whenever a parameter does, except through its ``data``."""
+    """Return a key that changes whenever a parameter does, except through its ``data``."""
     version = 0 if parameter.is_inference() else parameter._version
     return version, parameter.data_ptr()
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
-    """Channels last if that is what x is in and nothing else, else contiguous."""
+    """Return channels last if x is in that format only, else contiguous."""
     is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if is_channels_last else torch.contiguous_format

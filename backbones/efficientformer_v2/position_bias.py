@@ -10,16 +10,15 @@ BIAS_RESIZE_MODES = ('offset', 'matrix')
 
 
 class RelativePositionBias(nn.Module):
-    """What the distance between a query and a key adds to their score, learned for each head.
+    """A learned bias for each head and offset between a query and a key, added to their score.
 
     The table (num_heads, height, width) has an entry for every offset (|dy|, |dx|) on the token
-    grid of pre-training (LeViT's attention bias, which the paper takes over). For another grid
+    grid of pre-training (LeViT's attention bias, which the paper adopts). On another grid
 
-    - 'offset' resizes the table (bicubic; offset 0 and the largest offset stay what they are) and
-      looks up in the result. Exact where the grids agree, and cheap.
-    - 'matrix' looks up for the grid of pre-training and resizes the matrix of queries and keys as
-      if it were an image. The authors' published COCO and ADE20K models were trained so; it
-      serves them alone.
+    - 'offset' resizes the table (bicubic; the values at offset 0 and at the largest offset stay)
+      and looks up the offsets in the result. It is exact if the grids are equal, and cheap.
+    - 'matrix' builds the matrix of all queries and keys on the grid of pre-training and resizes it
+      like an image. Use it only for the authors' COCO and ADE20K models, which were trained so.
 
     At inference the bias of the last grid is cached until the table changes.
     """
@@ -34,21 +33,21 @@ class RelativePositionBias(nn.Module):
         self._cache = Cache()
 
     def forward(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """Bias (num_heads, query rows, query columns, *grid) for keys on ``grid`` (height, width).
+        """Return the bias (num_heads, query rows, query columns, *grid) for a grid of keys.
 
-        The keys are from last to first, see :func:`look_up`; ``dtype`` is that of the scores.
+        ``grid`` is (height, width). The keys are ordered from last to first, see :func:`look_up`.
         """
         if self.training or torch.is_grad_enabled() or is_compiling():
             return self._look_up(grid, dtype)
-        # A CUDA graph would keep reading what was cached when it was recorded. Asked last, since
-        # torch.compile cannot ask it.
+        # A CUDA graph would always read the bias that was cached when it was recorded. Checked
+        # after is_compiling(), since torch.compile cannot trace this check.
         if self.table.is_cuda and torch.cuda.is_current_stream_capturing():
             return self._look_up(grid, dtype)
         key = (tuple(grid), dtype, self.table.device, *version_of(self.table))
         return self._cache(key, lambda: self._look_up(grid, dtype))
 
     def train(self, mode: bool = True) -> 'RelativePositionBias':
-        # Writing to a parameter's `data`, as moving averages do, leaves no trace in its version.
+        # Writing to a parameter's `data`, as moving averages do, does not change its version.
         self._cache = Cache()
         return super().train(mode)
 
@@ -72,8 +71,8 @@ class RelativePositionBias(nn.Module):
 
 
 def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A table (num_heads, height, width) laid out for another grid; itself where they agree."""
-    # An exported network must not depend on the grid of the image that it was exported with.
+    """Resize a table (num_heads, height, width) to a grid; if it has that size, return it as is."""
+    # An exported network must not depend on the grid of the image it was exported with.
     if not is_compiling() and tuple(table.shape[1:]) == tuple(grid):
         return table
     precise = at_least_float32(table[None])
@@ -82,25 +81,26 @@ def resize_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision has no bicubic kernel on every device."""
+    """Convert to float32 or better: some devices have no bicubic kernel for half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def look_up(table: Tensor, query_stride: int) -> Tensor:
-    """Spread a table (num_heads, height, width) over the pairs of queries and keys of its grid.
+    """Look up the bias of all pairs of a query and a key on the grid of a table.
 
-    The table is mirrored first, so that along an axis of length n place i is offset i - (n - 1),
-    negative ones included. The query at q has the offsets q - (n - 1), to the last key, to q, to
-    the first one: the window of n places from q on, with the keys from last to first.
+    The table (num_heads, height, width) is first mirrored to cover negative offsets: on an axis of
+    length n, index i then has offset i - (n - 1). A query at q has offsets from q - (n - 1), to the
+    last key, up to q, to the first key. These are the n entries from index q on, so the bias of a
+    query is a window of the mirrored table, with the keys from last to first.
 
     Returns:
-        (num_heads, query rows, query columns, height, width): entry (qy, qx, y, x) is of the query
-        at ``query_stride`` * (qy, qx) and the key at (height - 1 - y, width - 1 - x). A view of
-        the mirrored table.
+        (num_heads, query rows, query columns, height, width), a view of the mirrored table. Entry
+        (qy, qx, y, x) belongs to the query at ``query_stride`` * (qy, qx) and the key at
+        (height - 1 - y, width - 1 - x).
     """
     num_heads, height, width = table.shape
     if is_compiling():
-        # Exporters know gathering with sizes that vary better than mirroring and windows.
+        # With dynamic sizes, exporters support gathering better than mirroring and windows.
         dy, dx = [
             (
                 torch.arange(0, side, query_stride, device=table.device)[:, None]
