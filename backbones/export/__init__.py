@@ -1,7 +1,7 @@
-"""Whole models as files that run without this project.
+"""Export of whole models to files that run without this project.
 
-Semantic FPN, RetinaNet, Faster and Mask R-CNN go from pixels to results inside the file: color
-normalization, padding, box decoding and non-maximum suppression included. :func:`.export.export`
+A file of Semantic FPN, RetinaNet, Faster or Mask R-CNN computes results from pixels, including
+color normalization, padding, box decoding and non-maximum suppression. :func:`.export.export`
 writes a file; :mod:`backbones.inference.exported_file` runs it. Packages:
 ``requirements/export.txt``.
 """

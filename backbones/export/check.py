@@ -1,4 +1,4 @@
-"""Running an exported file beside the model that it was made from."""
+"""Comparison of an exported file with the model that it was made from."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,8 +26,8 @@ from .preprocessing import Preprocessing, missing_to_multiple
 
 
 def check_file(run: Runner, model: nn.Module, image: np.ndarray) -> Iterator[str]:
-    """Compare a file with its model, which is changed, on an image, at two sizes if it takes any,
-    and on noise: a line for each comparison, or ExportError where they differ."""
+    """Compare a file with its model, which is modified, on an image (at two sizes, if the file's is
+    dynamic) and on noise. Yields a line per comparison; raises ExportError if results differ."""
     description = run.description
     expect_contiguous(model)
     if description.task == 'detection':
@@ -48,24 +48,24 @@ def check_file(run: Runner, model: nn.Module, image: np.ndarray) -> Iterator[str
 
 
 def cases(image: np.ndarray, description: Description) -> Iterator[tuple[str, np.ndarray]]:
-    """Inputs and their names: the image, at another size too where any is taken, and noise."""
+    """Yield inputs and their names: the image, the image at another size if allowed, and noise."""
     if description.size:
-        # Padding would make results equal for the wrong reason.
+        # Equal results on padding would hide differences on the image.
         image = imresize(image, description.size[::-1])
         description = replace(description, resize=[])
-    # Different images in a batch show whether the results of one get into those of another.
+    # Different images in a batch show whether results of one image affect those of another.
     flipped = [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
     batch = description.batch or 2
     yield make_case('the image', [flipped[i % 4] for i in range(batch)], description)
     if description.size is None:
-        # Not square, and if it may be so, odd and no multiple of any stride.
+        # Not square, and without size_divisor no multiple of any stride.
         size = tuple(
             n + missing_to_multiple(n, description.size_divisor)
             for n in (description.min_size + 134, description.min_size + 58)
         )
         other = imresize(image, size)
         yield make_case('another size', [other] * batch, replace(description, resize=[]))
-    # Of one color, all places would have the same score, and any order of them would be right.
+    # In an image of one color, all positions would have equal scores, in arbitrary order.
     noise = np.random.default_rng(0).normal(114, 8, image.shape)
     blank = noise.clip(0, 255).astype(np.uint8)
     yield make_case('a blank image', [blank] * batch, description)
@@ -74,13 +74,13 @@ def cases(image: np.ndarray, description: Description) -> Iterator[tuple[str, np
 def make_case(
     name: str, images: list[np.ndarray], description: Description
 ) -> tuple[str, np.ndarray]:
-    """Images of one size as an input (batch, 3, height, width), and its name."""
+    """Return images of one size as an input (batch, 3, height, width), and a name for it."""
     inputs = np.stack([description.fit(image)[0] for image in images])
     return f'{name} at {inputs.shape[2]}x{inputs.shape[3]}', inputs
 
 
 def split(results: dict[str, np.ndarray], description: Description) -> list[Results]:
-    """The results of a batch for each of its images, without rows that only fill it up."""
+    """Split the results of a batch by image and drop the rows that only pad detections."""
     batch = len(next(iter(results.values())))
     each = [{name: values[i] for name, values in results.items()} for i in range(batch)]
     if description.task != 'detection':
@@ -90,7 +90,7 @@ def split(results: dict[str, np.ndarray], description: Description) -> list[Resu
 
 @torch.inference_mode()
 def predict(model: nn.Module, description: Description, inputs: np.ndarray) -> list[Results]:
-    """What mmdet or mmseg predict for each image of an exported file's input, by its outputs."""
+    """Predict each image of an exported file's input with mmdet or mmseg, by output name."""
     names, size = description.outputs, tuple(inputs.shape[2:])
     samples = [make_sample(model, size) for _ in inputs]
     images = list(torch.from_numpy(inputs))
@@ -113,7 +113,7 @@ def predict(model: nn.Module, description: Description, inputs: np.ndarray) -> l
 
 
 def make_sample(model: nn.Module, size: tuple[int, int]) -> BaseDataElement:
-    """The data sample of an image of that height and width, which was not resized."""
+    """Return the data sample of an image of that height and width, as if never resized."""
     if is_segmentor(model):
         from mmseg.structures import SegDataSample as Sample
     else:
@@ -122,7 +122,7 @@ def make_sample(model: nn.Module, size: tuple[int, int]) -> BaseDataElement:
 
 
 def pipeline_difference(exported: ExportedModel, model: TorchModel, image: np.ndarray) -> str:
-    """What resizing and padding for the file changes, compared with PyTorch's test pipeline."""
+    """Describe how results change because the file resizes and pads unlike PyTorch's pipeline."""
     found, expected = (
         each.postprocess(each.predict([each.preprocess(image)])[0], image.shape[:2])
         for each in (exported, model)
@@ -140,24 +140,24 @@ def pipeline_difference(exported: ExportedModel, model: TorchModel, image: np.nd
 
 
 def size_in_pytorch(model: TorchModel, image: np.ndarray) -> tuple[int, int]:
-    """Height and width that the test pipeline and the padding of a detector give an image."""
+    """Return an image's height and width after the test pipeline and the detector's padding."""
     divisor = Preprocessing(model.model.data_preprocessor).pad_divisor
     sides = model.preprocess(image)['inputs'].shape[1:]
     return tuple(side + missing_to_multiple(side, divisor) for side in sides)
 
 
 def example_image(path: str | None, config: Config) -> np.ndarray:
-    """An image from a file, else the first of a config's validation, else a photograph.
+    """Return the image of a file, else the first validation image of a config, else a photograph.
 
-    In a photograph a detector of other things may find a hundred nearly equal nothings, of which
-    any are as good as any others.
+    The photograph comes last: if it has no object of the model's classes, a detector may find many
+    false detections with nearly equal scores, in arbitrary order.
     """
     if path is not None:
         image = imread(path) if Path(path).is_file() else None
         if image is None:
             raise DataError(f'there is no image {path}, or it cannot be read')
         return image
-    # Whatever is wrong with the data, a model can be exported without.
+    # A model can be exported without its data, whatever is wrong with them.
     with suppress(Exception):
         sample = build_images(next(datasets_of(config, ('val', 'test'))))[0]
         return sample['img'].astype(np.uint8)
@@ -165,5 +165,5 @@ def example_image(path: str | None, config: Config) -> np.ndarray:
 
 
 def photograph() -> np.ndarray:
-    """A portrait that matplotlib brings along, (600, 512, 3), uint8, BGR."""
+    """Return a portrait that comes with matplotlib, (600, 512, 3), uint8, BGR."""
     return imread(cbook.get_sample_data('grace_hopper.jpg', asfileobj=False))

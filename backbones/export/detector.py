@@ -1,9 +1,8 @@
 """RetinaNet, Faster and Mask R-CNN as one function that can be traced.
 
-The networks are mmdet's own modules. The code around them there cannot be traced, because its
-shapes depend on values; here it is written with fixed shapes: box decoding, non-maximum
-suppression, the choice of pyramid levels. Results are those of mmdet's ``predict`` with
-``rescale=False``.
+The networks are mmdet's own modules. mmdet's code around them cannot be traced, because its shapes
+depend on values. Here box decoding, non-maximum suppression and the choice of pyramid levels are
+written with fixed shapes. The results equal those of mmdet's ``predict`` with ``rescale=False``.
 """
 
 import math
@@ -18,7 +17,7 @@ from .preprocessing import Preprocessing
 
 
 class ExportableDetector(nn.Module):
-    """A detector in evaluation mode that :func:`.exportable.check_detector` lets pass."""
+    """A detector in evaluation mode that :func:`.exportable.check_detector` accepts."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -26,9 +25,9 @@ class ExportableDetector(nn.Module):
         self.detector = detector
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Detect objects in images (batch, 3, height, width), BGR, 0 to 255: by falling score boxes
-        (batch, N, 4) in pixels, scores and labels (batch, N), and perhaps the probabilities of
-        masks (batch, N, M, M)."""
+        """Detect objects in images (batch, 3, height, width), BGR, 0 to 255. Returns, by falling
+        score, boxes (batch, N, 4) in pixels, scores and labels (batch, N), and for Mask R-CNN mask
+        probabilities (batch, N, M, M)."""
         size = images.shape[-2:]
         features = self.detector.extract_feat(self.preprocessing(images))
         if hasattr(self.detector, 'roi_head'):
@@ -42,7 +41,7 @@ class ExportableDetector(nn.Module):
     def detect_in_proposals(
         self, features: tuple[Tensor, ...], size: tuple[int, int]
     ) -> tuple[Tensor, ...]:
-        """The second stage, behind the region proposal network."""
+        """Run the second stage, on the proposals of the region proposal network."""
         head, settings = self.detector.roi_head, self.detector.test_cfg.rcnn
         proposals, is_proposal = self.propose(features, size)
         logits, deltas = head.bbox_head(extract(head.bbox_roi_extractor, features, proposals))
@@ -56,20 +55,20 @@ class ExportableDetector(nn.Module):
         return (*found, self.masks(features, found[0], found[2])) if head.with_mask else found
 
     def propose(self, features: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Proposals (batch, N, 4), and (batch, N) 1 for each and 0 for rows that only fill."""
+        """Return proposals (batch, N, 4), and (batch, N) with 1 for proposals, 0 for filler."""
         settings = self.detector.test_cfg.rpn
         boxes, scores, _, levels = best_anchors(
             self.detector.rpn_head, features, settings, ranks, size
         )
         scores, index = batched_nms(boxes, scores, levels, settings.nms, 0.0, settings.max_per_img)
         is_proposal = (scores > 0).to(boxes)
-        # RoIAlign of a small box costs next to nothing.
+        # RoIAlign of a small box costs almost nothing.
         filler = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
         chosen = take_rows(boxes, index)
         return torch.where(is_proposal[:, :, None] > 0, chosen, filler), is_proposal
 
     def masks(self, features: tuple[Tensor, ...], boxes: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities (batch, N, M, M) inside each box."""
+        """Return mask probabilities (batch, N, M, M) inside each box."""
         head = self.detector.roi_head
         logits = head.mask_head(extract(head.mask_roi_extractor, features, boxes))
         size = logits.shape[-1]
@@ -86,7 +85,7 @@ def best_anchors(
     score: Callable[[Tensor], Tensor],
     size: tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The ``nms_pre`` best boxes (batch, N, 4) of each level, scores, labels and levels."""
+    """Return the ``nms_pre`` best boxes (batch, N, 4) of each level, scores, labels and levels."""
     generator, classes = head.prior_generator, head.cls_out_channels
     found = []
     for level, (logits, deltas) in enumerate(zip(*head(features), strict=True)):
@@ -103,7 +102,7 @@ def best_anchors(
 
 
 def extract(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
-    """Features (batch * N, channels, size, size) of the boxes (batch, N, 4)."""
+    """Return features (batch * N, channels, size, size) of the boxes (batch, N, 4)."""
     layers = extractor.roi_layers
     image = torch.arange(boxes.shape[0], device=boxes.device).to(boxes)
     image = image[:, None, None].expand(-1, boxes.shape[1], 1)
@@ -122,7 +121,7 @@ def extract(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -
 
 
 def by_anchor(values: Tensor, head: nn.Module) -> Tensor:
-    """A level's map (batch, A * D, height, width) to rows (batch, height * width * A, D)."""
+    """Reshape a level's map (batch, A * D, height, width) to (batch, height * width * A, D)."""
     batch, _, height, width = values.shape
     count = head.num_base_priors
     rows = values.unflatten(1, (count, -1)).permute(0, 3, 4, 1, 2)
@@ -130,12 +129,12 @@ def by_anchor(values: Tensor, head: nn.Module) -> Tensor:
 
 
 def decode_boxes(coder: object, anchors: Tensor, deltas: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) from anchors and deltas (..., 4), as mmdet's DeltaXYWHBBoxCoder decodes them,
-    clipped to an image of a size (height, width)."""
+    """Decode boxes (..., 4) from anchors and deltas (..., 4), as mmdet's DeltaXYWHBBoxCoder; clip
+    them to the image, if the coder does, whose size is (height, width)."""
     deltas = deltas * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
     sides = anchors[..., 2:] - anchors[..., :2]
     center = (anchors[..., :2] + anchors[..., 2:]) * 0.5
-    # Fast R-CNN's limit: a box grows by 1000 / 16 at most.
+    # Fast R-CNN's limit: a box grows by a factor of at most 1000 / 16.
     limit = abs(math.log(16 / 1000))
     center = center + sides * deltas[..., :2]
     half = sides * deltas[..., 2:].clamp(-limit, limit).exp() * 0.5
@@ -148,11 +147,11 @@ def decode_boxes(coder: object, anchors: Tensor, deltas: Tensor, size: tuple[int
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of scores (batch, N), at least 0, and their indices, both (batch, k).
+    """Return the k highest of scores (batch, N), all at least 0, and their indices, (batch, k).
 
-    Where there are fewer than k, the score is 0 and the index arbitrary.
+    If there are fewer than k, the missing scores are 0 and their indices arbitrary.
     """
-    # N may be known only while running, but runtimes expect k to be a constant.
+    # N may be known only at runtime, but runtimes need a constant k.
     count = scores.shape[1]
     missing = k - count if isinstance(count, int) else k
     if missing > 0:
@@ -162,22 +161,22 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def take_rows(values: Tensor, index: Tensor) -> Tensor:
-    """Rows of each image: (batch, N, D) and (batch, k) to (batch, k, D)."""
+    """Return rows of each image: (batch, N, D) and an index (batch, k) to (batch, k, D)."""
     return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
 
 
 def ranks(logits: Tensor) -> Tensor:
-    """Numbers above 0 in the order of the logits, for where nothing but the order counts.
+    """Return positive numbers in the order of the logits, for use where only the order counts.
 
-    Sigmoids would do in PyTorch, but onnxruntime computes them to 1e-8 only, so that all small
-    ones are equal, and a region proposal network gives small ones nearly everywhere.
+    onnxruntime computes sigmoids only to 1e-8, so all small ones would be equal, and a region
+    proposal network's are small almost everywhere.
     """
     inverse = 1 / (1 + logits.abs())
     return torch.where(logits < 0, inverse, 2 - inverse)
 
 
 def drop_small(boxes: Tensor, scores: Tensor, settings: dict) -> Tensor:
-    """Scores, 0 where a box is not larger than ``min_bbox_size``."""
+    """Return the scores, but 0 for boxes that are not larger than ``min_bbox_size``."""
     min_size = settings.get('min_bbox_size', -1)
     if min_size < 0:
         return scores
@@ -193,10 +192,10 @@ def batched_nms(
     score_threshold: float,
     max_per_image: int,
 ) -> tuple[Tensor, Tensor]:
-    """Non-maximum suppression within each group (class, or pyramid level), ``nms`` as in mmcv:
-    scores (batch, max_per_image), falling, then 0 where there are no more, and their indices."""
+    """Apply non-maximum suppression within each group (class or pyramid level); ``nms`` as in mmcv.
+    Returns falling scores (batch, max_per_image), 0 if there are no more, and their indices."""
     if not nms.get('class_agnostic', False):
-        # As in mmcv: groups are moved so far apart that none overlap.
+        # As in mmcv, groups are moved so far apart that they do not overlap.
         apart = boxes.flatten().max() + 1
         boxes = boxes + (groups * apart)[:, :, None]
     iou_threshold = nms.get('iou_threshold', nms.get('iou_thr'))
@@ -208,8 +207,8 @@ def batched_nms(
 def select(
     boxes: Tensor, scores: Tensor, labels: Tensor, settings: dict
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The detections: as many rows as the image with most of them has, at least one; rows without
-    a detection have score 0 and label -1."""
+    """Select the detections: as many rows as the image with the most has, and at least one. Rows
+    without a detection have score 0 and label -1."""
     scores, index = batched_nms(
         boxes, scores, labels, settings.nms, settings.score_thr, settings.max_per_img
     )

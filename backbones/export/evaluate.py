@@ -1,4 +1,4 @@
-"""Metrics of an exported file, with the evaluator and the test data of a config."""
+"""Metrics of an exported file, by the evaluator and the test data of a config."""
 
 import sys
 from pathlib import Path
@@ -18,30 +18,30 @@ from backbones.inference.exported_file import ExportedModel
 from backbones.inference.testing import InferencerModel
 
 TASKS = {'mmseg': 'segmentation', 'mmdet': 'detection'}
-# Of mmdet's configs; AP counts detections below it for nothing.
+# That of mmdet's configs.
 USUAL_SCORE_THRESHOLD = 0.05
 
 
 def check_exported_test(config: Config) -> None:
-    """Refuse an exported file in place of a config's model that cannot be run or does not fit the
-    data and metrics of its test, and data with errors; fit the config to them."""
+    """Check an exported file that replaces a config's model, and the test data; raise an error if
+    the file cannot run or does not fit the data and metrics. Fits the config to both."""
     path = config.model.config
     about = ExportedModel(path, amp=config.model.get('amp', False)).description
     task = TASKS[config.default_scope]
     if about.task != task:
-        raise ConfigError(f'{path} was exported for {about.task}, the config is for {task}')
+        raise ConfigError(f'{path} was exported for {about.task}, but the config is for {task}')
     classes = set_classes(config, ('test',), keep_files=True)
     check_classes(path, about.classes, classes)
     if 'masks' not in about.outputs and any(
         'segm' in (node.get('metric') or ()) for node in walk(config.test_evaluator)
     ):
         raise ConfigError(
-            f'{path} gives no masks, which test_evaluator of the config measures: test it with the '
-            'config that it was exported with, or --cfg-options test_evaluator.metric=bbox'
+            f'{path} has no masks, but test_evaluator of the config measures them: use the config '
+            'that the file was exported with, or --cfg-options test_evaluator.metric=bbox'
         )
     if (about.score_threshold or 0) > USUAL_SCORE_THRESHOLD:
         print(
-            f'note: {path} leaves out detections with scores below {about.score_threshold:g}, '
+            f'note: {path} drops detections with scores below {about.score_threshold:g}, '
             'which lowers AP',
             file=sys.stderr,
         )
@@ -51,7 +51,7 @@ def check_exported_test(config: Config) -> None:
 
 
 def measure(config: Config, path: str | Path, title: str) -> dict[str, float]:
-    """The metrics of a file, by a config that :func:`check_exported_test` was called with."""
+    """Return the metrics of a file, for a config after :func:`check_exported_test`."""
     logger = MMLogger.get_current_instance()
     quiet(logger)
     model = InferencerModel(str(path))

@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to a file that was compared with the model in it."""
+"""Export of a config and a checkpoint to a file, which is compared with the model in PyTorch."""
 
 import os
 import shutil
@@ -33,18 +33,18 @@ from .preprocessing import Preprocessing, missing_to_multiple
 
 @dataclass(frozen=True)
 class Options:
-    """What is exported."""
+    """What is exported, and how."""
 
-    size: tuple[int, int] | None = None  # height and width; None: as the test pipeline gives
-    dynamic: bool = False  # leave height and width open
-    batch: int | None = 1  # images in the input; None leaves it open
+    size: tuple[int, int] | None = None  # height and width; None: from the test pipeline
+    dynamic: bool = False  # accept images of any height and width
+    batch: int | None = 1  # images in the input; None: any number
     logits: bool = False  # a segmentor's logits instead of class indices
     backbone_only: bool = False  # the backbone's feature maps instead of results
     deploy: bool = True  # fold the network for inference first
-    image: str | None = None  # the file on which results are compared; None: a validation image
-    int8: bool = False  # quantize, if the metric on the validation set allows it
-    calibration_images: int = 300  # training images from which int8 takes its ranges
-    max_drop: float = 1.0  # points of mIoU or AP that int8 may cost
+    image: str | None = None  # image file on which results are compared; None: a validation image
+    int8: bool = False  # quantize, if the metric on the validation set drops little
+    calibration_images: int = 300  # training images that set the ranges of int8
+    max_drop: float = 1.0  # points of mIoU or AP by which int8 may lower the metric
 
 
 def export(
@@ -55,29 +55,29 @@ def export(
     cfg_options: dict | None = None,
     report: Callable[[str], None] = print,
 ) -> Description:
-    """Write a model as one file, run the file, and keep it only if its results are the model's.
+    """Write a model as one file, run it, and keep it only if its results equal the model's.
 
     Args:
         config: Path of a config.
         checkpoint: Path or URL of the checkpoint of the whole model.
-        out: The file: .onnx, .xml (with a .bin beside it) or .mlpackage.
+        out: Path of the new file: .onnx, .xml (with a .bin beside it) or .mlpackage.
         options: What is exported. Default: see :class:`Options`.
         cfg_options: Overrides for the config, by dotted key.
         report: Called with a line for each step.
 
     Returns:
-        What the file says about itself.
+        The file's metadata.
 
     Raises:
         ConfigError: The config cannot be read or does not fit.
         CheckpointError: The checkpoint cannot be read or lacks part of the model.
-        ExportError: The model cannot be exported so, or the file's results are others.
+        ExportError: The model cannot be exported this way, or the file's results differ.
     """
     config, checkpoint, out, options = str(config), str(checkpoint), Path(out), options or Options()
     check_request(out, options)
     cfg = load_config(config, cfg_options)
     if options.int8:
-        # Now, not after the minutes that exporting takes.
+        # Before exporting, which takes minutes.
         data = load_config(config, cfg_options)
         check_data(data)
     image = example_image(options.image, cfg)
@@ -85,7 +85,7 @@ def export(
     classes, palette = classes_and_palette(cfg, loaded)
     set_num_classes(cfg, len(classes))
     model = revert_sync_batchnorm(build_model(cfg, loaded, checkpoint)).eval()
-    # Before the description, parts of which the detectors that it refuses lack.
+    # First, since describe() needs parts that detectors refused here may lack.
     open_sizes = out.suffix in RUNNABLE
     traceable = exportable(model, options.logits, options.backbone_only, open_sizes)
     description = describe(cfg, model, options, Path(config).stem, classes, palette)
@@ -93,8 +93,8 @@ def export(
         traceable = switch_to_deploy(traceable)
     for transform in description.missing_transforms:
         report(
-            f'note: neither the file nor infer.py does {transform} of the test pipeline; where it '
-            'changes images, results differ'
+            f'note: the test pipeline has {transform}, which the file and infer.py leave out; if '
+            'it changes images, results differ'
         )
     with staged(out) as path:
         size = size_in_words(description)
@@ -107,7 +107,7 @@ def export(
             report('comparing the file with PyTorch ...')
             for line in check_file(open_exported(path), model, image):
                 report(f'  {line}')
-            # A config of a model alone does not say how images are resized.
+            # A config without data does not say how images are resized.
             if description.task != 'backbone' and test_pipeline(cfg):
                 torch_model = TorchModel(config, checkpoint, 'cpu', cfg_options=cfg_options)
                 figures = pipeline_difference(ExportedModel(path, 'cpu'), torch_model, image)
@@ -119,12 +119,12 @@ def export(
                     how = f'note: images are padded to the fixed {size}, unlike in PyTorch'
                     own = 'x'.join(map(str, size_in_pytorch(torch_model, image)))
                     if own != size:
-                        figures += f'; --size {own} fits this one'
+                        figures += f'; --size {own} fits this image'
                 report(f'{how}: {figures}')
         else:
             report('not compared: Core ML runs on macOS and iOS only')
         if options.int8:
-            report('quantizing; metrics are those of the validation set ...')
+            report('quantizing; metrics are on the validation set ...')
             description = quantize(
                 path,
                 data,
@@ -139,29 +139,28 @@ def export(
 
 
 def check_request(out: Path, options: Options) -> None:
-    """Find what is wrong with a request before anything is read."""
+    """Raise ExportError if the options do not fit together, before any file is read."""
     if out.suffix not in FORMATS:
-        raise ExportError(f'OUT has to be {", ".join(FORMATS)}, not {str(out)!r}')
+        raise ExportError(f'the suffix of OUT must be {", ".join(FORMATS)}, not {str(out)!r}')
     check_packages(out.suffix)
     if options.int8:
         if out.suffix not in RUNNABLE or options.backbone_only:
             raise ExportError(
-                '--int8 is for .onnx and .xml of whole models: it is kept by what they predict'
+                '--int8 is only for .onnx and .xml of whole models: it needs their metrics'
             )
         if out.suffix == '.xml':
             import_nncf()
     if options.logits and options.backbone_only:
-        raise ExportError('--backbone-only gives feature maps, and no --logits')
+        raise ExportError('--backbone-only exports feature maps, no logits: leave out --logits')
     if options.dynamic and options.size:
-        raise ExportError('a file is for one size or, with --dynamic, for any: not both')
+        raise ExportError('--size fixes the size, --dynamic allows any size: give one, not both')
     if out.suffix == '.mlpackage' and (options.dynamic or options.batch is None):
-        raise ExportError('.mlpackage is for a fixed size and a fixed batch')
+        raise ExportError('.mlpackage needs a fixed size and a fixed batch size')
 
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A path in a temporary folder, whose contents (files or a folder) replace those beside
-    ``out`` on success."""
+    """Yield a path in a temporary folder whose contents are moved beside ``out`` on success."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f'{out.name}.', suffix='.partial', dir=out.parent) as folder:
         yield Path(folder) / out.name
@@ -175,7 +174,7 @@ def staged(out: Path) -> Iterator[Path]:
 def size_in_words(description: Description) -> str:
     if description.size:
         return 'x'.join(map(str, description.size))
-    return f'any size from {description.min_size}x{description.min_size} on'
+    return f'any size from {description.min_size}x{description.min_size} up'
 
 
 def describe(
@@ -186,7 +185,7 @@ def describe(
     classes: tuple[str, ...],
     palette: Any,
 ) -> Description:
-    """The metadata of the file that is to be written."""
+    """Return the metadata of the file to be written."""
     preprocessing = Preprocessing(model.data_preprocessor)
     colors = saved_palette(palette, len(classes))
     resize, missing = resizing(cfg)
@@ -211,13 +210,14 @@ def describe(
     divisor = description.size_divisor
     if any(n % divisor for n in size or ()):
         raise ExportError(
-            f'the test pipeline resizes to multiples of {divisor}, which {size[0]}x{size[1]} is not'
+            f'the test pipeline needs multiples of {divisor}: give another --size than '
+            f'{size[0]}x{size[1]}'
         )
     return replace(description, min_size=min_size + missing_to_multiple(min_size, divisor))
 
 
 def task_of(model: nn.Module, options: Options) -> dict[str, Any]:
-    """Task, outputs and thresholds."""
+    """Return the task, outputs and thresholds of the description."""
     if options.backbone_only:
         return dict(task='backbone', outputs=[f'features_{i}' for i in model.backbone.out_indices])
     if is_segmentor(model):
@@ -242,8 +242,8 @@ def task_of(model: nn.Module, options: Options) -> dict[str, Any]:
 
 
 def resizing(cfg: Config) -> tuple[list[dict[str, Any]], list[str]]:
-    """How the test pipeline resizes images, see :attr:`Description.resize`, and the other
-    transforms that may change them."""
+    """Return how the test pipeline resizes images, see :attr:`Description.resize`, and the names
+    of its other transforms that may change them."""
     steps, missing = [], []
     for transform in test_pipeline(cfg):
         name = str(transform.type).rpartition('.')[2]
@@ -261,19 +261,19 @@ def resizing(cfg: Config) -> tuple[list[dict[str, Any]], list[str]]:
     return steps, missing
 
 
-# Of a Resize that can be followed; clip_object_border is about ground truth.
+# Arguments of Resize that are supported; clip_object_border concerns only ground truth.
 RESIZE_ARGUMENTS = {'type', 'scale', 'keep_ratio', 'interpolation', 'clip_object_border'}
 
 
 def nominal_size(model: nn.Module, divisor: int, resize: list[dict]) -> tuple[int, int]:
-    """Height and width of a detector's test scale in landscape format, padded as it pads, or of a
-    segmentor's crops in training: its images in testing have all proportions."""
+    """Return the default height and width: a segmentor's crop size, since test images have all
+    proportions, or a detector's test scale in landscape format with the detector's padding."""
     crop = getattr(model.data_preprocessor, 'size', None)
     if is_segmentor(model) and crop:
         return tuple(crop)
     scales = [step['scale'] for step in resize if 'scale' in step]
     if not scales:
-        raise ExportError('the test pipeline resizes to no size: give one with --size HEIGHTxWIDTH')
+        raise ExportError('the test pipeline sets no size: give one with --size HEIGHTxWIDTH')
     low, high = sorted(scales[-1])
     if is_segmentor(model):
         return low, low

@@ -1,4 +1,4 @@
-"""What can be exported: a detector, a segmentor or a backbone as one function of pixels."""
+"""Detectors, segmentors and backbones as functions of pixels that can be exported."""
 
 import copy
 from functools import partial
@@ -12,17 +12,17 @@ from backbones.inference.seg_maps import Cells, resized_argmax
 
 from .preprocessing import Preprocessing
 
-# Height and width of an image that tells the stride of a segmentor's logits, also where it is not
-# a divisor and they are rounded down.
+# Height and width of a test image, which shows how many pixels there are per logit. Strides do not
+# divide it, so the number is right even if a segmentor rounds the size of its logits down.
 PROBE = 95
 
 
 def exportable(
     model: nn.Module, logits: bool = False, backbone_only: bool = False, open_sizes: bool = True
 ) -> nn.Module:
-    """A copy of a model of mmdet or mmseg as one function from images (batch, 3, height, width) to
-    tensors, whose sizes inside may depend on the image with ``open_sizes``; ExportError where the
-    model has a part whose results would not be reproduced."""
+    """Return a copy of an mmdet or mmseg model as one function from images (batch, 3, height,
+    width) to tensors. With ``open_sizes``, sizes inside may depend on the image. Raises ExportError
+    if the model has a part that cannot be exported with the same results."""
     model = copy.deepcopy(model)
     if backbone_only:
         return nn.Sequential(Preprocessing(model.data_preprocessor), model.backbone).eval()
@@ -30,7 +30,7 @@ def exportable(
         check_segmentor(model)
         return ExportableSegmentor(model, logits, open_sizes).eval()
     if logits:
-        raise ExportError('logits are what a segmentor gives; this is a detector')
+        raise ExportError('--logits is only for segmentors, and this is a detector')
     from .detector import ExportableDetector
 
     check_detector(model)
@@ -38,20 +38,20 @@ def exportable(
 
 
 def is_segmentor(model: nn.Module) -> bool:
-    """Whether a model is mmseg's; others are mmdet's."""
+    """Return whether a model is mmseg's; other models are mmdet's."""
     return hasattr(model, 'decode_head')
 
 
 def min_image_size(model: nn.Module) -> int:
-    """The smallest height and width of images for which every level has more than one cell."""
+    """Return the smallest height and width of images for which every level has several cells."""
     heads = [getattr(model, name, None) for name in ('bbox_head', 'rpn_head')]
     generators = [head.prior_generator for head in heads if hasattr(head, 'prior_generator')]
     return max([32, *(max(each.strides[-1]) for each in generators)]) + 1
 
 
 class ExportableSegmentor(nn.Module):
-    """An mmseg EncoderDecoder in its 'whole' mode; with ``open_sizes`` the logits of all pixels are
-    not resized for a segmentation map, see :func:`segmentation_map`."""
+    """An mmseg EncoderDecoder in its 'whole' mode. With ``open_sizes``, a segmentation map is
+    computed without resizing all logits to the image, see :func:`segmentation_map`."""
 
     def __init__(self, segmentor: nn.Module, logits: bool = False, open_sizes: bool = True) -> None:
         from mmseg.models.utils import Upsample
@@ -60,7 +60,7 @@ class ExportableSegmentor(nn.Module):
         self.preprocessing = Preprocessing(segmentor.data_preprocessor)
         self.segmentor = segmentor
         for module in segmentor.modules():
-            # Other factors make constants of the sizes, an error where those are open.
+            # Other factors make sizes constant, which is an error if they are dynamic.
             if isinstance(module, Upsample) and float(module.scale_factor or 0.5).is_integer():
                 module.forward = partial(upsample, module)
         self.logits = logits
@@ -72,8 +72,8 @@ class ExportableSegmentor(nn.Module):
             self.steps = -(-PROBE // min(probed.shape[-2:]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, 3, height, width) to segmentation maps (batch, height, width), int32, or logits
-        (batch, classes, height, width)."""
+        """Map images (batch, 3, height, width) to segmentation maps (batch, height, width), int32,
+        or logits (batch, classes, height, width)."""
         inputs = self.preprocessing(images)
         size, head = inputs.shape[-2:], self.segmentor.decode_head
         results = head(self.segmentor.extract_feat(inputs))
@@ -94,19 +94,19 @@ class ExportableSegmentor(nn.Module):
 
 
 def segmentation_map(logits: Tensor, size: tuple[int, int], steps: int) -> Tensor:
-    """The class with the highest logit after bilinear resizing, of equal ones the first: int32 of
-    shape (batch, *size). At most ``steps`` pixels come to one logit along each axis."""
+    """Return the class with the highest logit after bilinear resizing (the first of equals), int32
+    (batch, *size). Along each axis there are at most ``steps`` pixels per logit."""
     sides = zip(size, logits.shape[2:], strict=True)
     rows, columns = (cells_of(pixels, count, steps) for pixels, count in sides)
     return resized_argmax(logits, rows, columns, torch.int32)
 
 
 def cells_of(pixels: int, logits: int, steps: int) -> Cells:
-    """How pixels lie between logits.
+    """Return the positions of pixels between logits along one axis.
 
-    Pixel p is at (p + 1/2) * logits / pixels - 1/2, as in PyTorch's ``interpolate``; in integers,
-    which stay exact where a file is run with half precision. Cells have a logit on both sides, the
-    outer ones the same twice.
+    Pixel p is at (p + 1/2) * logits / pixels - 1/2, as in PyTorch's ``interpolate``. This is
+    computed in integers, which stay exact if a file runs in half precision. A cell lies between two
+    neighboring logits; the outermost cells have the same logit on both sides.
     """
     cell = torch.arange(logits + 1)
     first = ((2 * cell - 1) * pixels + logits - 1).clamp(min=0) // (2 * logits)
@@ -122,26 +122,26 @@ def cells_of(pixels: int, logits: int, steps: int) -> Cells:
 
 
 def upsample(module: nn.Module, x: Tensor) -> Tensor:
-    """mmseg's Upsample, whose ``int(size * factor)`` makes constants of the sizes."""
+    """Compute mmseg's Upsample without its ``int(size * factor)``, which makes sizes constant."""
     size = [n * int(module.scale_factor) for n in x.shape[-2:]]
     return F.interpolate(x, size, mode=module.mode, align_corners=module.align_corners)
 
 
 def check_segmentor(model: nn.Module) -> None:
-    """Check that a segmentor works on whole images."""
+    """Raise ExportError if a segmentor does not predict whole images at once."""
     from mmseg.models import EncoderDecoder
 
     expect(model, EncoderDecoder, 'a segmentor')
     mode = model.test_cfg.get('mode', 'whole')
     if mode != 'whole':
         raise ExportError(
-            f'model.test_cfg.mode is {mode!r}; a file works on whole images: --cfg-options '
+            f"model.test_cfg.mode is {mode!r}, but only 'whole' can be exported: use --cfg-options "
             'model.test_cfg.mode=whole'
         )
 
 
 def check_detector(model: nn.Module) -> None:
-    """Check that a detector is a RetinaNet, Faster or Mask R-CNN of mmdet's usual parts."""
+    """Raise ExportError unless it is a RetinaNet, Faster or Mask R-CNN of mmdet's usual parts."""
     from mmdet.models import (
         BBoxHead,
         FCNMaskHead,
@@ -158,13 +158,13 @@ def check_detector(model: nn.Module) -> None:
         expect(dense, RetinaHead, 'bbox_head of a one-stage detector')
         coders = [dense.bbox_coder]
         if not dense.use_sigmoid_cls or getattr(dense.loss_cls, 'custom_cls_channels', False):
-            raise ExportError('bbox_head.loss_cls has to use a sigmoid')
+            raise ExportError('bbox_head.loss_cls must use a sigmoid to be exported')
     else:
         dense, settings = model.rpn_head, [model.test_cfg.rpn, model.test_cfg.rcnn]
         expect(dense, RPNHead, 'rpn_head')
         expect(head, StandardRoIHead, 'roi_head')
         if not isinstance(head.bbox_head, BBoxHead) or head.bbox_head.custom_cls_channels:
-            raise ExportError(f'roi_head.bbox_head of type {type(head.bbox_head).__name__}')
+            raise ExportError(f'cannot export roi_head.bbox_head {type(head.bbox_head).__name__}')
         if head.with_shared_head:
             raise ExportError('roi_head.shared_head cannot be exported')
         coders = [dense.bbox_coder, head.bbox_head.bbox_coder]
@@ -176,7 +176,7 @@ def check_detector(model: nn.Module) -> None:
             expect(extractor, SingleRoIExtractor, 'a roi_extractor')
             for layer in extractor.roi_layers:
                 if type(layer).__name__ != 'RoIAlign' or layer.pool_mode != 'avg':
-                    raise ExportError('a roi_extractor has to average with RoIAlign')
+                    raise ExportError('a roi_extractor must use RoIAlign with average pooling')
     expect(dense.prior_generator, AnchorGenerator, 'anchor_generator')
     for coder in coders:
         expect(coder, DeltaXYWHBBoxCoder, 'bbox_coder')
@@ -184,13 +184,13 @@ def check_detector(model: nn.Module) -> None:
             raise ExportError('bbox_coder.add_ctr_clamp cannot be exported')
     for kind in (each.nms.get('type', 'nms') for each in settings):
         if kind != 'nms':
-            raise ExportError(f"test_cfg has nms of type {kind!r}; 'nms' is what can be exported")
+            raise ExportError(f"test_cfg has nms of type {kind!r}; only 'nms' can be exported")
 
 
 def expect(part: object, wanted: type, what: str) -> None:
-    """Refuse a part of another type, even of a subclass, which may compute something else."""
+    """Raise ExportError for another type, even a subclass, which may compute something else."""
     if type(part) is not wanted:
         raise ExportError(
-            f'{what} of type {type(part).__name__} cannot be exported, {wanted.__name__} can. '
-            'The backbone alone can always be: --backbone-only'
+            f'{what} of type {type(part).__name__} cannot be exported, only {wanted.__name__}. '
+            'Any backbone can be exported, with --backbone-only'
         )

@@ -19,25 +19,25 @@ from backbones.efficientformer_v2.position_bias import RelativePositionBias
 from backbones.errors import ExportError, import_optional, in_one_line
 from backbones.inference.exported_file import INPUT_NAME, METADATA_KEY, Description
 
-# Each format and the packages that write it.
+# The formats and the packages that each needs.
 FORMATS = {
     '.onnx': ('onnx', 'onnxscript', 'onnxruntime'),
     '.xml': ('onnx', 'onnxscript', 'openvino'),
     '.mlpackage': ('coremltools',),
 }
-# The first whose torch.export takes assertions for what it cannot prove of open sizes.
+# The first version whose torch.export asserts at runtime what it cannot prove about dynamic sizes.
 MIN_TORCH = '2.9'
 OPSET = 18
-# Nothing is computed from these: they only tell an open size from a constant.
+# Upper limits of dynamic sizes for torch.export; nothing is computed from them.
 MAX_SIZE = 16384
 MAX_BATCH = 1024
 
 
 def check_packages(suffix: str) -> None:
-    """Import what a format needs, before any long work."""
+    """Raise an error if packages that a format needs are missing, before any long work."""
     if TorchVersion(torch.__version__) < MIN_TORCH:
         raise ExportError(
-            f'writing {suffix} needs torch {MIN_TORCH} or later, this is {torch.__version__}'
+            f'writing {suffix} needs torch {MIN_TORCH} or later, not {torch.__version__}'
         )
     logging.getLogger('coremltools').setLevel(logging.ERROR)
     for package in FORMATS[suffix]:
@@ -45,15 +45,15 @@ def check_packages(suffix: str) -> None:
 
 
 def write(model: nn.Module, path: Path, description: Description) -> None:
-    """Trace what :func:`.exportable.exportable` returns, folded or not, on the CPU, and write it in
-    one of ``FORMATS``; its joined convolutions are separated.
+    """Trace a result of :func:`.exportable.exportable`, folded or not, on the CPU, and write it in
+    one of ``FORMATS``. Its joined convolutions are separated.
 
-    Raises ExportError where torch or the format's own converter refuses.
+    Raises ExportError if torch or the format's converter fails.
     """
     if path.suffix == '.mlpackage' and description.task == 'detection':
         raise ExportError(
-            '.mlpackage holds segmentors, and the backbone of a detector with --backbone-only: '
-            'Core ML has no operators for what comes after it'
+            'detectors cannot be exported as .mlpackage, since Core ML lacks operators for their '
+            'results: use --backbone-only for the backbone, or another format'
         )
     try:
         with warnings.catch_warnings():
@@ -73,30 +73,30 @@ def write(model: nn.Module, path: Path, description: Description) -> None:
     except Exception as error:
         reason = in_one_line(error)
         raise ExportError(
-            f'{path.suffix} cannot be made of this model: {type(error).__name__}: {reason}'
+            f'this model cannot be written as {path.suffix}: {type(error).__name__}: {reason}'
         ) from error
 
 
 def trace(
     model: nn.Module, description: Description, constant_biases: bool
 ) -> torch.export.ExportedProgram:
-    """Record what a model computes for images of the description's size and batch.
+    """Trace a model for images of the description's size and batch.
 
-    ``constant_biases`` is for formats that cannot resize tables of relative position biases.
+    ``constant_biases`` is for formats that cannot resize the tables of relative position bias.
     """
     for module in model.modules():
         if isinstance(module, JoinedConvs):
-            # OpenVINO takes longer to split the result than for several convolutions.
+            # In OpenVINO, splitting a joined result is slower than several convolutions.
             module.separate()
     batch, min_size = description.batch, description.min_size
-    # Open sizes have names, so that one that becomes a constant is an error.
+    # With Dims, a dynamic size that becomes constant is an error.
     limits = {'batch': dict(max=MAX_BATCH)}
     limits['height'] = limits['width'] = dict(min=min_size, max=MAX_SIZE)
     dims = {
         axis: torch.export.Dim(name, **limits[name])
         for axis, name in open_axes(description).items()
     }
-    # torch takes sizes of the example that are small or equal for constants.
+    # Small or equal sizes in the example would be taken for constants by torch.
     height, width = description.size or (2 * min_size + 61, 2 * min_size + 93)
     example = torch.zeros(batch or 3, 3, height, width)
     biases = biases_as_constants(model, example) if constant_biases else nullcontext()
@@ -105,20 +105,20 @@ def trace(
             model,
             (example,),
             dynamic_shapes=(dims,),
-            # What is true of every size but beyond its algebra becomes an assertion.
+            # Conditions that torch cannot prove for all sizes become assertions.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
 
 
 def open_axes(description: Description) -> dict[int, str]:
-    """The names of the input's axes whose sizes are open."""
+    """Return the names of the input's axes with dynamic sizes."""
     batch = {0: 'batch'} if description.batch is None else {}
     return batch | ({2: 'height', 3: 'width'} if description.size is None else {})
 
 
 @contextmanager
 def biases_as_constants(model: nn.Module, example: torch.Tensor) -> Iterator[None]:
-    """Relative position biases as they are for the size of an example."""
+    """Replace the relative position biases by those for the example's size, as constants."""
     model(example)
     constants = {
         module: module._cache.kept[1].contiguous()
@@ -130,7 +130,7 @@ def biases_as_constants(model: nn.Module, example: torch.Tensor) -> Iterator[Non
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, description: Description) -> None:
-    """One .onnx file, weights inside, for opset 18."""
+    """Write one .onnx file with its weights inside, for opset 18."""
     from .ops import onnx_translations
 
     axes = open_axes(description)
@@ -148,11 +148,11 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, description: D
     )
     names: Counter[str] = Counter()
     for node in exported.model.graph.all_nodes():
-        # File names and source lines of the machine that exported.
+        # Metadata and docs have file names and source lines of this machine.
         node.metadata_props.clear()
         node.doc_string = None
         for value in node.inputs[1:]:
-            # Layers have the names of the model's modules.
+            # Layers are named like the model's modules.
             if value is not None and (value.name or '').endswith('.weight'):
                 node.name = value.name.removesuffix('.weight')
                 names[node.name] += 1
@@ -162,14 +162,14 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, description: D
 
 
 def onnx_to_openvino(onnx_path: Path, path: Path, description: Description) -> None:
-    """OpenVINO's .xml and .bin in float32, from an ONNX file, whose operators it knows."""
+    """Convert an ONNX file to OpenVINO's .xml and .bin, in float32."""
     import openvino
 
     save(openvino.convert_model(str(onnx_path)), path, description)
 
 
 def save(model: Any, path: Path, description: Description) -> None:
-    """Write an openvino.Model, as .xml and .bin, or an onnx.ModelProto, with its metadata."""
+    """Write an openvino.Model as .xml and .bin, or an onnx.ModelProto, with its metadata."""
     if path.suffix == '.xml':
         import openvino
 
@@ -185,7 +185,7 @@ def save(model: Any, path: Path, description: Description) -> None:
 def write_core_ml(
     program: torch.export.ExportedProgram, path: Path, description: Description
 ) -> None:
-    """A Core ML package (ML program, float16), which takes an image as iOS and macOS have it."""
+    """Write a Core ML package (ML program, float16), which accepts images of iOS and macOS."""
     import coremltools as tools
 
     shape = (description.batch, 3, *description.size)
@@ -194,7 +194,7 @@ def write_core_ml(
         images = tools.ImageType(INPUT_NAME, shape=shape, color_layout=tools.colorlayout.BGR)
     else:
         images = tools.TensorType(INPUT_NAME, shape=shape)
-    # Progress bars of its passes.
+    # Hide the progress bars of its passes.
     with redirect_stderr(StringIO()):
         model = tools.convert(
             program.run_decompositions({}),

@@ -1,8 +1,8 @@
-"""Int8: convolutions and matrix products of an exported file as 8-bit integers, without training.
+"""Int8: quantize convolutions and matrix products of an exported file, without training.
 
 NNCF for OpenVINO and onnxruntime's own tool for ONNX quantize the network by the ranges of its
-activations on training images. The metric of the file is measured before and after; where it drops
-too much, the layers that add most of the error become float again.
+activations on training images. The metric of the file is measured before and after. If it drops
+too much, the layers that add most of the error stay in float.
 """
 
 import logging
@@ -33,39 +33,39 @@ from backbones.inference.testing import use_inferencer
 from .evaluate import check_exported_test, measure
 from .formats import save
 
-# What is quantized. Of products of activations, those of attention, onnxruntime gains nothing.
+# Layers to quantize. onnxruntime gains nothing from products of activations, as in attention.
 ONNX_LAYERS = ('Conv', 'ConvTranspose', 'Gemm')
 OPENVINO_LAYERS = (
     *('Convolution', 'GroupConvolution', 'MatMul'),
     *('ConvolutionBackpropData', 'GroupConvolutionBackpropData'),
 )
-# All inputs of these carry features. Of others the first alone does: the rest are sizes, indices or
-# boxes.
+# All inputs of these operators are features. Of other operators only the first input is; the rest
+# are sizes, indices or boxes.
 JOINING = ('MatMul', 'Concat', 'Add', 'Subtract', 'Multiply', 'Divide')
-# Shares of the layers that stay float, tried one after another until the metric is as wanted.
+# Shares of layers that stay in float, tried in this order until the metric drops little enough.
 SHARES = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-# Images on which layers of float and int8 are compared.
+# Number of images on which float and int8 layers are compared.
 COMPARED = 8
 
-# How an input is made of the training image of a number.
+# Makes the file's inputs from the training image with an index.
 ReadInput = Callable[[int], dict[str, np.ndarray]]
 
 
 def check_data(config: Config) -> None:
-    """Make validation the test of a config, and refuse data that int8 cannot be measured by or
-    calibrated on."""
+    """Use a config's validation set as its test set, and raise an error if int8 cannot be measured
+    on it or calibrated on the training data."""
     if config.get('val_dataloader') and config.get('val_evaluator'):
         config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
     for key in ('train_dataloader', 'test_dataloader', 'test_evaluator'):
         if not config.get(key):
-            raise ConfigError(f'--int8 needs training and validation data: the config has no {key}')
+            raise ConfigError(f'--int8 needs training and validation data, the config has no {key}')
     set_classes(config, ('train', 'test'), keep_files=True)
     refuse_errors(config, ('test',))
     training_images(config)
 
 
 def training_images(config: Config) -> Any:
-    """The training images of a config whose classes are set; one that is corrupt is named."""
+    """Return the training images of a config with classes set; corrupt ones raise an error."""
     dataset = build_images(next(datasets_of(config, ('train',))))
     guard(dataset)
     return dataset
@@ -79,11 +79,11 @@ def quantize(
     max_drop: float,
     report: Callable[[str], None],
 ) -> Description:
-    """Put an int8 file in the place of a float one, .onnx or .xml, if its metric is nearly as good.
+    """Replace a float file, .onnx or .xml, by an int8 file if its metric is nearly as good.
 
-    ``config``, which is changed, has passed :func:`check_data`. The metric may drop by ``max_drop``
-    points, hundredths of mIoU or AP. Returns the metadata of the int8 file, whose ``int8`` says
-    what was measured; raises ExportError where half of the layers in float are not enough.
+    ``config``, which is modified, has passed :func:`check_data`. The metric may drop by
+    ``max_drop`` points, hundredths of mIoU or AP. Returns the metadata of the int8 file with the
+    measurements under ``int8``; raises ExportError if it drops more with half the layers in float.
     """
     use_inferencer(config, dict(config=str(path)))
     check_exported_test(config)
@@ -95,7 +95,7 @@ def quantize(
         image = description.fit(images[number]['img'])[0]
         return {INPUT_NAME: np.stack([image] * (description.batch or 1))}
 
-    # mmdet's metrics are from 0 to 1, mmseg's from 0 to 100.
+    # mmdet's metrics range from 0 to 1, mmseg's from 0 to 100.
     scale = 100 if config.default_scope == 'mmdet' else 1
     before = points(measure(config, path, '  float: batch'), scale)
     made = path.with_name(f'int8.{path.name}')
@@ -118,8 +118,8 @@ def quantize(
             break
     else:
         raise ExportError(
-            f'int8 makes {figures}, a drop of {drop:.2f} points where {max_drop:g} are allowed '
-            f'(--max-drop), even with {len(kept)} of {len(order)} layers in float'
+            f'int8 lowers the metric too much: {figures}, a drop of {drop:.2f} points with '
+            f'{len(kept)} of {len(order)} layers in float; --max-drop allows {max_drop:g}'
         )
     sizes = [sum(one.stat().st_size for one in files_of(each)) for each in (path, made)]
     measured = {
@@ -142,7 +142,7 @@ def quantize(
 
 
 def import_nncf() -> ModuleType:
-    """NNCF, without telling its makers that it is used."""
+    """Import NNCF with its telemetry off."""
     os.environ.setdefault('NNCF_CI', '1')
     nncf = import_optional('nncf', '--int8 of .xml', 'int8')
     nncf.set_log_level(logging.ERROR)
@@ -150,7 +150,7 @@ def import_nncf() -> ModuleType:
 
 
 def points(metrics: dict[str, Any], scale: int) -> dict[str, float]:
-    """The main figures among metrics, in hundredths."""
+    """Return the main metrics, in hundredths."""
     named = main_metrics(name for name, value in metrics.items() if is_number(value))
     return {name: round(float(metrics[name]) * scale, 2) for name in named}
 
@@ -158,17 +158,17 @@ def points(metrics: dict[str, Any], scale: int) -> dict[str, float]:
 def run_onnxruntime(
     path: Path, made: Path, index: list[int], read_input: ReadInput, kept: list[str]
 ) -> Any:
-    """A quantized copy of an ONNX file, ``made``, but for the layers ``kept``.
+    """Quantize an ONNX file, except for the layers ``kept``, write it to ``made`` and return it.
 
-    NNCF quantizes what a layer reads. onnxruntime has integer kernels for those alone whose result
-    is quantized too, and in this network most are followed by a GELU.
+    NNCF is not used here: it quantizes only the inputs of layers. onnxruntime has integer kernels
+    only for layers whose output is quantized too, and in this network a GELU follows most layers.
     """
     import onnx
     from onnxruntime import quantization
 
     model = onnx.load(path)
     layers = [node.name for node in model.graph.node if node.op_type in ONNX_LAYERS]
-    # What it would remark the lack of: shapes are known, and norms are folded.
+    # Avoids a warning that preprocessing is missing: shapes are known and norms are folded.
     onnx.helper.set_model_props(model, {'onnx.quant.pre_process': 'onnxruntime.quant'})
     inputs = map(read_input, tqdm(index, '  ranges', mininterval=1))
     quantization.quantize_static(
@@ -179,14 +179,14 @@ def run_onnxruntime(
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
         per_channel=True,
-        # Sums of products of 8 bits overflow in the 16 bits of processors without VNNI.
+        # On processors without VNNI, sums of 8-bit products overflow 16 bits.
         reduce_range=True,
     )
     return onnx.load(made)
 
 
 def run_nncf(path: Path, index: list[int], read_input: ReadInput, kept: list[str]) -> Any:
-    """A quantized copy of an OpenVINO file, but for the layers ``kept``."""
+    """Return a quantized copy of an OpenVINO file, except for the layers ``kept``."""
     nncf = import_nncf()
     import openvino
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -210,11 +210,11 @@ def run_nncf(path: Path, index: list[int], read_input: ReadInput, kept: list[str
 
 
 def network_of(model: Any) -> set[str]:
-    """The operators of an OpenVINO model between the image and the last of the layers, along inputs
-    that carry features.
+    """Return the operators of an OpenVINO model that compute features, from the image to the last
+    of the layers.
 
-    Anchors, box decoding, suppression, RoIAlign's boxes, the tables of position biases, matrix
-    decompositions and what comes after the network are not among them.
+    Anchors, box decoding, suppression, RoIAlign's boxes, the tables of position bias, matrix
+    decompositions and everything after the network are excluded.
     """
     operators = {each.get_friendly_name(): each for each in model.get_ordered_ops()}
     types = {name: each.get_type_name() for name, each in operators.items()}
@@ -228,8 +228,8 @@ def network_of(model: Any) -> set[str]:
         for source in inputs[name]:
             outputs[source].append(name)
     of_image = reachable([name for name in types if types[name] == 'Parameter'], outputs)
-    # Where features are divided by features, as in a matrix decomposition, rounding errors
-    # grow: float are all operators around, up to the next convolutions.
+    # If features are divided by features, as in a matrix decomposition, rounding errors grow: all
+    # operators around stay in float, up to the next convolutions.
     around = {
         name: [*outputs[name], *inputs.get(name, [])]
         for name in types
@@ -242,7 +242,7 @@ def network_of(model: Any) -> set[str]:
     ]
     decomposition = reachable(quotients, around).intersection(around)
     layers = {name for name in of_image if types[name] in OPENVINO_LAYERS} - decomposition
-    # A level of the pyramid without a proposal has no range of its own.
+    # RoIAlign's output on a pyramid level without proposals has no range.
     rois = [name for name in types if types[name] == 'ROIAlign']
     up_to_layers = {name: after for name, after in outputs.items() if name not in layers}
     pooled = reachable(rois, up_to_layers) - layers
@@ -250,7 +250,7 @@ def network_of(model: Any) -> set[str]:
 
 
 def reachable(starts: Iterable[str], following: dict[str, list[str]]) -> set[str]:
-    """All names that can be reached, the first ones included."""
+    """Return all names that can be reached, including the starts."""
     waiting, seen = list(starts), set()
     while waiting:
         name = waiting.pop()
@@ -261,8 +261,8 @@ def reachable(starts: Iterable[str], following: dict[str, list[str]]) -> set[str
 
 
 def by_added_error(before: Path, after: Path, inputs: Iterable[dict[str, np.ndarray]]) -> list[str]:
-    """The layers of a float file, those first that add most to the relative error in the int8 file:
-    whose results have more of it than the features that they read."""
+    """Return the layers of a float file, sorted by how much each adds to the int8 file's relative
+    error (the error of its output minus that of its input), largest first."""
     layers = layers_of(before)
     tensors = list({tensor for ends in layers.values() for tensor in ends})
     runs = [open_at(path, tensors) for path in (before, after)]
@@ -277,9 +277,9 @@ def by_added_error(before: Path, after: Path, inputs: Iterable[dict[str, np.ndar
 
 
 def layers_of(path: Path) -> dict[str, tuple[Any, Any]]:
-    """The tensors that each layer of a float file reads and writes, by the layer's name.
+    """Return the tensors that each layer of a float file reads and writes, by the layer's name.
 
-    Layers of the second stage are not among them: proposals differ between two files.
+    Layers of the second stage are left out, since proposals differ between two files.
     """
     if path.suffix == '.onnx':
         import onnx
@@ -302,7 +302,7 @@ def layers_of(path: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def open_at(path: Path, tensors: list[Any]) -> Callable[[dict], list[np.ndarray]]:
-    """A function of an input that returns tensors inside of a file."""
+    """Return a function that runs a file and returns some of its inner tensors."""
     if path.suffix == '.onnx':
         import onnx
         import onnxruntime
@@ -323,12 +323,12 @@ def open_at(path: Path, tensors: list[Any]) -> Callable[[dict], list[np.ndarray]
 
 
 def files_of(path: Path) -> list[Path]:
-    """A file with its weights."""
+    """Return the paths of a file and its weights."""
     return [path, path.with_suffix('.bin')] if path.suffix == '.xml' else [path]
 
 
 def speed_up(before: Path, after: Path, inputs: np.ndarray, seconds: float = 3.0) -> float:
-    """How many times as fast the second file is, both run by turns on the CPU."""
+    """Return the time of the first file over that of the second, both run by turns on the CPU."""
     runners = [open_exported(path, 'cpu') for path in (before, after)]
     times: list[list[float]] = [[], []]
     end = time.perf_counter() + seconds
@@ -337,6 +337,6 @@ def speed_up(before: Path, after: Path, inputs: np.ndarray, seconds: float = 3.0
             start = time.perf_counter()
             runner(inputs)
             taken.append(time.perf_counter() - start)
-    # The first ones prepare memory.
+    # The first runs allocate memory.
     first, second = (statistics.median(taken[1:]) for taken in times)
     return first / second

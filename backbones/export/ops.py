@@ -1,22 +1,22 @@
-"""ONNX's non-maximum suppression and RoIAlign as operators that a detector can be traced with.
+"""ONNX's non-maximum suppression and RoIAlign as operators for tracing a detector.
 
-They do not run in PyTorch: their results have fixed shapes, which is all that tracing asks for, and
-:func:`onnx_translations` says what ONNX computes for them.
+They do not run in PyTorch: tracing only needs the shapes of their results, which are fixed.
+:func:`onnx_translations` translates them to ONNX.
 """
 
 from collections.abc import Callable
 
 import torch
 
-# The scores (batch, N) of the boxes (batch, N, 4) that greedy suppression keeps, at most
-# max_per_image of each image, and 0 for the others.
+# Returns scores (batch, N) of boxes (batch, N, 4): unchanged for those that greedy suppression
+# keeps, at most max_per_image in each image, 0 for the others.
 torch.library.define(
     'efficientformer_v2::nms_scores',
     '(Tensor boxes, Tensor scores, float iou_threshold, float score_threshold, int max_per_image)'
     ' -> Tensor',
 )
-# (K, channels, output_size, output_size): each of the rois (K, 5), which are index of the image,
-# left, top, right, bottom in its pixels, on its level of the feature pyramid, levels (K,) int64.
+# Returns (K, channels, output_size, output_size) for rois (K, 5), which are the image's index and
+# left, top, right, bottom in pixels; levels (K,), int64, are their levels of the feature pyramid.
 torch.library.define(
     'efficientformer_v2::roi_align',
     '(Tensor[] features, Tensor rois, Tensor levels, int output_size, float[] spatial_scales, '
@@ -37,7 +37,7 @@ def _(features, rois, levels, output_size, spatial_scales, sampling_ratio, align
 
 
 def onnx_translations() -> dict[Callable, Callable]:
-    """What ``torch.onnx.export`` writes for the two, as its ``custom_translation_table``."""
+    """Return both operators in ONNX, as ``custom_translation_table`` of ``torch.onnx.export``."""
     from onnxscript import INT64
     from onnxscript import opset18 as op
 
@@ -49,7 +49,7 @@ def onnx_translations() -> dict[Callable, Callable]:
             op.Constant(value_floats=[iou_threshold]),
             op.Constant(value_floats=[score_threshold]),
         )
-        # Rows of image, class (there is one) and box.
+        # Each row is image, class (there is only one), box.
         index = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
         return op.ScatterND(op.Sub(scores, scores), index, op.GatherND(scores, index))
 

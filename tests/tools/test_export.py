@@ -44,7 +44,7 @@ def run_export(call_tool, retinanet, tmp_path):
         (
             'model.onnx',
             ('--cfg-options', 'model.test_cfg.nms.type=soft_nms'),
-            "'nms' is what can be exported",
+            "only 'nms' can be exported",
         ),
     ],
 )
