@@ -1,4 +1,4 @@
-"""Supernet and joint search: the network of the family that fits a task, its data and a device.
+"""Supernet and joint search for the network of the family that fits a task, data and a device.
 
 Li et al., "Rethinking Vision Transformers for MobileNet Size and Speed", section 4.
 """

@@ -1,9 +1,9 @@
-"""One model with the weights of all networks of a space, and any network of it by itself.
+"""One model with the weights of all networks of a space, and single networks taken out of it.
 
-Which channels each dimension of each tensor runs over is seen in a second network, all of whose
-widths are others (``Layout``). Everything follows from it: an elastic model that computes what the
-network of a choice does with slices of its weights, the order in which important channels come
-first, the number of parameters of a network and its weights.
+``Layout`` finds which channels each dimension of each tensor has, by comparison with a second
+network with different widths. From this follow: the elastic model, which computes any network of
+the space with slices of its weights; sorting channels by importance; the number of parameters of a
+network; its weights.
 """
 
 import copy
@@ -33,8 +33,8 @@ OF_ATTENTION = ('token_mixer.', 'layer_scale_1.')
 
 
 class Axes(NamedTuple):
-    """A tensor of the largest network: its shape, what each dimension of it belongs to (a key of
-    ``Space.widths`` or None), and whether it is a parameter."""
+    """A tensor of the largest network: its shape, the group of channels of each dimension (a key
+    of ``Space.widths`` or None), and whether it is a parameter."""
 
     shape: tuple[int, ...]
     groups: tuple[str | None, ...]
@@ -42,16 +42,16 @@ class Axes(NamedTuple):
 
 
 class Layout:
-    """What every dimension of the tensors of a space's largest network belongs to.
+    """The groups of channels in every tensor of a space's largest network.
 
-    ``config``: of the ``model``, which is that network.
+    ``model`` is this network, ``config`` is its config.
     """
 
     def __init__(self, model: nn.Module, space: Space, config: Config) -> None:
         self.space = space
         widths = space.widths(space.largest)
-        # The widths of another network, each larger by a number of its own (the stem's by half of
-        # the first stage's, as must be), so that no two are confused where sizes are compared.
+        # Widths of another network. Each differs by another number (the stem's by half of the
+        # first stage's, as it must), so that comparing sizes tells all groups apart.
         others = {group: width + 64 * n for n, (group, width) in enumerate(widths.items(), 1)}
         channels = tuple(others[f'stages.{stage}'] for stage in range(NUM_STAGES))
         ratios = tuple(
@@ -73,7 +73,7 @@ class Layout:
             self.tensors[name] = Axes(tuple(tensor.shape), axes, name in parameters)
 
     def slices(self, choice: Choice) -> Iterator[tuple[str, str, tuple[slice, ...]]]:
-        """The tensors of a network: name in the largest one, own name, and what of it they are."""
+        """Yield each tensor of a network: its name in the largest, its own name, its slices."""
         widths = self.space.widths(choice)
         for name, axes in self.tensors.items():
             own_name = renamed(name, choice)
@@ -81,7 +81,7 @@ class Layout:
                 yield name, own_name, tuple(slice(widths.get(group)) for group in axes.groups)
 
     def count_parameters(self, choice: Choice) -> int:
-        """Parameters of a network, exactly."""
+        """Return the exact number of parameters of a network."""
         total = 0
         for name, _, slices in self.slices(choice):
             axes = self.tensors[name]
@@ -91,7 +91,7 @@ class Layout:
         return total
 
     def extract(self, state_dict: dict[str, Tensor], choice: Choice) -> dict[str, Tensor]:
-        """The weights of a network by itself, out of those of a supernet; copies.
+        """Return a network's own weights, copied from those of a supernet.
 
         Every tensor is the first part of the supernet's, in every dimension.
         """
@@ -102,7 +102,7 @@ class Layout:
 
     @torch.no_grad()
     def sort_channels(self, model: nn.Module) -> None:
-        """Put the important channels first, which leaves what a model computes as it is.
+        """Sort channels so that important ones come first; the model's results stay the same.
 
         A channel's importance is the sum of the absolute weights that read it, as in Once-for-All
         (Cai et al., arXiv 1908.09791, section 3.3).
@@ -124,19 +124,19 @@ class Layout:
 
 
 def build_network(config: Config, options: dict[str, Any]) -> nn.Module:
-    """The model of a config with the options of one of its space's networks."""
+    """Build the model of a config with the options of a network of its space."""
     own = Config(dict(model=copy.deepcopy(config.model)))
     own.merge_from_dict(options)
     return MODELS.build(own.model)
 
 
 def layer_of(name: str) -> str:
-    """The layer of a tensor: a convolution together with its norm."""
+    """Return the name of a tensor's layer: a convolution together with its norm."""
     return re.sub(r'(\.conv|\.norm|\.[bgil]n)?\.[^.]+$', '', name)
 
 
 def renamed(name: str, choice: Choice) -> str | None:
-    """A tensor's name in a network by itself, or None where the network has no such tensor."""
+    """Return a tensor's name in a network by itself, or None if the network lacks the tensor."""
     match = BLOCK_KEY.fullmatch(name)
     if not match or match[2] is None:
         return name
@@ -150,7 +150,7 @@ def renamed(name: str, choice: Choice) -> str | None:
 
 
 class ElasticConv2d(nn.Conv2d):
-    """A convolution with the first of its weights: all inputs there are, ``width`` outputs."""
+    """A convolution with its first weights only, for the input's channels and ``width`` outputs."""
 
     width: int | None = None
 
@@ -164,10 +164,10 @@ class ElasticConv2d(nn.Conv2d):
 
 
 class ElasticBatchNorm(nn.BatchNorm2d):
-    """A BatchNorm of as many channels as there are, with the statistics of all processes' batches.
+    """A BatchNorm of its first channels, as many as the input has, synchronized over processes.
 
-    Running statistics move only where ``tracks`` is True: every network has others, and these are
-    the largest one's.
+    Running statistics are updated only if ``tracks`` is True, for the largest network: every
+    network would need its own.
     """
 
     tracks = True
@@ -194,9 +194,9 @@ def synchronized_batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """BatchNorm over the batches of all processes, which are taken to be equally large.
+    """Apply BatchNorm over the batches of all processes, which must be of equal size.
 
-    torch's SyncBatchNorm does the same, on GPUs alone.
+    torch's SyncBatchNorm does the same, but only on GPUs.
     """
     values = x.to(weight.dtype)
     mean = MeanOverProcesses.apply(values.mean(dim=(0, 2, 3)))
@@ -211,7 +211,7 @@ def synchronized_batch_norm(
 
 
 class MeanOverProcesses(torch.autograd.Function):
-    """The mean of the tensors of all processes, as that of all gradients is its gradient."""
+    """The mean of a tensor over all processes; its gradient is the mean of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -225,14 +225,14 @@ class MeanOverProcesses(torch.autograd.Function):
 
 
 class ElasticLayerScale(LayerScale):
-    """A layer scale of as many channels as there are."""
+    """A layer scale that uses its first factors, as many as the input has channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma[: x.shape[1], None, None]
 
 
 class ElasticBlock(Block):
-    """A block that can be left out, as can its attention."""
+    """A block that can be left out, or only its attention."""
 
     is_left_out = False
     attends = True
@@ -248,11 +248,11 @@ class ElasticBlock(Block):
 def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
     """Let a model compute any network of a space with slices of its own weights.
 
-    Modules change their classes, so that the keys of its state_dict stay what they are. Raises
-    ConfigError where a layer cannot be sliced.
+    Only the classes of its modules change, so the keys of its state_dict stay. Raises ConfigError
+    if a layer cannot be sliced.
     """
     if not isinstance(model.backbone, EfficientFormerV2) or model.backbone.deployed:
-        raise ConfigError('a supernet is made of an EfficientFormerV2 that is not yet deployed')
+        raise ConfigError('a supernet needs an EfficientFormerV2 without switch_to_deploy()')
     elastic = {layer_of(name) for name, axes in layout.tensors.items() if any(axes.groups)}
     for name, module in model.named_modules():
         own_parameters = list(module.parameters(recurse=False))
@@ -263,9 +263,9 @@ def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
         elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             if module.momentum is None or not (module.affine and module.track_running_stats):
                 raise ConfigError(
-                    f'{name} cannot be sliced: that needs a momentum, affine=True and statistics'
+                    f'{name} cannot be sliced: set momentum, affine=True, track_running_stats=True'
                 )
-            # All of them, since every network has other statistics behind what it shares, too.
+            # All BatchNorms, since statistics differ even in layers that all networks share.
             module.__class__ = ElasticBatchNorm
         elif layer_of(f'{name}.weight') not in elastic or not own_parameters:
             continue
@@ -283,7 +283,7 @@ def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
 def set_choice(model: nn.Module, layout: Layout, choice: Choice) -> None:
     """Let an elastic model compute the network of a choice from now on.
 
-    Stochastic depth and running statistics are the largest network's alone.
+    Only the largest network has stochastic depth and updates running statistics.
     """
     widths = layout.space.widths(choice)
     is_largest = choice == layout.space.largest

@@ -1,8 +1,8 @@
-"""How good a network is with the weights of a supernet, on the hold-out.
+"""Evaluation of networks with the weights of a supernet, on the hold-out.
 
-A network is taken out of the supernet, the statistics of its BatchNorms are taken anew, and it is
-folded and evaluated like any other. Every evaluation is a line of a file, so that none is done
-twice, also after the search was killed.
+A network is taken out of the supernet, the statistics of its BatchNorms are computed again, and it
+is folded and evaluated like any other. Every evaluation is saved as a line of a file, so none is
+repeated, even after the search was killed.
 """
 
 import copy
@@ -45,15 +45,15 @@ from .elastic import Layout, build_network
 from .holdout import as_test, check_holdout, join_datasets
 from .space import Choice, Space, search_options
 
-# Variances of fewer images would lack what differs from image to image.
+# With fewer images, variances would miss the differences between images.
 CALIBRATION_BATCH = 16
 
 
 def load_supernet(config: Config, source: str) -> tuple[Layout, dict[str, Tensor]]:
-    """Read the weights that all networks of a config's space have a part of, and their layout.
+    """Read the weights that the networks of a config's space share, and their layout.
 
-    ``source`` is a checkpoint of its supernet, or of the config itself as any training leaves it,
-    whose important channels are put first. CheckpointError where it is of another model or space.
+    ``source`` is a checkpoint of its supernet, or of an ordinary training, whose channels are then
+    sorted by importance. Raises CheckpointError if it is of another model or space.
     """
     quiet(MMLogger.get_instance('search', log_level='WARNING'))
     space = Space.from_config(config)
@@ -68,9 +68,9 @@ def load_supernet(config: Config, source: str) -> tuple[Layout, dict[str, Tensor
     else:
         if dist.is_main_process():
             print(
-                f'{source} is no supernet but an ordinary model (plain slimming): networks are '
-                'parts of it that were never trained by themselves, and if it was trained on all '
-                'training images, it has seen the hold-out, so that metrics are too high',
+                f'note: {source} is an ordinary model, not a supernet (plain slimming): smaller '
+                'networks in it were never trained. If it was trained on all training images, '
+                'these include the hold-out, and metrics are too high',
                 file=sys.stderr,
             )
         layout.sort_channels(model)
@@ -78,7 +78,7 @@ def load_supernet(config: Config, source: str) -> tuple[Layout, dict[str, Tensor
 
 
 class Evaluator:
-    """Evaluates networks; several processes share those that are asked for.
+    """An evaluator of networks; several processes share the work.
 
     Args:
         config: A config whose classes are set, after :func:`~.holdout.use_holdout`.
@@ -91,7 +91,7 @@ class Evaluator:
         self, config: Config, layout: Layout, state_dict: dict[str, Tensor], work_dir: str | Path
     ) -> None:
         self.config, self.layout, self.state_dict = config, layout, state_dict
-        # Called with every choice that was asked for, its metric and whether it is new.
+        # Called with every requested choice, its metric and whether it is new.
         self.report: Callable[[Choice, float, bool], None] = lambda *result: None
         self.device = torch.device(get_device())
         self.holdout = build_dataset(config.val_dataloader.dataset)
@@ -112,11 +112,11 @@ class Evaluator:
             Choice.from_json(json.dumps(record['choice'])): record['metric']
             for record in records[0]
         }
-        # Its name; earlier versions did not write it.
+        # The name of the metric; earlier versions did not write it.
         self.metric = next((r['name'] for r in records[0] if 'name' in r), 'metric')
 
     def fingerprint(self) -> str:
-        """8 hexadecimal digits that are others where an evaluation would have another result."""
+        """Return 8 hexadecimal digits that differ if evaluations would have other results."""
         config, digest = self.config, hashlib.sha256()
         for name, tensor in sorted(self.state_dict.items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -132,14 +132,14 @@ class Evaluator:
         return digest.hexdigest()[:8]
 
     def evaluate(self, choices: Sequence[Choice]) -> list[float]:
-        """The metric of networks, which all processes have to ask for in the same order."""
+        """Return the metric of each network; all processes must pass the same networks in order."""
         asked = dict.fromkeys(choices)
         todo = [choice for choice in asked if choice not in self.known]
         for choice in asked.keys() & self.known.keys():
             self.report(choice, self.known[choice], False)
         rank, processes = dist.get_rank(), dist.get_world_size()
         for start in range(0, len(todo), processes):
-            # One for each process; none for some of them at the end.
+            # One for each process; at the end some processes get none.
             own = todo[start : start + processes][rank : rank + 1]
             results = [(choice, self.measure(choice)) for choice in own]
             for choice, metric in chain.from_iterable(dist.all_gather_object(results)):
@@ -152,9 +152,9 @@ class Evaluator:
 
     @torch.no_grad()
     def measure(self, choice: Choice) -> float:
-        """The metric of a network."""
+        """Return the metric of a network."""
         model = switch_to_deploy(self.calibrated(choice))
-        # The libraries print tables.
+        # Hide the tables that mmdet and mmseg print.
         with redirect_stdout(io.StringIO()):
             metrics = Metrics(copy.deepcopy(self.config.val_evaluator))
             metrics.dataset_meta = self.holdout.metainfo
@@ -165,7 +165,7 @@ class Evaluator:
         return float(found[self.metric])
 
     def calibrated(self, choice: Choice) -> nn.Module:
-        """A network with the weights of the supernet and norms of its own, in evaluation mode."""
+        """Return a network with the supernet's weights and its own norms, in evaluation mode."""
         model = build_network(self.config, self.layout.space.options(choice, self.config))
         model.load_state_dict(self.layout.extract(self.state_dict, choice))
         expect_contiguous(model).to(self.device)
@@ -173,13 +173,13 @@ class Evaluator:
         return calibrate(model, self.batches)
 
     def calibrated_state_dict(self, choice: Choice) -> dict[str, Tensor]:
-        """The weights of a network by itself, to start its training from."""
+        """Return the weights of a network by itself, from which its training can start."""
         return {name: tensor.cpu() for name, tensor in self.calibrated(choice).state_dict().items()}
 
 
 def build_dataset(dataset: dict) -> Any:
-    """A dataset that names the file of an image that it cannot read."""
-    # pycocotools prints that it reads a file.
+    """Build a dataset that names the file of an image that it cannot read."""
+    # Hide what pycocotools prints.
     with redirect_stdout(io.StringIO()):
         built = DATASETS.build(dataset)
     for part in base_datasets(built):
@@ -188,7 +188,7 @@ def build_dataset(dataset: dict) -> Any:
 
 
 def calibration_batches(config: Config, preprocessor: nn.Module) -> list[dict[str, Any]]:
-    """Training images that are not held out, the same for every call, in batches by size."""
+    """Return training images that are not held out, the same for every call, batched by size."""
     options = search_options(config)
     parts = [as_test(dataset, config) for dataset in datasets_of(config, ('train',))]
     dataset = build_dataset(join_datasets(parts))
@@ -214,23 +214,23 @@ def calibration_batches(config: Config, preprocessor: nn.Module) -> list[dict[st
 
 
 def stack(samples: list[tuple[Tensor, Any]]) -> dict[str, Any]:
-    """One batch of images, which are padded to the largest."""
+    """Return one batch of images, which are padded to the largest."""
     images, data_samples = zip(*samples, strict=True)
     return dict(inputs=stack_batch([image[0] for image in images]), data_samples=list(data_samples))
 
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: list[dict[str, Any]]) -> nn.Module:
-    """Make the running statistics of a model's BatchNorms the mean of those of some batches.
+    """Set the running statistics of a model's BatchNorms to the mean over some batches.
 
-    Statistics in a supernet are those of its largest network. Norms that the batches do not reach
-    keep theirs. The model is left in evaluation mode.
+    The statistics in a supernet are those of its largest network. Norms that the batches do not
+    reach keep theirs. The model is left in evaluation mode.
     """
     model.eval()
     norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        # Without a momentum, torch takes the mean of all batches since this count was 0.
+        # Without momentum, torch averages all batches since this count was 0.
         norm.momentum = None
         norm.num_batches_tracked.zero_()
         norm.train()
@@ -242,7 +242,7 @@ def calibrate(model: nn.Module, batches: list[dict[str, Any]]) -> nn.Module:
 
 
 def compute(metrics: Metrics) -> dict[str, float]:
-    """The metrics of what this process alone has evaluated; mmengine's own collects all's."""
+    """Return the metrics of this process only; mmengine's own would collect those of all."""
     found = {}
     for metric in metrics.metrics:
         add_per_class(metric)
@@ -253,7 +253,7 @@ def compute(metrics: Metrics) -> dict[str, float]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON Lines file; one that was cut short is removed from it."""
+    """Return the lines of a JSON Lines file; an incomplete last line is removed from it."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         return []
@@ -265,7 +265,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Add a line to a JSON Lines file, such that it survives a loss of power."""
+    """Add a line to a JSON Lines file and write it to disk, to survive a loss of power."""
     with path.open('ab', buffering=0) as file:
         file.write(json.dumps(record).encode() + b'\n')
         os.fsync(file.fileno())

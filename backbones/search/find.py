@@ -1,4 +1,4 @@
-"""``search.py find``: from a supernet and targets to the networks that are worth having."""
+"""``search.py find``: search a supernet for the best networks that meet targets."""
 
 import copy
 import math
@@ -26,20 +26,20 @@ from .space import Choice
 def find_networks(config: Config, args: Namespace) -> str | None:
     """``search.py find``: search a config's space with the weights of a supernet.
 
-    Writes to ``search`` in the work folder: front.json, front.md, front.png, and evaluations that a
-    second call does not repeat. Changes ``config`` in place.
+    Writes front.json, front.md and front.png to ``search`` in the work folder, and the evaluations,
+    which a second call does not repeat. Modifies ``config`` in place.
 
     Returns:
-        The table of the front and what to do, in the first process; None in others.
+        The table of the front and a conclusion in the first process, None in others.
     """
     limits = dict(latency=args.max_latency, parameters=args.max_parameters)
     targets = {name: limit for name, limit in limits.items() if limit is not None}
-    # The config as it was measured, before the classes of the data are set.
+    # Copied now: latency was measured before the classes of the data are set.
     read_model = partial(latency_model, copy.deepcopy(config), args.backend, 'latency' in targets)
 
     def prepare(config: Config) -> None:
         if not targets:
-            raise ConfigError('give --max-latency, --max-parameters or both: what is searched for?')
+            raise ConfigError('find needs a target: give --max-latency, --max-parameters or both')
         model = read_model()
         if model and model.error > HIGH_ERROR:
             print(f'warning: latency is predicted with a mean error of {model.error:.0%}')
@@ -81,35 +81,35 @@ def find_networks(config: Config, args: Namespace) -> str | None:
         source = (args.config, args.cfg_options)
         measure = partial(measure_networks, *source, setting=model.setting, log=log)
     front = make_front(networks, targets, evaluator.metric, measure)
-    # How the figures came about.
+    # How the figures were obtained.
     front.notes = [
-        f'{front.metric} on {len(evaluator.holdout)} training images that were held out, with the '
-        'weights of the supernet, published networks too; norms calibrated. Training a network on '
-        'raises it.',
-        f'{args.method}: {len(asked)} networks; {len(evaluator.known)} were evaluated in all, by '
-        f'earlier searches too, which are in {evaluator.path.name}.',
+        f'{front.metric} on {len(evaluator.holdout)} held-out training images. All networks, also '
+        "published ones, have the supernet's weights and calibrated norms. Further training raises "
+        'the metric.',
+        f'{args.method} evaluated {len(asked)} networks. With earlier searches, '
+        f'{len(evaluator.known)} were evaluated; they are in {evaluator.path.name}.',
     ]
     if config.unseen_classes:
         front.notes.append(f'Not in the hold-out: {", ".join(config.unseen_classes)}.')
     if model:
         front.notes.append(
-            'Latency of a whole network on one image, predicted from '
-            f'{model.source} with a mean error of {model.error:.1%}; measured: again, here.'
+            'latency: of a whole network on one image, predicted from '
+            f'{model.source} with a mean error of {model.error:.1%}; measured: on this machine.'
         )
     if front.off_pace:
-        # Or the next search would take them from there.
+        # Otherwise the next search would use these measurements.
         log.unlink()
         front.notes.append(
-            f'Measured again, networks take {front.off_pace:.1f} times what was predicted, and do '
-            'not count: the machine is busy, or another one. Give the same command again on '
-            'a quiet one, or run `search.py latency` here.'
+            f'Measured here, networks take {front.off_pace:.1f} times the predicted latency, so '
+            'the measurements are not used: the machine is busy or another one. Run the same '
+            'command when it is idle, or run `search.py latency` here.'
         )
     write_front(front, folder)
     return f'{format_front(front)}\nwritten: {folder}/front.json, front.md, front.png'
 
 
 def latency_model(config: Config, backend: str | None, is_needed: bool) -> LatencyModel | None:
-    """The model of latency that counts, or None where none is needed; else ConfigError."""
+    """Return the latency model to use, or None; raise ConfigError if a needed one is unusable."""
     try:
         model = find_latency(config, backend)
     except ConfigError:
@@ -119,14 +119,14 @@ def latency_model(config: Config, backend: str | None, is_needed: bool) -> Laten
     if not model.is_trusted and is_needed:
         raise ConfigError(
             f'latency is predicted with a mean error of {model.error:.0%} on networks that the fit '
-            'has not seen, too much to search by: measure on a quiet machine, or more networks '
+            'has not seen, too large for a search: measure on an idle machine, or more networks '
             '(search.py latency --networks 80)'
         )
     return model if model.is_trusted else None
 
 
 def show_progress(evaluator: Evaluator, search: Search) -> None:
-    """Show how far a search is; what was evaluated before takes no time."""
+    """Show the progress of a search; networks that were evaluated earlier take no time."""
     progress, best = Progress('evaluation', search.evaluations, interval=10), -math.inf
 
     def report(choice: Choice, metric: float, is_new: bool) -> None:
@@ -143,7 +143,7 @@ def show_progress(evaluator: Evaluator, search: Search) -> None:
 
 
 def evaluate_others(search: Search) -> None:
-    """Evaluate the published networks that a user may take instead, and what is surely possible."""
+    """Evaluate the published alternatives, and the smallest network if no new one was found."""
     published = list(search.space.published().values())
     found = [one for one in search.found if not search.unmet(one) and one not in published]
     if not found:

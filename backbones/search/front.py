@@ -1,7 +1,7 @@
-"""What a search ends with: the networks that no other one is better than, as table, plot and data.
+"""The result of a search: the Pareto front of its networks, as table, plot and data.
 
-The published networks of the family stand beside them, with the weights of the same supernet. They
-are the baseline: a search that finds nothing better than one of them was not worth it.
+The published networks of the family are shown beside it, with the weights of the same supernet.
+They are the baseline: a search was only worth it if it found a better network.
 """
 
 import json
@@ -19,8 +19,8 @@ from backbones.files import atomic_write, write_text
 from .latency import MAX_ERROR
 from .space import Choice, describe
 
-# Rows of the table besides the published networks; networks that are measured again, and how many
-# more at a time where the best of those are too slow.
+# Rows of the table besides the published networks; networks that are measured, and how many more
+# at a time if the best of those are too slow.
 MAX_ROWS = 16
 MAX_MEASURED = 10
 MORE_MEASURED = 5
@@ -33,23 +33,23 @@ class Network:
     choice: Choice
     metric: float  # on the hold-out
     parameters: int
-    latency: float | None = None  # predicted milliseconds, where there is a model of latency
-    name: str | None = None  # where it is a published network
+    latency: float | None = None  # predicted milliseconds, if there is a latency model
+    name: str | None = None  # of a published network
     measured: float | None = None  # milliseconds
-    number: int = 0  # in the table, from 1 on
+    number: int = 0  # in the table, from 1 on; 0 if it is not shown
 
     @property
     def milliseconds(self) -> float | None:
-        """What it takes, as well as that is known."""
+        """The measured latency, else the predicted one."""
         return self.latency if self.measured is None else self.measured
 
     def meets(self, targets: dict[str, float]) -> bool:
-        """Whether it takes no more than a search may."""
+        """Return whether its costs are within the targets."""
         costs = dict(latency=self.milliseconds, parameters=self.parameters)
         return all(costs[name] <= target for name, target in targets.items())
 
     def dominates(self, other: 'Network') -> bool:
-        """Whether it is nowhere worse than another network, and somewhere better."""
+        """Return whether it is nowhere worse than another network, and somewhere better."""
         pairs = [(self.metric, other.metric), (other.parameters, self.parameters)]
         if self.measured is not None and other.measured is not None:
             pairs.append((other.measured, self.measured))
@@ -63,28 +63,28 @@ class Front:
     """The networks of a search that are shown."""
 
     networks: list[Network]  # in the order of their costs
-    best: list[Network]  # those of them that no other one dominates
-    # The best one that meets the targets and is none of the published; where there is none, one
-    # that was predicted to, or the best published one.
+    best: list[Network]  # those of them that no other network dominates
+    # The best unpublished network that meets the targets; if there is none, one that was predicted
+    # to meet them, or the best published one.
     found: Network
-    baseline: Network | None  # the best published one that meets the targets
+    baseline: Network | None  # the best published network that meets the targets
     targets: dict[str, float]  # the most that a network may cost
-    metric: str  # its name
-    # Measured latency over predicted, the median, where it is too far from 1 to count.
+    metric: str  # name of the metric
+    # Median of measured over predicted latency, if it is too far from 1 to use the measurements.
     off_pace: float | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def is_worth_it(self) -> bool:
-        """Whether the found network is better than all published ones that meet the targets."""
+        """Return whether the found network is better than all published ones within the targets."""
         return self.baseline is None or self.found.metric > self.baseline.metric
 
     def conclusion(self) -> str:
-        """What to do, on one line."""
+        """Return what to do, on one line."""
         found, baseline = self.found, self.baseline
         if not self.is_worth_it:
             return (
-                f'No network that was found is better than {baseline.name}: take that '
+                f'The search found no network better than {baseline.name}: take that '
                 f'(number {baseline.number}, {self.metric} {baseline.metric:.3f} against '
                 f'{found.metric:.3f}).'
             )
@@ -101,11 +101,11 @@ def make_front(
     metric: str,
     measure: Callable[[list[Choice]], list[float]] | None = None,
 ) -> Front:
-    """Choose which networks are shown, and measure some of them again.
+    """Choose which networks are shown, and measure some of them.
 
-    ``measure`` returns the milliseconds of networks whose latency is predicted. Where these are all
-    faster or slower than predicted, by more than ``MAX_ERROR``, the machine is busy or another one,
-    and what was measured does not count. Else the network that is found was measured.
+    ``measure`` returns the milliseconds of networks whose latency is predicted. If the median
+    differs from the prediction by more than ``MAX_ERROR``, the machine is busy or another one, and
+    the measurements are not used. Otherwise, the found network is a measured one.
     """
 
     def best_of(ranked: list[Network]) -> Network | None:
@@ -132,12 +132,12 @@ def make_front(
         else:
             for one, time in zip(measured, times, strict=True):
                 one.measured = time
-            # Where these were too slow, the next may be as well: it is only predicted.
+            # If these are too slow, the next best may be as well, so it is measured too.
             while (next_best := best_of(own)) and next_best.measured is None:
                 more = [one for one in own if one.measured is None][:MORE_MEASURED]
                 for one, time in zip(more, measure([one.choice for one in more]), strict=True):
                     one.measured = time
-    # What was predicted to meet them all may not.
+    # After measuring, it may be that no network meets the targets.
     found, baseline = best_of(own) or (own or published)[0], best_of(published)
     shown = [*spread(best, MAX_ROWS), found, *(one for one in networks if one.name)]
     shown = [one for one in networks if one.measured or any(one is each for each in shown)]
@@ -148,7 +148,7 @@ def make_front(
 
 
 def spread(networks: Sequence[Network], number: int) -> list[Network]:
-    """So many of some networks, evenly from the first to the last."""
+    """Return a number of the networks, evenly spaced from the first to the last."""
     if len(networks) <= number:
         return list(networks)
     return [
@@ -157,7 +157,7 @@ def spread(networks: Sequence[Network], number: int) -> list[Network]:
 
 
 def format_front(front: Front) -> str:
-    """The table in Markdown, what it is of, and the conclusion as the last line."""
+    """Return the table in Markdown, the notes, and the conclusion as the last line."""
     header = ['network', 'number', front.metric, 'parameters', 'latency', 'measured', 'remarks']
     table = format_rows([header, *(row_of(one, front) for one in front.networks)])
     notes = '\n'.join(f'- {note}' for note in front.notes)
@@ -165,7 +165,7 @@ def format_front(front: Front) -> str:
 
 
 def row_of(one: Network, front: Front) -> list[str]:
-    """A network's line; a dash for what there is not."""
+    """Return a network's row, with dashes for missing values."""
     times = ['–' if time is None else f'{time:.1f} ms' for time in (one.latency, one.measured)]
     meets = one.meets(front.targets)
     remarks = {
@@ -218,7 +218,7 @@ def write_front(front: Front, folder: Path) -> None:
 
 
 def draw_front(front: Front, path: Path) -> None:
-    """Draw the metric over latency, with parameters as area; over parameters without latency."""
+    """Draw the metric over latency, or over parameters without latency; parameters are areas."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout='constrained')

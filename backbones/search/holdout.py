@@ -1,8 +1,8 @@
-"""The hold-out: a part of the training images that a search compares its candidates on.
+"""The hold-out: a part of the training images, on which a search compares its candidates.
 
-Which images it has follows from their names and ``search.seed`` alone, so that the training of the
-supernet and all processes of a search agree on it. Validation stays untouched by both, and is an
-honest test of what was found.
+Its images depend only on their names and ``search.seed``, so the training of the supernet and all
+processes of a search have the same hold-out. Neither uses the validation images, so they remain a
+fair test of the found network.
 """
 
 import copy
@@ -42,15 +42,15 @@ MIN_IMAGES = 8
 def leave_out_holdout(config: Config) -> list[ConfigDict]:
     """Let a config train on lists without the images of the hold-out, in ``WORK_DIR/search``.
 
-    The same for every call, before and after the classes are set, and with ``--skip-bad`` if that
-    comes later. Raises ConfigError or DataError where no images can be held out.
+    The split is the same in every call, before and after the classes are set, and if ``--skip-bad``
+    comes later. Raises ConfigError or DataError if no images can be held out.
 
     Returns:
-        The datasets that read the hold-out, as a test does.
+        The datasets that read the hold-out, as in a test.
     """
     parts = []
     for number, (dataset, held_out, rest) in enumerate(split_training(config)):
-        # A small dataset among others may have none.
+        # A small dataset among others may have no image in the hold-out.
         if held_out:
             parts.append(as_test(dataset, config))
             write_part(parts[-1], held_out, rest, config, f'holdout_{number}')
@@ -67,7 +67,7 @@ def prepare_holdout(config: Config) -> None:
     """
     set_classes(config, ('train', 'val'))
     if config.get('skip_bad'):
-        # Not where the training of the supernet keeps what it has left out.
+        # In another folder than the supernet's training has its record of left out images.
         leave_out_bad(config, ('train',), 'search/train')
     use_holdout(config)
     if config.get('skip_bad'):
@@ -79,8 +79,8 @@ def prepare_holdout(config: Config) -> None:
 def use_holdout(config: Config) -> None:
     """Let a config whose classes are set validate on the hold-out and train on the rest.
 
-    ``config.unseen_classes`` has the names of the classes that the hold-out has no pixel and no box
-    of; these are printed as a warning too.
+    Sets ``config.unseen_classes`` to the classes without any pixel or box in the hold-out, and
+    prints a warning with their names.
     """
     if not config.get('val_dataloader') or not config.get('val_evaluator'):
         raise ConfigError('a search needs a val_dataloader and a val_evaluator in the config')
@@ -95,15 +95,15 @@ def use_holdout(config: Config) -> None:
     config.unseen_classes = [name for name in classes if name not in seen]
     if config.unseen_classes:
         print(
-            f'warning: no image of the hold-out has {", ".join(config.unseen_classes)}, so that '
-            'the search cannot see how well a network does there; a larger search.holdout may '
-            'have them',
+            f'warning: no image of the hold-out has {", ".join(config.unseen_classes)}, so the '
+            'search cannot measure networks on these classes. A larger search.holdout may have '
+            'them',
             file=sys.stderr,
         )
 
 
 def check_holdout(config: Config, supernet: dict) -> None:
-    """Raise ConfigError where a supernet's checkpoint has seen images of the hold-out."""
+    """Raise ConfigError if a supernet was trained on images of the hold-out."""
     trained = config_of(supernet)
     if trained is None:
         return
@@ -111,13 +111,13 @@ def check_holdout(config: Config, supernet: dict) -> None:
     # A smaller hold-out is a part of a larger one.
     if now['seed'] != before['seed'] or now['holdout'] > before['holdout']:
         raise ConfigError(
-            'the supernet was trained on images of this hold-out: leave search.seed at '
-            f'{before["seed"]}, and search.holdout at {before["holdout"]} or less'
+            'the supernet was trained on images of this hold-out: set search.seed to '
+            f'{before["seed"]} and search.holdout to {before["holdout"]} or less'
         )
 
 
 def as_test(dataset: ConfigDict, config: Config) -> ConfigDict:
-    """A training dataset that reads all of its images as a test does."""
+    """Return a copy of a training dataset that reads all its images as in a test."""
     dataset = copy.deepcopy(dataset)
     pipeline = next(datasets_of(config, ('val',)), {}).get('pipeline', [])
     dataset.update(pipeline=pipeline, test_mode=True)
@@ -127,31 +127,31 @@ def as_test(dataset: ConfigDict, config: Config) -> ConfigDict:
 
 
 def join_datasets(datasets: list[ConfigDict]) -> ConfigDict:
-    """One dataset out of some."""
-    # Editions of VOC differ in a key that tells them apart.
+    """Join several datasets into one."""
+    # Editions of VOC differ in dataset_type.
     joined = dict(type='ConcatDataset', datasets=datasets, ignore_keys=['dataset_type'])
     return datasets[0] if len(datasets) == 1 else ConfigDict(joined)
 
 
 def split_training(config: Config) -> list[tuple[ConfigDict, list[str], list[str]]]:
-    """Every training dataset with the names of its images in the hold-out, and of the others."""
+    """Return every training dataset with the names of its images in the hold-out and the rest."""
     options = search_options(config)
     fraction = options['holdout']
     if not isinstance(fraction, int | float) or not 0 < fraction < 1:
-        raise ConfigError(f'search.holdout is a part of the training images, not {fraction}')
+        raise ConfigError(f'search.holdout must be above 0 and below 1, not {fraction}')
     datasets = list(datasets_of(config, ('train',)))
     if len(datasets) > 1 and any(layout_of(dataset) == 'coco' for dataset in datasets):
         raise ConfigError(
-            "COCO's metric reads one file, so that a search needs one COCO dataset to train on, "
-            f'not {len(datasets)}: put them into one file'
+            "COCO's metric reads one file, so a search needs one COCO dataset to train on, "
+            f'not {len(datasets)}: merge them into one file'
         )
     parts, total = [], 0
     for dataset in datasets:
-        # As write_part names it.
+        # The name that write_part gives.
         if (path := annotation_file(dataset)).match('search/train_[0-9].*'):
             raise ConfigError(
-                f'{config.filename} reads {path}, without the hold-out, since the training of '
-                'a supernet saved it: give the config that was trained'
+                f'{config.filename} reads {path}, a list without the hold-out, since the training '
+                'of a supernet saved this config: give the config that the training was called with'
             )
         names = names_of(dataset, config)
         chosen = choose(set(names), fraction, options['seed'])
@@ -160,24 +160,24 @@ def split_training(config: Config) -> list[tuple[ConfigDict, list[str], list[str
         total += len(names)
     if not all(rest for *_, rest in parts):
         raise ConfigError(
-            f'search.holdout={fraction} leaves a dataset with none to train on: make it smaller'
+            f'search.holdout={fraction} leaves a dataset with none to train on: set a smaller one'
         )
     number = sum(len(held_out) for _, held_out, _ in parts)
     if number < MIN_IMAGES:
         advice = (
             f'set search.holdout to {-(-100 * MIN_IMAGES // total) / 100} or more'
             if total >= 2 * MIN_IMAGES
-            else 'a search needs more of them'
+            else 'a search needs more images'
         )
         raise ConfigError(
-            f'search.holdout={fraction} of {total} training images are {number}, too few to '
-            f'compare networks on ({MIN_IMAGES}): {advice}'
+            f'search.holdout={fraction} holds out {number} of {total} training images, but a '
+            f'comparison of networks needs {MIN_IMAGES}: {advice}'
         )
     return parts
 
 
 def choose(names: set[str], fraction: float, seed: int) -> set[str]:
-    """A part of some names; most of them stay the same where names are added."""
+    """Choose a fraction of names; most of them stay the same if names are added."""
 
     def rank(name: str) -> str:
         return hashlib.sha256(f'{seed} {name}'.encode()).hexdigest()
@@ -186,7 +186,7 @@ def choose(names: set[str], fraction: float, seed: int) -> set[str]:
 
 
 def names_of(dataset: ConfigDict, config: Config) -> list[str]:
-    """The images of a dataset as its annotation file or list names them."""
+    """Return the names of a dataset's images as in its annotation file or list."""
     layout = layout_of(dataset)
     if layout == 'coco':
         images = read_coco(annotation_file(dataset))['images']
@@ -198,13 +198,13 @@ def names_of(dataset: ConfigDict, config: Config) -> list[str]:
         samples = segmentation_samples(dataset, config)
         return [os.path.relpath(one.path, folder).removesuffix(suffix) for one in samples]
     raise ConfigError(
-        f'the hold-out of a search is taken from datasets that are laid out like COCO, PASCAL VOC '
-        f'or those of mmseg, and {dataset.type} is none of them'
+        f'a search needs a training dataset in the layout of COCO, PASCAL VOC or mmseg, '
+        f'to take the hold-out from it; {dataset.type} has another layout'
     )
 
 
 def segmentation_samples(dataset: ConfigDict, config: Config) -> list:
-    """The images and segmentation maps that a dataset reads."""
+    """Return the images and segmentation maps that a dataset reads."""
     source = str(data_folder(dataset, 'img_path'))
     checked = CheckedDataset('train', dataset, 'segmentation', source)
     try:
@@ -217,7 +217,7 @@ def segmentation_samples(dataset: ConfigDict, config: Config) -> list:
 def write_part(
     dataset: ConfigDict, names: list[str], others: list[str], config: Config, part: str
 ) -> None:
-    """Write a list or COCO file of some of a dataset's images, and let the dataset read that."""
+    """Write a list or COCO file of some of a dataset's images, and let the dataset read it."""
     path = Path(config.work_dir).resolve() / 'search' / part
     if layout_of(dataset) == 'coco':
         path, text = path.with_suffix('.json'), json.dumps(coco_without(dataset, set(others)))
@@ -228,7 +228,7 @@ def write_part(
 
 
 def coco_without(dataset: ConfigDict, names: set[str]) -> dict:
-    """A COCO file's content without some images; what is malformed stays, for the data's check."""
+    """Return a COCO file's content without some images; malformed entries stay, to be checked."""
     content = read_coco(annotation_file(dataset))
     images = [one for one in content['images'] if isinstance(one, dict)]
     ids = {id_in(one, 'id') for one in images if str(one.get('file_name')) in names} - {None}
@@ -240,7 +240,7 @@ def coco_without(dataset: ConfigDict, names: set[str]) -> dict:
 
 
 def seen_classes(dataset: ConfigDict, config: Config) -> set[str]:
-    """The classes that a dataset has pixels or boxes of."""
+    """Return the classes that have pixels or boxes in a dataset."""
     layout = layout_of(dataset)
     if layout == 'voc':
         return object_names(dataset)

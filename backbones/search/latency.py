@@ -1,8 +1,8 @@
-"""How long any network of a space takes on a device, from about 40 that were measured there.
+"""A model of the latency of all networks of a space on a device, fitted to about 40 measured ones.
 
-Latency is taken to be a sum: every part of a network adds its own, whatever the others are. A
-look-up table of operators would have the same entries, but these come from whole networks, so that
-they hold for any runtime, with all that it fuses.
+Latency is modelled as a sum: every part of a network adds its own, independent of the others. A
+look-up table of operators would have the same entries. Here they are fitted to whole networks, so
+they hold for any runtime, whatever operators it fuses.
 """
 
 import copy
@@ -29,46 +29,46 @@ from backbones.files import write_text
 
 from .space import Choice, Space
 
-# The mean relative error that is remarked on, and the one above which latency is not searched by.
+# Mean relative errors above which there is a warning, and latency is not used in a search.
 HIGH_ERROR = 0.08
 MAX_ERROR = 0.15
 MIN_NETWORKS = 10
 NUM_FOLDS = 5
-# Kernels work on so many channels at once, on some devices.
+# On some devices, kernels process a multiple of so many channels.
 PADDINGS = (1, 16)
 ELSEWHERE = 'csv'
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """The latency of the networks of a space on a device."""
+    """A model of the latency of the networks of a space on a device."""
 
     space: Space
-    setting: Setting | None  # what was measured; None where that happened elsewhere
-    padding: int  # numbers of channels count as the next multiple of this
+    setting: Setting | None  # what was measured; None if it was measured elsewhere
+    padding: int  # numbers of channels are rounded up to a multiple of this
     coefficients: dict[str, float] = field(repr=False)  # ms for each unit of terms_of()
-    error: float  # mean relative error on networks that the fit has not seen, by cross-validation
-    tau: float  # Kendall's rank correlation of predicted and measured latency, on the same
+    error: float  # mean relative error in cross-validation
+    tau: float  # Kendall's rank correlation of predicted and measured latency in cross-validation
 
     @property
     def is_trusted(self) -> bool:
-        """Whether it is good enough to compare candidates by."""
+        """Return whether it is accurate enough to compare candidates."""
         return self.error <= MAX_ERROR
 
     def predict(self, choice: Choice) -> float:
-        """Milliseconds for one image."""
+        """Return the predicted milliseconds for one image."""
         terms = terms_of(self.space, choice, self.padding)
         return sum(self.coefficients[name] * value for name, value in terms.items())
 
     @property
     def source(self) -> str:
-        """What ran the networks that were measured, and the size of its images."""
+        """The backend and image size of the measurements."""
         if self.setting is None:
             return 'measurements.csv'
         return '{} at {}x{}'.format(self.setting.backend, *self.setting.size)
 
     def save(self, path: Path, config: Config, measured: dict[Choice, float]) -> None:
-        """Write it as JSON, with the networks that were measured and the machine they ran on."""
+        """Write the model as JSON, with the measured networks and the machine."""
         setting = self.setting
         values = dict(
             machine=setting and describe_machine(setting.device, setting.threads, None),
@@ -85,7 +85,7 @@ class LatencyModel:
 
     @classmethod
     def load(cls, path: Path, config: Config) -> 'LatencyModel':
-        """Read what :meth:`save` wrote, or ConfigError where it is of another space or model."""
+        """Read what :meth:`save` wrote; raise ConfigError if it is of another space or model."""
         values = json.loads(path.read_text())
         check_identity(path, values, config, 'run `search.py latency` again')
         setting = values['setting'] and Setting(**values['setting'])
@@ -96,7 +96,7 @@ class LatencyModel:
 
 
 def identify(config: Config) -> dict[str, str]:
-    """What latencies are of: the space, and the rest of the model, whatever its weights."""
+    """Return what latencies depend on: the space and the model's config, without its weights."""
     model = copy.deepcopy(config.model)
     drop_weights(model)
     content = json.dumps([model, config.get('classes')], sort_keys=True, default=str)
@@ -105,28 +105,28 @@ def identify(config: Config) -> dict[str, str]:
 
 
 def check_identity(path: Path, values: dict[str, Any], config: Config, advice: str) -> None:
-    """Raise ConfigError where what was read from a file is not of a config's networks."""
+    """Raise ConfigError if values from a file are not of a config's networks."""
     if {key: values.get(key) for key in ('space', 'model')} != identify(config):
         raise ConfigError(
-            f'{path} is of other networks than those of the config, whose model or `search` has '
-            f'changed since: {advice}'
+            f'{path} is of other networks than those of the config: its model or `search` has '
+            f'changed. To use the new ones, {advice}'
         )
 
 
 def latency_path(work_dir: str | Path, backend: str) -> Path:
-    """Where the model of a backend is kept; ``ELSEWHERE`` is the one of measurements.csv."""
+    """Return the path of a backend's latency model; ``ELSEWHERE`` is that of measurements.csv."""
     return Path(work_dir) / f'latency_{backend}.json'
 
 
 def find_latency(config: Config, backend: str | None = None) -> LatencyModel:
-    """The model of a backend in the work folder, or the only one there is, or ConfigError."""
+    """Return a backend's latency model in the work folder, or the only one; else ConfigError."""
     work_dir = config.work_dir
     found = sorted(Path(work_dir).glob(latency_path('', backend or '*').name))
     if len(found) == 1:
         return LatencyModel.load(found[0], config)
     if found:
         names = ', '.join(path.stem.removeprefix('latency_') for path in found)
-        raise ConfigError(f'{work_dir} has latencies of {names}: say which with --backend')
+        raise ConfigError(f'{work_dir} has latencies of {names}: choose one with --backend')
     options = {None: '', ELSEWHERE: ' --from DIR/measurements.csv'}
     command = f'search.py latency CONFIG{options.get(backend, f" --backend {backend}")}'
     path = latency_path(work_dir, backend or '*')
@@ -134,9 +134,9 @@ def find_latency(config: Config, backend: str | None = None) -> LatencyModel:
 
 
 def terms_of(space: Space, choice: Choice, padding: int = 1) -> dict[str, float]:
-    """What a network's latency is a weighted sum of, by name.
+    """Return the terms, by name, whose weighted sum is a network's latency.
 
-    All networks have the same numbers of pixels, which are part of the weights.
+    The numbers of pixels are the same in all networks, so they are part of the weights.
     """
     widths = {name: math.ceil(n / padding) * padding for name, n in space.widths(choice).items()}
     stages = [widths[f'stages.{stage}'] for stage in range(NUM_STAGES)]
@@ -154,7 +154,7 @@ def terms_of(space: Space, choice: Choice, padding: int = 1) -> dict[str, float]
             terms[f'{name}: attention blocks'] = number
             terms[f'{name}: attention blocks x channels'] = number * channels
     neck = widths.get('neck', 1)
-    # Not every neck takes the first stage.
+    # Not every neck reads the first stage.
     terms['neck: reading stage 1'] = neck * stages[0]
     terms['neck: reading the others'] = neck * sum(n / 4**i for i, n in enumerate(stages) if i)
     if 'neck' in widths:
@@ -169,7 +169,7 @@ def fit(
     latencies: Sequence[float],
     setting: Setting | None = None,
 ) -> LatencyModel:
-    """Find what each part of a network takes, from networks of a space and their milliseconds."""
+    """Fit a latency model to networks of a space and their milliseconds."""
     check_number(len(choices))
     target = np.array(latencies)
     models = []
@@ -186,20 +186,20 @@ def check_number(number: int) -> None:
     """Raise ConfigError for fewer networks than a fit needs."""
     if number < MIN_NETWORKS:
         raise ConfigError(
-            f'a model of latency needs at least {MIN_NETWORKS} networks, and 25 to be good, not '
+            f'a latency model needs at least {MIN_NETWORKS} networks, better 25 or more, not '
             f'{number}'
         )
 
 
 def solve(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The weights, none below 0, with the least squares of relative errors."""
+    """Return the weights, none below 0, with the least squares of relative errors."""
     scale = np.maximum(rows.max(axis=0), 1)
     weights, _ = nnls(rows / scale / target[:, None], np.ones(len(target)))
     return weights / scale
 
 
 def cross_validate(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Each network's latency as predicted from other folds than its own."""
+    """Predict each network's latency from the folds without it."""
     folds = np.random.default_rng(0).permutation(len(target)) % NUM_FOLDS
     predicted = np.empty(len(target))
     for fold in range(NUM_FOLDS):
@@ -209,13 +209,13 @@ def cross_validate(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def compare(predicted: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
-    """Mean relative error and Kendall's tau."""
+    """Return the mean relative error and Kendall's tau."""
     error = np.mean(np.abs(np.divide(predicted, measured) - 1))
     return float(error), float(kendalltau(predicted, measured).statistic)
 
 
 def format_latency(model: LatencyModel, measured: dict[Choice, float], number: int) -> str:
-    """A table of some networks, and how good the model is, which saw the first ``number``."""
+    """Return a table of some networks and the errors of a model fitted to the first ``number``."""
     names = {choice: name for name, choice in model.space.published().items()}
     names |= {model.space.smallest: 'smallest', model.space.largest: 'largest'}
     rows = [('network', 'predicted', 'measured')]
@@ -223,8 +223,8 @@ def format_latency(model: LatencyModel, measured: dict[Choice, float], number: i
         both = (model.predict(choice), measured[choice])
         rows.append((names[choice], *(f'{ms:.2f} ms' for ms in both)))
     figures = "error {:.1%}, Kendall's tau {:.3f}".format
-    text = f'\n{model.source}, fitted to {number} networks; on those that a fit has not seen, in '
-    text += f'{NUM_FOLDS}-fold cross-validation: {figures(model.error, model.tau)}'
+    text = f'\n{model.source}, fitted to {number} networks; on networks that a fit has not seen, '
+    text += f'in {NUM_FOLDS}-fold cross-validation: {figures(model.error, model.tau)}'
     lines = [format_rows(rows), text]
     if others := list(measured)[number:]:
         predicted = [model.predict(choice) for choice in others]
@@ -233,7 +233,7 @@ def format_latency(model: LatencyModel, measured: dict[Choice, float], number: i
     if model.error > HIGH_ERROR:
         lines.append(
             f'warning: an error above {HIGH_ERROR:.0%} is high, and above {MAX_ERROR:.0%} '
-            '`search.py find` does not search by it: measure on a machine that does nothing '
-            'else, for longer (--seconds), or more networks (--networks)'
+            '`search.py find` refuses to search by latency: measure on an idle machine, for '
+            'longer (--seconds), or more networks (--networks)'
         )
     return '\n'.join(lines)

@@ -1,4 +1,4 @@
-"""Networks of a space that were measured: on this device, or as files on another one."""
+"""Measuring the latency of networks of a space: on this device, or as files on another one."""
 
 import csv
 import gc
@@ -32,23 +32,23 @@ from .evaluate import append_record, read_records
 from .latency import LatencyModel, check_identity, check_number, fit, identify, latency_path
 from .space import Choice, Space, search_options
 
-# Networks that are in memory at once, besides the one that all groups are compared with.
+# Networks in memory at once, besides the reference that all groups are compared with.
 GROUP_SIZE = 5
 MAX_PUBLISHED = 5
-# Compiling each network takes longer than measuring it.
+# Without torch.compile: compiling a network takes longer than measuring it.
 BACKENDS = ('torch', *SUFFIXES)
 CSV_NAME, NETWORKS_NAME = 'measurements.csv', 'networks.json'
 COLUMNS = ['file', 'ms']
 
 
 def choose_networks(space: Space, seed: int, number: int, held_out: int = 0) -> list[Choice]:
-    """The largest, the smallest, a few published and random networks; ``held_out`` others follow.
+    """Return the largest, the smallest, a few published and random networks, ``held_out`` last.
 
-    The same seed gives the same networks, and those of a smaller ``number`` first.
+    The same seed gives the same networks, and those of a smaller ``number`` come first.
     """
     published = list(space.published().values())
     step = math.ceil(len(published) / MAX_PUBLISHED) or 1
-    # Keys, since a random one may be among those before it.
+    # A dict, since a random network may be drawn twice.
     chosen = dict.fromkeys([space.largest, space.smallest, *published[::step]][:number])
     for stream, total in enumerate((number, number + held_out)):
         rng = np.random.default_rng((seed, stream))
@@ -57,7 +57,7 @@ def choose_networks(space: Space, seed: int, number: int, held_out: int = 0) -> 
                 break
             chosen[space.sample(rng)] = None
     if len(chosen) < number + held_out:
-        raise ConfigError(f'the space has about {len(chosen)} networks only: ask for fewer')
+        raise ConfigError(f'the space has only about {len(chosen)} networks: ask for fewer')
     return list(chosen)
 
 
@@ -70,10 +70,10 @@ def measure_latency(
     rounds: int,
     seconds: float,
 ) -> tuple[LatencyModel, dict[Choice, float]]:
-    """Measure networks of a config's space, fit a model of latency and write it to the work folder.
+    """Measure networks of a config's space, fit a latency model and write it to the work folder.
 
-    It is fitted to ``number`` networks, and ``held_out`` further ones tell how good it is. The
-    milliseconds of all of them are returned too; see :func:`measure`.
+    It is fitted to ``number`` networks and tested on ``held_out`` others. Returns the model and the
+    milliseconds of all of them, see :func:`measure`.
     """
     space = Space.from_config(config)
     check_number(number)
@@ -84,7 +84,7 @@ def measure_latency(
     model = fit(space, choices[:number], measured[:number], setting)
     by_choice = dict(zip(choices, measured, strict=True))
     model.save(path, config, by_choice)
-    # It is for a command that was ended; the next one measures anew, on a quieter machine maybe.
+    # The log serves to resume a killed command; the next command should measure again.
     log.unlink()
     return model, by_choice
 
@@ -98,20 +98,20 @@ def measure(
     rounds: int = 10,
     seconds: float = 5.0,
 ) -> list[float]:
-    """Milliseconds that whole networks take for an image.
+    """Measure the milliseconds that whole networks take for an image.
 
-    A few take turns at a time, as more may not fit in memory, together with one that is the same in
-    all of these groups. A network's latency is how many times as long it took as that one, by the
-    median time of that one over all groups, so that a machine that becomes slower or faster
-    meanwhile does not matter.
+    Networks are measured in turns, in small groups, since more may not fit in memory. Every group
+    also has a reference network, the same in all groups. A network's latency is the ratio of its
+    time to the reference's, times the reference's median time over all groups. So it does not
+    matter if the machine becomes slower or faster meanwhile.
 
-    Every group is appended to ``log``, a JSON Lines file; what stands there for the same model,
-    space, options and setting is not measured again.
+    Every group is appended to ``log``, a JSON Lines file. Networks that it has for the same model,
+    space, options and setting are not measured again.
     """
     config = load_config(config_path, options)
     options = with_classes(config, options)
     space = Space.from_config(config)
-    # The network of middle settings: it is timed most often, and should be like all others.
+    # Middle settings, to be similar to all others.
     reference = space.draw(lambda settings: settings[len(settings) // 2], range)
     machine = describe_machine(setting.device, setting.threads, None)
     what = [identify(config), options, asdict(setting), machine['cpu'], machine.get('gpu')]
@@ -141,7 +141,7 @@ def measure(
             timed = measure_in_turns(
                 runners, synchronizer(setting.device), rounds, seconds, bar.set_postfix_str
             )
-            # Those of a group are in memory at once, those of two are not.
+            # Frees the group's networks before the next group is built.
             runners = {reference: runners[reference]}
             gc.collect()
             for choice in group:
@@ -159,17 +159,17 @@ def measure(
 
 
 def check_setting(setting: Setting) -> None:
-    """Raise ConfigError where networks cannot be measured again here as they were."""
+    """Raise ConfigError if networks cannot be measured here with the same setting."""
     try:
         choose_device(setting.device)
         if setting.backend in SUFFIXES:
             check_packages(SUFFIXES[setting.backend])
     except ConfigError as error:
-        raise ConfigError(f'{error}. Without measuring again here: --no-measure') from error
+        raise ConfigError(f'{error}. To skip measuring here: --no-measure') from error
 
 
 def with_classes(config: Config, options: dict[str, Any]) -> dict[str, Any]:
-    """Options with the classes of a config's data, which its heads follow, where the data are."""
+    """Return options with the classes of a config's data, if it exists; heads depend on them."""
     try:
         names = set_classes(config, ('train',))
     except (ConfigError, DataError, FileNotFoundError):
@@ -178,7 +178,7 @@ def with_classes(config: Config, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_network(candidate: Candidate, setting: Setting, folder: Path) -> Callable[[], Any]:
-    """A function that runs a network once, which is written to a folder where it runs as a file."""
+    """Return a function that runs a network once; for file backends, write it to a folder."""
     model = candidate.build()
     if setting.backend not in SUFFIXES:
         return make_runner(model, setting)
@@ -195,10 +195,10 @@ def write_files(
     size: tuple[int, int] | None = None,
     number: int = 25,
 ) -> Path:
-    """Write so many networks as files of a format, and a table to fill in with their milliseconds.
+    """Write a number of networks as files, and a table to fill in with their milliseconds.
 
-    Files that are there already are kept. Returns the table, measurements.csv: its cells under ms
-    are empty.
+    Existing files are kept. Returns the path of the table, measurements.csv, whose column ms is
+    empty.
     """
     config = load_config(config_path, options)
     space = Space.from_config(config)
@@ -210,11 +210,11 @@ def write_files(
     names = {name: choice.to_json() for name, choice in files.items()}
     content = dict(files=names, size=setting.size, **identify(config))
     description = json.dumps(content, indent=2)
-    # Only now: the networks are identified by the config without the classes that this sets there.
+    # After identify(), which needs the config without the classes that this sets.
     options = with_classes(config, options)
     networks, table = folder / NETWORKS_NAME, folder / CSV_NAME
     if networks.is_file() and networks.read_text().strip() != description:
-        raise ConfigError(f'{folder} has files of other networks: write to a new folder')
+        raise ConfigError(f'{folder} has files of other networks: choose a new folder')
     write_text(networks, description)
     with progress_bar(len(files), 'file', 'writing') as bar:
         for name, choice in files.items():
@@ -232,15 +232,15 @@ def write_files(
 
 
 def read_measurements(table: Path, config: Config) -> dict[Choice, float]:
-    """The milliseconds in a table that :func:`write_files` wrote, once it is filled in."""
+    """Read the milliseconds from a filled-in table of :func:`write_files`."""
     networks = table.with_name(NETWORKS_NAME)
     if not networks.is_file():
-        text = 'give --from the table in the folder that --write-files made'
+        text = 'give --from the table in the folder that --write-files wrote'
         raise ConfigError(f'there is no {networks}: {text}')
     known = json.loads(networks.read_text())
     check_identity(networks, known, config, 'write and measure them again, in a new folder')
     measured = {}
-    # Spreadsheets put a byte order mark first.
+    # Spreadsheets begin files with a byte order mark.
     with table.open(newline='', encoding='utf-8-sig') as file:
         rows = csv.reader(file)
         for row in filter(None, rows):
@@ -251,13 +251,13 @@ def read_measurements(table: Path, config: Config) -> dict[Choice, float]:
                 ms = float(cell)
                 if not 0 < ms < math.inf:
                     raise ValueError
-                # Taken out, so that a second line of the same file is refused.
+                # Removed, so that a second line of the same file is an error.
                 choice = known['files'].pop(name.strip())
             except (ValueError, KeyError) as error:
                 raise ConfigError(
-                    f'{table}, line {rows.line_num}: {",".join(row)!r} is not the name of one of '
-                    'the files, once, and its milliseconds, such as 12.5. Remove the lines of '
-                    'networks that were not measured'
+                    f'{table}, line {rows.line_num}: {",".join(row)!r} must be the name of a file, '
+                    'only once in the table, and its milliseconds, such as 12.5. Remove the lines '
+                    'of networks that were not measured'
                 ) from error
             measured[Choice.from_json(choice)] = ms
     return measured

@@ -1,13 +1,13 @@
-"""Searching a space: which network is the best that meets the targets.
+"""Search methods: find the best network of a space that meets the targets.
 
-The greedy search is the paper's (section 4.2): from the largest network on, it makes the one
-dimension smaller that costs the least accuracy for what it gains. The gain is that of the Mobile
-Efficiency Score, parameters^-0.5 * latency^-1, whose constant factors do not matter here. Random
-search is what it has to beat; NSGA-II goes on from its path. Where a step went below the targets,
-dimensions are made larger again, which the paper does not do.
+The greedy search is the paper's (section 4.2): from the largest network, each step makes the
+dimension smaller that loses the least accuracy for its gain. The gain is that of the Mobile
+Efficiency Score, parameters^-0.5 * latency^-1, whose constant factors do not matter here. If the
+last step went far below the targets, dimensions are made larger again, which the paper does not do.
+Random search is the baseline; NSGA-II continues from the greedy path.
 
-A method asks for the same networks whenever it is called with the same seed and gets the same
-metrics. So one that was killed is called again, and runs through what it knows already.
+With the same seed and the same metrics, a method asks for the same networks. So a killed search is
+simply repeated, and the networks that were already evaluated take no time.
 """
 
 import math
@@ -20,11 +20,11 @@ from backbones.errors import ConfigError, import_optional
 
 from .space import Choice, Space
 
-EXPONENTS = (0.5, 1.0)  # of parameters and of latency, the paper's
-# The greedy search evaluates all actions in every so many steps, and so many in the others.
+EXPONENTS = (0.5, 1.0)  # the paper's, of parameters and latency
+# The greedy search evaluates all actions in every FULL_STEP-th step, else BEST_ACTIONS of them.
 FULL_STEP = 10
 BEST_ACTIONS = 8
-# Random networks take at least this part of a target, and so many are drawn for each that is taken.
+# Random search prefers networks with this share of a target, and draws so many per evaluation.
 NEAR_TARGET = 0.8
 DRAWN_FOR_ONE = 20
 POPULATION = 20
@@ -33,11 +33,11 @@ MAX_IDLE_GENERATIONS = 20
 
 @dataclass
 class Search:
-    """What is searched for, and what was evaluated for it."""
+    """The goal of a search, and the networks that it has evaluated."""
 
     space: Space
     evaluate: Callable[[Sequence[Choice]], list[float]]  # metrics of networks, larger is better
-    costs: Callable[[Choice], dict[str, float]]  # 'parameters', and 'latency' in ms where known
+    costs: Callable[[Choice], dict[str, float]]  # 'parameters', and 'latency' in ms if known
     targets: dict[str, float]  # the most that a network may cost, by the same names
     exponents: dict[str, float]  # the weight of each cost in the score
     evaluations: int = 250  # how many networks may be evaluated
@@ -46,62 +46,62 @@ class Search:
 
     @property
     def left(self) -> int:
-        """How many networks may still be evaluated."""
+        """The number of networks that may still be evaluated."""
         return self.evaluations - len(self.found)
 
     def ask(self, choices: Sequence[Choice]) -> list[float]:
-        """The metrics of networks."""
+        """Return the metrics of networks; evaluate those that are new."""
         new = [choice for choice in dict.fromkeys(choices) if choice not in self.found]
         self.found.update(zip(new, self.evaluate(new), strict=True))
         return [self.found[choice] for choice in choices]
 
     def excess(self, choice: Choice) -> float:
-        """The logarithm of the largest cost over its target; 0 or less where all are met."""
+        """Return the logarithm of the largest ratio of cost to target; 0 or less if all are met."""
         costs = self.costs(choice)
         return max(math.log(costs[name] / target) for name, target in self.targets.items())
 
     def unmet(self, choice: Choice) -> list[str]:
-        """The targets that a network does not meet."""
+        """Return the targets that a network does not meet."""
         costs = self.costs(choice)
         return [name for name, target in self.targets.items() if costs[name] > target]
 
     def score(self, choice: Choice, names: Sequence[str]) -> float:
-        """The Mobile Efficiency Score with some of the costs, each in units of its target."""
+        """Return the Mobile Efficiency Score of the named costs, each in units of its target."""
         costs, weights = self.costs(choice), self.exponents
-        # Only targets without weight are left, which are to be met too.
+        # If only targets with exponent 0 are left, they must be met too.
         if not any(weights[name] for name in names):
             weights = dict.fromkeys(names, 1)
         return math.prod((costs[name] / self.targets[name]) ** -weights[name] for name in names)
 
     def check_targets(self) -> None:
-        """Raise ConfigError where no network can meet the targets."""
+        """Raise ConfigError if no network can meet the targets."""
         if self.unmet(self.space.smallest):
             smallest = format_costs(self.costs(self.space.smallest))
             raise ConfigError(
                 f'no network of the space takes at most {format_costs(self.targets)}: the smallest '
-                f'takes {smallest}. Start from a smaller config, or give search more freedom '
-                '(channels, min_depths, ratios, necks)'
+                f'takes {smallest}. Start from a smaller config, or allow smaller settings in '
+                'search (channels, min_depths, ratios, necks)'
             )
 
 
 def format_costs(costs: dict[str, float]) -> str:
-    """'12.3 ms and 3,450,000 parameters'."""
+    """Return text such as '12.3 ms and 3,450,000 parameters'."""
     texts = {'latency': '{:.1f} ms', 'parameters': '{:,.0f} parameters'}
     return ' and '.join(texts[name].format(costs[name]) for name in texts if name in costs)
 
 
 def greedy(search: Search) -> list[Choice]:
-    """The networks from the largest one to the best that meets the targets."""
+    """Return the networks from the largest one to the best that meets the targets."""
     check_evaluations(search)
     return climb(search, *descend(search))
 
 
 def descend(search: Search) -> tuple[list[Choice], dict[str, float]]:
-    """The paper's search: the networks from the largest one to the first that meets the targets.
+    """Run the paper's search, from the largest network to the first that meets the targets.
 
-    A target that is met no longer counts. Where the evaluations would not last, fewer actions are
-    evaluated in a step, and at worst none: then the one with the least known drop is taken. The
-    last known drop of the metric is returned too, for every kind of action.
+    A target that is met no longer counts. If the evaluations are short, a step evaluates fewer
+    actions or none, and takes the one with the least known drop for its gain. Returns the networks
+    of the path, and for every kind of action the last known drop of the metric.
     """
     state, path, drops = search.space.largest, [search.space.largest], {}
     metric = None
@@ -109,8 +109,8 @@ def descend(search: Search) -> tuple[list[Choice], dict[str, float]]:
 
         def price(name: str) -> tuple[float, float]:
             gain = actions[name][1]
-            # Where the metric rises, which is mostly chance, the step costs nothing: divided by the
-            # gain, that rise would be worth most in the steps that gain least.
+            # A rise of the metric, which is mostly chance, counts as no drop: divided by the gain,
+            # it would favor the steps with the smallest gain.
             return max(drops.get(name, 0.0), 0.0) / gain, -gain
 
         number = affordable(search, path, actions)
@@ -130,10 +130,10 @@ def descend(search: Search) -> tuple[list[Choice], dict[str, float]]:
 
 
 def climb(search: Search, path: list[Choice], drops: dict[str, float]) -> list[Choice]:
-    """Use the room that the last step left below the targets, while that raises the metric.
+    """Make dimensions larger while the targets are met and the metric rises.
 
-    A narrower neck for instance saves much more than the rest of the way may have needed. What
-    cost most metric when it was made smaller is made larger first.
+    The last step may have saved more than needed, for example by a narrower neck. Dimensions whose
+    reduction lowered the metric most are tried first.
     """
     while better := better_and_larger(search, path[-1], drops):
         path.append(better)
@@ -141,7 +141,7 @@ def climb(search: Search, path: list[Choice], drops: dict[str, float]) -> list[C
 
 
 def better_and_larger(search: Search, state: Choice, drops: dict[str, float]) -> Choice | None:
-    """The best of the first few next larger networks with a better one among them, if any."""
+    """Try next larger networks, a few at a time; return the best of the first few with a rise."""
     actions = search.space.larger(state)
     names = [name for name, choice in actions.items() if not search.unmet(choice)]
     names.sort(key=lambda name: -drops.get(name, 0.0))
@@ -155,7 +155,7 @@ def better_and_larger(search: Search, state: Choice, drops: dict[str, float]) ->
 
 
 def check_evaluations(search: Search, share: int = 1) -> None:
-    """Raise ConfigError where one of so many shares is too few for the first step."""
+    """Raise ConfigError if 1 / ``share`` of the evaluations is too few for the first step."""
     number = len(useful_actions(search, search.space.largest))
     if number and search.evaluations // share < number + 2:
         raise ConfigError(
@@ -165,9 +165,9 @@ def check_evaluations(search: Search, share: int = 1) -> None:
 
 
 def useful_actions(search: Search, state: Choice) -> dict[str, tuple[Choice, float]]:
-    """The next smaller networks that have a higher score, and by how much, while one is needed.
+    """Return the next smaller networks with a higher score, and the gain, until targets are met.
 
-    All with the same gain where none has.
+    If none has a higher score, all are returned with the same gain.
     """
     unmet = search.unmet(state)
     score = search.score(state, unmet)
@@ -176,14 +176,14 @@ def useful_actions(search: Search, state: Choice) -> dict[str, tuple[Choice, flo
         for name, choice in (search.space.smaller(state) if unmet else {}).items()
     }
     useful = {name: (choice, gain) for name, (choice, gain) in gains.items() if gain > 0}
-    # Where latency is that of padded channels, what gains nothing leads to what does.
+    # If latency depends on padded channels, several steps without gain may lead to one with gain.
     return useful or {name: (choice, 1.0) for name, (choice, _) in gains.items()}
 
 
 def affordable(search: Search, path: list[Choice], actions: dict[str, tuple[Choice, float]]) -> int:
-    """How many actions to evaluate in a step, so that the evaluations last to the targets.
+    """Return how many actions a step may evaluate, so that evaluations last until targets are met.
 
-    The excess is taken to go on falling at the mean pace of the steps so far.
+    The excess is assumed to fall at the mean pace of the steps so far.
     """
     state, steps = path[-1], len(path) - 1
     excess = search.excess(state)
@@ -191,7 +191,7 @@ def affordable(search: Search, path: list[Choice], actions: dict[str, tuple[Choi
         return len(actions)
     pace = (search.excess(path[0]) - excess) / steps
     steps_left = max(excess / pace, 1.0) if pace > 0 else len(actions)
-    # One is kept for this state, another for the last one.
+    # Reserve one evaluation for this state, another for the last state.
     left = search.left - 2
     if steps % FULL_STEP == 0 and left - len(actions) >= BEST_ACTIONS * steps_left:
         return len(actions)
@@ -199,7 +199,7 @@ def affordable(search: Search, path: list[Choice], actions: dict[str, tuple[Choi
 
 
 def random(search: Search) -> list[Choice]:
-    """Random networks that meet the targets, those near the targets first."""
+    """Evaluate random networks that meet the targets, those near the targets first."""
     rng = np.random.default_rng(search.seed)
     drawn: dict[Choice, float] = {}
     for _ in range(DRAWN_FOR_ONE * search.evaluations):
@@ -214,7 +214,7 @@ def random(search: Search) -> list[Choice]:
 
 
 def nsga2(search: Search) -> list[Choice]:
-    """NSGA-II over metric and costs, from the path of a greedy search with half the evaluations."""
+    """Run NSGA-II on metric and costs, after a greedy search with half the evaluations."""
     import_optional('pymoo', '--method nsga2', 'search')
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.evaluator import Evaluator
@@ -242,7 +242,7 @@ def nsga2(search: Search) -> list[Choice]:
     size = dict(n_var=len(limits), n_obj=1 + number, n_ieq_constr=number)
     problem = Problem(**size, xl=np.zeros(len(limits)), xu=limits, vtype=int)
     rng = np.random.default_rng(search.seed)
-    # The last of the path are the ones that are near the targets.
+    # The last networks of the path are near the targets.
     start = [*path[::-1][:POPULATION], *(search.space.sample(rng) for _ in range(POPULATION))]
     algorithm = NSGA2(
         pop_size=POPULATION,
@@ -258,7 +258,7 @@ def nsga2(search: Search) -> list[Choice]:
         new = [choice for choice in dict.fromkeys(choices) if choice not in search.found]
         idle = 0 if new else idle + 1
         search.ask(new[: search.left])
-        # What there are no evaluations left for counts as bad.
+        # Networks without evaluation, when none are left, count as bad.
         metrics = np.array([search.found.get(choice, -math.inf) for choice in choices])
         costs = np.array([[search.costs(one)[name] for name in search.targets] for one in choices])
         over = costs / list(search.targets.values()) - 1

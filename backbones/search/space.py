@@ -1,9 +1,9 @@
-"""The networks that a search chooses from.
+"""The search space: the networks that a search chooses from.
 
-Its largest network is the one in the config; all others are this one with fewer channels, blocks,
-attention blocks, smaller expansion ratios or a narrower neck and head. The paper searches the same
+The largest network is that of the config. The others have fewer channels, blocks or attention
+blocks, smaller expansion ratios, or a narrower neck and head. The paper searches the same
 dimensions of the backbone (section 4.2). In dense prediction the neck and the head take more time
-than the backbone, so that here their width is a dimension too.
+than the backbone, so their width is searched too.
 """
 
 import json
@@ -22,21 +22,21 @@ from backbones.errors import CheckpointError, ConfigError
 # Hidden channels are int(channels * ratio): with these ratios the product is exact.
 RATIOS = (1.5, 2, 2.5, 3, 3.5, 4)
 NECKS = (64, 96, 128, 192, 256)
-# Of a stage's channels, the widths that it can have, to the nearest multiple of 8.
+# Widths of a stage as fractions of its channels, rounded to the nearest multiple of 8.
 WIDTH_FRACTIONS = (0.5, 0.625, 0.75, 0.875)
-# Heads whose width follows the neck's, the options that set it, and its default in mmdet.
+# Heads whose width follows the neck's: key in the model, option for the width, mmdet's default.
 ELASTIC_HEADS = {
     'FPNHead': ('decode_head', 'channels', None),
     'RetinaHead': ('bbox_head', 'feat_channels', 256),
 }
 DEFAULTS = dict(
-    channels=None,  # for each stage, its widths (default: by WIDTH_FRACTIONS)
-    min_depths=None,  # for each stage, the fewest blocks (default: half of them)
+    channels=None,  # widths of each stage (default: by WIDTH_FRACTIONS, and published ones)
+    min_depths=None,  # the fewest blocks of each stage (default: half, or a published number)
     ratios=RATIOS,  # expansion ratios of all blocks
     necks=NECKS,  # widths of the neck
-    holdout=0.1,  # the part of the training images that candidates are compared on
-    calibration_images=64,  # training images that a candidate's BatchNorms see
-    seed=0,  # of the hold-out and of the networks that are measured
+    holdout=0.1,  # the fraction of training images on which candidates are compared
+    calibration_images=64,  # training images that set a candidate's BatchNorm statistics
+    seed=0,  # seed of the hold-out and of the networks that are measured
 )
 
 
@@ -45,9 +45,9 @@ class Choice:
     """One network of a space."""
 
     channels: tuple[int, ...]  # of each stage
-    # Of each block of the largest network, by stage; 0 where it is left out.
+    # For each stage and block of the largest network; 0 if the block is left out.
     ratios: tuple[tuple[float, ...], ...]
-    num_attention_blocks: tuple[int, int]  # the last ones that are left, in stages 3 and 4
+    num_attention_blocks: tuple[int, int]  # the last remaining blocks of stages 3 and 4
     neck: int | None  # its channels; None: the config's own
 
     @property
@@ -65,16 +65,16 @@ class Choice:
         return Choice(*widths_and_ratios, take(self.num_attention_blocks), next(values))
 
     def blocks(self, stage: int) -> list[int]:
-        """The blocks of a stage that are left, by their number in the largest network."""
+        """Return the remaining blocks of a stage, by their index in the largest network."""
         return [number for number, ratio in enumerate(self.ratios[stage]) if ratio]
 
     def attending_blocks(self, stage: int) -> list[int]:
-        """Those of them that have attention."""
+        """Return those of the remaining blocks that have attention."""
         number = (0, 0, *self.num_attention_blocks)[stage]
         return self.blocks(stage)[-number:] if number else []
 
     def architecture(self) -> dict[str, Any]:
-        """The network as a row of ``ARCHITECTURES``, without ``drop_path_rate``."""
+        """Return the network as a row of ``ARCHITECTURES``, without ``drop_path_rate``."""
         return dict(
             channels=self.channels,
             depths=tuple(len(self.blocks(stage)) for stage in range(NUM_STAGES)),
@@ -83,7 +83,7 @@ class Choice:
         )
 
     def to_json(self) -> str:
-        """The same for equal choices."""
+        """Return JSON that is the same for equal choices."""
         ratios = [list(map(float, row)) for row in self.ratios]
         return json.dumps(asdict(self) | dict(ratios=ratios))
 
@@ -98,38 +98,36 @@ class Choice:
 
 @dataclass(frozen=True)
 class Space:
-    """All networks that a config can be searched for; settings are in rising order."""
+    """All networks that can be found for a config; settings are in rising order."""
 
     largest: Choice  # the config's own network
     channels: tuple[tuple[int, ...], ...]  # of each stage
     min_depths: tuple[int, ...]  # of each stage
-    ratios: tuple[float, ...]  # each block takes those up to its own in `largest`
-    necks: tuple[int, ...]  # widths; empty where the neck is not searched
-    # The head whose width follows the neck's: its key in the model, the option that sets its width,
-    # and that width over the neck's.
+    ratios: tuple[float, ...]  # a block can have those up to its ratio in `largest`
+    necks: tuple[int, ...]  # widths; empty if the neck is not searched
+    # The head whose width follows the neck's: its key in the model, the option for its width, and
+    # its width over the neck's.
     head: tuple[str, str, float] | None
 
     @classmethod
     def from_config(cls, config: Config) -> 'Space':
-        """The space of a config with ``search = dict(...)``, or ConfigError."""
+        """Return the space of a config with ``search = dict(...)``, or raise ConfigError."""
         options = search_options(config)
         model = config.model
         backbone = model.get('backbone') or {}
         if str(backbone.get('type')).rpartition('.')[2] != 'EfficientFormerV2':
-            raise ConfigError('a search needs a model whose backbone is EfficientFormerV2')
+            raise ConfigError('a search needs a model with EfficientFormerV2 as its backbone')
         if backbone.get('frozen_stages', -1) >= 0:
-            raise ConfigError(
-                'in a supernet all stages are trained: set model.backbone.frozen_stages=-1'
-            )
+            raise ConfigError('a supernet trains all stages: set model.backbone.frozen_stages=-1')
         if backbone.get('out_indices', range(NUM_STAGES))[-1] != NUM_STAGES - 1:
-            raise ConfigError('a search needs all four stages: end out_indices with 3')
+            raise ConfigError('a search needs all four stages: the last of out_indices must be 3')
         neck = model.get('neck') or {}
         several = isinstance(neck, list | tuple)
         kind = [each.type for each in neck] if several else neck.get('type', 'none')
         if str(kind).rpartition('.')[2] != 'FPN':
             raise ConfigError(
-                'a search needs an FPN as its neck, whose channels it can slice; the neck of this '
-                f'model: {kind}'
+                'a search needs a model with an FPN as its neck, whose channels can be sliced, '
+                f'not {kind}'
             )
         try:
             arch = resolve_architecture(backbone.get('arch', 's0'))
@@ -167,14 +165,14 @@ class Space:
             space.check()
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f'search cannot be {config.search} ({error}): ratios are numbers above 0, necks '
-                f'numbers; for each of {NUM_STAGES} stages channels has a list of widths from 2 to '
-                'those of the config, and min_depths a number from 1 to its blocks'
+                f'search cannot be {config.search} ({error}). ratios are numbers above 0, necks '
+                f'numbers. For each of {NUM_STAGES} stages, channels has a list of widths, from 2 '
+                "to the config's channels, and min_depths a number from 1 to the config's blocks"
             ) from error
         return space
 
     def check(self) -> None:
-        """Raise ValueError or TypeError where a setting is impossible."""
+        """Raise ValueError or TypeError if a setting is impossible."""
         for numbers in (*self.channels, self.min_depths, self.necks):
             if not all(isinstance(number, int) for number in numbers):
                 raise ValueError(f'{numbers} are not whole numbers')
@@ -188,34 +186,34 @@ class Space:
             raise ValueError(f'ratios {self.ratios}')
 
     def to_json(self) -> str:
-        """The same for equal spaces."""
+        """Return JSON that is the same for equal spaces."""
         return json.dumps(asdict(self))
 
     def check_checkpoint(self, checkpoint: dict) -> bool:
-        """Whether a checkpoint is a supernet's; CheckpointError where it is of another space."""
-        # In one that was published it is beside the config.
+        """Return whether a checkpoint is a supernet's; CheckpointError if of another space."""
+        # Published checkpoints have it beside the config.
         found = checkpoint.get('search_space') or checkpoint.get('meta', {}).get('search_space')
         if found is not None and found != self.to_json():
             raise CheckpointError(
-                'the checkpoint is a supernet of another space: use the config that it was trained '
-                f'with. Its space: {found}'
+                'the checkpoint is a supernet of another space: use the config of its training. '
+                f'Its space: {found}'
             )
         return found is not None
 
     @property
     def smallest(self) -> Choice:
-        """The network with the smallest setting in every dimension."""
-        # The last blocks are the ones that can attend, and none of them has to.
+        """Return the network with the smallest setting in every dimension."""
+        # The last blocks are kept: only they can have attention (here none has).
         return self.draw(lambda settings: settings[0], lambda number: range(number)[::-1])
 
     def ratios_of(self, stage: int, block: int) -> tuple[float, ...]:
-        """The ratios that a block can have, rising; the last is its own in the largest network."""
+        """Return the ratios that a block can have, rising; the last is that in `largest`."""
         own = self.largest.ratios[stage][block]
         return (*(ratio for ratio in self.ratios if ratio < own), own)
 
     @cached_property
     def dimensions(self) -> dict[str, Sequence]:
-        """The settings of each dimension; of a block 0, where it is left out, and its ratios."""
+        """The settings of each dimension; for a block 0 (left out) and its ratios."""
         numbers = enumerate(self.largest.num_attention_blocks, 3)
         return {
             **{f'stage {stage}': widths for stage, widths in enumerate(self.channels, 1)},
@@ -229,10 +227,10 @@ class Space:
         }
 
     def possible(self, choice: Choice) -> Choice:
-        """A network of the space that is as near to a choice of settings as can be.
+        """Return the network of the space that is nearest to a choice of settings.
 
-        Of too few blocks the last ones come back, as small as they can be, and no more of them
-        attend than in the largest network.
+        If a stage has too few blocks, its last missing ones return with their smallest ratio. Only
+        blocks with attention in the largest network can have attention.
         """
         rows = list(map(list, choice.ratios))
         for stage, row in enumerate(rows):
@@ -247,17 +245,17 @@ class Space:
         return replace(choice, num_attention_blocks=tuple(numbers))
 
     def smaller(self, choice: Choice) -> dict[str, Choice]:
-        """What the next smaller setting of each dimension makes of a network, by its name."""
+        """Return the networks with the next smaller setting in a dimension, by its name."""
         return self.neighbors(choice, -1)
 
     def larger(self, choice: Choice) -> dict[str, Choice]:
-        """What the next larger setting of each dimension makes of a network, by its name."""
+        """Return the networks with the next larger setting in a dimension, by its name."""
         return self.neighbors(choice, 1)
 
     def neighbors(self, choice: Choice, step: int) -> dict[str, Choice]:
-        """The networks that differ in one dimension by one setting: step is 1 up or -1 down.
+        """Return the networks that differ by one setting in one dimension; step is 1 or -1.
 
-        Blocks can also be left out, whatever their ratio; that, and putting them back, has a name.
+        Blocks of any ratio can also be left out; that, and their return, has a name of its own.
         """
         own, found = dict(zip(self.dimensions, choice.values, strict=True)), {}
         for name, settings in self.dimensions.items():
@@ -269,16 +267,16 @@ class Space:
             for other in sorted(others, reverse=True):
                 asked = choice.with_values((own | {name: other}).values())
                 possible = self.possible(asked)
-                # The stage may need all its blocks, or have no other one that could attend.
+                # Skip if the stage needs the block, or no more blocks can have attention.
                 if possible.ratios == asked.ratios and possible != choice:
                     is_left_out = is_block and 0 in (own[name], other)
                     found[f'{name}, left out' if is_left_out else name] = possible
         return found
 
     def sample(self, rng: np.random.Generator) -> Choice:
-        """A random network; from the smallest to the largest, all sizes are about as frequent.
+        """Return a random network; all sizes from the smallest to the largest are about as likely.
 
-        Drawn from each dimension by itself, all networks would be of about the same, middle size.
+        With independent draws in each dimension, almost all networks would be of middle size.
         """
         level = rng.uniform()
 
@@ -289,7 +287,7 @@ class Space:
         return self.draw(pick, rng.permutation)
 
     def draw(self, pick: Callable[[Sequence], Any], order: Callable[[int], Sequence]) -> Choice:
-        """A network of picked settings; of a stage's blocks the first in ``order`` are left."""
+        """Return a network of picked settings; the first blocks of a stage in ``order`` remain."""
         ratios = []
         for stage, full in enumerate(self.largest.ratios):
             depth = pick(range(self.min_depths[stage], len(full) + 1))
@@ -310,7 +308,7 @@ class Space:
         return all(value in each for value, each in pairs) and self.possible(choice) == choice
 
     def published(self) -> dict[str, Choice]:
-        """The published networks in this space, with every width of the neck, by their names."""
+        """Return the published networks in this space, with every width of the neck, by name."""
         members = {}
         for name in ARCHITECTURES:
             arch = resolve_architecture(name)
@@ -325,11 +323,11 @@ class Space:
         return members
 
     def widths(self, choice: Choice) -> dict[str, int]:
-        """Channels of a network, by what they belong to.
+        """Return the numbers of channels of a network, by group.
 
-        ``stem`` is what is between its two convolutions, ``stages.2`` a stage,
-        ``stages.2.blocks.5`` the hidden channels of a block by its number in the largest network;
-        ``neck`` and ``head`` are there where they are searched.
+        ``stem`` is between the stem's two convolutions, ``stages.2`` a stage,
+        ``stages.2.blocks.5`` the hidden channels of a block by its index in the largest network.
+        ``neck`` and ``head`` exist only if they are searched.
         """
         widths = {'stem': choice.channels[0] // 2}
         for stage, channels in enumerate(choice.channels):
@@ -342,11 +340,11 @@ class Space:
         return widths
 
     def options(self, choice: Choice, config: Config) -> dict[str, Any]:
-        """What makes of the space's config one of this network, by dotted key."""
+        """Return the options that turn the space's config into this network's, by dotted key."""
         out_indices = config.model.backbone.get('out_indices', range(NUM_STAGES))
         arch = choice.architecture()
         largest = resolve_architecture(config.model.backbone.get('arch', 's0'))
-        # As much less of it as there are fewer blocks, which it rises over.
+        # The rate rises from block to block, so it is lower in proportion to the number of blocks.
         rate = largest['drop_path_rate'] * sum(arch['depths']) / sum(largest['depths'])
         options = {
             'model.backbone.arch': dict(arch, drop_path_rate=round(rate, 4), _delete_=True),
@@ -365,27 +363,27 @@ class Space:
 
 
 def search_options(config: Config) -> dict[str, Any]:
-    """``search`` of a config, with defaults for what it does not say, or ConfigError."""
+    """Return ``search`` of a config with defaults for missing options, or raise ConfigError."""
     given = config.get('search')
     if given is None:
         raise ConfigError(
-            f'{config.filename} has no search: add `search = dict()` to a config of your own over '
-            'it, or take one of seg_configs/fpn_effv2_s1_search.py and the like'
+            f'{config.filename} has no search: write a config that inherits it and has `search = '
+            'dict()`, or use a ready one, such as seg_configs/fpn_effv2_s1_search.py'
         )
     if not isinstance(given, dict):
-        raise ConfigError(f'search is a dict of options, such as `search = dict()`, not {given!r}')
+        raise ConfigError(f'search must be a dict, such as `search = dict()`, not {given!r}')
     if unknown := sorted(set(given) - set(DEFAULTS)):
         raise ConfigError(f'search has no options {unknown}; it has {sorted(DEFAULTS)}')
     options = DEFAULTS | given
     for name, minimum in (('calibration_images', 1), ('seed', 0)):
         value = options[name]
         if not isinstance(value, int) or value < minimum:
-            raise ConfigError(f'search.{name} is a whole number from {minimum} on, not {value!r}')
+            raise ConfigError(f'search.{name} must be an integer from {minimum} on, not {value!r}')
     return options
 
 
 def find_head(model: ConfigDict) -> tuple[str, str, float] | None:
-    """The head whose width can follow the neck's, if it is all that is behind the neck."""
+    """Return the head whose width can follow the neck's, if it is the model's only head."""
     behind = [key for key in model if key.endswith('_head')]
     if len(behind) != 1 or not isinstance(model[behind[0]], dict):
         return None
@@ -398,7 +396,7 @@ def find_head(model: ConfigDict) -> tuple[str, str, float] | None:
 
 
 def fits_in(row: dict, arch: dict) -> bool:
-    """Whether a published network is nowhere larger than another."""
+    """Return whether a published network has at most the channels and blocks of another."""
     return all(
         small <= large
         for key in ('channels', 'depths')
@@ -407,22 +405,22 @@ def fits_in(row: dict, arch: dict) -> bool:
 
 
 def widths_of(full: int, published: Sequence[int]) -> list[int]:
-    """The widths of a stage that has so many channels in the largest network."""
+    """Return the widths of a stage with ``full`` channels in the largest network."""
     rounded = {max(8, round(full * fraction / 8) * 8) for fraction in WIDTH_FRACTIONS}
     return sorted({width for width in rounded | set(published) if width <= full} | {full})
 
 
 def align(own: Sequence[float], full: Sequence[float]) -> tuple[float, ...] | None:
-    """A stage's ratios among a larger one's, 0 for blocks that it lacks; None if it is larger."""
+    """Align a stage's ratios with a larger one's, 0 for missing blocks; None if they do not fit."""
     placed, rest = [], list(own)
-    # From the last block on, since the last ones attend.
+    # Backwards from the last block, since the last ones have attention.
     for ratio in reversed(full):
         placed.append(rest.pop() if rest and rest[-1] <= ratio else 0)
     return None if rest else tuple(reversed(placed))
 
 
 def describe(choice: Choice) -> str:
-    """A network on one line, for tables; ratios are the means of the stages."""
+    """Describe a network on one line, for tables; ratios are the means of the stages."""
     numbers = [len(choice.blocks(stage)) for stage in range(NUM_STAGES)]
     depths, channels = '/'.join(map(str, numbers)), '/'.join(map(str, choice.channels))
     means = (sum(ratios) / number for ratios, number in zip(choice.ratios, numbers, strict=True))

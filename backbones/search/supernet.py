@@ -4,9 +4,9 @@ Every step trains four networks on the same batch: the largest, the smallest and
 (the sandwich rule of Yu and Huang, arXiv 1903.05134, which the paper follows). The mean of their
 gradients is used for one step of the optimizer.
 
-Unlike the paper's supernet, which has norms for every width, this one has BatchNorms that all
-networks share: what a norm sees depends on all other choices too, so that statistics have to be
-taken anew for a network in either case.
+The paper's supernet has norms for every width. In this one all networks share their BatchNorms: the
+input of a norm depends on all other choices too, so in either case a network's statistics must be
+computed again.
 """
 
 from collections.abc import Callable
@@ -34,34 +34,34 @@ NUM_RANDOM = 2
 
 
 def prepare_supernet(config: Config) -> None:
-    """Make the config of an ordinary training one of a supernet's, in place.
+    """Turn the config of an ordinary training into that of a supernet, in place.
 
-    The training then leaves out the hold-out, and its BatchNorms learn. Raises ConfigError or
-    DataError where there can be none.
+    The training then leaves out the hold-out, and BatchNorms update their statistics. Raises
+    ConfigError or DataError if this is impossible.
     """
     space = Space.from_config(config)
     if config.optim_wrapper.get('accumulative_counts', 1) != 1:
         raise ConfigError(
-            'a supernet adds up the gradients of its networks: leave out '
+            'a supernet already accumulates the gradients of its networks: remove '
             'optim_wrapper.accumulative_counts'
         )
     ends = [describe(choice) for choice in (space.smallest, space.largest)]
     print(f'supernet\n  from {ends[0]}\n  to {ends[1]}', flush=True)
     if config.model.backbone.get('norm_eval'):
         config.model.backbone.norm_eval = False
-        print('  norm_eval is off: the networks need statistics of their own', flush=True)
+        print('  norm_eval is off: the networks need their own statistics', flush=True)
     leave_out_holdout(config)
 
 
 @MODEL_WRAPPERS.register_module()
 class Supernet(nn.Module):
-    """A detector or segmentor whose training step trains networks of a space.
+    """A detector or segmentor whose training step trains several networks of a space.
 
-    Several processes average their gradients without DistributedDataParallel, which knows neither
-    several forward passes a step nor parameters that take part in some steps only.
+    Several processes average their gradients without DistributedDataParallel, which supports
+    neither several forward passes per step nor parameters that are unused in some steps.
 
-    ``module``, the model of the space's config, is made elastic. ``generator`` gives the random
-    numbers of a step, the same in all processes.
+    ``module``, the model of the space's config, is made elastic. ``generator`` returns the random
+    generator of a step, the same in all processes.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Supernet(nn.Module):
         self.generator = generator
 
     def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """One step of the optimizer; the loss is the mean over the networks."""
+        """Make one step of the optimizer; the loss is the mean over the networks."""
         data = self.module.data_preprocessor(data, True)
         space, rng = self.layout.space, self.generator()
         choices = [space.largest, space.smallest, *(space.sample(rng) for _ in range(NUM_RANDOM))]
@@ -84,7 +84,7 @@ class Supernet(nn.Module):
                 loss, _ = self.module.parse_losses(self.module(**data, mode='loss'))
             optim_wrapper.backward(optim_wrapper.scale_loss(loss / len(choices)))
             losses.append(loss.detach())
-        # All processes trained the same networks.
+        # All processes trained the same networks, so they have the same gradients to average.
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         dist.all_reduce_params(gradients, op='mean')
         optim_wrapper.step()
@@ -98,7 +98,7 @@ class Supernet(nn.Module):
         )
 
     def val_step(self, data: Any) -> Any:
-        """Predictions of the largest network."""
+        """Return the predictions of the largest network."""
         set_choice(self.module, self.layout, self.layout.space.largest)
         return self.module.val_step(data)
 
@@ -110,26 +110,26 @@ class SupernetRunner(ReliableRunner):
     """A ReliableRunner that trains a supernet."""
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> Supernet:
-        """The model as a supernet, also in a single process."""
+        """Return the model as a supernet, also in a single process."""
         layout = Layout(model, Space.from_config(self.cfg), self.cfg)
         different = self.cfg.get('randomness', {}).get('diff_rank_seed', False)
 
         def generator() -> np.random.Generator:
-            """The same in all processes, and in a training that was resumed."""
-            # mmengine has added the rank to it.
+            """Return a generator that is the same in all processes and in a resumed training."""
+            # mmengine has added the rank to the seed.
             seed = self.seed - dist.get_rank() if different else self.seed
             return np.random.default_rng([seed, self.iter])
 
         return Supernet(model.to(get_device()), layout, generator)
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """Those of every run, and the one that keeps the space in checkpoints."""
+        """Register the usual hooks and the one that saves the space in checkpoints."""
         super().register_default_hooks(hooks)
         self.space_hook = SpaceHook(self.model.layout.space)
         self.register_hook(self.space_hook)
 
     def load_or_resume(self) -> None:
-        """Load what the config names; put the important channels first, as a supernet has them."""
+        """Load or resume as configured; sort channels by importance unless a supernet is loaded."""
         super().load_or_resume()
         supernet = self.model
         if self.iter == 0 and not self.space_hook.has_supernet:
@@ -139,11 +139,11 @@ class SupernetRunner(ReliableRunner):
 
 
 class SpaceHook(Hook):
-    """Keeps the space in checkpoints, and refuses to resume from one of another."""
+    """A hook that saves the space in checkpoints and rejects checkpoints of another space."""
 
     def __init__(self, space: Space) -> None:
         self.space = space
-        self.has_supernet = False  # whether what was loaded is one
+        self.has_supernet = False  # whether the loaded checkpoint is a supernet
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['search_space'] = self.space.to_json()
@@ -152,6 +152,6 @@ class SpaceHook(Hook):
         self.has_supernet = self.space.check_checkpoint(checkpoint)
         own = runner.train_dataloader.dataset.metainfo.get('classes') or ()
         classes = (checkpoint['meta'].get('dataset_meta') or {}).get('classes') or own
-        # One of other classes, to start from, has seen none of these images.
+        # A supernet of other classes was trained on other images.
         if self.has_supernet and list(classes) == list(own):
             check_holdout(runner.cfg, checkpoint)
