@@ -1,1 +1,1 @@
-"""How fast, how large, how much memory: models measured side by side on one machine."""
+"""Speed, size and memory of models, measured side by side on one machine."""

@@ -1,4 +1,4 @@
-"""From configs to figures."""
+"""Measuring groups of models at several settings, and describing the machine."""
 
 import gc
 import os
@@ -25,7 +25,7 @@ from .work import SUFFIXES, Setting, export_model, make_batch, make_runner
 
 # (height, width) of images.
 DEFAULT_SIZES = {'mmseg': (512, 512), 'mmdet': (800, 1333)}
-# What differs between the settings of a run.
+# Fields in which the settings of a run may differ.
 VARIED = ('part', 'step', 'backend', 'size', 'batch')
 LIBRARIES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'numpy', 'onnxruntime', 'openvino')
 
@@ -33,10 +33,10 @@ LIBRARIES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'numpy', 'onnxruntim
 def benchmark(
     groups: Sequence[Group], settings: Sequence[Setting], rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Measure models side by side; returns what can be written as JSON.
+    """Measure models side by side; return results that can be written as JSON.
 
-    Device, threads, deploy and amp are the same in all settings; for ``rounds`` and ``seconds`` see
-    :func:`.measure.measure_in_turns`.
+    Device, threads, deploy and amp must be equal in all settings. For ``rounds`` and ``seconds``
+    see :func:`.measure.measure_in_turns`.
     """
     first = settings[0]
     start = time.perf_counter()
@@ -56,7 +56,7 @@ def benchmark(
 
 
 def compare(group: Group, setting: Setting, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Measure the models of a group at one setting; one that fails leaves the others alone."""
+    """Measure the models of a group at one setting; if one fails, the others are still measured."""
     height, width = setting.size
     names = (group.name, setting.part, setting.step, setting.backend)
     what = f'{", ".join(names)}, {height}x{width}, batch {setting.batch}'
@@ -95,7 +95,7 @@ def compare(group: Group, setting: Setting, rounds: int, seconds: float) -> list
                 result['peak_memory_mib'] = peak_memory(candidate, setting, group.scope, file)
                 runner()
                 runners[name] = runner
-            # torch and the other libraries raise nearly anything.
+            # torch and the other libraries raise errors of many kinds.
             except Exception as error:
                 fail(name, error)
         try:
@@ -113,7 +113,7 @@ def compare(group: Group, setting: Setting, rounds: int, seconds: float) -> list
 
 
 def figures(timed: Timed, first: Timed, batch: int) -> dict[str, Any]:
-    """Latency of a batch in milliseconds, and what follows from it."""
+    """Return the latency of a batch in milliseconds, and figures derived from it."""
     low, middle, high = (timed.percentile(percent) * 1e3 for percent in (10, 50, 90))
     latency = dict(
         median=middle,
@@ -127,12 +127,12 @@ def figures(timed: Timed, first: Timed, batch: int) -> dict[str, Any]:
 
 
 def default_threads() -> int:
-    """OMP_NUM_THREADS where it is set, else the physical cores that this process may use."""
+    """Return OMP_NUM_THREADS if set, else the number of physical cores for this process."""
     return omp_threads() or len(one_cpu_per_core())
 
 
 def one_cpu_per_core() -> list[int]:
-    """For each physical core that this process may use, its first processor there."""
+    """Return the first processor of each physical core that this process may use."""
     if not hasattr(os, 'sched_getaffinity'):
         return list(range(os.cpu_count() or 1))
     cores: dict[str, int] = {}
@@ -143,15 +143,15 @@ def one_cpu_per_core() -> list[int]:
 
 
 def use_threads(threads: int) -> list[int] | None:
-    """Let this process compute with so many threads, on one processor for each where possible.
+    """Set the number of threads of this process, and pin it to one processor each if possible.
 
-    Returns these processors, on which the processes that it starts are kept as well, or None where
-    it cannot be kept there.
+    Returns these processors, to which its child processes are pinned as well, or None if it cannot
+    be pinned.
     """
     cpus = one_cpu_per_core()[:threads]
     can_pin = hasattr(os, 'sched_setaffinity') and threads == len(cpus)
     if can_pin:
-        # Threads that exist already stay where they are.
+        # This does not move threads that exist already.
         os.sched_setaffinity(0, cpus)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
@@ -159,7 +159,7 @@ def use_threads(threads: int) -> list[int] | None:
 
 
 def describe_machine(device: str, threads: int, cpus: list[int] | None) -> dict[str, Any]:
-    """Processor, GPU, system, and versions of what was imported."""
+    """Return the processor, GPU, system and versions of imported libraries."""
     cpu, info = platform.processor() or platform.machine(), Path('/proc/cpuinfo')
     if info.is_file() and (names := re.findall(r'model name\s*: (.*)', info.read_text())):
         cpu = names[0]

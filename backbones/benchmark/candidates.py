@@ -1,4 +1,4 @@
-"""What is compared: the models of configs, and the same models on the usual small backbones."""
+"""The models to compare: those of configs, and the same models on common small backbones."""
 
 import json
 import os
@@ -22,8 +22,8 @@ from backbones.engine.config import load_config
 from backbones.engine.console import quiet
 from backbones.errors import ConfigError
 
-# Backbones that both mmdet and mmseg have, at strides 4, 8, 16 and 32, and their channels. Of
-# MobileNetV2 without the 1280 channels that come before its classifier.
+# Backbones of both mmdet and mmseg, with their channels at strides 4, 8, 16 and 32. MobileNetV2 is
+# without the layer of 1280 channels before its classifier.
 PEERS = {
     'MobileNetV2': (dict(type='MobileNetV2', out_indices=(1, 2, 4, 6)), (24, 32, 96, 320)),
     'ResNet-18': (dict(type='ResNet', depth=18), (64, 128, 256, 512)),
@@ -34,15 +34,15 @@ OURS = 'EfficientFormerV2'
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to measure, described so that another process can build it: a config, with a key of
-    ``PEERS`` in place of its backbone or None, and overrides by dotted key."""
+    """A model to measure, described so that another process can build it: a config, a key of
+    ``PEERS`` to replace its backbone (or None), and overrides by dotted key."""
 
     config_path: str
     peer: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> Config:
-        """The config, with the peer for its backbone, that loads no weights."""
+        """Return the config without weights, and with the peer as its backbone if there is one."""
         config = load_config(self.config_path, self.options)
         if 'classes' in config:
             set_classes(config, splits=())
@@ -53,8 +53,8 @@ class Candidate:
             indices = part.get('in_index', range(len(channels))) if part else ()
             if not part or len(part.in_channels) != len(indices):
                 raise ConfigError(
-                    f'{self.config_path}: --peers needs a neck with {len(channels)} in_channels, '
-                    'or no neck and a single head with in_channels for each in_index'
+                    f'{self.config_path}: --peers needs a model with {len(channels)} in_channels '
+                    'in its neck or, without a neck, a single head with in_channels per in_index'
                 )
             norm_eval = config.model.backbone.get('norm_eval', False)
             config.model.backbone = ConfigDict(**backbone, norm_eval=norm_eval)
@@ -63,15 +63,15 @@ class Candidate:
 
     @torch.no_grad()
     def build(self) -> nn.Module:
-        """The model, with random weights and statistics that fit them, in evaluation mode."""
+        """Build the model with random weights and matching statistics, in evaluation mode."""
         torch.manual_seed(0)
         config = self.load()
-        # mmengine logs a line about every weight, and mmseg warns those who train.
+        # Hide mmengine's line for every weight and mmseg's warnings about training.
         quiet(MMLogger.get_current_instance())
         model = revert_sync_batchnorm(MODELS.build(config.model))
         model.init_weights()
-        # With other statistics values vanish on their way through a deep network, and a processor
-        # takes many times as long for numbers close to zero (denormal ones).
+        # With other statistics, values vanish in a deep network, and processors are many times
+        # slower with numbers close to zero (denormal ones).
         for module in model.backbone.modules():
             if isinstance(module, _BatchNorm):
                 module.train()
@@ -79,14 +79,14 @@ class Candidate:
         model.backbone(torch.randn(2, 3, 128, 128))
         classifier = getattr(getattr(model, 'decode_head', None), 'conv_seg', None)
         if classifier is not None and classifier.bias is not None:
-            # A segmentation map takes longer the more regions it has, and those of random weights
-            # differ from network to network.
+            # One class for all pixels: a segmentation map takes longer with more regions, whose
+            # number would differ between networks with random weights.
             nn.init.constant_(classifier.bias[:1], 1000.0)
         return model.eval()
 
     @property
     def name(self) -> str:
-        """The backbone's name, such as EfficientFormerV2-S0 or ResNet-18."""
+        """The name of the backbone, such as EfficientFormerV2-S0 or ResNet-18."""
         if self.peer:
             return self.peer
         backbone = self.load().model.backbone
@@ -99,8 +99,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Group:
-    """Models that differ in their backbone alone: what is over it, 'mmdet' or 'mmseg', and the
-    models by name, the given configs first."""
+    """Models that differ only in their backbone: the name of their head, 'mmdet' or 'mmseg', and
+    the models by name, given configs first."""
 
     name: str
     scope: str
@@ -108,7 +108,7 @@ class Group:
 
 
 def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any]) -> list[Group]:
-    """Put the models that differ in their backbone alone together, and ``PEERS`` beside them."""
+    """Group the models that differ only in their backbone, and add ``PEERS`` to each group."""
     for path, count in Counter(Path(path).resolve() for path in paths).items():
         if count > 1:
             raise ConfigError(f'{path} is given twice')
@@ -121,8 +121,8 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
             del part['in_channels']
         key = json.dumps(rest, sort_keys=True, default=str)
         group = groups.setdefault(key, Group(head_name(config.model), config.default_scope, {}))
-        # Variants of one backbone are told apart by the names of their configs, which become names
-        # of files.
+        # Variants of one backbone are named by their configs, without os.sep: names become file
+        # names.
         file = Path(path).with_suffix('')
         names = (candidate.name, file.stem, str(file).replace(os.sep, '-'))
         name = next(name for name in names if name not in group.candidates)
@@ -137,18 +137,18 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
 
 
 def drop_weights(model: ConfigDict) -> None:
-    """Take out of a model what says which weights it begins with."""
+    """Remove the settings of initial weights from a model's config."""
     for node in walk(model):
         node.pop('init_cfg', None)
         node.pop('pretrained', None)
-        # Random weights with large layer scales make attention's scores so large that most of
-        # their softmax is denormal, for which a processor takes many times as long.
+        # Large layer scales with random weights make attention's scores so large that most of
+        # their softmax is denormal, which is many times slower on a processor.
         node.pop('layer_scale_init_value', None)
 
 
 def behind_backbone(model: dict) -> dict | None:
-    """The part whose several ``in_channels`` are the backbone's: the neck or, without one, the
-    only head of a segmentor; None where there is no such part."""
+    """Return the part whose list of ``in_channels`` is the backbone's: the neck or, without one,
+    the only head of a segmentor; None if there is no such part."""
     part = model.get('neck')
     if part is None and 'auxiliary_head' not in model:
         part = model.get('decode_head')
@@ -157,6 +157,6 @@ def behind_backbone(model: dict) -> dict | None:
 
 
 def head_name(model: ConfigDict) -> str:
-    """MaskRCNN, RetinaNet, or a segmentor's head: FPNHead."""
+    """Return the detector's type, such as MaskRCNN, or the segmentor's head, such as FPNHead."""
     named = model.get('decode_head', model)
     return (named[-1] if isinstance(named, list) else named).type.rpartition('.')[2]

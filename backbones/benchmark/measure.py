@@ -1,4 +1,4 @@
-"""What is measured: time in turns, multiply-adds, peak memory."""
+"""Measuring time (in turns), multiply-adds and peak memory."""
 
 import copy
 import gc
@@ -38,19 +38,19 @@ MAX_CALLS_OF_A_TURN = 50
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds that the calls of a function took, by round."""
+    """The seconds of each call of a function, by round."""
 
     rounds: list[list[float]]
 
     def percentile(self, percent: float) -> float:
-        """Seconds that so many percent of the calls do not exceed."""
+        """Return a percentile of the seconds of all calls."""
         return float(np.percentile([call for calls in self.rounds for call in calls], percent))
 
     def round_medians(self) -> list[float]:
         return [float(np.median(calls)) for calls in self.rounds]
 
     def ratio_to(self, other: 'Timed') -> float:
-        """The median over the rounds of how many times the other's time this took."""
+        """Return the median over rounds of this function's time divided by the other's."""
         return float(np.median(np.divide(self.round_medians(), other.round_medians())))
 
 
@@ -65,9 +65,9 @@ def measure_in_turns(
 
     Args:
         functions: By name.
-        synchronize: Waits until the device has done all it was given.
-        rounds: How many turns every function gets, at most.
-        seconds: Time for each function, after which no round but the first three begins.
+        synchronize: Waits until the device has finished.
+        rounds: The most turns of every function.
+        seconds: Time limit per function, after which only the first three rounds may begin.
         report: Called with a line for each round.
     """
     for function in functions.values():
@@ -87,14 +87,14 @@ def measure_in_turns(
 
 
 def synchronizer(device: str) -> Callable[[], None]:
-    """A function that waits until a device has done all it was given."""
+    """Return a function that waits until a device has finished."""
     if device.startswith('cuda'):
         return partial(torch.cuda.synchronize, device)
     return lambda: None
 
 
 def take_turn(function: Callable[[], Any], synchronize: Callable[[], None]) -> list[float]:
-    """Call once to fill the caches again, then time calls for a quarter of a second."""
+    """Call once to warm the caches, then time calls for a quarter of a second (at most 50)."""
     function()
     synchronize()
     calls: list[float] = []
@@ -108,16 +108,16 @@ def take_turn(function: Callable[[], Any], synchronize: Callable[[], None]) -> l
 
 @torch.no_grad()
 def count_macs(model: nn.Module, part: str, size: tuple[int, int]) -> int:
-    """Multiply-adds of a model that was not folded, or of its backbone, for one image.
+    """Return the multiply-adds of a model that was not folded, or its backbone, for one image.
 
-    ``size`` is (height, width). Convolutions and matrix products count, those of RoI heads do not.
+    ``size`` is (height, width). Counts convolutions and matrix products, except in RoI heads.
     """
-    # Nothing is computed on this device, shapes alone are.
+    # On this device only shapes are computed.
     model = copy.deepcopy(model).to('meta')
     images = torch.zeros(1, 3, *size, device='meta')
     with (
         FlopCounterMode(display=False) as counter,
-        # The counter does not know all of its kernels, but it knows its two products.
+        # The counter does not know all kernels of attention, but it knows the two products.
         patch.object(F, 'scaled_dot_product_attention', lambda q, k, v, *_, **__: (q @ k.mT) @ v),
     ):
         if part == 'backbone':
@@ -133,34 +133,34 @@ def count_macs(model: nn.Module, part: str, size: tuple[int, int]) -> int:
 def peak_memory(
     candidate: Candidate, setting: Setting, scope: str, file: Path | None = None
 ) -> float | None:
-    """MiB that a model, or the file that it was exported to, takes at most.
+    """Return the peak memory, in MiB, of a model or of the file that it was exported to.
 
-    Of a GPU, what torch allocates; else the resident memory of a process of its own. None where it
-    cannot be measured so, or where memory was not enough.
+    On a GPU, the memory that torch allocates; else the resident memory of a separate process. None
+    if it cannot be measured or memory is insufficient.
     """
     if setting.device.startswith('cuda'):
         return None if file else gpu_peak(candidate, setting)
     if setting.backend == 'compile':
         return None
     context = multiprocessing.get_context('forkserver')
-    # Loaded once; each process begins as a copy of one that has them.
+    # Imported once; each process begins as a copy of one with these modules.
     context.set_forkserver_preload([__name__, f'{scope}.models'])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(cpu_peak, candidate, setting, scope, file).result() / 2**20
-        # The process was ended, or torch raised what it may.
+        # The process was killed, or torch raised any error.
         except Exception as error:
             print(f'peak memory was not measured: {in_one_line(error)}', file=sys.stderr)
             return None
 
 
 def gpu_peak(candidate: Candidate, setting: Setting) -> float | None:
-    """MiB of a GPU that a model takes at most, or None where memory was not enough."""
+    """Return a model's peak memory on a GPU in MiB, or None if memory is insufficient."""
     before = torch.cuda.memory_allocated(setting.device)
     try:
         run = make_runner(candidate.build(), setting)
         torch.cuda.reset_peak_memory_stats(setting.device)
-        # A CUDA graph, which keeps memory, is recorded by the last of them.
+        # The last call records a CUDA graph, which keeps memory.
         for _ in range(CALLS_BEFORE_RECORDING + 1):
             run()
     except torch.OutOfMemoryError:
@@ -169,7 +169,7 @@ def gpu_peak(candidate: Candidate, setting: Setting) -> float | None:
 
 
 def cpu_peak(candidate: Candidate, setting: Setting, scope: str, file: Path | None) -> int:
-    """Bytes that this process, a new one, takes for a model."""
+    """Return the bytes that a model needs, measured in this process, which must be new."""
     for module in (f'{scope}.models', *([setting.backend] if file else [])):
         import_module(module)
     torch.set_num_threads(setting.threads)
@@ -183,8 +183,8 @@ def cpu_peak(candidate: Candidate, setting: Setting, scope: str, file: Path | No
 
 
 def resident_peak() -> int:
-    """Most bytes that were resident since the last call, or where that cannot be had, ever."""
-    # In KiB, but on macOS in bytes.
+    """Return the peak of resident bytes since the last call, or ever if that is unavailable."""
+    # ru_maxrss is in KiB, but on macOS in bytes.
     unit = 1 if sys.platform == 'darwin' else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     with suppress(OSError):

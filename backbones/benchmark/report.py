@@ -1,4 +1,4 @@
-"""The figures as tables and as a plot."""
+"""The results of a benchmark as tables and as a plot."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -15,7 +15,7 @@ COLUMNS = (
 
 
 def format_outcome(outcome: dict[str, Any]) -> str:
-    """Tables in Markdown that are aligned for the console too, the machine, and how it was done."""
+    """Return Markdown with tables, aligned for the console too, the machine and the method."""
     sections = [
         f'## {title_of(results[0])}\n\n{format_table(results)}'
         for results in by_title(outcome['results'])
@@ -24,7 +24,7 @@ def format_outcome(outcome: dict[str, Any]) -> str:
     pinned = machine['pinned_to']
     where = f'pinned to processors {", ".join(map(str, pinned))}' if pinned else 'not pinned'
     versions = ', '.join(f'{name} {number}' for name, number in machine['versions'].items())
-    folded = 'Folded for inference, the peers too.'
+    folded = 'All models, peers too, are folded for inference.'
     notes = [
         f'{processor(machine)} ({where}); {machine["system"]}, Python {machine["python"]}, '
         f'{versions}; {machine["date"]}; it took {outcome["seconds"]:.0f} s.',
@@ -37,12 +37,12 @@ def format_outcome(outcome: dict[str, Any]) -> str:
 
 
 def by_title(results: Iterable[Result]) -> list[list[Result]]:
-    """The results that were measured against each other, together."""
+    """Group the results that were measured side by side."""
     return [list(group) for _, group in groupby(results, title_of)]
 
 
 def title_of(result: Result) -> str:
-    """What the results of one table have in common."""
+    """Return the title of a table: what its results have in common."""
     head, (height, width) = result['head'], result['size']
     part = f'backbone (under {head})' if result['part'] == 'backbone' else f'{head}, whole model'
     step = ', training step' if result['step'] == 'train' else ''
@@ -55,13 +55,13 @@ def processor(machine: dict[str, Any]) -> str:
 
 
 def format_table(results: list[Result]) -> str:
-    """One line for each model."""
+    """Return a table with one row per model, and the problems below it."""
     problems = [f'\n\n{each["model"]}: {each["problem"]}' for each in results if each['problem']]
     return format_rows([COLUMNS, *map(row_of, results)]) + ''.join(problems)
 
 
 def format_rows(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells, the first row on top, with columns of one width."""
+    """Return a Markdown table of cells with aligned columns; the first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     # Names to the left, figures to the right.
     line = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
@@ -73,7 +73,7 @@ def format_rows(rows: Sequence[Sequence[str]]) -> str:
 
 
 def row_of(result: Result) -> list[str]:
-    """A model's line; a dash for what there is not."""
+    """Return a model's row, with dashes for missing values."""
     row = [result['model'], *'–' * 8]
     if 'macs' in result:
         row[1:3] = f'{result["parameters"] / 1e6:.2f} M', f'{result["macs"] / 1e9:.2f} G'
@@ -88,7 +88,7 @@ def row_of(result: Result) -> list[str]:
 
 
 def draw_plot(outcome: dict[str, Any], path: Path) -> bool:
-    """Draw latency against parameters and multiply-adds, a row for every table with any."""
+    """Draw latency over parameters and multiply-adds, a row per table; False if there is none."""
     from matplotlib.figure import Figure
 
     tables = by_title(each for each in outcome['results'] if 'latency_ms' in each)
@@ -111,7 +111,7 @@ def draw_plot(outcome: dict[str, Any], path: Path) -> bool:
 
 
 def draw_panel(axes: Any, results: list[Result], key: str, unit: float, label: str) -> None:
-    """Points for all models, ours joined by a line."""
+    """Draw a point for each model, and a line through ours."""
     for ours, color, marker in ((False, '#c2541b', 's'), (True, '#0b5fa5', 'o-')):
         group = sorted((each for each in results if each['ours'] == ours), key=lambda e: e[key])
         latencies = [each['latency_ms'] for each in group]

@@ -1,4 +1,4 @@
-"""One thing to measure, and how to make a function of it."""
+"""The work that is measured, as functions without arguments."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -28,31 +28,31 @@ from .candidates import Candidate
 PARTS = ('backbone', 'model')
 SUFFIXES = {'onnxruntime': '.onnx', 'openvino': '.xml'}
 BACKENDS = ('torch', 'compile', *SUFFIXES)
-# Not heads of regions, whose number differs from image to image.
+# Without RoI heads, since the number of regions differs between images.
 COMPILED = ('backbone', 'neck', 'decode_head', 'rpn_head', 'bbox_head')
 NUM_OBJECTS = 8
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all models that are compared with each other have in common."""
+    """The setting at which models are compared with each other."""
 
-    part: str = 'model'  # 'backbone', or 'model' for all of it, post-processing included
-    step: str = 'predict'  # 'train': forward and backward pass and the optimizer's step
+    part: str = 'model'  # 'backbone', or 'model' for the whole model with post-processing
+    step: str = 'predict'  # or 'train': forward and backward pass and the optimizer's step
     backend: str = 'torch'  # one of BACKENDS
     # (height, width) of the images; None: (512, 512) in mmseg, (800, 1333) in mmdet
     size: tuple[int, int] | None = None
     batch: int = 1  # images at once
-    deploy: bool = True  # fold the networks for inference, the peers' too
-    amp: bool = False  # mixed precision, as infer.py and train.py have it
-    device: str = 'cpu'  # for instance 'cuda:0'
-    threads: int = 1  # of the processor
+    deploy: bool = True  # fold the networks for inference, also the peers'
+    amp: bool = False  # mixed precision, as in infer.py and train.py
+    device: str = 'cpu'  # or for example 'cuda:0'
+    threads: int = 1  # on the CPU
 
 
 def make_runner(
     model: nn.Module | None, setting: Setting, file: Path | None = None
 ) -> Callable[[], Any]:
-    """A function that does the work once, with a model, which it changes, or an exported file."""
+    """Return a function that does the work once, with a model (modified) or an exported file."""
     if file is not None:
         return file_runner(file, setting)
     model = expect_contiguous(model.to(setting.device))
@@ -62,7 +62,7 @@ def make_runner(
     if setting.deploy:
         model = switch_to_deploy(model)
         if not hasattr(model.backbone, 'switch_to_deploy'):
-            # It makes a CPU's ResNets and MobileNets faster by half; our backbone does so itself.
+            # On a CPU this makes ResNets and MobileNets faster by half; ours uses it by itself.
             model.backbone.to(memory_format=torch.channels_last)
     if setting.backend != 'compile':
         return predict_runner(model, setting)
@@ -74,19 +74,19 @@ def make_runner(
     from torch._inductor import config
 
     run = predict_runner(model, setting)
-    # As an option of torch.compile it has no effect: tracing, which comes first, does not see it.
+    # As an option of torch.compile it has no effect, since tracing, which comes first, ignores it.
     with config.patch(freezing=True):
         run()
     return run
 
 
 def predict_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
-    """A function that computes feature maps, or predictions as infer.py does."""
+    """Return a function that computes feature maps, or predictions as infer.py does."""
     context = partial(precision, model, setting) if setting.amp else nullcontext
     on_gpu = setting.device.startswith('cuda')
     uses_graphs = on_gpu and setting.deploy and setting.backend == 'torch'
     if setting.part == 'backbone':
-        # The rest of the model is not kept, so that memory is the backbone's.
+        # Only the backbone is referenced, so that the memory is only the backbone's.
         backbone = Recorded(model.backbone) if uses_graphs else model.backbone
         run = partial(backbone, make_batch(model, setting)[0])
     else:
@@ -110,7 +110,7 @@ def predict_seg_maps(model: nn.Module, inputs: Tensor, samples: list) -> list[Te
 
 
 def precision(model: nn.Module, setting: Setting) -> AbstractContextManager[None]:
-    """Mixed precision as infer.py and train.py have it."""
+    """Return a context of mixed precision as in infer.py and train.py."""
     kind = torch.device(setting.device).type
     if setting.part == 'backbone':
         return torch.autocast(kind, torch.bfloat16 if kind == 'cpu' else torch.float16)
@@ -120,7 +120,7 @@ def precision(model: nn.Module, setting: Setting) -> AbstractContextManager[None
 
 
 def make_images(model: nn.Module, setting: Setting) -> dict[str, list]:
-    """Copies of a photograph and their samples: what a model's data preprocessor takes."""
+    """Return copies of a photograph and their samples, as input of the data preprocessor."""
     image = torch.from_numpy(make_image(setting.size).transpose(2, 0, 1).copy())
     return dict(
         inputs=[image.to(model.data_preprocessor.device)] * setting.batch,
@@ -138,12 +138,12 @@ def make_batch(model: nn.Module, setting: Setting) -> tuple[Tensor, list]:
 
 
 def make_image(size: tuple[int, int]) -> np.ndarray:
-    """A photograph (height, width, 3), uint8, BGR."""
+    """Return a photograph (height, width, 3), uint8, BGR."""
     return cv2.resize(photograph(), size[::-1], interpolation=cv2.INTER_AREA)
 
 
 def train_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
-    """A function that trains for a step, with a learning rate of 0 so that it can be repeated."""
+    """Return a function that trains for one step, with learning rate 0 so it can be repeated."""
     inputs, samples = make_batch(model, setting)
     trained = model.backbone if setting.part == 'backbone' else model
     model.train()
@@ -152,7 +152,7 @@ def train_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
             add_ground_truth(model, sample, tuple(inputs.shape[2:]))
         samples = [sample.to(inputs.device) for sample in samples]
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=0.0)
-    # float16 needs its losses scaled; bfloat16, on a CPU, does not.
+    # float16 needs loss scaling; bfloat16, used on a CPU, does not.
     scales = setting.amp and setting.device != 'cpu'
     wrapper = AmpOptimWrapper(optimizer=optimizer) if scales else OptimWrapper(optimizer)
 
@@ -169,7 +169,7 @@ def train_runner(model: nn.Module, setting: Setting) -> Callable[[], Any]:
 
 
 def add_ground_truth(model: nn.Module, sample: BaseDataElement, size: tuple[int, int]) -> None:
-    """A segmentation map of blocks, or eight objects with boxes and masks."""
+    """Add a segmentation map of blocks, or eight objects with boxes and masks, to a sample."""
     rng = np.random.default_rng(0)
     height, width = size
     if is_segmentor(model):
@@ -202,7 +202,7 @@ def export_model(candidate: Candidate, model: nn.Module, setting: Setting, path:
     check_packages(path.suffix)
     is_backbone = setting.part == 'backbone'
     options = Options(
-        # Alone, the backbone gets in every backend what the rest of the model would give it.
+        # By itself, the backbone gets the size after the preprocessor's padding in every backend.
         size=tuple(make_batch(model, setting)[0].shape[2:]) if is_backbone else setting.size,
         batch=setting.batch,
         backbone_only=is_backbone,
@@ -215,7 +215,7 @@ def export_model(candidate: Candidate, model: nn.Module, setting: Setting, path:
 
 
 def file_runner(path: Path, setting: Setting) -> Callable[[], Any]:
-    """A function that runs an exported file on a photograph."""
+    """Return a function that runs an exported file on a photograph."""
     from backbones.inference.exported_file import open_exported
 
     runner = open_exported(path, setting.device, setting.threads, setting.amp)
