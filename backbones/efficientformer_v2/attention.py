@@ -15,8 +15,8 @@ from .fold import JoinedConvs, scale_channels
 from .layers import GELU, ConvNorm, add, is_compiling
 from .position_bias import RelativePositionBias
 
-# At inference, attention takes a part of the queries at a time, whose scores need at most so many
-# bytes. On a CPU they should stay in its cache (for oneDNN see .cpu), elsewhere fit in memory.
+# Limits, in bytes, of the scores that attention computes at a time at inference (for a part of the
+# queries). On a CPU they should stay in its cache (for oneDNN see .cpu), elsewhere fit in memory.
 SCORE_BUDGET = 128 * 2**20
 SCORE_BUDGET_CPU = 3 * 2**20
 

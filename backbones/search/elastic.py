@@ -252,7 +252,7 @@ def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
     if a layer cannot be sliced.
     """
     if not isinstance(model.backbone, EfficientFormerV2) or model.backbone.deployed:
-        raise ConfigError('a supernet needs an EfficientFormerV2 without switch_to_deploy()')
+        raise ConfigError('a supernet needs an EfficientFormerV2 before switch_to_deploy()')
     elastic = {layer_of(name) for name, axes in layout.tensors.items() if any(axes.groups)}
     for name, module in model.named_modules():
         own_parameters = list(module.parameters(recurse=False))
@@ -263,7 +263,7 @@ def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
         elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             if module.momentum is None or not (module.affine and module.track_running_stats):
                 raise ConfigError(
-                    f'{name} cannot be sliced: set momentum, affine=True, track_running_stats=True'
+                    f'{name} cannot be sliced: it needs momentum, affine and track_running_stats'
                 )
             # All BatchNorms, since statistics differ even in layers that all networks share.
             module.__class__ = ElasticBatchNorm

@@ -93,16 +93,16 @@ def find_networks(config: Config, args: Namespace) -> str | None:
         front.notes.append(f'Not in the hold-out: {", ".join(config.unseen_classes)}.')
     if model:
         front.notes.append(
-            'latency: of a whole network on one image, predicted from '
-            f'{model.source} with a mean error of {model.error:.1%}; measured: on this machine.'
+            'Latency is predicted for a whole network on one image, from '
+            f'{model.source}, with a mean error of {model.error:.1%}; measured: on this machine.'
         )
     if front.off_pace:
         # Otherwise the next search would use these measurements.
         log.unlink()
         front.notes.append(
             f'Measured here, networks take {front.off_pace:.1f} times the predicted latency, so '
-            'the measurements are not used: the machine is busy or another one. Run the same '
-            'command when it is idle, or run `search.py latency` here.'
+            'the measurements are not used: this machine is busy, or latency was fitted on another '
+            'one. Run the same command when it is idle, or run `search.py latency` here.'
         )
     write_front(front, folder)
     return f'{format_front(front)}\nwritten: {folder}/front.json, front.md, front.png'

@@ -126,8 +126,8 @@ class Space:
         kind = [each.type for each in neck] if several else neck.get('type', 'none')
         if str(kind).rpartition('.')[2] != 'FPN':
             raise ConfigError(
-                'a search needs a model with an FPN as its neck, whose channels can be sliced, '
-                f'not {kind}'
+                'a search needs a model with an FPN as its neck, whose channels can be sliced; the '
+                f'neck of this model: {kind}'
             )
         try:
             arch = resolve_architecture(backbone.get('arch', 's0'))
