@@ -18,7 +18,7 @@ from backbones.inference.exported_file import ExportedModel
 from backbones.inference.testing import InferencerModel
 
 TASKS = {'mmseg': 'segmentation', 'mmdet': 'detection'}
-# That of mmdet's configs.
+# That of mmdet's configs, with which AP is usually computed.
 USUAL_SCORE_THRESHOLD = 0.05
 
 
