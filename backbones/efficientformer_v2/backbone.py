@@ -231,8 +231,8 @@ class EfficientFormerV2(BaseModule):
             adapt_state_dict(state_dict, prefix, self.state_dict())
         elif differing := sorted(keys ^ set(self.state_dict())):
             raise CheckpointError(
-                'switch_to_deploy() was already called for this backbone, but not for that of the '
-                'checkpoint, or their architectures differ: load the checkpoint first. '
+                'switch_to_deploy() was already called for this backbone, and the checkpoint was '
+                'saved before it or has another architecture: load the checkpoint first. '
                 f'Keys that only one of them has: {first_of(differing)}'
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

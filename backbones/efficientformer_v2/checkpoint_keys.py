@@ -1,4 +1,4 @@
-"""Conversion of published checkpoint layouts of EfficientFormerV2 to that of this package.
+"""Conversion of published checkpoint layouts of EfficientFormerV2 to this package's layout.
 
 | layout  | recognized by             | found in                                                |
 | ------- | ------------------------- | ------------------------------------------------------- |
@@ -67,7 +67,7 @@ STEM = 'stem.conv1.conv.weight'
 def adapt_state_dict(
     state_dict: MutableMapping, prefix: str, expected: Mapping[str, Tensor]
 ) -> None:
-    """Convert the tensors under ``prefix`` from any known layout to that of this package, in place.
+    """Convert the tensors under ``prefix`` from any known layout to this package's, in place.
 
     Raises CheckpointError if an ``expected`` tensor is missing, has another shape or contains NaN.
     """

@@ -24,7 +24,7 @@ class Stem(nn.Module):
         return self.act(self.conv2(self.act(self.conv1(x))))
 
     def switch_to_deploy(self) -> None:
-        """Make the activations part of the convolutions, where no norm is in between."""
+        """Let the convolutions compute the activations too, if their norms are folded."""
         if fuse_gelu(self.conv1, self.conv2):
             self.act = nn.Identity()
 
@@ -66,7 +66,7 @@ class FeedForward(nn.Module):
         return self.fc2(x)
 
     def switch_to_deploy(self) -> None:
-        """Make the activations part of the convolutions, where no norm is in between."""
+        """Let the convolutions compute the activations too, if their norms are folded."""
         if fuse_gelu(self.fc1, self.mid):
             self.act = nn.Identity()
 

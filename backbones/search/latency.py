@@ -34,7 +34,7 @@ HIGH_ERROR = 0.08
 MAX_ERROR = 0.15
 MIN_NETWORKS = 10
 NUM_FOLDS = 5
-# On some devices, kernels process a multiple of so many channels.
+# On some devices, kernels process 16 channels at once.
 PADDINGS = (1, 16)
 ELSEWHERE = 'csv'
 

@@ -24,7 +24,7 @@ EXPONENTS = (0.5, 1.0)  # the paper's, of parameters and latency
 # The greedy search evaluates all actions in every FULL_STEP-th step, else BEST_ACTIONS of them.
 FULL_STEP = 10
 BEST_ACTIONS = 8
-# Random search prefers networks with this share of a target, and draws so many per evaluation.
+# Random search prefers networks above this share of a target, and draws so many per evaluation.
 NEAR_TARGET = 0.8
 DRAWN_FOR_ONE = 20
 POPULATION = 20
