@@ -130,11 +130,6 @@ def build_network(config: Config, options: dict[str, Any]) -> nn.Module:
     return MODELS.build(own.model)
 
 
-def layer_of(name: str) -> str:
-    """Return the name of a tensor's layer: a convolution together with its norm."""
-    return re.sub(r'(\.conv|\.norm|\.[bgil]n)?\.[^.]+$', '', name)
-
-
 def renamed(name: str, choice: Choice) -> str | None:
     """Return a tensor's name in a network by itself, or None if the network lacks the tensor."""
     match = BLOCK_KEY.fullmatch(name)
@@ -253,9 +248,9 @@ def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
     """
     if not isinstance(model.backbone, EfficientFormerV2) or model.backbone.deployed:
         raise ConfigError('a supernet needs an EfficientFormerV2 before switch_to_deploy()')
-    elastic = {layer_of(name) for name, axes in layout.tensors.items() if any(axes.groups)}
+    tensors = layout.tensors.items()
+    elastic = {name.rpartition('.')[0] for name, axes in tensors if any(axes.groups)}
     for name, module in model.named_modules():
-        own_parameters = list(module.parameters(recurse=False))
         if isinstance(module, Block):
             module.__class__ = ElasticBlock
         elif isinstance(module, LayerScale):
@@ -267,15 +262,13 @@ def make_elastic(model: nn.Module, layout: Layout) -> nn.Module:
                 )
             # All BatchNorms, since statistics differ even in layers that all networks share.
             module.__class__ = ElasticBatchNorm
-        elif layer_of(f'{name}.weight') not in elastic or not own_parameters:
+        elif name not in elastic:
             continue
         elif type(module) in (nn.Conv2d, Conv2d):
             module.__class__ = ElasticConv2d
         else:
-            raise ConfigError(
-                f'{name} is a {type(module).__name__}, whose channels cannot be sliced: use '
-                "norm_cfg=dict(type='BN') in backbone, neck and head"
-            )
+            kind = type(module).__name__
+            raise ConfigError(f'{name} is a {kind}, whose channels cannot be sliced')
     set_choice(model, layout, layout.space.largest)
     return model
 

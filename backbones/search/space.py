@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
+from torch import nn
 
 from backbones.efficientformer_v2.backbone import ARCHITECTURES, NUM_STAGES, resolve_architecture
 from backbones.errors import CheckpointError, ConfigError
@@ -134,6 +136,14 @@ class Space:
         except ValueError as error:
             raise ConfigError(f'model.backbone: {error}') from error
         head = find_head(model)
+        for part in [backbone, neck, model[head[0]]] if head else [backbone]:
+            norm = (part.get('norm_cfg') or {}).get('type', 'BN')
+            # Others compute over several channels, or were never tried.
+            if not issubclass(MODELS.get(norm) or object, nn.BatchNorm2d | nn.SyncBatchNorm):
+                raise ConfigError(
+                    f'the channels of {norm} cannot be sliced, also of a trained model: a search '
+                    "needs norm_cfg=dict(type='BN') in backbone, neck and head"
+                )
         width = neck.out_channels if head else None
         largest = Choice(
             tuple(arch['channels']),

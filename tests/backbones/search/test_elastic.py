@@ -60,13 +60,16 @@ def difference(a: list[Tensor], b: list[Tensor]) -> float:
 def sorted_model(request, shapes, tmp_path_factory) -> tuple:
     """A task's config and a model of it with sorted channels, and what both models compute.
 
-    Semantic FPN's is one of the family, in whose space there are published networks.
+    Semantic FPN's is one of the family, in whose space there are published networks. The neck of
+    Mask R-CNN keeps its width, and may have other norms than BatchNorm.
     """
     torch.manual_seed(0)
-    path, task = FPN.format('s1'), request.param
+    path, task, options = FPN.format('s1'), request.param, {}
     if task != 'fpn':
         path = write_tiny_config(tmp_path_factory.mktemp(task), task, shapes, SEARCH)
-    config = read(path)
+    if task == 'mask_rcnn':
+        options = {'model.neck.norm_cfg': dict(type='GN', num_groups=2)}
+    config = read(path, **options)
     space = Space.from_config(config)
     model = with_random_weights(build(config)).double()
     layout = Layout(model, space, config)
@@ -149,6 +152,9 @@ def test_networks_of_a_space():
         ({'model.backbone.frozen_stages': 1}, 'frozen_stages'),
         ({'model.backbone.out_indices': (0, 1)}, 'out_indices'),
         ({'model.neck.type': 'PAFPN'}, 'PAFPN'),
+        ({'model.neck.norm_cfg': dict(type='GN', num_groups=8)}, 'GN'),
+        ({'model.decode_head.norm_cfg': dict(type='GN', num_groups=8)}, 'GN'),
+        ({'model.backbone.norm_cfg': dict(type='naiveSyncBN')}, 'naiveSyncBN'),
         ({'model.backbone.type': 'ResNet'}, 'EfficientFormerV2'),
         ({'search.neck': [64]}, "'neck'"),
         ({'search.min_depths': [1, 1, 7, 1]}, 'min_depths'),
@@ -188,16 +194,15 @@ def test_models_without_a_neck_are_refused():
 
 
 @pytest.mark.parametrize(
-    ('norm_cfg', 'named'),
+    ('options', 'named'),
     [
-        (dict(type='GN', num_groups=8), 'GroupNorm'),
-        (dict(type='BN', momentum=None), 'momentum'),
-        (dict(type='BN', affine=False), 'affine'),
+        ({'model.decode_head.norm_cfg': dict(type='BN', momentum=None)}, 'momentum'),
+        ({'model.decode_head.norm_cfg': dict(type='BN', affine=False)}, 'affine'),
+        ({'model.neck.conv_cfg': dict(type='DCNv2')}, 'Deform'),
     ],
 )
-def test_norms_that_cannot_be_sliced_are_refused(norm_cfg, named):
-    config = read(FPN.format('s0'))
-    config.model.decode_head.norm_cfg = norm_cfg
+def test_layers_that_cannot_be_sliced_are_refused(options, named):
+    config = read(FPN.format('s0'), **options)
     model = build(config)
     with pytest.raises(ConfigError, match=named):
         make_elastic(model, Layout(model, Space.from_config(config), config))
