@@ -9,6 +9,7 @@ import copy
 import hashlib
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -207,10 +208,10 @@ def calibration_batches(config: Config, preprocessor: nn.Module) -> list[dict[st
         (sample,) = batch['data_samples']
         samples.append((batch['inputs'], type(sample)(metainfo=sample.metainfo)))
     samples.sort(key=lambda pair: tuple(pair[0].shape))
-    return [
-        stack(samples[start : start + CALIBRATION_BATCH])
-        for start in range(0, len(samples), CALIBRATION_BATCH)
-    ]
+    # Of about the same size: a rest of one image would count as much as all others.
+    number = math.ceil(len(samples) / CALIBRATION_BATCH)
+    parts = np.array_split(np.arange(len(samples)), number)
+    return [stack([samples[index] for index in part]) for part in parts]
 
 
 def stack(samples: list[tuple[Tensor, Any]]) -> dict[str, Any]:

@@ -76,6 +76,17 @@ def test_calibration_without_an_unreadable_image(skip_bad, tmp_path, many_shapes
             calibration_batches(config, preprocessor)
 
 
+@pytest.mark.parametrize(('images', 'expected'), [(9, [3, 3, 3]), (8, [4, 4])])
+def test_no_calibration_batch_is_a_rest_of_one(
+    images, expected, tmp_path, many_shapes, monkeypatch
+):
+    monkeypatch.setattr('backbones.search.evaluate.CALIBRATION_BATCH', 4)
+    options = {'search.calibration_images': images}
+    config = prepared(write_search_config(tmp_path, 'fpn', many_shapes), **options)
+    batches = calibration_batches(config, MODELS.build(config.model.data_preprocessor))
+    assert [len(batch['inputs']) for batch in batches] == expected
+
+
 def test_calibration_is_the_mean_over_batches_and_leaves_other_norms():
     class Model(nn.Module):
         def __init__(self):
