@@ -105,7 +105,7 @@ def make_front(
 
     ``measure`` returns the milliseconds of networks whose latency is predicted. If the median
     differs from the prediction by more than ``MAX_ERROR``, the machine is busy or another one, and
-    the measurements are not used. Otherwise, the found network is a measured one.
+    the measurements are not used. Otherwise, the found network and the baseline are measured ones.
     """
 
     def best_of(ranked: list[Network]) -> Network | None:
@@ -133,10 +133,11 @@ def make_front(
             for one, time in zip(measured, times, strict=True):
                 one.measured = time
             # If these are too slow, the next best may be as well, so it is measured too.
-            while (next_best := best_of(own)) and next_best.measured is None:
-                more = [one for one in own if one.measured is None][:MORE_MEASURED]
-                for one, time in zip(more, measure([one.choice for one in more]), strict=True):
-                    one.measured = time
+            for ranked in (own, published):
+                while (next_best := best_of(ranked)) and next_best.measured is None:
+                    more = [one for one in ranked if one.measured is None][:MORE_MEASURED]
+                    for one, time in zip(more, measure([one.choice for one in more]), strict=True):
+                        one.measured = time
     # After measuring, it may be that no network meets the targets.
     found, baseline = best_of(own) or (own or published)[0], best_of(published)
     shown = [*spread(best, MAX_ROWS), found, *(one for one in networks if one.name)]

@@ -85,6 +85,25 @@ def test_what_is_found_was_measured():
     assert front.found.measured == times[front.found.choice]
 
 
+@pytest.mark.parametrize(('pace', 'number_that_meet'), [(1.06, 2), (1.1, 0)])
+def test_a_published_network_that_is_advised_was_measured(pace, number_that_meet):
+    """All five are predicted to be just fast enough, and the best of them are not."""
+    everything = networks(bonus=10)
+    published = sorted((one for one in everything if one.name), key=lambda one: one.metric)
+    for one, ms in zip(published, np.linspace(8.2, 8.9, 5), strict=True):
+        one.latency = ms
+    times = {one.choice: pace * one.latency for one in everything}
+    front = make_front(
+        everything, {'latency': 9.0}, 'mIoU', lambda asked: [times[c] for c in asked]
+    )
+    assert front.off_pace is None
+    if number_that_meet:
+        assert front.baseline is published[number_that_meet - 1]
+        assert front.baseline.measured == times[front.baseline.choice]
+    else:
+        assert front.baseline is None
+
+
 @pytest.mark.parametrize('pace', [7, 0.5])
 def test_what_is_measured_on_a_busy_machine_does_not_count(pace):
     def measure(choices: list[Choice]) -> list[float]:
