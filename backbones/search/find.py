@@ -84,8 +84,8 @@ def find_networks(config: Config, args: Namespace) -> str | None:
     # How the figures were obtained.
     front.notes = [
         f'{front.metric} on {len(evaluator.holdout)} held-out training images. All networks, also '
-        "published ones, have the supernet's weights and calibrated norms. Further training raises "
-        'the metric.',
+        f'published ones, have weights of {args.checkpoint} and calibrated norms. Further training '
+        'raises the metric.',
         f'{args.method} evaluated {len(asked)} networks. With earlier searches, '
         f'{len(evaluator.known)} were evaluated; they are in {evaluator.path.name}.',
     ]
