@@ -166,7 +166,8 @@ def resize_ground_truth(sample: Any) -> Any:
             if 'masks' in instances:
                 instances.masks = instances.masks.resize(sample.img_shape)
     if 'gt_sem_seg' in sample:
-        labels = sample.gt_sem_seg.sem_seg[None].float()
-        resized = functional.interpolate(labels, sample.img_shape, mode='nearest')[0]
-        sample.gt_sem_seg.sem_seg = resized.to(sample.gt_sem_seg.sem_seg.dtype)
+        # PixelData refuses another size beside the map that it has.
+        labels = sample.gt_sem_seg.pop('sem_seg')
+        resized = functional.interpolate(labels[None].float(), sample.img_shape, mode='nearest')[0]
+        sample.gt_sem_seg.sem_seg = resized.to(labels.dtype)
     return sample

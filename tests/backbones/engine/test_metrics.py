@@ -276,15 +276,25 @@ def test_ground_truth_is_resized_for_the_loss_alone():
     """Other metrics than COCO's compare the samples' own ground truth with the prediction."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import HorizontalBoxes
-    from mmengine.structures import InstanceData
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData, PixelData
 
-    boxes = torch.tensor([[10.0, 20, 30, 40]])
-    metainfo = {'scale_factor': (2.0, 3.0), 'img_shape': (300, 200)}
+    metainfo = {'scale_factor': (2.0, 3.0), 'img_shape': (12, 6), 'ori_shape': (4, 3)}
     sample = DetDataSample(metainfo=metainfo)
-    sample.gt_instances = InstanceData(bboxes=HorizontalBoxes(boxes.clone()))
-    resized = resize_ground_truth(sample)
-    assert resized.gt_instances.bboxes.tensor.tolist() == [[20, 60, 60, 120]]
+    boxes, mask = torch.tensor([[1.0, 1, 2, 3]]), np.zeros((1, 4, 3), np.uint8)
+    mask[0, 1:3, 1] = 1
+    for name in ('gt_instances', 'ignored_instances'):
+        given = HorizontalBoxes(boxes.clone()), BitmapMasks(mask, 4, 3)
+        setattr(sample, name, InstanceData(bboxes=given[0], masks=given[1]))
+    sample.gt_sem_seg = PixelData(metainfo={'ignore_index': 9}, sem_seg=torch.from_numpy(mask))
+    resized, expected = resize_ground_truth(sample), mask.repeat(3, axis=1).repeat(2, axis=2)
+    for instances in (resized.gt_instances, resized.ignored_instances):
+        assert instances.bboxes.tensor.tolist() == [[2, 3, 4, 9]]
+        assert np.array_equal(instances.masks.masks, expected)
+    found = resized.gt_sem_seg
+    assert np.array_equal(found.sem_seg, expected) and found.ignore_index == 9
     assert torch.equal(sample.gt_instances.bboxes.tensor, boxes)
+    assert sample.gt_sem_seg.sem_seg.shape == (1, 4, 3)
 
 
 @pytest.mark.parametrize(
