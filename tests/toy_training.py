@@ -93,9 +93,14 @@ def corrupt_weights(runner: ReliableRunner) -> None:
     nn.init.constant_(runner.model.layers[0].weight, float('nan'))
 
 
+def corrupt_bias(runner: ReliableRunner) -> None:
+    """Let the next losses be infinite."""
+    nn.init.constant_(runner.model.layers[-1].bias, float('inf'))
+
+
 def corrupt_gradients(runner: ReliableRunner) -> None:
     """Let all gradients from here on be infinite, and the losses finite."""
-    runner.model.layers[0].weight.register_hook(lambda gradient: gradient * float('inf'))
+    runner.model.layers[0].weight.register_hook(lambda grad: torch.full_like(grad, float('inf')))
 
 
 def overflow_once(runner: ReliableRunner) -> None:

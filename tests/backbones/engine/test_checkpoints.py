@@ -161,6 +161,13 @@ def test_a_schedule_without_an_end_is_another_in_a_longer_training(end, said, tm
     assert (f'load_from={path}' in capsys.readouterr().out) == said
 
 
+def test_the_seed_is_the_checkpoints_and_the_rest_of_randomness_stays(tmp_path):
+    path = save(tmp_path / 'iter_8.pth', age=10, meta={'seed': 5})
+    config = Config({'randomness': {'diff_rank_seed': True}})
+    resume(config, str(path))
+    assert config.randomness == {'diff_rank_seed': True, 'seed': 5}
+
+
 def test_only_corrupt_ones_are_no_reason_to_start_anew(tmp_path):
     save(tmp_path / 'iter_8.pth', age=10).write_bytes(b'PK')
     torch.save({'state_dict': {'x': torch.ones(1)}}, tmp_path / 'epoch_1.pth')
@@ -180,7 +187,9 @@ def test_what_cannot_be_written_leaves_everything_as_it_was(function, tmp_path, 
     old, oldest = tmp_path / 'iter_8.pth', tmp_path / 'iter_4.pth'
     for path in (old, oldest):
         backend.put(b'whole', str(path))
-    backend.remove(str(oldest))
+    # The first will be written again under its name.
+    for path in (old, oldest):
+        backend.remove(str(path))
     monkeypatch.setattr(os, function, fail)
     full = pytest.raises(CheckpointError, match='run could not be written: No space left')
     with full, explain_full_disk('run'):

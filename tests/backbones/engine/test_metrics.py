@@ -37,7 +37,7 @@ def annotations(tmp_path: Path) -> str:
     """A COCO file of one image of 100x100 pixels with a cat and a dog."""
     objects = [
         {'id': i, 'image_id': 1, 'category_id': i, 'bbox': box, 'area': box[2] * box[3]}
-        | {'iscrowd': 0, 'segmentation': []}
+        | {'iscrowd': 0, 'segmentation': [[0, 0, 9, 0, 9, 9]]}
         for i, box in enumerate(BOXES.values(), 1)
     ]
     content = {
@@ -51,7 +51,7 @@ def annotations(tmp_path: Path) -> str:
 
 
 def evaluate(metric: CocoMetric, found: list[str]) -> dict[str, float]:
-    """The metrics of a detector that finds the objects of these classes exactly."""
+    """The metrics of a detector that finds the boxes of these classes exactly, and no mask."""
     add_per_class(metric)
     metric.dataset_meta = {'classes': tuple(BOXES)}
     boxes = torch.tensor([BOXES[name] for name in found]).float().reshape(-1, 4)
@@ -60,6 +60,7 @@ def evaluate(metric: CocoMetric, found: list[str]) -> dict[str, float]:
         'bboxes': boxes,
         'scores': torch.ones(len(found)),
         'labels': torch.tensor([list(BOXES).index(name) for name in found]),
+        'masks': torch.zeros(len(found), 100, 100, dtype=torch.bool),
     }
     sample = {'img_id': 1, 'ori_shape': (100, 100), 'pred_instances': prediction}
     metric.process({}, [sample])
@@ -67,10 +68,12 @@ def evaluate(metric: CocoMetric, found: list[str]) -> dict[str, float]:
 
 
 def test_coco_has_the_ap_of_every_class(annotations):
-    metrics = evaluate(CocoMetric(annotations), ['cat'])
+    metrics = evaluate(CocoMetric(annotations, metric=['bbox', 'segm']), ['cat'])
     assert metrics['coco/bbox_AP/cat'] == 1
     assert metrics['coco/bbox_AP/dog'] == 0
     assert metrics['coco/bbox_mAP'] == 0.5
+    # mmdet gives that of boxes and that of masks one name.
+    assert metrics['coco/segm_AP/cat'] == metrics['coco/segm_mAP'] == 0
 
 
 def test_a_class_has_its_own_ap_whatever_the_order_of_ids(annotations):

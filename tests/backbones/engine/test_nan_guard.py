@@ -19,11 +19,12 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob('iter_*.pth'))
 
 
-def test_a_loss_that_is_nan_is_named_with_its_images(tmp_path):
+@pytest.mark.parametrize(('part', 'value'), [('weights', 'nan'), ('bias', 'inf')])
+def test_a_loss_that_is_no_number_is_named_with_its_images(part, value, tmp_path):
     with pytest.raises(DivergenceError) as stopped:
-        train(toy_config(tmp_path, **OFTEN, **disturb(4, 'corrupt_weights')))
+        train(toy_config(tmp_path, **OFTEN, **disturb(4, f'corrupt_{part}')))
     message = str(stopped.value)
-    assert 'loss_a is nan, loss_b is nan at iteration 5' in message
+    assert f'loss_a is {value}, loss_b is {value} at iteration 5' in message
     assert len(re.findall(r'\d+\.jpg', message)) == 2
     assert f'the last good checkpoint is {tmp_path}/iter_4.pth' in message
     assert checkpoints(tmp_path) == ['iter_3.pth', 'iter_4.pth'], 'the corrupt step is not saved'
@@ -31,7 +32,7 @@ def test_a_loss_that_is_nan_is_named_with_its_images(tmp_path):
 
 
 def test_a_gradient_that_is_infinite_stops_too(tmp_path):
-    with pytest.raises(DivergenceError, match=r'the gradient norm is (inf|nan) at iteration 3'):
+    with pytest.raises(DivergenceError, match='the gradient norm is inf at iteration 3'):
         train(toy_config(tmp_path, **OFTEN, **disturb(2, 'corrupt_gradients')))
     assert checkpoints(tmp_path) == ['iter_1.pth', 'iter_2.pth']
 
@@ -55,7 +56,7 @@ def test_loss_scaling_may_overflow(float16, tmp_path):
 def test_an_overflow_without_end_is_none(float16, tmp_path):
     """Each one halves the scale, until that cannot be the reason any more."""
     float16['optim_wrapper__loss_scale'] = {'init_scale': 2.0**-10}
-    with pytest.raises(DivergenceError, match=r'the gradient norm is (inf|nan) at iteration 10'):
+    with pytest.raises(DivergenceError, match='the gradient norm is inf at iteration 10'):
         train(toy_config(tmp_path, **float16, **disturb(5, 'corrupt_gradients')))
 
 

@@ -14,14 +14,16 @@ import pytest
 import torch
 from mmdet.engine.hooks import PipelineSwitchHook
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from toy_training import EMA, PowerCut, ToyNumbers, differences, disturb, end_of, toy_config, train
 
 from backbones.engine.checkpoints import STARTED, resume
 from backbones.engine.hooks import ValLossHook
+from backbones.engine.loops import ResumableIterLoop
 from backbones.engine.preemption import Preempted, PreemptionHook
 from backbones.engine.runner import ReliableRunner
-from backbones.engine.sampler import ResumableLoader, ResumableSampler
+from backbones.engine.sampler import ResumableLoader, ResumableSampler, SampleIndex, SeededDataset
 
 
 def finish(folder: Path, **settings: Any) -> dict:
@@ -178,9 +180,9 @@ def test_a_best_checkpoint_by_what_is_not_measured(tmp_path):
     assert best.name.startswith('best_toy_score')
 
 
-def draws_of(rank: int, world_size: int, batch_size: int, sampler_type: type) -> list:
+def draws_of(rank: int, world_size: int, batch_size: int) -> list:
     """The first 24 images, and the numbers that their random ones come from."""
-    sampler = sampler_type(ToyNumbers(21), seed=0)
+    sampler = InfiniteSampler(ToyNumbers(21), seed=0)
     draws = ResumableSampler(BatchSampler(sampler, batch_size, drop_last=False), endless=True)
     sampler.rank, sampler.world_size = rank, world_size
     draws.rank, draws.world_size = rank, world_size
@@ -191,16 +193,40 @@ def draws_of(rank: int, world_size: int, batch_size: int, sampler_type: type) ->
 
 def test_two_processes_share_what_one_would_read():
     """The same images, with the same random numbers, over the ends of epochs too."""
-    one = draws_of(0, 1, 4, InfiniteSampler)
-    two = [draws_of(rank, 2, 2, InfiniteSampler)[:12] for rank in (0, 1)]
+    one = draws_of(0, 1, 4)
+    two = [draws_of(rank, 2, 2)[:12] for rank in (0, 1)]
     assert [draw for pair in zip(*two, strict=True) for draw in pair] == one
     assert len({draw.index for draw in one[:21]}) == 21
 
 
 def test_a_finite_sampler_begins_anew_in_another_order():
-    draws = draws_of(0, 1, 3, DefaultSampler)
-    assert [draw.epoch for draw in draws] == [0] * 21 + [1] * 3
-    assert sorted(draw.index for draw in draws[:21]) == list(range(21))
+    sampler = ResumableSampler(BatchSampler(DefaultSampler(ToyNumbers(21), seed=0), 3, False), True)
+    draws = [draw for _, batch in zip(range(14), sampler, strict=False) for draw in batch]
+    assert [draw.epoch for draw in draws] == [0] * 21 + [1] * 21
+    first, second = ([draw.index for draw in draws[at : at + 21]] for at in (0, 21))
+    assert first != second and sorted(first) == sorted(second) == list(range(21))
+
+
+def test_an_image_has_other_random_numbers_in_every_epoch_and_place():
+    dataset = SeededDataset(ToyNumbers(), seed=0)
+    places = [SampleIndex(5, epoch, number) for epoch in (0, 1) for number in (0, 1)]
+    noise, again = ([float(dataset[place]['inputs'][1]) for place in places] for _ in range(2))
+    assert len(set(noise)) == 4 and noise == again
+
+
+def test_every_step_of_every_process_has_random_numbers_of_its_own(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(
+        IterBasedTrainLoop, 'run_iter', lambda *_: seeds.append(torch.initial_seed())
+    )
+    monkeypatch.setattr('backbones.engine.loops.may_save', lambda runner: False)
+    loop = object.__new__(ResumableIterLoop)
+    loop._runner = SimpleNamespace(seed=3)
+    for rank in (0, 1):
+        monkeypatch.setattr('mmengine.dist.get_rank', lambda rank=rank: rank)
+        for loop._iter in (0, 1):
+            loop.run_iter()
+    assert len(set(seeds)) == 4
 
 
 def test_skipping_reads_no_image():
