@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmcv import ops
 
-from backbones.roi_align import RoIAlign
+from backbones.roi_align import RoIAlign, can_replace
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -37,6 +37,23 @@ def test_is_mmcvs(size, aligned, memory_format):
         assert found.shape == expected.shape and found.dtype == dtype
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
         assert expected.abs().max() > 1
+
+
+def test_samples_on_the_border_and_behind_rounding_are_mmcvs():
+    theirs, x = ops.RoIAlign(7, 0.25), maps(torch.float32)
+    rois = torch.tensor([
+        # Cells of a pixel, the first of whose samples lie at -1, and at 56 and 40, the map's sides.
+        [0, -4, -4, 24, 24], [0, 224, 160, 252, 188],
+        # Two samples a pixel apart, just below 1 and, rounded, at 2.
+        [0, 3.9999998, 3.9999998, 60, 60],
+    ])  # fmt: skip
+    torch.testing.assert_close(RoIAlign(theirs)(x, rois), theirs(x, rois), atol=1e-5, rtol=0)
+
+
+def test_only_the_usual_mode_is_replaced():
+    assert can_replace(ops.RoIAlign(7, 0.25))
+    for options in (dict(sampling_ratio=2), dict(pool_mode='max'), dict(use_torchvision=True)):
+        assert not can_replace(ops.RoIAlign(7, 0.25, **options))
 
 
 def test_no_regions():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -9,19 +10,21 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import import_dataset
 import numpy as np
 import pytest
 from mmdet.datasets import CocoDataset
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
 from backbones.data import check_dataset
 from backbones.data.importing import FORMATS, choose_format, open_source, write_dataset
 from backbones.data.importing.masks import parse_legend
-from backbones.data.importing.write import Written
+from backbones.data.importing.records import Record, rotate_points
+from backbones.data.importing.write import Written, config_text
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError, DataError
 
@@ -45,6 +48,13 @@ def box_of(polygon: Sequence[float]) -> list[float]:
 def save_image(path: Path, size: tuple[int, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new('RGB', size, (90, 120, 60)).save(path)
+
+
+def save_rotated(path: Path, orientation: int = 6) -> None:
+    """An image stored as 40x30 that EXIF rotates, by 6 clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new('RGB', (40, 30)).save(path, exif=exif)
 
 
 def write(path: Path, content: object) -> None:
@@ -160,6 +170,8 @@ def read_back(out: Path) -> dict[str, list]:
             for one in coco.imgToAnns[entry['id']]:
                 x, y, w, h = one['bbox']
                 mask = coco.annToMask(one) if 'segmentation' in one else None
+                # By which COCO's metrics tell small objects from large ones.
+                assert one['area'] == pytest.approx(w * h if mask is None else mask.sum())
                 label = coco.cats[one['category_id']]['name']
                 objects.append((label, [x, y, x + w, y + h], mask))
             found[image.stem] = objects
@@ -221,6 +233,14 @@ def to_maps(root: Path, kind: str) -> None:
             pixels = Image.fromarray(labels)
             lines = [f'{i}, {n}\n' for i, n in enumerate(['unlabeled', *NAMES])]
             write(root / split / '_classes.csv', 'Pixel Value, Class\n' + ''.join(lines))
+        elif kind == 'ade20k':  # With a class that no pixel has
+            folder = 'validation' if index > 2 else 'training'
+            image, path = (
+                root / 'images' / folder / f'{name}.jpg',
+                root / 'annotations' / folder / f'{name}.png',
+            )
+            pixels = Image.fromarray(labels)
+            write(root / 'classes.txt', '\n'.join([*NAMES, 'moon']))
         else:  # PASCAL VOC's: indices with a palette, splits in lists
             image, path = (
                 root / 'JPEGImages' / f'{name}.jpg',
@@ -237,10 +257,10 @@ def to_maps(root: Path, kind: str) -> None:
         pixels.save(path)
 
 
-@pytest.mark.parametrize('kind', ['camvid', 'cityscapes', 'roboflow', 'voc'])
+@pytest.mark.parametrize('kind', ['camvid', 'cityscapes', 'roboflow', 'ade20k', 'voc'])
 def test_segmentation_maps_come_back_exactly(kind, tmp_path):
     to_maps(tmp_path / 'source', kind)
-    options = {} if kind in ('camvid', 'roboflow') else {'classes': []}
+    options = {'classes': []} if kind in ('cityscapes', 'voc') else {}
     written, _ = run(tmp_path / 'source', tmp_path / 'out', **options)
     assert {split: len(part) for split, part in written.splits.items()} == {'train': 3, 'val': 2}
     # VOC's index 0 is a class of its own, which no pixel has here.
@@ -325,12 +345,9 @@ def test_the_background_of_polygons_is_a_class_like_others(options, classes, val
 
 @pytest.mark.parametrize('by_annotation', ['upright', 'stored'])
 def test_annotations_follow_what_exif_does_to_the_image(by_annotation, tmp_path):
-    """An image stored as 40x30 that EXIF rotates clockwise is read as 30x40."""
     source = tmp_path / 'source'
     to_labelme(source, masks=True)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new('RGB', (40, 30)).save(source / 'clip_a_001.jpg', exif=exif)
+    save_rotated(source / 'clip_a_001.jpg')
     path = source / 'clip_a_001.json'
     content = json.loads(path.read_text())
     points = (
@@ -352,17 +369,90 @@ def test_annotations_follow_what_exif_does_to_the_image(by_annotation, tmp_path)
     assert found['clip_a_001.jpg'] == (30, [17, 2, 10, 18])
 
 
+@pytest.mark.parametrize('orientation', [5, 6, 7, 8])
+def test_maps_and_points_move_as_pillow_rotates_the_pixels(orientation, tmp_path):
+    to_maps(tmp_path / 'source', 'roboflow')
+    photo = tmp_path / 'source/train/clip_a_001.jpg'
+    save_rotated(photo, orientation)
+    run(tmp_path / 'source', tmp_path / 'out')
+    stored = Image.fromarray(seg_map(*IMAGES['clip_a_001']))
+    stored.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(stored))
+    (path,) = (tmp_path / 'out').glob('annotations/*/clip_a_001.png')
+    assert np.array_equal(np.asarray(Image.open(path)), expected)
+    rows, columns = np.nonzero(expected == 1)
+    box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert box_of(rotate_points([2, 3, 20, 13], photo)) == box
+
+
 def test_a_run_length_mask_of_an_image_that_exif_rotates_is_left_out(tmp_path):
     source = tmp_path / 'source'
     spoil_coco(source, segmentation=dict(size=[30, 40], counts=[62, 10, 1128]))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new('RGB', (40, 30)).save(source / 'photos/clip_a_001.jpg', exif=exif)
+    save_rotated(source / 'photos/clip_a_001.jpg')
     written, notes = run(source, tmp_path / 'out')
     found = {record.image.stem: record for part in written.splits.values() for record in part}
     assert found.keys() == IMAGES.keys()
     assert [one.label for one in found['clip_a_001'].instances] == ['old star']
     assert any('run-length' in kind and 'clip_a_001.jpg' in notes[kind][0] for kind in notes)
+
+
+def test_parts_of_one_object_and_circles_of_labelme(tmp_path):
+    to_labelme(tmp_path / 'source', masks=True)
+    path = tmp_path / 'source/clip_a_001.json'
+    corners = [(2, 3), (8, 3), (8, 9), (2, 9)]
+    first, second, other = (np.add(corners, shift) for shift in ((0, 0), (18, 0), (0, 17)))
+    shapes = [
+        dict(label=label, points=points.tolist(), group_id=1)
+        for label, points in (('disc', first), ('ring', other), ('disc', second))
+    ]
+    # Its center, and a point of it.
+    shapes.append(dict(label='old star', points=[[30, 20], [30, 26]], shape_type='circle'))
+    write(path, {**json.loads(path.read_text()), 'shapes': shapes})
+    run(tmp_path / 'source', tmp_path / 'out')
+    disc, ring, star = read_back(tmp_path / 'out')['clip_a_001']
+    assert (disc[0], disc[1], disc[2].sum()) == ('disc', [2, 3, 26, 9], 72)
+    assert (ring[0], ring[1], ring[2].sum()) == ('ring', [2, 20, 8, 26], 36)
+    assert star[:2] == ('old star', [24, 14, 36, 26])
+    assert star[2].sum() == pytest.approx(math.pi * 36, rel=0.05)
+
+
+def add_to_cvat(path: Path, shape: str) -> None:
+    """One more shape, the last of the first image."""
+    path.write_text(path.read_text().replace('</image>', f'{shape}</image>', 1))
+
+
+def test_masks_of_cvat_and_what_lies_above_them(tmp_path):
+    to_cvat(tmp_path / 'source', masks=True)
+    shape = 'label="ring" left="5" top="7" width="4" height="2" rle="1, 2, 1, 4" z_order="-1"'
+    add_to_cvat(tmp_path / 'source/annotations.xml', f'<mask {shape}/>')
+    run(tmp_path / 'source', tmp_path / 'out')
+    label, box, pixels = read_back(tmp_path / 'out')['clip_a_001'][0]
+    assert (label, box) == ('ring', [5, 7, 9, 9])
+    places = list(zip(*np.nonzero(pixels), strict=True))
+    assert places == [(7, 6), (7, 7), *((8, x) for x in range(5, 9))]
+    run(tmp_path / 'source', tmp_path / 'maps', task='segmentation')
+    (path,) = (tmp_path / 'maps').glob('annotations/*/clip_a_001.png')
+    assert np.array_equal(np.asarray(Image.open(path)), seg_map(*IMAGES['clip_a_001']) + 1)
+
+
+def test_rotated_boxes_of_cvat(tmp_path):
+    to_cvat(tmp_path / 'source', masks=False)
+    for angle in (90, 30):
+        box = f'<box label="ring" xtl="10" ytl="10" xbr="30" ybr="14" rotation="{angle}"/>'
+        add_to_cvat(tmp_path / 'source/annotations.xml', box)
+    run(tmp_path / 'source', tmp_path / 'out')
+    upright, tilted = [one[1] for one in read_back(tmp_path / 'out')['clip_a_001'][-2:]]
+    assert upright == [18, 2, 22, 22]
+    # Half of 20 cos 30 + 4 sin 30 on either side, and of 20 sin 30 + 4 cos 30.
+    assert tilted == pytest.approx([20 - 9.66, 12 - 6.73, 20 + 9.66, 12 + 6.73], abs=0.01)
+
+
+@pytest.mark.parametrize(('task', 'size'), [('detection', 288), ('segmentation', 192)])
+def test_objects_are_sized_by_the_longer_side_and_maps_by_the_shorter(task, size, tmp_path):
+    save_image(tmp_path / 'a.jpg', (300, 200))
+    source = SimpleNamespace(options=SimpleNamespace(source='source', out='out'))
+    records = {'train': [Record(tmp_path / 'a.jpg', name='a.jpg')]}
+    assert f'image_size = {size}\n' in config_text(Written(task, ['a'], None, records), source)
 
 
 def test_objects_without_a_class_are_left_out(tmp_path):
@@ -825,6 +915,14 @@ def test_odd_values_of_coco(fields, objects, tmp_path):
     spoil_coco(tmp_path / 'source', **fields)
     run(tmp_path / 'source', tmp_path / 'out')
     assert len(read_back(tmp_path / 'out')['clip_a_001']) == objects
+
+
+def test_objects_of_coco_without_a_box_have_that_of_their_polygons(tmp_path):
+    parts = [[2, 3, 8, 3, 8, 9, 2, 9], [20, 3, 26, 3, 26, 12, 20, 12]]
+    spoil_coco(tmp_path / 'source', segmentation=parts, bbox=None)
+    run(tmp_path / 'source', tmp_path / 'out')
+    _, box, mask = read_back(tmp_path / 'out')['clip_a_001'][0]
+    assert box == [2, 3, 26, 12] and mask.sum() == 6 * 6 + 6 * 9
 
 
 @pytest.mark.parametrize('by_cvat', [False, True])

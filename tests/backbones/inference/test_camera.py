@@ -197,6 +197,14 @@ def test_frames_of_another_size_after_a_new_connection(monkeypatch: pytest.Monke
     assert shapes == [(48, 64, 3)] * 2
 
 
+def test_a_part_of_a_live_source(monkeypatch: pytest.MonkeyPatch):
+    frames = [(float(second), np.full((6, 8, 3), second, np.uint8)) for second in range(8)]
+    monkeypatch.setattr(camera, 'read_stream', lambda *_: iter(frames))
+    clip = Clip(every=2, start=1.0, end=5.0, policy='all')
+    items = read_inputs([Input('rtsp://host/1')], clip, threading.Event())
+    assert [item.image[0, 0, 0] for item in items if isinstance(item, Frame)] == [2, 4]
+
+
 def test_a_camera_can_be_stopped_before_the_start(monkeypatch: pytest.MonkeyPatch):
     stop = threading.Event()
 

@@ -19,7 +19,7 @@ from backbones.inference import CroppedMask, Detections, Inferencer, Segmentatio
 from backbones.inference.masks import CompressedMask, encode_mask
 from backbones.inference.seg_maps import Logits
 from backbones.inference.tile_merging import in_tile, merge
-from backbones.inference.tiles import Axis, TiledModel
+from backbones.inference.tiles import Axis, TiledModel, enlarge
 
 
 class Segmentor:
@@ -204,19 +204,20 @@ def test_neighbors_of_one_class_stay_two():
 TWO_TILES = np.array([(0, 0, 100, 100), (80, 0, 180, 100)])
 
 
-def merge_two(left: Detections, right: Detections) -> Detections:
+def merge_two(left: Detections, right: Detections, nms_threshold: float = 0.5) -> Detections:
     """What is found in two tiles, where the pass over the whole image finds nothing."""
     both = ((0, left), (1, right))
     pieces = [in_tile(found, tile, TWO_TILES, (100, 180)) for tile, found in both]
-    return merge(pieces, TWO_TILES, 0.5)
+    return merge(pieces, TWO_TILES, nms_threshold)
 
 
-def found_at(box: list[float], score: float = 0.6, label: int = 2) -> Detections:
-    return Detections(np.float32([box]), np.float32([score]), np.int64([label]))
+def found_at(*boxes: list[float], score: float = 0.6, label: int = 2) -> Detections:
+    count = len(boxes)
+    return Detections(np.float32(boxes), np.float32([score] * count), np.int64([label] * count))
 
 
 def test_parts_without_the_whole_are_joined():
-    found = merge_two(found_at([60, 10, 99, 50], 0.6), found_at([0, 12, 70, 52], 0.8))
+    found = merge_two(found_at([60, 10, 99, 50]), found_at([0, 12, 70, 52], score=0.8))
     assert found.boxes.tolist() == [[60, 10, 150, 52]]
     assert found.scores.tolist() == [np.float32(0.8)] and found.labels.tolist() == [2]
 
@@ -228,11 +229,23 @@ def test_what_does_not_match_is_not_joined(change):
     assert len(merge_two(found_at([60, 10, 99, 50]), other).boxes) == 2
 
 
-@pytest.mark.parametrize(('score', 'remains'), [(0.9, False), (0.5, False), (0.3, True)])
-def test_a_part_in_a_better_detection_goes(score, remains):
-    """Score 0.8 for the part: a whole that is as good as half of it is better."""
-    found = merge_two(found_at([85, 10, 100, 50], 0.8), found_at([5, 10, 70, 50], score))
-    assert (len(found.boxes) == 2) == remains
+@pytest.mark.parametrize(
+    ('score', 'label', 'remains'),
+    [(0.9, 2, False), (0.5, 2, False), (0.3, 2, True), (0.9, 3, True)],
+)
+def test_parts_in_a_better_detection_go(score, label, remains, monkeypatch):
+    """Score 0.8 for the parts: a whole that is as good as half of it is better."""
+    monkeypatch.setattr('backbones.inference.tile_merging.CHUNK', 1)
+    parts = found_at([85, 10, 100, 40], [85, 60, 100, 90], score=0.8)
+    wholes = found_at([5, 10, 70, 40], [5, 60, 70, 90], score=score, label=label)
+    assert len(merge_two(parts, wholes).boxes) == (4 if remains else 2)
+
+
+@pytest.mark.parametrize(('label', 'threshold', 'count'), [(2, 0.5, 1), (2, 0.95, 2), (3, 0.5, 2)])
+def test_suppression_is_by_the_models_threshold_and_within_a_class(label, threshold, count):
+    """Boxes with an IoU of 0.9."""
+    left, right = found_at([85, 10, 95, 50]), found_at([5, 10, 14, 50], label=label)
+    assert len(merge_two(left, right, threshold).boxes) == count
 
 
 class WholeDetector(Detector):
@@ -258,6 +271,15 @@ def test_a_very_large_image_is_made_smaller_for_the_whole(monkeypatch):
     assert model.sizes[-1] == (256, 256)
     np.testing.assert_array_equal(found.boxes, [place])
     assert found.masks[0].pixels.all() and found.masks[0].shape == (220, 200)
+
+
+def test_what_is_found_in_a_smaller_image_is_enlarged():
+    masks = [CroppedMask(30, 5, np.ones((10, 20), bool))]
+    found = Detections(np.float32([[30, 5, 50, 15]]), np.float32([0.5]), np.int64([0]), masks)
+    large = enlarge(found, (20, 50), (61, 150))
+    np.testing.assert_allclose(large.boxes, [[90, 15.25, 150, 45.75]])
+    (mask,) = large.masks
+    assert (mask.x, mask.y, mask.shape) == (90, 15, (30, 60)) and mask.pixels.all()
 
 
 @pytest.mark.parametrize('is_terminal', [True, False])

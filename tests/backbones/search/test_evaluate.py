@@ -1,5 +1,6 @@
 """Evaluating a network: as mmengine's test of it, once, and never again."""
 
+import copy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -129,13 +130,30 @@ def test_nothing_is_evaluated_twice(tmp_path, many_shapes, monkeypatch):
     assert len(again.path.read_bytes().splitlines()) == 3
 
 
-def test_another_hold_out_or_supernet_is_another_file(tmp_path, many_shapes):
+def test_whatever_changes_a_result_is_another_file(tmp_path, many_shapes):
     first = make_evaluator(tmp_path, many_shapes)
     config = prepared(tmp_path / 'tiny_fpn.py', **{'search.seed': 1})
-    other = Evaluator(config, first.layout, first.state_dict, config.work_dir)
-    assert other.path != first.path
     weights = {name: tensor + 1 for name, tensor in first.state_dict.items()}
-    assert first.path != Evaluator(first.config, first.layout, weights, 'work').path
+    others = [
+        Evaluator(config, first.layout, first.state_dict, config.work_dir),
+        Evaluator(first.config, first.layout, weights, first.config.work_dir),
+    ]
+    found = [evaluator.path.name for evaluator in (first, *others)]
+    for change in (
+        {'val_evaluator.iou_metrics': ['mDice']},
+        {'val_dataloader.dataset.pipeline.0.imdecode_backend': 'pillow'},
+        {'model.decode_head.align_corners': True},
+        {'search.calibration_images': 5},
+    ):
+        other = copy.copy(first)
+        other.config = copy.deepcopy(first.config)
+        other.config.merge_from_dict(change)
+        found.append(f'evaluations_{other.fingerprint()}.jsonl')
+    for split in ('val', 'train'):
+        with open(first.config[f'{split}_dataloader'].dataset.ann_file, 'a') as file:
+            file.write('\n')
+        found.append(f'evaluations_{first.fingerprint()}.jsonl')
+    assert len(set(found)) == len(found) == 9
 
 
 def test_a_supernet_of_another_space(tmp_path, many_shapes):
