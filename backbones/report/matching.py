@@ -173,7 +173,8 @@ def ap_gains(matches: Matches, classes: int) -> dict[str, float]:
 
     A detection of wrong class or place is corrected if it is the first for an object without a
     correct detection. Otherwise it is left out, like those with other errors. Missed objects are
-    not counted. The mean is over classes with objects, as in COCO's AP.
+    not counted. The mean is over classes with objects, as in COCO's AP, that still have objects or
+    detections, as in TIDE.
     """
     counts = np.bincount(matches.object_label, minlength=classes)
     found, kind, missed = matches.found(), matches.kind, matches.missed()
@@ -187,7 +188,8 @@ def ap_gains(matches: Matches, classes: int) -> dict[str, float]:
         kept = correct | ~left_out
         left = counts - np.bincount(matches.object_label[objects], minlength=classes)
         values = average_precision(label[kept], matches.score[kept], correct[kept], left)
-        return float(values[counts > 0].mean()) if counts.any() else 0.0
+        used = (counts > 0) & ((left > 0) | (np.bincount(label[kept], minlength=classes) > 0))
+        return float(values[used].mean()) if used.any() else 1.0
 
     nothing, no_object = np.zeros_like(kind, bool), np.zeros_like(found)
     baseline = mean_ap(nothing, [], no_object)

@@ -90,6 +90,18 @@ def test_gains_by_hand(matches):
     assert gains['all false negatives'] == mean(1, 1 / 4)
 
 
+@pytest.mark.parametrize('found', [0, 1])
+def test_missed_objects_cost_what_their_class_lacks(found):
+    """As in TIDE, a class of which nothing is left does not count; a class has an object each."""
+    none, label = np.full(found, -1), np.arange(found)
+    correct = np.full(found, CORRECT)
+    objects = np.arange(2)
+    gains = ap_gains(Matches(label, label, label + 0.5, correct, label, none, objects, objects), 2)
+    cost = 1 - found / 2
+    expected = {'missed': cost, 'all false negatives': cost}
+    assert gains == dict.fromkeys(gains, 0) | expected
+
+
 def test_confusion_by_hand(matches):
     matrix = confusion(results_at(matches, 0.0))
     # The dog's own detection has it, so that the cat over it has no object.
