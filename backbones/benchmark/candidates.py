@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,14 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
             candidate = Candidate(first.config_path, peer, options)
             candidate.load()
             group.candidates.setdefault(peer, candidate)
-    return list(groups.values())
+    # Necks differ under heads of one kind, too.
+    heads = Counter(group.name for group in groups.values())
+    return [
+        replace(group, name=f'{group.name} of {next(iter(group.candidates.values())).config_path}')
+        if heads[group.name] > 1
+        else group
+        for group in groups.values()
+    ]
 
 
 def drop_weights(model: ConfigDict) -> None:

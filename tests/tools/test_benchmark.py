@@ -16,7 +16,7 @@ from backbones.benchmark import benchmark as benchmarking
 from backbones.benchmark import work
 from backbones.benchmark.candidates import PEERS, Candidate, Group, group_configs
 from backbones.benchmark.measure import Timed, count_macs
-from backbones.benchmark.report import format_table
+from backbones.benchmark.report import by_title, format_table
 from backbones.benchmark.work import Setting, make_runner
 from backbones.deploy import switch_to_deploy
 from backbones.errors import ConfigError
@@ -210,6 +210,12 @@ def test_models_that_differ_in_more_than_the_backbone_are_not_compared():
         Candidate(ham, 'ResNet-18', {'model.auxiliary_head': dict(type='FCNHead')}).load()
     with pytest.raises(ConfigError, match='twice'):
         group_configs([FPN, FPN, FPN], False, {})
+
+
+def test_one_backbone_under_different_necks_stands_in_two_tables():
+    groups = group_configs([FPN, FPN.replace('s0', 's0_neck96')], False, {})
+    results = [dict(dataclasses.asdict(setting()), head=group.name) for group in groups]
+    assert len(by_title(results)) == 2
 
 
 def test_configs_of_one_name_in_several_folders(tiny_config, tmp_path):
