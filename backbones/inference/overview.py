@@ -19,6 +19,7 @@ from backbones.files import atomic_write
 from .comparison import to_detections, to_map
 from .drawing import Visualizer
 from .palette import choose_palette
+from .text import fit_text, font_for
 
 SAMPLES = 8
 
@@ -27,15 +28,17 @@ def draw_overview(datasets: Sequence[CheckedDataset], path: Path) -> None:
     """Draw images of the first checked dataset, and counts of all of them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 12), layout='constrained')
-    grid = figure.add_gridspec(3, 12)
     built = [build_dataset(checked.dataset) for checked in datasets]
+    classes = built[0].metainfo['classes']
+    # In inches: a line of text for each class.
+    more = np.clip(0.16 * len(classes) - 4, 0.01, 200)
+    figure = Figure(figsize=(16, 12 + more), layout='constrained')
+    grid = figure.add_gridspec(4, 12, height_ratios=(4, 4, 4, more))
     for place, drawing in enumerate(draw_samples(built[0])):
         axes = figure.add_subplot(grid[place // 4, place % 4 * 3 : place % 4 * 3 + 3])
         axes.imshow(drawing[..., ::-1])
         axes.axis('off')
-    axes = figure.add_subplot(grid[2, :4])
-    classes = built[0].metainfo['classes']
+    axes = figure.add_subplot(grid[2:, :4])
     sizes, per_image, bottom = [], [], np.zeros(len(classes), int)
     for checked, dataset in zip(datasets, built, strict=True):
         counts = np.zeros(len(classes), int)
@@ -45,8 +48,14 @@ def draw_overview(datasets: Sequence[CheckedDataset], path: Path) -> None:
             per_image.append(len(labels))
         axes.barh(range(len(classes)), counts, left=bottom, label=checked.split)
         bottom += counts
-    axes.set_yticks(range(len(classes)), classes, fontsize='small')
+    axes.set_yticks(range(len(classes)), [fit_text(name, 10, 300) for name in classes])
+    for label in axes.get_yticklabels():
+        font = Path(font_for(label.get_text()))
+        # Names are no formulas.
+        label.set(fontproperties=font, fontsize='small', parse_math=False)
     axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.locator_params(axis='x', integer=True, min_n_ticks=1)
     axes.legend(fontsize='small')
     axes.set(title='images per class')
     axes = figure.add_subplot(grid[2, 4:8])
@@ -54,7 +63,10 @@ def draw_overview(datasets: Sequence[CheckedDataset], path: Path) -> None:
     axes.scatter(*zip(*places, strict=True), s=[20 + 200 * n / len(sizes) for n in places.values()])
     axes.set(title=f'sizes of {len(sizes)} images', xlabel='width', ylabel='height')
     axes = figure.add_subplot(grid[2, 8:])
-    axes.hist(per_image, bins=min(max(max(per_image), 1), 40))
+    low, high = min(per_image), max(per_image)
+    step = -(-(high - low + 1) // 40)
+    axes.hist(per_image, bins=np.arange(low, high + step + 1, step) - 0.5)
+    axes.locator_params(integer=True, min_n_ticks=1)
     unit = 'classes' if datasets[0].layout == 'segmentation' else 'objects'
     axes.set(title=f'{unit} per image', ylabel='images')
     with atomic_write(path) as partial:

@@ -1101,6 +1101,15 @@ def test_classes_may_be_those_of_a_known_dataset(tmp_path, call_tool):
     assert (tmp_path / 'out/overview.png').is_file()
 
 
+def test_the_overview_has_room_for_all_classes_whatever_their_names(tmp_path, call_tool):
+    to_yolo(tmp_path / 'source', masks=False)
+    names = [*NAMES, r'a $\foo$ b', *(f'class {number}' for number in range(60))]
+    write(tmp_path / 'source/data.yaml', f'names: {json.dumps(names)}')
+    code, text = call_tool('import_dataset.py', tmp_path / 'source', '--out', tmp_path / 'out')
+    assert code == 0 and 'train.py' in text
+    assert Image.open(tmp_path / 'out/overview.png').size[1] > 12 * len(names) + 640
+
+
 def test_the_tool_writes_a_config_that_reads_the_data(run_tool: Callable, tmp_path):
     to_coco(tmp_path / 'source', masks=True)
     done = run_tool('import_dataset.py', 'source', '--out', 'data/shapes')
