@@ -7,7 +7,6 @@ import io
 import logging
 import math
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -38,8 +37,8 @@ NOISE = (
     'The testing results of the whole dataset is empty',
 )
 MAX_NAMED_CLASSES = 8
-BAR = '{desc} {n_fmt}/{total_fmt} |{bar:20}|{postfix}, {rate_fmt}, {remaining} left'
-LINE = BAR.replace(' |{bar:20}|', '')
+BAR = '{desc} {n_fmt}/{total_fmt} |{bar}| {remaining} left, {rate_fmt}{postfix}'
+LINE = BAR.replace(' |{bar}|', ',')
 
 
 class ConsoleHandler(logging.Handler):
@@ -86,7 +85,7 @@ class Progress(tqdm):
             initial=initial,
             leave=leave,
             file=sys.stdout if self.is_terminal else io.StringIO(),
-            ncols=shutil.get_terminal_size().columns,
+            dynamic_ncols=True,
             bar_format=BAR if self.is_terminal else LINE,
             delay=0 if self.is_terminal else math.inf,
         )

@@ -1,6 +1,7 @@
 """The runner's own config, whose text is that of mmengine's, and what it says as it loads."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from mmengine.config import Config
 from toy_training import toy_config
 
 from backbones import EfficientFormerV2
+from backbones.engine.console import Progress
 from backbones.engine.runner import FormattedConfig, ReliableRunner
 
 
@@ -53,3 +55,14 @@ def test_what_a_checkpoint_does_not_give_is_named(change, tmp_path, capsys):
     assert ('layers.0.weight' in said) == (change == 'lacks')
     assert ('layers.3.weight' in said) == (change == 'other shape')
     assert ('random' in said) == bool(change) and 'backbone' not in said
+
+
+def test_the_time_left_is_seen_in_a_narrow_terminal(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr('sys.stdout', terminal)
+    progress = Progress('iteration', 40000, 12000)
+    progress.dynamic_ncols = lambda _: (79, 24)
+    progress.start_t -= 1.3
+    progress.step('loss 0.1234, lr 9.876e-05')
+    assert '10:06:' in str(progress) and len(str(progress)) <= 79
