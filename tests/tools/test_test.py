@@ -19,6 +19,9 @@ from mmseg.apis import inference_model, init_model
 from tool_process import TOOLS, launch, run_in_two
 from trained_tiny import write_trained
 
+from backbones.report.blocks import Block
+from backbones.report.page import render
+
 BEST = {'fpn': 'mIoU', 'mask_rcnn': 'coco/segm_mAP'}
 CLASSES = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')
 # Lines of the charts, of which each class has one, and the table of classes.
@@ -258,6 +261,21 @@ def test_a_narrow_window_does_not_scroll_sideways(tested, browser, scheme):
     assert page.evaluate('document.documentElement.scrollWidth') <= 360
     dark = page.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(17, 21, 28)'
     assert dark == (scheme == 'dark') and not troubles
+
+
+def test_a_long_name_leaves_the_figures_in_sight(browser, tmp_path):
+    columns = ('class', *(f'AP {number}' for number in range(9)))
+    blocks = [
+        Block('Classes', '', columns, [['x' * 200, *(0.1 * i for i in range(9))]]),
+        Block('Pairs', '', ('a', 'b', 'n', 'of'), [['x y' * 40, 'z ' * 60, 3, 0.5]], half=True),
+    ]
+    (tmp_path / 'report.html').write_text(render('', {}, {}, [('Boxes', blocks)]))
+    page, _ = open_page(browser, tmp_path / 'report.html', 1366)
+    hidden = page.eval_on_selector_all(
+        '.scroll', 'all => all.map(e => e.scrollWidth - e.clientWidth)'
+    )
+    assert hidden == [0, 0]
+    assert page.locator('tbody th').first.get_attribute('title') == 'x' * 200
 
 
 def test_tables_are_sorted_with_the_keyboard_and_are_there_without_scripts(tested, browser):
