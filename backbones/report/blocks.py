@@ -71,6 +71,7 @@ def pair_block(matrix: np.ndarray, names: Sequence[str], unit: str, note: str) -
     ]
     columns = ('ground truth', 'prediction', unit, 'share of errors', 'share of row')
     half = len(names) <= MAX_HALF
+    note = note if rows else 'None.'
     return Block('Most frequent confusions', note, columns, rows, '.1%', half=half)
 
 

@@ -249,7 +249,7 @@ def curve_block(results: DetectionResults) -> Block:
         return line_chart(title, lines, ('recall', 'precision'), (0, 1), (0, 1))
 
     measured = np.flatnonzero(precision[0, 0] > -1)
-    every = [chart('all classes', measured)] if len(measured) else []
+    every = [chart('all classes', measured)] if len(measured) > 1 else []
     each = [chart(results.classes[label], [label]) for label in measured]
     note = 'Interpolated as in COCO; “all classes” is their mean.'
     if len(each) > MAX_OPEN_CURVES:

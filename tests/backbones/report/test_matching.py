@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from backbones.report.detection import DetectionResults, confusion, worst_images
+from backbones.report.detection import DetectionResults, confusion, curve_block, worst_images
 from backbones.report.matching import (
     BACKGROUND,
     BOTH,
@@ -109,6 +109,14 @@ def test_confusion_by_hand(matches):
     matrix = confusion(results_at(matches, 0.65))
     # Without it, the dog was taken for a cat.
     assert matrix.tolist() == [[1, 0, 2], [1, 0, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(('measured', 'charts'), [(0, 0), (1, 1), (2, 3)])
+def test_one_class_has_its_curves_once(matches, measured, charts):
+    results = results_at(matches, 0.0)
+    results.iou_thrs, results.precision = np.array([0.5]), np.full((1, 101, 2, 4, 3), -1.0)
+    results.precision[:, :, :measured] = 1
+    assert len(curve_block(results).charts) == charts
 
 
 def test_worst_images_say_why(matches):

@@ -10,6 +10,7 @@ from backbones.report.blocks import (
     calibration_block,
     count_by_confidence,
     matrix_block,
+    pair_block,
 )
 from backbones.report.charts import calibration_error
 from backbones.report.segmentation import (
@@ -133,3 +134,8 @@ def test_a_matrix_of_many_classes_is_folded():
     assert {'c0', 'c19', 'c39'} <= set(block.columns)
     # 11 classes without errors.
     assert block.matrix[-1][0][-1] == 1100
+
+
+def test_nothing_confused_is_said():
+    block = pair_block(np.eye(2, dtype=int), ['a', 'b'], 'pixels', 'Of all images.')
+    assert not block.rows and 'None' in block.note
