@@ -1,6 +1,7 @@
 """Text of any script as small bitmaps, rendered once and painted as often as needed."""
 
 import string
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -110,7 +111,12 @@ def best_font(letters: frozenset[str]) -> str:
         except (OSError, RuntimeError):  # removed, or not scalable
             continue
         if not fewest:
-            break
+            return best
+    warnings.warn(
+        'no installed font has all letters of the names in drawings, which show boxes instead; '
+        'fonts such as Noto (on Debian: fonts-noto) have most',
+        stacklevel=2,
+    )
     return best
 
 

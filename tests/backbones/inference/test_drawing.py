@@ -355,3 +355,8 @@ def test_a_class_stays_in_a_video_legend_for_a_while():
     assert steady.update({4: 0.5}) == [1, 4]
     assert steady.update({4: 0.5, 1: 0.001}) == [1, 4]
     assert [steady.update({4: 0.5}) for _ in range(3)] == [[1, 4], [1, 4], [4]]
+
+
+def test_letters_that_no_font_has_are_said():
+    with pytest.warns(UserWarning, match='font'):
+        render_text('\U0010fffd', 12)
