@@ -181,7 +181,8 @@ def _connect(ray: Any, address: str | None) -> None:
     try:
         ray.init(address=address or 'local', **quiet, **({} if address else own))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f'there is no Ray cluster at {address}: {error}') from error
+        where = f'cannot reach the cluster at {address}' if address else 'cannot start here'
+        raise ConfigError(f'Ray {where}: {error}') from error
 
 
 def plan(

@@ -106,7 +106,7 @@ class Run:
         if self.stopping.is_set():
             raise KeyboardInterrupt
         # Not print, which may be what was interrupted.
-        os.write(sys.stderr.fileno(), b'\nfinishing what is begun; once more ends at once\n')
+        os.write(sys.stderr.fileno(), b'\nfinishing what has begun; Ctrl-C again ends at once\n')
         self.stopping.set()
 
     def _take(self, item: Frame | Stream | Closed) -> None:
