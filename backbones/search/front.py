@@ -221,6 +221,7 @@ def write_front(front: Front, folder: Path) -> None:
 def draw_front(front: Front, path: Path) -> None:
     """Draw the metric over latency, or over parameters without latency; parameters are areas."""
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
     figure = Figure(figsize=(9, 6), layout='constrained')
     axes = figure.subplots()
@@ -238,11 +239,16 @@ def draw_front(front: Front, path: Path) -> None:
 
     for name, color in (('published', '#c2541b'), ('searched', '#0b5fa5')):
         group = [one for one in front.networks if bool(one.name) == (name == 'published')]
+        group.sort(key=lambda one: points([one]))
         scatter(group, name, color=color, alpha=0.5, linewidths=0)
         style = dict(textcoords='offset points', color=color, ha='center', fontsize=8)
+        style['path_effects'] = [withStroke(linewidth=2, foreground='white')]
+        best = -np.inf
         for one, point in zip(group, zip(*points(group), strict=True), strict=True):
             text = f'{one.number}: {one.name}' if one.name else str(one.number)
-            axes.annotate(text, point, (0, 8), **style)
+            # Those on the front have theirs above it, apart from those that are close below.
+            axes.annotate(text, point, (0, 8 if one.metric > best else -15), **style)
+            best = max(best, one.metric)
     ring = dict(facecolors='none', edgecolors='black', linewidths=1.5)
     scatter([front.found], 'found', 60, **ring)
     costs, metrics = zip(*sorted(zip(*points(front.networks), strict=True)), strict=True)
