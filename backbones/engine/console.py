@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -79,13 +80,16 @@ class Progress(tqdm):
     ) -> None:
         self.interval = interval
         self.is_terminal = sys.stdout.isatty()
+        # Left to itself, tqdm shows nothing where the size is not known, as with `docker run -t`.
+        size = shutil.get_terminal_size()
         super().__init__(
             desc=description,
             total=total,
             initial=initial,
             leave=leave,
             file=sys.stdout if self.is_terminal else io.StringIO(),
-            dynamic_ncols=True,
+            ncols=size.columns,
+            nrows=size.lines,
             bar_format=BAR if self.is_terminal else LINE,
             delay=0 if self.is_terminal else math.inf,
         )

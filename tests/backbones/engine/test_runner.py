@@ -2,6 +2,8 @@
 
 import copy
 import io
+import os
+import pty
 
 import pytest
 import torch
@@ -61,8 +63,18 @@ def test_the_time_left_is_seen_in_a_narrow_terminal(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr('sys.stdout', terminal)
+    monkeypatch.setenv('COLUMNS', '79')
     progress = Progress('iteration', 40000, 12000)
-    progress.dynamic_ncols = lambda _: (79, 24)
     progress.start_t -= 1.3
     progress.step('loss 0.1234, lr 9.876e-05')
     assert '10:06:' in str(progress) and len(str(progress)) <= 79
+
+
+def test_there_is_progress_in_a_terminal_of_unknown_size(monkeypatch):
+    """A new pseudo terminal has 0 rows and 0 columns."""
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, 'w') as terminal:
+        monkeypatch.setattr('sys.stdout', terminal)
+        Progress('iteration', 3).step()
+        assert b'iteration' in os.read(reader, 1000)
+    os.close(reader)
