@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,12 +149,15 @@ class Run:
 
 def progress_bar(total: int | None, unit: str, title: str = '') -> tqdm:
     """Return a bar on standard error; in a log file it prints a line now and then."""
+    # Left to itself, tqdm shows nothing where the size is not known, as with `docker run -t`.
+    size = shutil.get_terminal_size()
     return tqdm(
         total=total,
         desc=title or None,
         unit=unit,
         leave=not title,
-        dynamic_ncols=True,
+        ncols=size.columns,
+        nrows=size.lines,
         mininterval=0.2 if sys.stderr.isatty() else 30,
     )
 
