@@ -138,8 +138,9 @@ class Space:
         head = find_head(model)
         for part in [backbone, neck, model[head[0]]] if head else [backbone]:
             norm = (part.get('norm_cfg') or {}).get('type', 'BN')
+            kind = norm if isinstance(norm, type) else MODELS.get(norm) or object
             # Others compute over several channels, or were never tried.
-            if not issubclass(MODELS.get(norm) or object, nn.BatchNorm2d | nn.SyncBatchNorm):
+            if not issubclass(kind, nn.BatchNorm2d | nn.SyncBatchNorm):
                 raise ConfigError(
                     f'the channels of {norm} cannot be sliced, also of a trained model: a search '
                     "needs norm_cfg=dict(type='BN') in backbone, neck and head"
