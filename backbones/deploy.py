@@ -21,8 +21,8 @@ def switch_to_deploy(model: nn.Module) -> nn.Module:
     Parts with their own ``switch_to_deploy()``, such as our backbone, are switched by it. Then all
     other BatchNorms, in other backbones too, are folded into the convolutions before them. Other
     norms stay. Necks and heads that are known to support it work in channels last from then on.
-    Load the weights and choose the device before the call: afterwards no checkpoint fits, and our
-    backbone can no longer be trained. A second call changes nothing.
+    Load the weights and choose the device before the call: afterwards only weights that were saved
+    folded fit, and our backbone can no longer be trained. A second call changes nothing.
     """
     model.eval()
     _switch_parts(model)
