@@ -96,18 +96,24 @@ def run_tool(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     return partial(tool_process.run_tool, tmp_path)
 
 
-@pytest.fixture
-def restore_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take back what a test changes for the whole process: safe loading and trust."""
+SCHEMES = CheckpointLoader._schemes.copy()
+LOADERS = {
+    name: getattr(mmengine_checkpoint, name) for name in ('load_from_http', '_safe_torch_load')
+}
+
+
+@pytest.fixture(autouse=True)
+def default_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin each test without safe loading and trust, which are set for a whole process."""
     monkeypatch.setattr(weights, '_trusted', False)
-    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
-    for name in ('load_from_http', '_safe_torch_load'):
-        monkeypatch.setattr(mmengine_checkpoint, name, getattr(mmengine_checkpoint, name))
+    monkeypatch.setattr(CheckpointLoader, '_schemes', SCHEMES.copy())
+    for name, loader in LOADERS.items():
+        monkeypatch.setattr(mmengine_checkpoint, name, loader)
 
 
 @pytest.fixture
 def call_tool(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, restore_loading: None
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Iterator[Callable[..., tuple[int, str]]]:
     """Runs one of our tools in this process; returns its exit code and what was said."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -29,7 +29,6 @@ from backbones.weights import encode_checkpoint, load_checkpoint, read_checkpoin
 
 NAME = 'efficientformerv2_s0.snap_dist_in1k'
 TENSORS = {'a': torch.arange(6.0).view(2, 3), 'b': torch.tensor(3)}
-pytestmark = pytest.mark.usefixtures('restore_loading')
 
 
 @pytest.fixture
