@@ -32,7 +32,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, option_example: str) -> N
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Add ``--launcher``; then use :func:`parse_run_args` to parse the command line."""
+    """Add ``--launcher``."""
     parser.add_argument(
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),
@@ -41,8 +41,8 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
         help='what starts the processes (default: pytorch under torchrun, else none: a single '
         'process)',
     )
-    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    # torch.distributed.launch passes it besides setting LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', help=argparse.SUPPRESS)
 
 
 def add_trust_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -164,13 +164,6 @@ def parse(
             'word, None, or a list as "[1,2]" or "(1,2)". The entries of a dict are given one by '
             'one: model.backbone.init_cfg.checkpoint=PATH'
         )
-
-
-def parse_run_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line, and tell mmengine which process of its machine this is."""
-    args = parse(parser)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
 
 
 def positive(text: str) -> int:

@@ -19,7 +19,7 @@ with explain_missing():
         add_trust_checkpoint,
         image_size,
         make_parser,
-        parse_run_args,
+        parse,
         positive,
         seed,
     )
@@ -86,7 +86,7 @@ def parse_args() -> argparse.Namespace:
     add_latency(add_command(subparsers, latency, 'measure latency', LATENCY_EXAMPLES))
     add_find(add_command(subparsers, find, 'find the best networks for a target', FIND_EXAMPLES))
     add_take(add_command(subparsers, take, 'write one as config and weights', TAKE_EXAMPLES))
-    return parse_run_args(parser)
+    return parse(parser)
 
 
 def add_command(
@@ -109,7 +109,7 @@ def add_command(
     )
     add_cfg_options(parser, 'val_dataloader.batch_size=8')
     add_trust_checkpoint(parser)
-    parser.set_defaults(run=run, launcher='none', local_rank=0)
+    parser.set_defaults(run=run, launcher='none')
     return parser
 
 

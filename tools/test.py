@@ -12,7 +12,7 @@ from _requirements import explain_missing, wait_passively
 
 wait_passively()
 with explain_missing():
-    from _arguments import add_no_deploy, add_run_arguments, add_tile, make_parser, parse_run_args
+    from _arguments import add_no_deploy, add_run_arguments, add_tile, make_parser, parse
     from mmengine.config import Config
     from mmengine.dist import is_main_process
     from mmengine.logging import MMLogger
@@ -81,7 +81,7 @@ def parse_args() -> argparse.Namespace:
     add_tile(parser)
     add_no_deploy(parser)
     add_run_arguments(parser, 'test_dataloader.batch_size=4')
-    return parse_run_args(parser)
+    return parse(parser)
 
 
 def configure(args: argparse.Namespace) -> Config:

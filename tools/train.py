@@ -14,7 +14,7 @@ if 'OMP_WAIT_POLICY' not in os.environ:
 
 with explain_missing():
     import torch
-    from _arguments import add_run_arguments, make_parser, parse_run_args, seed
+    from _arguments import add_run_arguments, make_parser, parse, seed
     from mmengine.config import Config, ConfigDict
     from mmengine.dist import is_main_process
 
@@ -84,7 +84,7 @@ def parse_args() -> argparse.Namespace:
         '(tools/check_dataset.py lists them beforehand)',
     )
     add_run_arguments(parser, 'optim_wrapper.optimizer.lr=1e-4 train_dataloader.batch_size=8')
-    return parse_run_args(parser)
+    return parse(parser)
 
 
 def configure(args: argparse.Namespace) -> Config:

@@ -52,6 +52,8 @@ def connect(config: Config) -> None:
     """Connect the processes of a run: with GPUs by mmengine, else by gloo."""
     if config.launcher == 'none' or is_distributed():
         return
+    # Set by torchrun and, in mmengine, for SLURM. Others may start one process on each machine.
+    os.environ.setdefault('LOCAL_RANK', os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', '0'))
     environment = config.get('env_cfg', {})
     if torch.cuda.is_available():
         processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()

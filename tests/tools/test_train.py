@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from _arguments import add_launcher, parse_run_args
+from _arguments import add_launcher, parse
 from tiny import TINY_ARCH, write_tiny_config
 from tool_process import TOOLS, launch, run_in_two
 from trained_tiny import write_trained
@@ -183,7 +183,7 @@ def test_torchrun_is_known_as_a_launcher(variables, options, launcher, monkeypat
     monkeypatch.setenv('LOCAL_RANK', '1')
     monkeypatch.setattr('sys.argv', ['train.py', *options])
     add_launcher(parser := argparse.ArgumentParser())
-    assert parse_run_args(parser).launcher == launcher
+    assert parse(parser).launcher == launcher
 
 
 @pytest.mark.parametrize(
