@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backbones.engine.config import CONFIG_SUFFIXES
 from backbones.errors import ConfigError
 from backbones.inference import Inferencer
 from backbones.inference.exported_file import is_exported
@@ -25,9 +24,9 @@ def pair_up(arguments: Sequence[str]) -> list[Named]:
         first = rest.pop(0)
         if is_exported(first):
             models.append((first, None))
-        elif not first.endswith(CONFIG_SUFFIXES):
+        elif not first.endswith('.py'):
             models.append((None, first))
-        elif rest and not is_exported(rest[0]) and not rest[0].endswith(CONFIG_SUFFIXES):
+        elif rest and not is_exported(rest[0]) and not rest[0].endswith('.py'):
             models.append((first, rest.pop(0)))
         else:
             raise ConfigError(f'{first} is a config: its checkpoint must come right after it')

@@ -22,7 +22,6 @@ from .amp import CPUAmpOptimWrapper
 from .settings import read_config
 
 SCOPES = ('mmdet', 'mmseg')
-CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
@@ -35,11 +34,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
         own = Path(path, f'{Path(path).resolve().name}.py')
         hint = f'there is {own}' if own.is_file() else 'ours are in det_configs/ and seg_configs/'
         raise ConfigError(f'there is no config {path}; {hint}')
-    if not path.endswith(CONFIG_SUFFIXES):
-        raise ConfigError(
-            f'{path} is not a config ({", ".join(CONFIG_SUFFIXES)}); give the config before the '
-            'checkpoint'
-        )
+    if not path.endswith('.py'):
+        raise ConfigError(f'{path} is not a .py file; give the config before the checkpoint')
     # mmengine finds 'mmseg::...' by the name of the distribution, which differs on the maintained
     # line; here the names of the modules are added.
     config_utils.MODULE2PACKAGE.update(backbones='backbones', mmseg='mmseg')

@@ -15,7 +15,6 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config import config as mmengine_config
 from mmengine.config.utils import RemoveAssignFromAST
-from mmengine.fileio import load
 
 from backbones.data.config_datasets import walk
 from backbones.errors import ConfigError
@@ -62,14 +61,8 @@ def name_types(config: Config) -> Config:
     return config
 
 
-# The content of a config's file: the syntax tree of a Python file, or the data of any other.
-File = ast.Module | dict
-
-
-def names_assigned(file: File) -> set[str]:
+def names_assigned(file: ast.Module) -> set[str]:
     """Return the names that a file sets at its top level."""
-    if isinstance(file, dict):
-        return set(file)
     return set().union(*map(targets_of, file.body))
 
 
@@ -79,25 +72,23 @@ def targets_of(statement: ast.stmt) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-def names_read(file: File) -> set[str]:
+def names_read(file: ast.Module) -> set[str]:
     """Return the names that a file uses, directly or as ``_base_.NAME``."""
-    if isinstance(file, dict):
-        return set()
     read = [node for node in ast.walk(file) if isinstance(getattr(node, 'ctx', None), ast.Load)]
     return {getattr(node, 'attr', None) or getattr(node, 'id', None) for node in read}
 
 
 def evaluate(
     path: str, values: Mapping[str, Any], computed: Set[str] = frozenset()
-) -> tuple[Config, list[File]]:
+) -> tuple[Config, list[ast.Module]]:
     """Evaluate a config with ``values`` instead of those in its files; return it and its files.
 
     Names whose value is computed are replaced only if they are in ``computed``.
     """
-    files: list[File] = []
+    files: list[ast.Module] = []
 
     class SetValues(RemoveAssignFromAST):
-        # mmengine calls it with every Python file before it evaluates the file.
+        # mmengine calls it with every file before it evaluates the file.
         def visit_Module(self, node: ast.Module) -> ast.Module:
             files.append(node)
             lists = [each for each in node.body if 'settings' in targets_of(each)]
@@ -121,15 +112,11 @@ def evaluate(
                     node.value = ast.parse(repr(values[name]), mode='eval').body
                     ast.fix_missing_locations(node)
 
-    def load_and_keep(path: str) -> dict:
-        files.append(load(path))
-        return files[-1]
-
-    mmengine_config.RemoveAssignFromAST, mmengine_config.load = SetValues, load_and_keep
+    mmengine_config.RemoveAssignFromAST = SetValues
     try:
         return Config.fromfile(path), files
     finally:
-        mmengine_config.RemoveAssignFromAST, mmengine_config.load = RemoveAssignFromAST, load
+        mmengine_config.RemoveAssignFromAST = RemoveAssignFromAST
 
 
 def check_kind(name: str, value: Any, default: ast.expr) -> None:

@@ -115,20 +115,6 @@ def test_however_a_setting_is_assigned_it_is_followed(lines, tmp_path):
     assert (config.part.scale, config.size, config.half) == ((64, 1), 64, 32)
 
 
-@pytest.mark.parametrize('suffix', ['.yaml', '.json'])
-def test_settings_of_other_kinds_of_configs_are_followed(suffix, tmp_path):
-    load_mine(tmp_path, '')
-    mine = write(tmp_path / f'mine{suffix}', '{"_base_": "./middle.py", "size": 32}')
-    assert load_config(mine).part.scale == (32, 1)
-    config = load_config(mine, {'size': 64})
-    assert (config.part.scale, config.size) == ((64, 1), 64)
-    saved = str(tmp_path / f'saved{suffix}')
-    config.dump(saved)
-    assert list(load_config(saved).part.scale) == [64, 1]
-    with pytest.raises(ConfigError, match='size'):
-        load_config(saved, {'size': 4})
-
-
 def test_what_cannot_be_followed_is_refused(tmp_path):
     saved = tmp_path / 'saved.py'
     load_mine(tmp_path, '').dump(saved)
