@@ -83,16 +83,18 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 @contextmanager
-def raise_output_errors() -> Iterator[None]:
-    """Raise OutputError for an OSError that the next file would raise as well."""
+def raise_output_errors(advice: str = '') -> Iterator[None]:
+    """Raise OutputError, with ``advice``, for an OSError that the next file would raise as well."""
     try:
         yield
     except OSError as error:
-        if error.errno in FATAL_OUTPUT_ERRNOS:
-            raise OutputError(
-                error.errno, f'nothing more can be written: {os.strerror(error.errno)}'
-            ) from error
-        raise
+        if error.errno not in FATAL_OUTPUT_ERRNOS:
+            raise
+        place = f' to {error.filename}' if error.filename else ''
+        reason = os.strerror(error.errno)
+        raise OutputError(
+            error.errno, f'nothing more can be written{place}: {reason}{advice}'
+        ) from error
 
 
 def import_optional(package: str, purpose: str, requirements: str = 'export') -> ModuleType:

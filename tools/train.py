@@ -19,14 +19,14 @@ with explain_missing():
     from mmengine.dist import is_main_process
 
     from backbones.engine import config as configs
-    from backbones.engine.checkpoints import explain_full_disk, remove_partial_checkpoints, resume
+    from backbones.engine.checkpoints import remove_partial_checkpoints, resume
     from backbones.engine.curves import draw_curves
     from backbones.engine.distributed import disconnect, prepare_on_first
     from backbones.engine.hooks import ValLossHook, is_annotated_after_resizing
     from backbones.engine.preemption import PREEMPTED, Preempted
     from backbones.engine.preflight import check_training, leave_out_init_cfg
     from backbones.engine.runner import ReliableRunner
-    from backbones.errors import ConfigError, exit_on_user_error, in_one_line
+    from backbones.errors import ConfigError, exit_on_user_error, in_one_line, raise_output_errors
     from backbones.weights import use_safe_loading
 
 EXAMPLES = """\
@@ -141,8 +141,12 @@ def main() -> None:
     with exit_on_user_error():
         use_safe_loading(args.trust_checkpoint)
         config = configure(args)
+        advice = (
+            f'. Checkpoints in {config.work_dir} are unchanged: free space or make it writable, '
+            'then continue with --resume'
+        )
         try:
-            with explain_full_disk(config.work_dir):
+            with raise_output_errors(advice):
                 train(config, args)
         except torch.OutOfMemoryError as error:
             raise ConfigError(

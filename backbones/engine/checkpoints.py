@@ -2,8 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from backbones.efficientformer_v2.checkpoint_keys import check_nan, tensors_of
-from backbones.errors import FATAL_OUTPUT_ERRNOS, CheckpointError, ConfigError
+from backbones.errors import CheckpointError, ConfigError
 from backbones.files import atomic_write
 from backbones.weights import are_checkpoints_trusted, config_of, read_checkpoint
 
@@ -131,20 +130,6 @@ def read_resumable(path: Path) -> dict:
             f'from its weights: --cfg-options load_from={path}'
         )
     return checkpoint
-
-
-@contextmanager
-def explain_full_disk(work_dir: str) -> Iterator[None]:
-    """Raise CheckpointError if any file cannot be written: disk full, read-only or failing."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FATAL_OUTPUT_ERRNOS:
-            raise
-        raise CheckpointError(
-            f'{error.filename or work_dir} could not be written: {error.strerror}. Checkpoints in '
-            f'{work_dir} are unchanged: free space or make it writable, then continue with --resume'
-        ) from error
 
 
 class StartHook(Hook):
