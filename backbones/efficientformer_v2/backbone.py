@@ -5,7 +5,7 @@ arXiv 2212.08059.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mmcv.cnn.bricks import DropPath
@@ -32,10 +32,6 @@ from .layers import (
     memory_format_of,
 )
 from .position_bias import BIAS_RESIZE_MODES
-
-if TYPE_CHECKING:
-    # typing has it since Python 3.11.
-    from typing_extensions import Self
 
 # One row for each network of the family; sequences have an entry for each of the four stages, and
 # `mlp_ratios` (hidden channels over channels) a number for each block. `num_attention_blocks` says
@@ -210,7 +206,7 @@ class EfficientFormerV2(BaseModule):
             self.to(memory_format=torch.channels_last)
         self.deployed = True
 
-    def train(self, mode: bool = True) -> 'Self':
+    def train(self, mode: bool = True) -> 'EfficientFormerV2':
         """Switch between training and evaluation; frozen stages and norms stay in evaluation."""
         if mode and self.deployed:
             raise RuntimeError(
