@@ -1,5 +1,7 @@
-# Logging, checkpoints (the best by mIoU and the last three) and processes.
+# Loops, logging, checkpoints (the best by mIoU and the last three) and processes.
 default_scope = 'mmseg'
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
