@@ -2,22 +2,9 @@
 _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', './_base_/small_data.py']
 
 with_mask = True
-channels = dict(
-    s0=[32, 48, 96, 176], s1=[32, 48, 120, 224], s2=[32, 64, 144, 288], l=[40, 80, 192, 384]
-)
-checkpoint = f'timm://efficientformerv2_{_base_.arch}.snap_dist_in1k'
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='EfficientFormerV2',
-        arch=_base_.arch,
-        norm_eval=_base_.pretrained,  # from scratch, BatchNorm has to learn
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint) if _base_.pretrained else None,
-    ),
-    neck=dict(
-        in_channels=channels.get(_base_.arch),
-        norm_cfg=None if _base_.pretrained else dict(type='BN', requires_grad=True),
-    ),
+    backbone=dict(_delete_=True, **_base_.backbone),
+    neck=dict(in_channels=_base_.channels, norm_cfg=_base_.neck_norm),
     # Number of regions per image in training: a quarter of COCO's, since few images have hundreds
     # of objects, and a CPU spends most of its time on the regions.
     train_cfg=dict(rcnn=dict(sampler=dict(num=128))),

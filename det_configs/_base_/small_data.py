@@ -19,6 +19,17 @@ num_workers = 2
 with_mask = False
 test_split = 'val'  # test.py reads annotations/instances_{test_split}.json
 
+channels = dict(
+    s0=[32, 48, 96, 176], s1=[32, 48, 120, 224], s2=[32, 64, 144, 288], l=[40, 80, 192, 384]
+).get(arch)
+checkpoint = f'timm://efficientformerv2_{arch}.snap_dist_in1k'
+backbone = dict(
+    type='EfficientFormerV2',
+    arch=arch,
+    norm_eval=pretrained,  # from scratch, BatchNorm has to learn
+    init_cfg=dict(type='Pretrained', checkpoint=checkpoint) if pretrained else None,
+)
+neck_norm = None if pretrained else dict(type='BN', requires_grad=True)
 interval = max(epochs // 20, 1)
 metric = 'coco/segm_mAP' if with_mask else 'coco/bbox_mAP'
 scale = (image_size, image_size)
