@@ -15,7 +15,7 @@ from torch.nn import functional
 from backbones.data.config_datasets import datasets_of
 
 from .distributed import unwrap
-from .metrics import MAIN, main_metric
+from .metrics import MAIN, main_metrics
 
 
 class PatienceHook(Hook):
@@ -77,7 +77,7 @@ class BestMetricHook(Hook):
             return
         if not missing:
             hook.key_indicators = hook.save_best
-        elif hook.key_indicators != [main := main_metric(measured)]:
+        elif hook.key_indicators != [main := main_metrics(measured)[0]]:
             if not is_auto:
                 runner.logger.warning(f'{missing} not measured: the best checkpoint is by {main}')
             # mmengine has no rule for some of these metrics.

@@ -85,11 +85,6 @@ def main_metrics(names: Iterable[str]) -> list[str]:
     return names[:1]
 
 
-def main_metric(names: Iterable[str]) -> str:
-    """Return the metric that networks are compared by."""
-    return main_metrics(names)[0]
-
-
 def is_per_class(name: str) -> bool:
     """Return whether a metric is for a single class."""
     return any(f'{kind}/' in name for kind in PER_CLASS)

@@ -38,7 +38,7 @@ from backbones.data.skip_bad import SampleError, base_datasets, guard
 from backbones.deploy import expect_contiguous, switch_to_deploy
 from backbones.engine.config import use_batch_norm
 from backbones.engine.console import quiet
-from backbones.engine.metrics import add_per_class, main_metric
+from backbones.engine.metrics import add_per_class, main_metrics
 from backbones.engine.preflight import load_whole
 from backbones.weights import load_checkpoint
 
@@ -162,7 +162,7 @@ class Evaluator:
             for batch in self.loader:
                 metrics.process(data_samples=model.val_step(batch), data_batch=batch)
             found = compute(metrics)
-        self.metric = main_metric(found)
+        self.metric = main_metrics(found)[0]
         return float(found[self.metric])
 
     def calibrated(self, choice: Choice) -> nn.Module:
