@@ -10,11 +10,6 @@ from mmengine.config import Config, ConfigDict
 from backbones.data.config_datasets import datasets_of, walk
 from backbones.errors import ConfigError
 
-DETECTION_META_KEYS = (
-    *('img_id', 'img_path', 'ori_shape', 'img_shape'),
-    *('scale_factor', 'flip', 'flip_direction'),
-)
-
 
 def use_test_time_augmentation(config: Config) -> None:
     """Wrap the model of a config and replace its test pipeline.
@@ -36,7 +31,7 @@ def add_defaults(config: Config) -> None:
     if config.default_scope == 'mmdet':
         merging = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
         model = {'type': 'DetTTAModel', 'tta_cfg': merging}
-        pack = {'type': 'PackDetInputs', 'meta_keys': DETECTION_META_KEYS}
+        pack = {'type': 'PackDetInputs'}
     config.setdefault('tta_model', ConfigDict(model))
     if 'tta_pipeline' in config:
         return
