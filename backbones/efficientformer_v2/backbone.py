@@ -345,8 +345,6 @@ def resolve_architecture(arch: str | dict) -> dict:
     for key in ('channels', 'depths', 'mlp_ratios'):
         if not isinstance(arch[key], Sequence) or len(arch[key]) != NUM_STAGES:
             raise ValueError(f'arch[{key!r}] needs an entry for each of {NUM_STAGES} stages')
-    if any(number < 2 for number in arch['channels']):
-        raise ValueError(f"arch['channels'] must be at least 2, not {arch['channels']}")
     depths = arch['depths']
     for stage, (depth, ratios) in enumerate(zip(depths, arch['mlp_ratios'], strict=True)):
         if depth < 1 or not isinstance(ratios, Sequence) or len(ratios) != depth:

@@ -17,7 +17,6 @@ from backbones.errors import CheckpointError, first_of
 
 # (pattern, replacement), applied in this order to every key.
 RENAMING = {
-    'own': (),
     'timm': (
         # timm names stages so with features_only=True.
         (r'^stages_', 'stages.'),
