@@ -95,7 +95,7 @@ class Resumable:
             write_durably(Path(runner.work_dir) / 'last_checkpoint', path.encode())
             leave_note()
         dist.barrier()
-        raise Preempted(path)
+        raise Preempted(f'SIGTERM: the training is saved in {path}; continue with --resume')
 
 
 class ResumableIterLoop(Resumable, IterBasedTrainLoop):

@@ -24,11 +24,7 @@ NOTE_VARIABLE = 'PREEMPTION_NOTE'
 
 
 class Preempted(Exception):
-    """The training was asked to stop; it is saved in ``path``."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(f'SIGTERM: the training is saved in {path}; continue with --resume')
-        self.path = path
+    """The training was asked to stop, and is saved."""
 
 
 class StopRequested(Exception):

@@ -70,9 +70,9 @@ def test_a_start_that_fails_leaves_the_training_before_it(tmp_path):
 
 @pytest.mark.parametrize('step', [0, 5, 13])
 def test_sigterm_saves_the_step_and_nothing_is_lost(step, settings, alone, tmp_path):
-    with pytest.raises(Preempted) as stopped:
+    with pytest.raises(Preempted):
         train(toy_config(tmp_path, **settings, **disturb(step, 'send_sigterm')))
-    saved = torch.load(stopped.value.path, weights_only=False)['meta']['iter']
+    saved = torch.load(tmp_path / 'preempted.pth', weights_only=False)['meta']['iter']
     accumulated = settings.get('optim_wrapper__accumulative_counts', 1)
     assert step < saved <= step + accumulated, 'stopped with the next update'
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
