@@ -9,7 +9,6 @@ network; its weights.
 import copy
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -72,33 +71,26 @@ class Layout:
             axes = tuple(map(groups.get, sizes))
             self.tensors[name] = Axes(tuple(tensor.shape), axes, name in parameters)
 
-    def slices(self, choice: Choice) -> Iterator[tuple[str, str, tuple[slice, ...]]]:
-        """Yield each tensor of a network: its name in the largest, its own name, its slices."""
-        widths = self.space.widths(choice)
-        for name, axes in self.tensors.items():
-            own_name = renamed(name, choice)
-            if own_name:
-                yield name, own_name, tuple(slice(widths.get(group)) for group in axes.groups)
-
     def count_parameters(self, choice: Choice) -> int:
         """Return the exact number of parameters of a network."""
-        total = 0
-        for name, _, slices in self.slices(choice):
-            axes = self.tensors[name]
-            if axes.is_parameter:
-                parts = zip(slices, axes.shape, strict=True)
-                total += math.prod(len(range(length)[part]) for part, length in parts)
-        return total
+        widths = self.space.widths(choice)
+        return sum(
+            math.prod(map(widths.get, axes.groups, axes.shape))
+            for name, axes in self.tensors.items()
+            if axes.is_parameter and renamed(name, choice)
+        )
 
     def extract(self, state_dict: dict[str, Tensor], choice: Choice) -> dict[str, Tensor]:
         """Return a network's own weights, copied from those of a supernet.
 
         Every tensor is the first part of the supernet's, in every dimension.
         """
-        return {
-            own_name: state_dict[name][slices].clone()
-            for name, own_name, slices in self.slices(choice)
-        }
+        widths, own = self.space.widths(choice), {}
+        for name, axes in self.tensors.items():
+            if own_name := renamed(name, choice):
+                slices = tuple(slice(widths.get(group)) for group in axes.groups)
+                own[own_name] = state_dict[name][slices].clone()
+        return own
 
     @torch.no_grad()
     def sort_channels(self, model: nn.Module) -> None:
