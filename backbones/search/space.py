@@ -38,7 +38,7 @@ DEFAULTS = dict(
     necks=NECKS,  # widths of the neck
     holdout=0.1,  # the fraction of training images on which candidates are compared
     calibration_images=64,  # training images that set a candidate's BatchNorm statistics
-    seed=0,  # seed of the hold-out and of the networks that are measured
+    seed=0,  # seed of the hold-out and of the random networks that are trained and measured
 )
 
 

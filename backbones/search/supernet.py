@@ -28,7 +28,7 @@ from backbones.errors import ConfigError
 
 from .elastic import Layout, make_elastic, set_choice
 from .holdout import check_holdout, leave_out_holdout
-from .space import Space, describe
+from .space import Space, describe, search_options
 
 NUM_RANDOM = 2
 
@@ -112,12 +112,10 @@ class SupernetRunner(ReliableRunner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> Supernet:
         """Return the model as a supernet, also in a single process."""
         layout = Layout(model, Space.from_config(self.cfg), self.cfg)
-        different = self.cfg.get('randomness', {}).get('diff_rank_seed', False)
+        seed = search_options(self.cfg)['seed']
 
         def generator() -> np.random.Generator:
             """Return a generator that is the same in all processes and in a resumed training."""
-            # mmengine has added the rank to the seed.
-            seed = self.seed - dist.get_rank() if different else self.seed
             return np.random.default_rng([seed, self.iter])
 
         return Supernet(model.to(get_device()), layout, generator)

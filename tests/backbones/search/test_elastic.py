@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from backbones.engine.config import fit_to_device, load_config
 from backbones.errors import CheckpointError, ConfigError
 from backbones.search.elastic import Layout, make_elastic, set_choice
 from backbones.search.space import Choice, Space
-from backbones.search.supernet import SpaceHook, SupernetRunner
+from backbones.search.supernet import SpaceHook
 
 FPN = 'seg_configs/fpn_effv2_{}.py'
 SEARCH = 'search = dict(necks=(8,), channels=((2, 4), (4, 8), (4, 8), (8, 16)))\n'
@@ -227,19 +226,6 @@ def test_only_the_largest_network_moves_running_statistics():
     statistics = {name for name in model.state_dict() if 'running_' in name}
     assert moved_by(layout.space.smallest) == set()
     assert moved_by(layout.space.largest) == statistics
-
-
-def test_all_processes_draw_the_same_networks(monkeypatch):
-    """With diff_rank_seed the seed of a runner has its rank in it."""
-    config = read(FPN.format('s0'))
-    model, drawn = build(config), []
-    for rank, seed, different in ((0, 3, False), (1, 3, False), (0, 3, True), (1, 4, True)):
-        monkeypatch.setattr('mmengine.dist.get_rank', lambda rank=rank: rank)
-        config.randomness = dict(diff_rank_seed=different)
-        runner = SimpleNamespace(cfg=config, seed=seed, iter=5)
-        supernet = SupernetRunner.wrap_model(runner, None, copy.deepcopy(model))
-        drawn.append(supernet.layout.space.sample(supernet.generator()))
-    assert len(set(drawn)) == 1
 
 
 def test_a_checkpoint_of_another_space_is_refused():
