@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,7 @@ class Evaluator:
         dist.broadcast_object_list(records)
         # The metric of every network that was evaluated, now or in an earlier run.
         self.known: dict[Choice, float] = {
-            Choice.from_json(json.dumps(record['choice'])): record['metric']
-            for record in records[0]
+            Choice.from_dict(record['choice']): record['metric'] for record in records[0]
         }
         # The name of the metric; earlier versions did not write it.
         self.metric = next((r['name'] for r in records[0] if 'name' in r), 'metric')
@@ -147,8 +147,8 @@ class Evaluator:
                 self.known[choice] = metric
                 self.report(choice, metric, True)
                 if dist.is_main_process():
-                    content = json.loads(choice.to_json())
-                    append_record(self.path, dict(choice=content, metric=metric, name=self.metric))
+                    record = dict(choice=asdict(choice), metric=metric, name=self.metric)
+                    append_record(self.path, record)
         return [self.known[choice] for choice in choices]
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ They are the baseline: a search was only worth it if it found a better network.
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -192,7 +192,7 @@ def write_front(front: Front, folder: Path) -> None:
         dict(
             number=one.number,
             name=one.name,
-            choice=json.loads(one.choice.to_json()),
+            choice=asdict(one.choice),
             metric=one.metric,
             parameters=one.parameters,
             latency_ms=one.latency,

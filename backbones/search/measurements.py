@@ -115,10 +115,10 @@ def measure(
     reference = space.draw(lambda settings: settings[len(settings) // 2], range)
     machine = describe_machine(setting.device, setting.threads, None)
     what = [identify(config), options, asdict(setting), machine['cpu'], machine.get('gpu')]
-    what.append(reference.to_json())
+    what.append(asdict(reference))
     key = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
-    records = {r['choice']: r for r in read_records(log) if r['key'] == key}
-    todo = [choice for choice in choices if choice.to_json() not in records]
+    records = {Choice.from_dict(r['choice']): r for r in read_records(log) if r['key'] == key}
+    todo = [choice for choice in choices if choice not in records]
     with (
         progress_bar(len(choices), 'network', 'measuring') as bar,
         TemporaryDirectory() as folder,
@@ -147,15 +147,15 @@ def measure(
             for choice in group:
                 record = dict(
                     key=key,
-                    choice=choice.to_json(),
+                    choice=asdict(choice),
                     ratio=timed[choice].ratio_to(timed[reference]),
                     reference_ms=timed[reference].percentile(50) * 1e3,
                 )
-                records[choice.to_json()] = record
+                records[choice] = record
                 append_record(log, record)
             bar.update(0.5 * len(group))
     reference_ms = median(record['reference_ms'] for record in records.values())
-    return [records[choice.to_json()]['ratio'] * reference_ms for choice in choices]
+    return [records[choice]['ratio'] * reference_ms for choice in choices]
 
 
 def check_setting(setting: Setting) -> None:
@@ -207,9 +207,9 @@ def write_files(
     chosen = choose_networks(space, search_options(config)['seed'], number)
     files = {f'network_{n + 1:02}{suffix}': choice for n, choice in enumerate(chosen)}
     setting = Setting(backend='onnxruntime', size=size or DEFAULT_SIZES[config.default_scope])
-    names = {name: choice.to_json() for name, choice in files.items()}
+    names = {name: asdict(choice) for name, choice in files.items()}
     content = dict(files=names, size=setting.size, **identify(config))
-    description = json.dumps(content, indent=2)
+    description = json.dumps(content)
     # After identify(), which needs the config without the classes that this sets.
     options = with_classes(config, options)
     networks, table = folder / NETWORKS_NAME, folder / CSV_NAME
@@ -259,5 +259,5 @@ def read_measurements(table: Path, config: Config) -> dict[Choice, float]:
                     'only once in the table, and its milliseconds, such as 12.5. Remove the lines '
                     'of networks that were not measured'
                 ) from error
-            measured[Choice.from_json(choice)] = ms
+            measured[Choice.from_dict(choice)] = ms
     return measured

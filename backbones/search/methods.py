@@ -207,7 +207,7 @@ def random(search: Search) -> list[Choice]:
         if choice not in drawn and not search.unmet(choice):
             drawn[choice] = search.excess(choice)
     near = [choice for choice, excess in drawn.items() if excess >= math.log(NEAR_TARGET)]
-    others = sorted(drawn.keys() - near, key=lambda choice: (-drawn[choice], choice.to_json()))
+    others = sorted(drawn.keys() - near, key=lambda choice: (-drawn[choice], choice.values))
     chosen = [*near, *others][: search.evaluations]
     search.ask(chosen or [search.space.smallest])
     return list(search.found)

@@ -84,17 +84,14 @@ class Choice:
             mlp_ratios=tuple(tuple(filter(None, ratios)) for ratios in self.ratios),
         )
 
-    def to_json(self) -> str:
-        """Return JSON that is the same for equal choices."""
-        ratios = [list(map(float, row)) for row in self.ratios]
-        return json.dumps(asdict(self) | dict(ratios=ratios))
-
     @classmethod
-    def from_json(cls, text: str) -> 'Choice':
-        values = json.loads(text)
-        ratios, attention = values['ratios'], values['num_attention_blocks']
+    def from_dict(cls, values: dict[str, Any]) -> 'Choice':
+        """Return the choice of which a JSON file has the values."""
         return cls(
-            tuple(values['channels']), tuple(map(tuple, ratios)), tuple(attention), values['neck']
+            tuple(values['channels']),
+            tuple(map(tuple, values['ratios'])),
+            tuple(values['num_attention_blocks']),
+            values['neck'],
         )
 
 

@@ -52,7 +52,7 @@ def take_network(
     prepare_holdout(config)
     layout, state_dict = load_supernet(config, source)
     evaluator = Evaluator(config, layout, state_dict, config.work_dir)
-    choice = Choice.from_json(json.dumps(member['choice']))
+    choice = Choice.from_dict(member['choice'])
     if choice not in evaluator.known:
         raise ConfigError(
             f'{found} was made with another checkpoint than {source}, or other --cfg-options or '

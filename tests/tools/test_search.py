@@ -1,6 +1,7 @@
 """tools/search.py: what its commands write, on tiny networks."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import search
@@ -53,7 +54,7 @@ def test_what_another_device_has_measured_is_read(tiny_config, call_tool, tmp_pa
     config = load_config(str(path))
     space = Space.from_config(config)
     choices = choose_networks(space, 0, 12)
-    files = {f'n{number}.onnx': choice.to_json() for number, choice in enumerate(choices)}
+    files = {f'n{number}.onnx': asdict(choice) for number, choice in enumerate(choices)}
     names = json.dumps(dict(files=files, **identify(config)))
     (tmp_path / NETWORKS_NAME).write_text(names)
     times = [sum(space.widths(choice).values()) for choice in choices]

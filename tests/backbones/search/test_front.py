@@ -127,7 +127,7 @@ def test_files(has_latency, tmp_path):
     saved = json.loads((tmp_path / 'front.json').read_text())
     found = saved['networks'][saved['found'] - 1]
     assert found['number'] == saved['found'] and saved['notes'] == front.notes
-    choice = Choice.from_json(json.dumps(found['choice']))
+    choice = Choice.from_dict(found['choice'])
     assert choice == front.found.choice and found['parameters'] == costs(choice)['parameters']
     assert found['latency_ms'] == (costs(choice)['latency'] if has_latency else None)
     assert format_front(front) in (tmp_path / 'front.md').read_text()

@@ -117,7 +117,8 @@ def test_a_model_is_read_for_its_own_networks_only(config, space, tmp_path):
 
 def write_table(config: Config, folder, lines: list[str]):
     space = Space.from_config(config)
-    files = {f'n{k}.onnx': each.to_json() for k, each in enumerate(choose_networks(space, 0, 4))}
+    choices = enumerate(choose_networks(space, 0, 4))
+    files = {f'n{k}.onnx': dataclasses.asdict(choice) for k, choice in choices}
     (folder / NETWORKS_NAME).write_text(json.dumps(dict(files=files, **identify(config))))
     (folder / CSV_NAME).write_text('\n'.join([','.join(COLUMNS), *lines]))
     return folder / CSV_NAME
