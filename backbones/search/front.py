@@ -5,7 +5,7 @@ They are the baseline: a search was only worth it if it found a better network.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,11 +19,8 @@ from backbones.files import atomic_write, write_text
 from .latency import MAX_ERROR
 from .space import Choice, describe
 
-# Rows of the table besides the published networks; networks that are measured, and how many more
-# at a time if the best of those are too slow.
-MAX_ROWS = 16
-MAX_MEASURED = 10
-MORE_MEASURED = 5
+MAX_ROWS = 16  # of the table, besides the published and the measured networks
+MEASURED_AT_ONCE = 5  # of the networks that meet the targets, best first
 
 
 @dataclass
@@ -111,6 +108,10 @@ def make_front(
     def best_of(ranked: list[Network]) -> Network | None:
         return next((one for one in ranked if one.meets(targets)), None)
 
+    def measure_all(chosen: list[Network]) -> None:
+        for one, time in zip(chosen, measure([one.choice for one in chosen]), strict=True):
+            one.measured = time
+
     off_pace = None
     networks = sorted(networks, key=lambda one: (one.latency or 0, one.parameters, -one.metric))
     best = [one for one in networks if not any(other.dominates(one) for other in networks)]
@@ -122,39 +123,29 @@ def make_front(
         for is_published in (False, True)
     )
     if measure:
-        chosen = [*own[:4], *published[:2], *best[:1], *best[-1:]]
-        chosen = [*chosen, *spread(best, MAX_MEASURED)]
-        measured = list({id(one): one for one in chosen}.values())[:MAX_MEASURED]
-        times = measure([one.choice for one in measured])
-        pace = median(time / one.latency for one, time in zip(measured, times, strict=True))
+        first = [*own[:MEASURED_AT_ONCE], *published[:MEASURED_AT_ONCE]]
+        measure_all(first)
+        pace = median(one.measured / one.latency for one in first)
         if abs(pace - 1) > MAX_ERROR:
             off_pace = pace
+            for one in first:
+                one.measured = None
         else:
-            for one, time in zip(measured, times, strict=True):
-                one.measured = time
-            # If these are too slow, the next best may be as well, so it is measured too.
+            # If the best are too slow, the next best may be as well, so they are measured too.
             for ranked in (own, published):
                 while (next_best := best_of(ranked)) and next_best.measured is None:
-                    more = [one for one in ranked if one.measured is None][:MORE_MEASURED]
-                    for one, time in zip(more, measure([one.choice for one in more]), strict=True):
-                        one.measured = time
+                    rest = [one for one in ranked if one.measured is None]
+                    measure_all(rest[:MEASURED_AT_ONCE])
     # After measuring, it may be that no network meets the targets.
     found, baseline = best_of(own) or (own or published)[0], best_of(published)
-    shown = [*spread(best, MAX_ROWS), found, *(one for one in networks if one.name)]
+    # Evenly spaced, and all if they are few.
+    rows = np.linspace(0, len(best) - 1, MAX_ROWS).round().astype(int)
+    shown = [*(best[row] for row in rows), found, *(one for one in networks if one.name)]
     shown = [one for one in networks if one.measured or any(one is each for each in shown)]
     for number, one in enumerate(shown, 1):
         one.number = number
     best = [one for one in best if one.number]
     return Front(shown, best, found, baseline, targets, metric, off_pace)
-
-
-def spread(networks: Sequence[Network], number: int) -> list[Network]:
-    """Return a number of the networks, evenly spaced from the first to the last."""
-    if len(networks) <= number:
-        return list(networks)
-    return [
-        networks[index] for index in np.linspace(0, len(networks) - 1, number).round().astype(int)
-    ]
 
 
 def format_front(front: Front) -> str:
