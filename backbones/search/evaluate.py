@@ -113,8 +113,8 @@ class Evaluator:
         self.known: dict[Choice, float] = {
             Choice.from_dict(record['choice']): record['metric'] for record in records[0]
         }
-        # The name of the metric; earlier versions did not write it.
-        self.metric = next((r['name'] for r in records[0] if 'name' in r), 'metric')
+        # The name of the metric; empty before the first evaluation.
+        self.metric = next((record['name'] for record in records[0]), '')
 
     def fingerprint(self) -> str:
         """Return 8 hexadecimal digits that differ if evaluations would have other results."""

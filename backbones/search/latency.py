@@ -75,7 +75,6 @@ class LatencyModel:
             setting=setting and asdict(setting),
             error=self.error,
             tau=self.tau,
-            is_trusted=self.is_trusted,
             padding=self.padding,
             coefficients=self.coefficients,
             networks=[dict(choice=asdict(choice), ms=ms) for choice, ms in measured.items()],
