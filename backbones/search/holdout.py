@@ -18,7 +18,7 @@ from PIL import Image
 
 from backbones.data.check import check_built, refuse_errors
 from backbones.data.classes import classes_of, set_classes
-from backbones.data.coco import categories_of, id_in, read_coco
+from backbones.data.coco import categories_of, id_in, read_coco, without_images
 from backbones.data.config_datasets import (
     annotation_file,
     data_folder,
@@ -216,23 +216,12 @@ def write_part(
     """Write a list or COCO file of some of a dataset's images, and let the dataset read it."""
     path = Path(config.work_dir).resolve() / 'search' / part
     if layout_of(dataset) == 'coco':
-        path, text = path.with_suffix('.json'), json.dumps(coco_without(dataset, set(others)))
+        content = without_images(read_coco(annotation_file(dataset)), set(others))
+        path, text = path.with_suffix('.json'), json.dumps(content)
     else:
         path, text = path.with_suffix('.txt'), '\n'.join(names)
     write_text(path, text)
     dataset.ann_file = str(path)
-
-
-def coco_without(dataset: ConfigDict, names: set[str]) -> dict:
-    """Return a COCO file's content without some images; malformed entries stay, to be checked."""
-    content = read_coco(annotation_file(dataset))
-    images = [one for one in content['images'] if isinstance(one, dict)]
-    ids = {id_in(one, 'id') for one in images if str(one.get('file_name')) in names} - {None}
-    left = {
-        key: [one for one in content[key] if id_in(one, name) not in ids]
-        for key, name in (('images', 'id'), ('annotations', 'image_id'))
-    }
-    return {**content, **left}
 
 
 def seen_classes(dataset: ConfigDict, config: Config) -> set[str]:
