@@ -197,37 +197,33 @@ def write_files(
 ) -> Path:
     """Write a number of networks as files, and a table to fill in with their milliseconds.
 
-    Existing files are kept. Returns the path of the table, measurements.csv, whose column ms is
-    empty.
+    Returns the path of the table, measurements.csv, whose column ms is empty. It is written last;
+    raises ConfigError if it exists.
     """
     config = load_config(config_path, options)
     space = Space.from_config(config)
     check_number(number)
     check_packages(suffix)
+    table = folder / CSV_NAME
+    if table.exists():
+        raise ConfigError(f'{table} exists already: choose a new folder')
     chosen = choose_networks(space, search_options(config)['seed'], number)
     files = {f'network_{n + 1:02}{suffix}': choice for n, choice in enumerate(chosen)}
     setting = Setting(backend='onnxruntime', size=size or DEFAULT_SIZES[config.default_scope])
     names = {name: asdict(choice) for name, choice in files.items()}
     content = dict(files=names, size=setting.size, **identify(config))
-    description = json.dumps(content)
+    write_text(folder / NETWORKS_NAME, json.dumps(content))
     # After identify(), which needs the config without the classes that this sets.
     options = with_classes(config, options)
-    networks, table = folder / NETWORKS_NAME, folder / CSV_NAME
-    if networks.is_file() and networks.read_text().strip() != description:
-        raise ConfigError(f'{folder} has files of other networks: choose a new folder')
-    write_text(networks, description)
     with progress_bar(len(files), 'file', 'writing') as bar:
         for name, choice in files.items():
             bar.set_postfix_str(name)
-            if not (folder / name).exists():
-                own = {**options, **space.options(choice, config)}
-                candidate = Candidate(config_path, options=own)
-                with staged(folder / name) as path:
-                    export_model(candidate, candidate.build(), setting, path)
+            candidate = Candidate(config_path, options={**options, **space.options(choice, config)})
+            with staged(folder / name) as path:
+                export_model(candidate, candidate.build(), setting, path)
             bar.update()
-    if not table.exists():
-        lines = [','.join(COLUMNS), *(f'{name},' for name in files)]
-        write_text(table, '\n'.join(lines))
+    lines = [','.join(COLUMNS), *(f'{name},' for name in files)]
+    write_text(table, '\n'.join(lines))
     return table
 
 
