@@ -56,8 +56,8 @@ examples:
 """
 LATENCY_EXAMPLES = """\
 examples:
-  python tools/search.py latency my_search.py --backend openvino --threads 4 --held-out 15
-      in OpenVINO; 15 more networks show how well the latency of others is predicted
+  python tools/search.py latency my_search.py --backend openvino --threads 4
+      in OpenVINO
   python tools/search.py latency my_search.py --write-files phone --format .mlpackage
   python tools/search.py latency my_search.py --from phone/measurements.csv
       on a phone, with any tool that measures it there
@@ -133,8 +133,6 @@ def add_latency(parser: argparse.ArgumentParser) -> None:
     text = 'size of the images (default: 512x512 for segmentors, 800x1333 for detectors)'
     add('--size', type=image_size, metavar='HEIGHTxWIDTH', help=text)
     add('--networks', **number, help='networks to measure (40; 25 with --write-files)')
-    text = 'measure N more networks to report the error of the latency model (default: 0)'
-    add('--held-out', **number, default=0, help=text)
     add_measuring(parser)
     add = parser.add_argument_group('for another device, such as a phone').add_argument
     text = 'write the networks as files, and measurements.csv to fill in'
@@ -160,7 +158,6 @@ def latency(args: argparse.Namespace) -> None:
     if args.table:
         backend = ELSEWHERE
         measured = read_measurements(args.table, config)
-        number = len(measured)
         model = fit(Space.from_config(config), list(measured), list(measured.values()))
         model.save(latency_path(config.work_dir, backend), config, measured)
     else:
@@ -172,9 +169,9 @@ def latency(args: argparse.Namespace) -> None:
             device=str(choose_device(args.device or ('cpu' if backend == 'openvino' else None))),
             threads=args.threads or default_threads(),
         )
-        counts = (number, args.held_out, args.rounds, args.seconds)
+        counts = (number, args.rounds, args.seconds)
         model, measured = measure_latency(config, args.cfg_options, setting, *counts)
-    print(format_latency(model, measured, number))
+    print(format_latency(model, measured))
     print(f'written: {latency_path(config.work_dir, backend)}')
 
 

@@ -213,22 +213,20 @@ def compare(predicted: Sequence[float], measured: Sequence[float]) -> tuple[floa
     return float(error), float(kendalltau(predicted, measured).statistic)
 
 
-def format_latency(model: LatencyModel, measured: dict[Choice, float], number: int) -> str:
-    """Return a table of some networks and the errors of a model fitted to the first ``number``."""
+def format_latency(model: LatencyModel, measured: dict[Choice, float]) -> str:
+    """Return a table of some networks and the errors of the model that was fitted to them."""
     names = {choice: name for name, choice in model.space.published().items()}
     names |= {model.space.smallest: 'smallest', model.space.largest: 'largest'}
     rows = [('network', 'predicted', 'measured')]
     for choice in sorted(names.keys() & measured.keys(), key=measured.get):
         both = (model.predict(choice), measured[choice])
         rows.append((names[choice], *(f'{ms:.2f} ms' for ms in both)))
-    figures = "error {:.1%}, Kendall's tau {:.3f}".format
-    text = f'\n{model.source}, fitted to {number} networks; on networks that a fit has not seen, '
-    text += f'in {NUM_FOLDS}-fold cross-validation: {figures(model.error, model.tau)}'
-    lines = [format_rows(rows), text]
-    if others := list(measured)[number:]:
-        predicted = [model.predict(choice) for choice in others]
-        found = compare(predicted, [measured[choice] for choice in others])
-        lines.append(f'on {len(others)} further networks: {figures(*found)}')
+    lines = [
+        format_rows(rows),
+        f'\n{model.source}, fitted to {len(measured)} networks; on networks that a fit has not '
+        f'seen, in {NUM_FOLDS}-fold cross-validation: error {model.error:.1%}, '
+        f"Kendall's tau {model.tau:.3f}",
+    ]
     if model.error > HIGH_ERROR:
         lines.append(
             f'warning: an error above {HIGH_ERROR:.0%} is high, and above {MAX_ERROR:.0%} '

@@ -41,8 +41,8 @@ CSV_NAME, NETWORKS_NAME = 'measurements.csv', 'networks.json'
 COLUMNS = ['file', 'ms']
 
 
-def choose_networks(space: Space, seed: int, number: int, held_out: int = 0) -> list[Choice]:
-    """Return the largest, the smallest, a few published and random networks, ``held_out`` last.
+def choose_networks(space: Space, seed: int, number: int) -> list[Choice]:
+    """Return the largest, the smallest, a few published and random networks.
 
     The same seed gives the same networks, and those of a smaller ``number`` come first.
     """
@@ -50,13 +50,12 @@ def choose_networks(space: Space, seed: int, number: int, held_out: int = 0) -> 
     step = math.ceil(len(published) / MAX_PUBLISHED) or 1
     # A dict, since a random network may be drawn twice.
     chosen = dict.fromkeys([space.largest, space.smallest, *published[::step]][:number])
-    for stream, total in enumerate((number, number + held_out)):
-        rng = np.random.default_rng((seed, stream))
-        for _ in range(100 * total):
-            if len(chosen) >= total:
-                break
-            chosen[space.sample(rng)] = None
-    if len(chosen) < number + held_out:
+    rng = np.random.default_rng(seed)
+    for _ in range(100 * number):
+        if len(chosen) == number:
+            break
+        chosen[space.sample(rng)] = None
+    if len(chosen) < number:
         raise ConfigError(f'the space has only about {len(chosen)} networks: ask for fewer')
     return list(chosen)
 
@@ -66,22 +65,20 @@ def measure_latency(
     options: dict[str, Any],
     setting: Setting,
     number: int,
-    held_out: int,
     rounds: int,
     seconds: float,
 ) -> tuple[LatencyModel, dict[Choice, float]]:
     """Measure networks of a config's space, fit a latency model and write it to the work folder.
 
-    It is fitted to ``number`` networks and tested on ``held_out`` others. Returns the model and the
-    milliseconds of all of them, see :func:`measure`.
+    Returns the model and the milliseconds of the networks, see :func:`measure`.
     """
     space = Space.from_config(config)
     check_number(number)
-    choices = choose_networks(space, search_options(config)['seed'], number, held_out)
+    choices = choose_networks(space, search_options(config)['seed'], number)
     path = latency_path(config.work_dir, setting.backend)
     log = path.with_suffix('.jsonl')
     measured = measure(config.filename, options, choices, setting, log, rounds, seconds)
-    model = fit(space, choices[:number], measured[:number], setting)
+    model = fit(space, choices, measured, setting)
     by_choice = dict(zip(choices, measured, strict=True))
     model.save(path, config, by_choice)
     # The log serves to resume a killed command; the next command should measure again.

@@ -85,7 +85,7 @@ def test_benchmark_measures_time_and_memory(shapes, tmp_path):
 def test_a_search_measures_and_trains(tmp_path):
     shapes = draw_shapes(tmp_path / 'shapes', train=24, val=3)
     config = write_tiny_config(tmp_path, 'fpn', shapes, SEARCH)
-    quick = ('--size', '64x96', '--rounds', 1, '--seconds', 0, '--networks', 10, '--held-out', 2)
+    quick = ('--size', '64x96', '--rounds', 1, '--seconds', 0, '--networks', 12)
     run(tmp_path, 'search.py', 'latency', config, '--work-dir', 'out', *quick)
     model = json.loads((tmp_path / 'out' / 'latency_torch.json').read_text())
     assert all(each['ms'] > 0 for each in model['networks'])

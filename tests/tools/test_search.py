@@ -13,7 +13,7 @@ from backbones.search.measurements import COLUMNS, CSV_NAME, NETWORKS_NAME, choo
 from backbones.search.space import Space
 
 SEARCH = 'search = dict(necks=(8, 16))\n'
-QUICK = ('--size', '64x96', '--rounds', 1, '--seconds', 0, '--networks', 10, '--held-out', 2)
+QUICK = ('--size', '64x96', '--rounds', 1, '--seconds', 0, '--networks', 12)
 
 
 def test_latency_is_measured_and_predicted(run_tool, tiny_config, tmp_path):

@@ -62,7 +62,7 @@ def additive(space: Space, choices, padding: int = 1) -> list[float]:
 
 @pytest.mark.parametrize('padding', [1, 16])
 def test_an_additive_latency_is_found(space, padding):
-    choices = choose_networks(space, 0, 60, held_out=20)
+    choices = choose_networks(space, 0, 80)
     latencies = additive(space, choices, padding)
     model = fit(space, choices[:60], latencies[:60])
     assert model.padding == padding and model.error < 1e-3 and model.tau > 0.99
@@ -80,7 +80,7 @@ def test_the_error_on_noisy_measurements_is_about_the_noise(space):
 
 
 def test_networks_are_the_extremes_and_published_and_others(space):
-    few, many = choose_networks(space, 3, 20), choose_networks(space, 3, 25, held_out=10)
+    few, many = choose_networks(space, 3, 20), choose_networks(space, 3, 35)
     assert many[:20] == few and len(set(many)) == 35
     assert few[:2] == [space.largest, space.smallest]
     assert len(set(few[1:]) & set(space.published().values())) == 5
