@@ -149,13 +149,13 @@ class Space:
             tuple(arch['num_attention_blocks']),
             width,
         )
-        published = [row for row in ARCHITECTURES.values() if fits_in(row, arch)]
+        published = ARCHITECTURES.values()
         channels = options['channels'] or [
             widths_of(full, [row['channels'][stage] for row in published])
             for stage, full in enumerate(largest.channels)
         ]
         min_depths = options['min_depths'] or [
-            max(1, min(full // 2, *(row['depths'][stage] for row in published), full))
+            max(1, min(full // 2, *(row['depths'][stage] for row in published)))
             for stage, full in enumerate(arch['depths'])
         ]
         try:
@@ -393,19 +393,10 @@ def find_head(model: ConfigDict) -> tuple[str, str, float] | None:
     return key, name, head.get(name, default) / model.neck.out_channels
 
 
-def fits_in(row: dict, arch: dict) -> bool:
-    """Return whether a published network has at most the channels and blocks of another."""
-    return all(
-        small <= large
-        for key in ('channels', 'depths')
-        for small, large in zip(row[key], arch[key], strict=True)
-    )
-
-
-def widths_of(full: int, published: Sequence[int]) -> list[int]:
-    """Return the widths of a stage with ``full`` channels in the largest network."""
+def widths_of(full: int, published: Sequence[int]) -> set[int]:
+    """Return the smaller widths of a stage with ``full`` channels in the largest network."""
     rounded = {max(8, round(full * fraction / 8) * 8) for fraction in WIDTH_FRACTIONS}
-    return sorted({width for width in rounded | set(published) if width <= full} | {full})
+    return {width for width in rounded.union(published) if width < full}
 
 
 def align(own: Sequence[float], full: Sequence[float]) -> tuple[float, ...] | None:
