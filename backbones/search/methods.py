@@ -201,15 +201,11 @@ def affordable(search: Search, path: list[Choice], actions: dict[str, tuple[Choi
 def random(search: Search) -> list[Choice]:
     """Evaluate random networks that meet the targets, those near the targets first."""
     rng = np.random.default_rng(search.seed)
-    drawn: dict[Choice, float] = {}
-    for _ in range(DRAWN_FOR_ONE * search.evaluations):
-        choice = search.space.sample(rng)
-        if choice not in drawn and not search.unmet(choice):
-            drawn[choice] = search.excess(choice)
-    near = [choice for choice, excess in drawn.items() if excess >= math.log(NEAR_TARGET)]
-    others = sorted(drawn.keys() - near, key=lambda choice: (-drawn[choice], choice.values))
-    chosen = [*near, *others][: search.evaluations]
-    search.ask(chosen or [search.space.smallest])
+    drawn = [search.space.sample(rng) for _ in range(DRAWN_FOR_ONE * search.evaluations)]
+    chosen = [choice for choice in dict.fromkeys(drawn) if not search.unmet(choice)]
+    # Those near the targets stay in random order.
+    chosen.sort(key=lambda choice: -min(search.excess(choice), math.log(NEAR_TARGET)))
+    search.ask(chosen[: search.evaluations] or [search.space.smallest])
     return list(search.found)
 
 
