@@ -16,7 +16,7 @@ from backbones.errors import ConfigError
 from .evaluate import Evaluator, load_supernet
 from .front import Network, format_front, make_front, write_front
 from .holdout import prepare_holdout
-from .latency import HIGH_ERROR, LatencyModel, find_latency
+from .latency import MAX_ERROR, LatencyModel, find_latency
 from .measurements import check_setting
 from .measurements import measure as measure_networks
 from .methods import METHODS, Search
@@ -41,8 +41,6 @@ def find_networks(config: Config, args: Namespace) -> str | None:
         if not targets:
             raise ConfigError('find needs a target: give --max-latency, --max-parameters or both')
         model = read_model()
-        if model and model.error > HIGH_ERROR:
-            print(f'warning: latency is predicted with a mean error of {model.error:.0%}')
         if args.measures and model and model.setting:
             check_setting(model.setting)
         prepare_holdout(config)
@@ -116,13 +114,15 @@ def latency_model(config: Config, backend: str | None, is_needed: bool) -> Laten
         if is_needed or backend:
             raise
         return None
-    if not model.is_trusted and is_needed:
+    if model.error <= MAX_ERROR:
+        return model
+    if is_needed:
         raise ConfigError(
             f'latency is predicted with a mean error of {model.error:.0%} on networks that the fit '
             'has not seen, too large for a search: measure on an idle machine, or more networks '
             '(search.py latency --networks 80)'
         )
-    return model if model.is_trusted else None
+    return None
 
 
 def show_progress(evaluator: Evaluator, search: Search) -> None:

@@ -50,11 +50,6 @@ class LatencyModel:
     error: float  # mean relative error in cross-validation
     tau: float  # Kendall's rank correlation of predicted and measured latency in cross-validation
 
-    @property
-    def is_trusted(self) -> bool:
-        """Return whether it is accurate enough to compare candidates."""
-        return self.error <= MAX_ERROR
-
     def predict(self, choice: Choice) -> float:
         """Return the predicted milliseconds for one image."""
         terms = terms_of(self.space, choice, self.padding)
