@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -218,31 +217,27 @@ def draw_front(front: Front, path: Path) -> None:
     axes = figure.subplots()
     cost = 'parameters' if front.found.latency is None else 'latency'
     unit, label = (1e6, 'parameters (M)') if cost == 'parameters' else (1, 'latency (ms)')
-    largest = max(one.parameters for one in front.networks)
+    area = 400 / max(one.parameters for one in front.networks)
 
-    def scatter(networks: list[Network], label: str, extra: float = 0, **style: Any) -> None:
-        areas = [400 * one.parameters / largest + extra for one in networks]
-        axes.scatter(*points(networks), areas, label=label, **style)
-
-    def points(networks: list[Network]) -> tuple[list[float], list[float]]:
-        costs = [one.parameters if one.latency is None else one.milliseconds for one in networks]
-        return [each / unit for each in costs], [one.metric for one in networks]
+    def point(one: Network) -> tuple[float, float]:
+        return (one.parameters if cost == 'parameters' else one.milliseconds) / unit, one.metric
 
     for name, color in (('published', '#c2541b'), ('searched', '#0b5fa5')):
         group = [one for one in front.networks if bool(one.name) == (name == 'published')]
-        group.sort(key=lambda one: points([one]))
-        scatter(group, name, color=color, alpha=0.5, linewidths=0)
+        axes.scatter([], [], label=name, color=color, alpha=0.5, linewidths=0)
         style = dict(textcoords='offset points', color=color, ha='center', fontsize=8)
         style['path_effects'] = [withStroke(linewidth=2, foreground='white')]
         best = -np.inf
-        for one, point in zip(group, zip(*points(group), strict=True), strict=True):
+        for one in sorted(group, key=point):
+            axes.scatter(*point(one), area * one.parameters, color=color, alpha=0.5, linewidths=0)
             text = f'{one.number}: {one.name}' if one.name else str(one.number)
             # Those on the front have theirs above it, apart from those that are close below.
-            axes.annotate(text, point, (0, 8 if one.metric > best else -15), **style)
+            axes.annotate(text, point(one), (0, 8 if one.metric > best else -15), **style)
             best = max(best, one.metric)
     ring = dict(facecolors='none', edgecolors='black', linewidths=1.5)
-    scatter([front.found], 'found', 60, **ring)
-    costs, metrics = zip(*sorted(zip(*points(front.networks), strict=True)), strict=True)
+    size = area * front.found.parameters + 60
+    axes.scatter(*point(front.found), size, label='found', **ring)
+    costs, metrics = zip(*sorted(map(point, front.networks)), strict=True)
     axes.step(costs, np.maximum.accumulate(metrics), where='post', color='#555555', alpha=0.3)
     if cost in front.targets:
         axes.axvline(front.targets[cost] / unit, color='#555555', linestyle=':', label='target')
