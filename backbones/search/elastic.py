@@ -27,7 +27,7 @@ from backbones.errors import ConfigError
 
 from .space import Choice, Space
 
-BLOCK_KEY = re.compile(r'backbone\.stages\.(\d+)\.(?:blocks\.(\d+)\.)?(.+)')
+BLOCK_KEY = re.compile(r'backbone\.stages\.(\d+)\.blocks\.(\d+)\.(.+)')
 OF_ATTENTION = ('token_mixer.', 'layer_scale_1.')
 
 
@@ -125,7 +125,7 @@ def build_network(config: Config, options: dict[str, Any]) -> nn.Module:
 def renamed(name: str, choice: Choice) -> str | None:
     """Return a tensor's name in a network by itself, or None if the network lacks the tensor."""
     match = BLOCK_KEY.fullmatch(name)
-    if not match or match[2] is None:
+    if not match:
         return name
     stage, block, rest = int(match[1]), int(match[2]), match[3]
     blocks = choice.blocks(stage)
