@@ -84,14 +84,12 @@ class Evaluator:
 
     Args:
         config: A config whose classes are set, after :func:`~.holdout.use_holdout`.
+            Evaluations are kept in ``search`` in its work folder.
         layout: The layout of the tensors.
         state_dict: The supernet's weights.
-        work_dir: The work folder; evaluations are kept in ``search`` inside it.
     """
 
-    def __init__(
-        self, config: Config, layout: Layout, state_dict: dict[str, Tensor], work_dir: str | Path
-    ) -> None:
+    def __init__(self, config: Config, layout: Layout, state_dict: dict[str, Tensor]) -> None:
         self.config, self.layout, self.state_dict = config, layout, state_dict
         # Called with every requested choice, its metric and whether it is new.
         self.report: Callable[[Choice, float, bool], None] = lambda *result: None
@@ -106,7 +104,7 @@ class Evaluator:
             collate_fn=pseudo_collate,
         )
         self.batches: list[dict[str, Any]] = []
-        self.path = Path(work_dir) / 'search' / f'evaluations_{self.fingerprint()}.jsonl'
+        self.path = Path(config.work_dir) / 'search' / f'evaluations_{self.fingerprint()}.jsonl'
         records = [read_records(self.path) if dist.is_main_process() else None]
         dist.broadcast_object_list(records)
         # The metric of every network that was evaluated, now or in an earlier run.

@@ -55,7 +55,7 @@ def find_networks(config: Config, args: Namespace) -> str | None:
         latency = {'latency': model.predict(choice)} if model else {}
         return {**latency, 'parameters': layout.count_parameters(choice)}
 
-    evaluator = Evaluator(config, layout, state_dict, config.work_dir)
+    evaluator = Evaluator(config, layout, state_dict)
     weights = dict(zip(('parameters', 'latency'), args.exponents, strict=True))
     counts = (args.evaluations, args.seed)
     search = Search(space, evaluator.evaluate, costs, targets, weights, *counts)

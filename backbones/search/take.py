@@ -51,7 +51,7 @@ def take_network(
     member = members[number]
     prepare_holdout(config)
     layout, state_dict = load_supernet(config, source)
-    evaluator = Evaluator(config, layout, state_dict, config.work_dir)
+    evaluator = Evaluator(config, layout, state_dict)
     choice = Choice.from_dict(member['choice'])
     if choice not in evaluator.known:
         raise ConfigError(

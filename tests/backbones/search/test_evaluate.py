@@ -26,7 +26,7 @@ from backbones.search.space import Space
 def make_evaluator(tmp_path: Path, shapes: Path, task: str = 'fpn') -> Evaluator:
     config = prepared(write_search_config(tmp_path, task, shapes))
     checkpoint = write_supernet(config, tmp_path / 'supernet.pth')
-    return Evaluator(config, *load_supernet(config, str(checkpoint)), config.work_dir)
+    return Evaluator(config, *load_supernet(config, str(checkpoint)))
 
 
 @pytest.mark.parametrize('task', ['fpn', 'mask_rcnn'])
@@ -135,8 +135,8 @@ def test_whatever_changes_a_result_is_another_file(tmp_path, many_shapes):
     config = prepared(tmp_path / 'tiny_fpn.py', **{'search.seed': 1})
     weights = {name: tensor + 1 for name, tensor in first.state_dict.items()}
     others = [
-        Evaluator(config, first.layout, first.state_dict, config.work_dir),
-        Evaluator(first.config, first.layout, weights, first.config.work_dir),
+        Evaluator(config, first.layout, first.state_dict),
+        Evaluator(first.config, first.layout, weights),
     ]
     found = [evaluator.path.name for evaluator in (first, *others)]
     for change in (
@@ -183,7 +183,7 @@ def test_an_ordinary_model_is_sorted(tmp_path, many_shapes, capsys):
     expected.load_state_dict(torch.load(checkpoint)['state_dict'])
     layout.sort_channels(expected)
     assert all(torch.equal(state_dict[name], t) for name, t in expected.state_dict().items())
-    evaluator = Evaluator(config, layout, state_dict, config.work_dir)
+    evaluator = Evaluator(config, layout, state_dict)
     small = layout.space.smallest
     extracted = evaluator.calibrated_state_dict(small)
     assert Space.from_config(config) == layout.space
