@@ -288,16 +288,14 @@ class CocoCheck:
             shape = ', given as a polygon' if isinstance(mask, list) else ''
             reason = f'a group{shape}: it is not learned, and a detection in it does not count'
             yield WARNING, 'crowd region', reason
-        if (self.is_evaluated or is_trained) and (mask or self.reads_masks):
+        if self.reads_masks and (self.is_evaluated or is_trained):
             yield from self.mask_faults(mask, image)
 
     def mask_faults(self, mask: object, image: dict) -> Iterator[tuple[str, str, str]]:
         """Yield what is wrong with the segmentation of an object: (severity, kind, reason)."""
         fault = mask_fault(mask, image['height'], image['width'])
-        if fault and self.reads_masks:
+        if fault:
             yield ERROR, 'malformed mask', fault
-        elif fault:
-            yield WARNING, 'malformed mask', f'{fault}; this config reads no masks'
         elif isinstance(mask, list) and (parts := sum(map(is_degenerate, mask))):
             what = 'the object is ignored' if parts == len(mask) else 'this part is left out'
             reason = f'{parts} of its {len(mask)} polygons: {what} when masks are trained'
