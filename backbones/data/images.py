@@ -144,19 +144,10 @@ def check_seg_map(sample: Sample, shape: Shape | None, labeled: set[int]) -> Ite
     if shape and labels.shape != shape:
         reason = f'it is {size_text(labels.shape)}, its image {size_text(shape)}'
         yield ERROR, 'segmentation map of another size', reason
-    if min(labels.shape) == 1:
-        reason = f'it is {size_text(labels.shape)}: mmseg cannot read a single row or column'
-        yield ERROR, 'one-pixel segmentation map', reason
-    if mode == 'P':
-        reason = 'the index into the palette is the label'
-        yield WARNING, 'segmentation map with a palette', reason
-    if mode.startswith(('I', 'F')):
-        if len(lost := labels[~np.isin(labels, np.arange(256))]):
-            reason = f'it holds {lost[0]}, which does not fit into the 8 bits that mmseg keeps'
-            yield ERROR, '16-bit segmentation map', reason
-            return
-        reason = 'its labels fit into 8 bits, so nothing is lost'
-        yield WARNING, '16-bit segmentation map', reason
+    if mode.startswith(('I', 'F')) and len(lost := labels[~np.isin(labels, np.arange(256))]):
+        reason = f'it holds {lost[0]}, which does not fit into the 8 bits that mmseg keeps'
+        yield ERROR, '16-bit segmentation map', reason
+        return
     yield from check_labels(labels.astype(np.uint8), sample.labels, labeled)
 
 
