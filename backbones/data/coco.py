@@ -145,7 +145,7 @@ class CocoCheck:
         self.checked.add_samples(self.folder, sizes)
 
     def check_images(self, entries: list) -> None:
-        by_name: dict[str, dict] = {}
+        by_name: dict[str, Id] = {}
         for image in entries:
             fault = entry_fault(image, IMAGE_KEYS)
             if fault:
@@ -158,22 +158,13 @@ class CocoCheck:
                 reason = f'{first} also has the image id {number}, and only the last is used'
                 for each in (first, name):
                     self.checked.add(ERROR, 'duplicate image id', reason, self.path(each), each)
-            first = by_name.setdefault(name.lower(), image)
-            if first['file_name'] != name:
-                reason = (
-                    f'its name differs from {first["file_name"]} in case only: one of them is lost '
-                    'on systems that ignore case, such as macOS and Windows'
-                )
-                self.warn_of_image('names that differ in case', reason, name)
-            elif first is not image:
-                reason = f'it is listed as image {first["id"]} and as image {number}'
+            if (other := by_name.setdefault(name, number)) != number:
+                reason = f'it is listed as image {other} and as image {number}'
                 self.warn_of_image('image listed twice', reason, name)
             self.images[number] = image
-            side = min(image['width'], image['height'])
-            if side < max(self.min_size, 2):
-                left_out = f'left out of training (min_size={self.min_size})'
-                outcome = left_out if self.is_too_small(image) else 'it is scaled like any other'
-                reason = f'it is {image["width"]}x{image["height"]}; {outcome}'
+            if self.is_too_small(image):
+                size = f'{image["width"]}x{image["height"]}'
+                reason = f'it is {size}; left out of training (min_size={self.min_size})'
                 self.warn_of_image('small image', reason, name)
 
     def check_metric_file(self, file: Path) -> None:
