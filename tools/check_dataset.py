@@ -10,11 +10,12 @@ from _requirements import explain_missing
 with explain_missing():
     from _arguments import add_cfg_options, make_parser, parse, positive
 
-    from backbones.data import Report, check_dataset
+    from backbones.data import check_dataset
     from backbones.data.config_datasets import SPLITS
     from backbones.data.findings import printable
     from backbones.engine.config import load_config
     from backbones.errors import ConfigError
+    from backbones.files import write_text
 
 EXAMPLES = """\
 examples:
@@ -53,7 +54,8 @@ def main() -> int:
             raise ConfigError(f'{args.config} has no {lacking[0]}_dataloader')
         report = check_dataset(config, splits, args.workers)
         if args.json:
-            write_json(report, args.json, args.config)
+            content = {'config': args.config, **report.as_dict()}
+            write_text(args.json, printable(json.dumps(content, indent=1, ensure_ascii=False)))
     except (ConfigError, OSError) as error:
         print(f'\nerror: {error}', file=sys.stderr)
         return 2
@@ -61,12 +63,6 @@ def main() -> int:
     if args.json:
         print(f'all findings: {args.json}')
     return 1 if report.of('error') else 0
-
-
-def write_json(report: Report, path: Path, config: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({'config': config, **report.as_dict()}, indent=1, ensure_ascii=False)
-    path.write_text(printable(text) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import check_dataset as tool
 import numpy as np
 import pytest
 from fuzzing import corrupted, encoded, inputs
@@ -21,6 +20,7 @@ from tiny import write_tiny_config
 from backbones.data import Report, check, check_dataset
 from backbones.data.classes import set_classes
 from backbones.data.config_datasets import datasets_of
+from backbones.data.findings import printable
 from backbones.data.images import Sample, check_sample
 from backbones.data.labels import LabelRules
 from backbones.data.skip_bad import guard, leave_out_bad
@@ -147,11 +147,11 @@ def one_process() -> Iterator[None]:
         yield
 
 
-def whole_report(config: Config, folder: Path) -> Report:
-    """What check_dataset.py finds, shown and written."""
+def whole_report(config: Config) -> Report:
+    """What check_dataset.py finds, which has to be fit to be shown and written."""
     report = check_dataset(config, ('train', 'val'), workers=1)
     '\n'.join(report.lines()).encode()
-    tool.write_json(report, folder / 'found.json', 'config.py')
+    printable(json.dumps(report.as_dict(), ensure_ascii=False)).encode()
     return report
 
 
@@ -176,9 +176,9 @@ def prepare_all(config: Config) -> None:
             dataset[index]
 
 
-def train_on(config: Callable[[], Config], folder: Path) -> None:
+def train_on(config: Callable[[], Config]) -> None:
     """Check an annotation file, start on it, and start with --skip-bad; nothing may go wrong."""
-    report = whole_report(config(), folder)
+    report = whole_report(config())
     reason = check_before_training(config())
     # Images are opened by check_dataset.py and in training, not before it.
     errors = [found for found in report.of('error') if found.kind != 'image of another size']
@@ -202,7 +202,7 @@ def train_on(config: Callable[[], Config], folder: Path) -> None:
 def test_broken_coco_files(content: dict, config: Callable[[], Config], folder: Path):
     text = json.dumps(content)
     (folder / 'broken.json').write_text(text, encoding='utf-8')
-    train_on(config, folder)
+    train_on(config)
 
 
 ENCODINGS = {
@@ -217,7 +217,7 @@ ENCODINGS = {
 @example(content=b'{"images": ' + b'9' * 5000 + b'}')
 def test_corrupt_coco_files(content: bytes, config: Callable[[], Config], folder: Path):
     (folder / 'broken.json').write_bytes(content)
-    train_on(config, folder)
+    train_on(config)
 
 
 def seg_maps() -> dict[str, bytes]:
