@@ -24,8 +24,6 @@ LABEL_SHARE, LABELS_SHARE = 0.45, 0.5
 OUTLINE_LIGHTNESS = 0.45
 # Boxes of one class that are closer than this share of their size get different shades.
 CLOSENESS = 0.05
-# Pairs of boxes that are compared at a time, so that memory is bounded.
-CHUNK_PAIRS = 1 << 20
 # Hue (of 180), share of white, share of black; the first is the class's own color.
 SHADES = ((0, 0, 0), (0, 0.45, 0), (0, 0, 0.4), (10, 0.15, 0), (-10, 0, 0.15))
 
@@ -309,16 +307,12 @@ def assign_shades(boxes: np.ndarray, labels: np.ndarray) -> list[int]:
     order = np.argsort(places, kind='stable')
     grown, labels, places = grown[order], labels[order], places[order]
     reach = 2 * (grown[:, 2] - grown[:, 0]).max(initial=0)
-    step = max(CHUNK_PAIRS // max(len(boxes), 1), 1)
-    for start in range(0, len(boxes), step):
+    for index, box in enumerate(grown):
         # Boxes farther left than the widest box reaches are not near.
-        first = np.searchsorted(places, places[start] - reach)
-        rows, done = slice(start, start + step), slice(first, start + step)
-        near = overlaps(grown[rows, None], grown[done]) > 0
-        near &= labels[rows, None] == labels[done]
-        for index, others in enumerate(near, start):
-            taken = shades[first:index][others[: index - first]]
-            shades[index] = np.bincount(taken, minlength=len(SHADES)).argmin()
+        others = slice(np.searchsorted(places, places[index] - reach), index)
+        near = (overlaps(box, grown[others]) > 0) & (labels[others] == labels[index])
+        taken = np.bincount(shades[others][near], minlength=len(SHADES))
+        shades[index] = taken.argmin()
     return shades[np.argsort(order)].tolist()
 
 

@@ -27,8 +27,6 @@ JOINING_IOU = 0.5
 # A part is removed if this share of its area lies in a larger detection, unless its score is more
 # than twice as high.
 CONTAINED_SHARE, SCORE_SHARE = 0.5, 0.5
-# Parts that are compared with all detections at a time, so that memory is bounded.
-CHUNK = 256
 
 
 class Pieces(NamedTuple):
@@ -147,14 +145,13 @@ def find_pairs_in(
 def is_contained(pieces: Pieces) -> np.ndarray:
     """Return (N,): whether a border cuts a piece, and a larger one of another tile contains it."""
     found, areas = pieces.found, areas_of(pieces.found.boxes)
-    result, cut = np.zeros(len(areas), bool), np.flatnonzero(pieces.is_cut.any(axis=1))
-    for start in range(0, len(cut), CHUNK):
-        part = cut[start : start + CHUNK, None]
+    result = np.zeros(len(areas), bool)
+    for part in np.flatnonzero(pieces.is_cut.any(axis=1)):
         contains = overlaps(found.boxes[part], found.boxes) >= CONTAINED_SHARE * areas[part]
         contains &= (areas > areas[part]) & (pieces.tile != pieces.tile[part])
         contains &= found.labels == found.labels[part]
         contains &= found.scores >= SCORE_SHARE * found.scores[part]
-        result[part[:, 0]] = contains.any(axis=1)
+        result[part] = contains.any()
     return result
 
 

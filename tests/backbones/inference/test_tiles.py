@@ -233,9 +233,8 @@ def test_what_does_not_match_is_not_joined(change):
     ('score', 'label', 'remains'),
     [(0.9, 2, False), (0.5, 2, False), (0.3, 2, True), (0.9, 3, True)],
 )
-def test_parts_in_a_better_detection_go(score, label, remains, monkeypatch):
+def test_parts_in_a_better_detection_go(score, label, remains):
     """Score 0.8 for the parts: a whole that is as good as half of it is better."""
-    monkeypatch.setattr('backbones.inference.tile_merging.CHUNK', 1)
     parts = found_at([85, 10, 100, 40], [85, 60, 100, 90], score=0.8)
     wholes = found_at([5, 10, 70, 40], [5, 60, 70, 90], score=score, label=label)
     assert len(merge_two(parts, wholes).boxes) == (4 if remains else 2)
