@@ -273,9 +273,9 @@ class ExportedModel:
         }
 
     def preprocess(self, image: np.ndarray) -> dict[str, Any]:
-        """Return the file's input, and height and width of the image in it."""
+        """Return the file's input, and the sizes of the image in it and of the image itself."""
         inputs, fitted = self.description.fit(image)
-        return dict(inputs=inputs, fitted=fitted)
+        return dict(inputs=inputs, fitted=fitted, size=image.shape[:2])
 
     def predict(self, batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Run the file on preprocessed images of one size; return each one's outputs by name."""
@@ -295,10 +295,10 @@ class ExportedModel:
             ]
         return raws
 
-    # The same outputs, which :meth:`logits_of` and :meth:`postprocess` read. (A bound method in
-    # ``self`` would leave the file open until the garbage collector runs, perhaps in a forked
-    # process, which would wait forever for OpenVINO's threads.)
-    predict_logits = predict
+    def predict_logits(self, batch: Sequence[dict[str, Any]]) -> list[Logits]:
+        """Return the logits of preprocessed images, all of one size, if the file returns logits."""
+        raws = zip(self.predict(batch), batch, strict=True)
+        return [self._logits_of(raw, item['size']) for raw, item in raws]
 
     def postprocess(self, raw: dict[str, Any], size: tuple[int, int]) -> Detections | Segmentation:
         """Turn a result of :meth:`predict` into a prediction in pixels of an image of that size."""
@@ -306,7 +306,7 @@ class ExportedModel:
         if self.task == 'segmentation':
             dtype = np.uint8 if len(self.classes) <= 255 else np.uint16
             if self.gives_logits:
-                return Segmentation(seg_map_of(self.logits_of(raw, size)).numpy().astype(dtype))
+                return Segmentation(seg_map_of(self._logits_of(raw, size)).numpy().astype(dtype))
             labels = raw['segmentation_map'][:fitted_height, :fitted_width].astype(dtype)
             return Segmentation(
                 cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
@@ -323,8 +323,7 @@ class ExportedModel:
         boxes = np.minimum(boxes, limits) * scale
         return Detections(boxes, raw['scores'][kept], raw['labels'][kept].astype(np.int64), masks)
 
-    def logits_of(self, raw: dict[str, Any], size: tuple[int, int]) -> Logits:
-        """Return the logits of an image of that size, if the file returns logits."""
+    def _logits_of(self, raw: dict[str, Any], size: tuple[int, int]) -> Logits:
         height, width = raw['fitted']
         logits = torch.from_numpy(raw['logits'][:, :height, :width])
         logits = Logits.of(logits, self.description.binary_threshold)

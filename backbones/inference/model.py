@@ -99,7 +99,7 @@ class TorchModel:
 
     @torch.inference_mode()
     def predict_logits(self, batch: Sequence[dict[str, Any]]) -> list[Logits]:
-        """Run a segmentor on preprocessed images, all of one size."""
+        """Return the logits of preprocessed images, all of one size, from a segmentor."""
         with self._running(batch) as (inputs, samples):
             return predict_logits(self.model, inputs, samples)
 
@@ -112,10 +112,6 @@ class TorchModel:
         precision = inference_precision(self.model, self.device) if self.amp else nullcontext()
         with self._turn, precision:
             yield data['inputs'], data['data_samples']
-
-    def logits_of(self, raw: Logits, size: tuple[int, int]) -> Logits:
-        """Return the logits of an image, an entry of what :meth:`predict_logits` returns."""
-        return raw
 
     def postprocess(self, raw: Any, size: tuple[int, int]) -> Detections | Segmentation:
         """Convert an entry of what :meth:`predict` returns; ``size``: height, width."""

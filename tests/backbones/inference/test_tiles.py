@@ -37,10 +37,8 @@ class Segmentor:
     def predict(self, batch):
         return [item['inputs'] for item in batch]
 
-    predict_logits = predict
-
-    def logits_of(self, raw, size):
-        return Logits.of(torch.from_numpy(raw))
+    def predict_logits(self, batch):
+        return [Logits.of(torch.from_numpy(raw)) for raw in self.predict(batch)]
 
     def postprocess(self, raw, size):
         return Segmentation(raw.argmax(axis=0).astype(np.uint8))
