@@ -87,9 +87,9 @@ def parse_args() -> argparse.Namespace:
     output.add_argument('--show', action='store_true', help='also show drawings in a window')
     output.add_argument(
         '--palette',
-        metavar='NAME|FILE',
-        help='colors: coco, voc, cityscapes, ade20k, ..., or a text file with one color per class '
-        "and line, as '230 80 50' or '#e65032' (default: the model's)",
+        metavar='FILE',
+        help="a text file with one color per class and line, as '230 80 50' or '#e65032' "
+        "(default: the model's colors)",
     )
     video = parser.add_argument_group('videos and cameras')
     video.add_argument('--every', type=positive, default=1, metavar='N', help='use every Nth frame')

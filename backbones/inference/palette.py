@@ -13,15 +13,6 @@ from backbones.errors import ConfigError
 
 Color = tuple[int, int, int]
 
-# Offered by mmdet.visualization.get_palette, by mmseg.utils.get_palette, or by both, which then
-# differ: Cityscapes has 8 classes in one and 19 in the other.
-MMDET_PALETTES = {'coco': 'coco', 'voc': 'voc', 'cityscapes': 'citys'}
-MMSEG_PALETTES = (
-    *('cityscapes', 'ade20k', 'voc', 'pcontext', 'cocostuff', 'loveda', 'potsdam', 'vaihingen'),
-    *('isaid', 'stare', 'mapillary_v1', 'mapillary_v2', 'bdd100k'),
-)
-PALETTE_NAMES = sorted({*MMDET_PALETTES, *MMSEG_PALETTES})
-
 # A strong color of the background would cover most of the image.
 BACKGROUND_NAMES = {'background', '_background_', '__background__'}
 BACKGROUND_COLOR = (118, 120, 124)
@@ -37,24 +28,22 @@ FIRST_COLORS = [
 ]
 
 
-def choose_palette(spec: str | None, class_names: Sequence[str], saved: Any) -> list[Color]:
+def choose_palette(path: str | None, class_names: Sequence[str], saved: Any) -> list[Color]:
     """Return a color for every class, (R, G, B).
 
-    ``spec`` is one of ``PALETTE_NAMES`` or a text file. None: the palette ``saved`` with the model
-    if it has a color for every class; otherwise, and for repeated colors, distinct colors.
+    They are in the text file ``path``. None: the palette ``saved`` with the model if it has a color
+    for every class; otherwise, and for repeated colors, distinct colors.
     """
     count = len(class_names)
-    if spec is None:
+    if path is None:
         usable = saved_palette(saved, count)
         return without_repeats(usable) if usable else distinct_palette(class_names)
-    palettes = named_palettes(spec) if spec in PALETTE_NAMES else [read_palette(spec)]
-    fitting = [palette for palette in palettes if len(palette) >= count]
-    if not fitting:
+    palette = read_palette(path)
+    if len(palette) < count:
         raise ConfigError(
-            f"the palette '{spec}' has {max(map(len, palettes))} colors, the model {count} "
-            'classes; leave it out, or give a text file with one color per line'
+            f"the palette '{path}' has {len(palette)} colors, the model {count} classes"
         )
-    return min(fitting, key=len)[:count]
+    return palette[:count]
 
 
 def saved_palette(saved: Any, count: int) -> list[Color] | None:
@@ -82,28 +71,13 @@ def without_repeats(palette: list[Color]) -> list[Color]:
     ]
 
 
-def named_palettes(name: str) -> list[list[Color]]:
-    """Return the palettes that mmdet and mmseg have under a name."""
-    palettes = []
-    if name in MMDET_PALETTES:
-        from mmdet.visualization import get_palette
-
-        palettes.append(get_palette(MMDET_PALETTES[name], 0))
-    if name in MMSEG_PALETTES:
-        from mmseg.utils import get_palette
-
-        palettes.append(get_palette(name))
-    return [as_colors(palette) for palette in palettes]
-
-
 def read_palette(path: str) -> list[Color]:
     """Read the colors in a text file, one per line; empty lines are ignored."""
     try:
         lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"the palette '{path}' is neither one of {', '.join(PALETTE_NAMES)} nor a text file "
-            f'that can be read: {error}'
+            f"the palette '{path}' is no text file that can be read: {error}"
         ) from None
     colors = []
     for number, line in enumerate(lines, start=1):
