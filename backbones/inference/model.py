@@ -19,7 +19,7 @@ from backbones.engine.amp import inference_precision
 from backbones.engine.config import fit_to_device, load_config
 from backbones.engine.preflight import build, load_whole
 from backbones.errors import ConfigError, DataError
-from backbones.weights import config_of, load_checkpoint
+from backbones.weights import load_checkpoint
 
 from .cuda_graphs import use_cuda_graphs
 from .masks import crop_masks, fill_empty_boxes, keep_masks_small, paste_masks
@@ -156,15 +156,13 @@ def classes_and_palette(config: Config, checkpoint: dict) -> tuple[tuple[str, ..
     meta = checkpoint['meta'].get('dataset_meta') or {}
     if meta.get('classes'):
         return tuple(meta['classes']), meta.get('palette')
-    saved = config_of(checkpoint)
-    for source in (saved, config):
-        for dataset in datasets_of(source, ('test', 'val', 'train')) if source else ():
-            named = dataset.get('metainfo') or {}
-            if named.get('classes'):
-                return class_list(named['classes']), named.get('palette')
-    dataset = next(datasets_of(config, ('test', 'val', 'train')), None)
-    if dataset is not None:
-        known = dataset_class(dataset).METAINFO
+    datasets = list(datasets_of(config, ('test', 'val', 'train')))
+    for dataset in datasets:
+        named = dataset.get('metainfo') or {}
+        if named.get('classes'):
+            return class_list(named['classes']), named.get('palette')
+    if datasets:
+        known = dataset_class(datasets[0]).METAINFO
         try:
             return set_classes(config, ('test',)), config.get('palette') or known.get('palette')
         except DataError:
