@@ -1,8 +1,8 @@
 """Run a trained model on millions of images and videos, on this machine or on a Ray cluster.
 
-SOURCE is a folder, a glob in quotes, an image, a video, a list of these (a .txt with one per line,
-or - for standard input), or a Parquet file or dataset with a column of paths or encoded images. It
-is on this machine or in any storage that fsspec supports (s3://, gs://, hf://, https://).
+SOURCE is a folder, a glob in quotes, an image, a video, a list of these (a .txt with one per line),
+or a Parquet file or dataset with a column of paths or encoded images. It is on this machine or in
+any storage that fsspec supports (s3://, gs://, hf://, https://).
 
 The folder or URL after --out becomes a Parquet dataset with one row for each image and each video
 frame: path, frame, time, width, height; boxes, scores, labels and masks (COCO's run-length

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -67,20 +66,16 @@ def list_units(source: str, destination: Destination, images_per_unit: int) -> l
 
 
 def list_paths(source: str, destination: Destination) -> list[str]:
-    """Return the full paths that a file, folder, glob, URL, list (.txt) or - stands for."""
-    is_stdin = source == '-'
-    if is_stdin or source.endswith('.txt'):
+    """Return the full paths that a file, folder, glob, URL or list (.txt) stands for."""
+    if source.endswith('.txt'):
         try:
-            if is_stdin:
-                paths = lines_of(sys.stdin)
-            else:
-                with fsspec.open(source, 'rt', encoding='utf-8') as file:
-                    paths = lines_of(file)
+            with fsspec.open(source, 'rt', encoding='utf-8') as file:
+                paths = lines_of(file)
         # Each storage has errors of its own.
         except Exception as error:
             raise ConfigError(f'{source} cannot be read: {in_one_line(error)}') from error
         if not paths:
-            raise ConfigError(f'{"standard input" if is_stdin else source} has no paths in it')
+            raise ConfigError(f'{source} has no paths in it')
         return _absolute(paths)
     listed = list(iterate_inputs(source, recursive=True))
     for item in listed:

@@ -98,15 +98,15 @@ def test_relative_paths_in_a_parquet_column(images, tmp_path, out, monkeypatch):
     assert [row['path'] for row in inputs_of(units, out)] == expected
 
 
-def test_what_does_not_exist_on_standard_input_is_an_input(images, out, monkeypatch):
-    """So that a row says what is wrong with it, as of a list in a file."""
+def test_what_does_not_exist_in_a_list_is_an_input(images, tmp_path, out):
+    """So that a row says what is wrong with it."""
     lines = [images / '0' / '0.png', images / 'missing.png', images / '*.jpg', images / '1.mp4']
-    monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(map(str, lines))))
-    units = list_units('-', Destination(out), 8)
+    (tmp_path / 'list.txt').write_text('\n'.join(map(str, lines)))
+    units = list_units(str(tmp_path / 'list.txt'), Destination(out), 8)
     assert sorted(row['path'] for row in inputs_of(units, out)) == sorted(map(str, lines))
-    monkeypatch.setattr('sys.stdin', io.StringIO('\n'))
-    with pytest.raises(ConfigError, match='standard input'):
-        list_units('-', Destination(out), 8)
+    (tmp_path / 'list.txt').write_text('\n')
+    with pytest.raises(ConfigError, match='no paths'):
+        list_units(str(tmp_path / 'list.txt'), Destination(out), 8)
 
 
 def test_a_folder_that_cannot_be_searched(images, out, monkeypatch):
