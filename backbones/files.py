@@ -19,7 +19,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text and a line break to a file in UTF-8, with :func:`atomic_write`."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     with atomic_write(path) as partial:
-        partial.write_text(f'{text}\n', encoding='utf-8')
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text and a line break to a file in UTF-8, whole or not at all."""
+    write_bytes(path, f'{text}\n'.encode())

@@ -19,7 +19,7 @@ with explain_missing():
     from backbones import ARCHITECTURES, EfficientFormerV2
     from backbones.efficientformer_v2 import checkpoint_keys as keys
     from backbones.errors import CheckpointError, ConfigError, exit_on_user_error, first_of
-    from backbones.files import atomic_write
+    from backbones.files import write_bytes
     from backbones.weights import encode_checkpoint, read_checkpoint, use_safe_loading
 
 LAYOUTS = {
@@ -78,8 +78,7 @@ def main() -> None:
             content = encode_checkpoint(tensors, meta, args.out.suffix)
         except CheckpointError as error:
             raise CheckpointError(f'{args.source}: {error}') from error
-        with atomic_write(args.out) as partial:
-            partial.write_bytes(content)
+        write_bytes(args.out, content)
         print(*report, sep='\n')
 
 

@@ -11,7 +11,7 @@ with explain_missing():
     from _arguments import add_trust_checkpoint, make_parser
 
     from backbones.errors import exit_on_user_error
-    from backbones.files import atomic_write
+    from backbones.files import write_bytes
     from backbones.weights import config_of, encode_checkpoint, load_checkpoint, use_safe_loading
 
 # Entries of the config that only say where and how one run was started.
@@ -53,8 +53,7 @@ def main() -> None:
         content = encode_checkpoint(tensors, meta, args.out.suffix)
         digest = hashlib.sha256(content).hexdigest()[:8]
         path = args.out.with_name(f'{args.out.stem}-{digest}{args.out.suffix}')
-        with atomic_write(path) as partial:
-            partial.write_bytes(content)
+        write_bytes(path, content)
     dropped = sorted(checkpoint.keys() - {'state_dict', 'meta', *meta})
     classes = meta['dataset_meta'].get('classes', ())
     print(f'weights:  {len(tensors)} tensors, {kind}')

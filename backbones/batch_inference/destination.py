@@ -7,7 +7,7 @@ from typing import Any
 import fsspec
 
 from backbones.errors import ConfigError, in_one_line
-from backbones.files import atomic_write
+from backbones.files import atomic_write, write_bytes
 from backbones.inference.inputs import find_scheme
 
 # When pandas and Spark read a folder, they skip names that begin with _ or a dot.
@@ -45,8 +45,7 @@ class Destination:
     def write(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""
         if self.is_local:
-            with atomic_write(Path(self.path(name))) as temporary:
-                temporary.write_bytes(content)
+            write_bytes(Path(self.path(name)), content)
         else:
             # In an object storage, the file appears only when the request has ended.
             self.fs.pipe_file(self.path(name), content)

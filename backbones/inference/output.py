@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from backbones.errors import ConfigError, InputError, OutputError, in_one_line, raise_output_errors
-from backbones.files import atomic_write
+from backbones.files import write_bytes
 
 from .inferencer import Inferencer
 from .inputs import Input
@@ -23,10 +23,9 @@ from .results import (
     Segmentation,
     categories_of,
     coco_results,
+    encode_seg_map,
     image_id_of,
     to_json,
-    write_json,
-    write_seg_map,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class Writer:
                     f'{path} has other classes than this model; use another --out-dir for its data'
                 )
             with raise_output_errors():
-                write_json(path, self.categories)
+                write_bytes(path, to_json(self.categories))
 
     def finish(self, frame: Frame) -> None:
         """Draw and write a prediction; may run in several threads."""
@@ -104,18 +103,18 @@ class Writer:
             frame.drawing = self.visualizer.draw(frame.image, frame.prediction, self.legend)
             suffix, encoded = encode_drawing(frame.drawing)
             path = self.path('drawn', frame.input, suffix)
-            with atomic_write(path) as temporary:
-                temporary.write_bytes(encoded)
+            write_bytes(path, encoded)
             record['drawn'] = self.relative(path)
         if self.writes_data:
             is_segmentation = isinstance(frame.prediction, Segmentation)
             path = self.path('data', frame.input, '.png' if is_segmentation else '.json')
             if is_segmentation:
-                write_seg_map(path, frame.prediction, self.visualizer.palette)
+                content = encode_seg_map(frame.prediction, self.visualizer.palette)
             else:
                 name = frame.input.file_name
                 image = {'image_id': image_id_of(name), 'file_name': name}
-                write_json(path, self._coco_results(frame, image))
+                content = to_json(self._coco_results(frame, image))
+            write_bytes(path, content)
             record['data'] = self.relative(path)
         seconds = round(time.perf_counter() - frame.started, 3)
         record |= {'status': 'done', 'seconds': seconds}
@@ -133,7 +132,7 @@ class Writer:
         if self.writes_data and is_segmentation:
             folder = self.partial / 'data' / f'{frame.input.name}.frames'
             path = folder / f'{frame.index:06d}.png'
-            write_seg_map(path, frame.prediction, self.visualizer.palette)
+            write_bytes(path, encode_seg_map(frame.prediction, self.visualizer.palette))
         elif self.writes_data:
             image = {'image_id': image_id_of(frame.input.file_name, frame.index)}
             results = self._coco_results(frame, image)

@@ -1,6 +1,5 @@
 """Predictions as Arrow tables, for engines that spread tables over machines: Ray, Spark, Daft."""
 
-import io
 import json
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -15,7 +14,7 @@ from .inputs import Input
 from .masks import encode_mask
 from .pipeline import Pipeline
 from .reading import Clip, Closed, Frame, Stream, read_inputs
-from .results import Detections, save_seg_map
+from .results import Detections, encode_seg_map
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,9 +106,8 @@ class Predictor:
             if found.masks is not None:
                 row['masks'] = [encode_mask(mask, size) for mask in found.masks]
         elif frame.prediction is not None:
-            file = io.BytesIO()
-            save_seg_map(file, frame.prediction, self.inferencer.visualizer.palette)
-            row['seg_map'] = file.getvalue()
+            palette = self.inferencer.visualizer.palette
+            row['seg_map'] = encode_seg_map(frame.prediction, palette)
         return row
 
 

@@ -1,18 +1,17 @@
 """What a model predicts for an image, and the files of it that other programs read."""
 
 import hashlib
+import io
 import itertools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from backbones.files import atomic_write
 
 from .masks import CompressedMask, CroppedMask, crop_masks, encode_mask, extents_of
 
@@ -130,26 +129,12 @@ def to_json(content: Any) -> bytes:
     return f'{json.dumps(content, ensure_ascii=False)}\n'.encode(errors='backslashreplace')
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(to_json(content))
-
-
-def write_seg_map(
-    path: Path, segmentation: Segmentation, palette: Sequence[tuple[int, int, int]]
-) -> None:
-    """Write a segmentation map as :func:`save_seg_map` does, whole or not at all."""
-    with atomic_write(path) as temporary:
-        save_seg_map(temporary, segmentation, palette)
-
-
-def save_seg_map(
-    file: Path | BinaryIO, segmentation: Segmentation, palette: Sequence[tuple[int, int, int]]
-) -> None:
-    """Write a PNG whose values are labels: indexed with the palette's colors, or 16-bit."""
+def encode_seg_map(segmentation: Segmentation, palette: Sequence[tuple[int, int, int]]) -> bytes:
+    """Return a PNG whose values are labels: indexed with the palette's colors, or 16-bit."""
     image = Image.fromarray(segmentation.seg_map)
     if segmentation.seg_map.dtype == np.uint8:
         channels = [channel for color in palette for channel in color]
         image.putpalette(channels + [0] * (768 - len(channels)))
+    file = io.BytesIO()
     image.save(file, format='PNG', compress_level=3)
+    return file.getvalue()

@@ -1,5 +1,6 @@
 """Predictions as files that other programs read."""
 
+import io
 import json
 import re
 
@@ -14,8 +15,8 @@ from backbones.inference import CroppedMask, Detections, Segmentation
 from backbones.inference.results import (
     categories_of,
     coco_results,
+    encode_seg_map,
     image_id_of,
-    write_seg_map,
 )
 
 
@@ -101,9 +102,9 @@ def test_detections_in_cocos_format():
         (np.array([[0, 255], [256, 65535]], np.uint16), 'I;16'),
     ],
 )
-def test_a_segmentation_map_as_png(seg_map, mode, tmp_path):
-    write_seg_map(tmp_path / 'a.png', Segmentation(seg_map), [(1, 2, 3), (4, 5, 6), (7, 8, 9)])
-    with Image.open(tmp_path / 'a.png') as image:
+def test_a_segmentation_map_as_png(seg_map, mode):
+    content = encode_seg_map(Segmentation(seg_map), [(1, 2, 3), (4, 5, 6), (7, 8, 9)])
+    with Image.open(io.BytesIO(content)) as image:
         assert image.mode == mode
         np.testing.assert_array_equal(np.array(image), seg_map)
         if mode == 'P':
