@@ -316,17 +316,12 @@ def open_container(source: str | Path) -> av.container.InputContainer:
         return av.open(file, options=options, metadata_errors='replace', timeout=timeout)
     # ArgumentError: the format is not in FORMATS.
     except (av_error.InvalidDataError, av_error.ArgumentError) as error:
-        if not scheme and is_mp4(Path(source)):
-            raise InputError('is cut short or corrupt: it has no index (moov)') from error
-        raise InputError('is neither an image nor a video that can be read') from error
+        raise InputError(
+            'is neither an image nor a video that can be read; is it cut short or corrupt?'
+        ) from error
     # FFmpeg and each storage have errors of their own.
     except Exception as error:
         raise InputError(explain_os_error(error)) from error
-
-
-def is_mp4(path: Path) -> bool:
-    with path.open('rb') as file:
-        return file.read(8)[4:] in (b'ftyp', b'mdat', b'wide')
 
 
 def find_video(container: av.container.InputContainer) -> av.VideoStream:
