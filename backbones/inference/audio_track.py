@@ -8,7 +8,6 @@ from pathlib import Path
 import av
 from av import error as av_error
 from av.filter import Graph
-from av.stream import Disposition
 
 from backbones.errors import InputError, reason_of
 
@@ -53,7 +52,7 @@ class AudioTrack:
         self._input: av.container.InputContainer | None = None
         try:
             self._input = open_container(source)
-            self._source = self._find_audio()
+            self._source = self._input.streams.best('audio')
             if self._source is not None:
                 self._add_audio()
                 self._origin = origin + Fraction(find_origin(self._input))
@@ -61,11 +60,6 @@ class AudioTrack:
         # FFmpeg and each storage have errors of their own.
         except Exception as error:
             self.problem = f'the audio is missing: {reason_of(error)}'
-
-    def _find_audio(self) -> av.AudioStream | None:
-        streams = self._input.streams.audio
-        marked = [stream for stream in streams if stream.disposition & Disposition.default]
-        return next(iter([*marked, *streams]), None)
 
     def _add_audio(self) -> None:
         context = self._source.codec_context

@@ -326,14 +326,10 @@ def open_container(source: str | Path) -> av.container.InputContainer:
 
 def find_video(container: av.container.InputContainer) -> av.VideoStream:
     """Return the video in a container; InputError if there is none that can be decoded."""
+    stream = container.streams.best('video')
     # The cover of an album is a stream of one image in an audio file.
-    cover = Disposition.attached_pic
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-    if not streams:
-        kind = 'only audio' if container.streams.audio else 'and no audio'
-        raise InputError(f'contains no video, {kind}')
-    best = container.streams.best('video')
-    stream = best if best in streams else streams[0]
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        raise InputError('contains no video')
     if stream.codec_context is None or not stream.width or not stream.height:
         raise InputError('has a codec that this build of ffmpeg cannot decode')
     return stream

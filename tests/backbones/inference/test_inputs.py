@@ -251,7 +251,7 @@ def test_audio_alone_is_no_video(tmp_path: Path):
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(InputError, match='only audio'):
+    with pytest.raises(InputError, match='contains no video'):
         identify(str(path))
 
 
