@@ -47,8 +47,8 @@ Stamped = tuple[float | None, np.ndarray]
 class CameraReader:
     """Reads a camera or a stream in a thread of its own; iterating yields :class:`TimedImage`.
 
-    Any thread may call :meth:`close`. Raises InputError if there is no such source, or if it gives
-    no frame for ``timeout`` seconds and cannot be reopened.
+    Raises InputError if there is no such source, or if it gives no frame for ``timeout`` seconds
+    and cannot be reopened.
 
     Args:
         source: ``webcam:N``, or an rtsp, rtmp, udp, http or https URL.
@@ -93,15 +93,8 @@ class CameraReader:
         raise item or StopIteration
 
     def close(self) -> None:
-        """Stop reading; a thread that waits for a frame gets StopIteration."""
-        if self._is_closed.is_set():
-            return
+        """Stop reading."""
         self._is_closed.set()
-        with suppress(Empty):
-            while True:
-                self._queue.get_nowait()
-        with suppress(Full):
-            self._queue.put_nowait(StopIteration())
         self._thread.join(CLOSE_TIMEOUT)
 
     def _capture(self) -> None:
