@@ -30,8 +30,6 @@ FORMATS = (
 # In these, several images in a file follow each other in time. In the others they are pages of a
 # document, or show the same moment again (the MPO of phones).
 ANIMATED_FORMATS = ('GIF', 'PNG', 'WEBP', 'AVIF')
-# A text could begin with the same two letters as these.
-FORMATS_WITHOUT_SIGNATURE = ('BMP', 'PPM')
 HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')
 # Bytes that begins_like_image needs.
 SIGNATURE_BYTES = 16
@@ -81,20 +79,17 @@ def open_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
     except IMAGE_DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(explain_os_error(error)) from error
-        reason = '' if isinstance(error, UnidentifiedImageError) else f' ({error})'
         raise InputError(
-            f'is cut short, corrupt, or an image of a kind that cannot be read{reason}; if other '
+            f'is cut short, corrupt, or an image of a kind that cannot be read ({error}); if other '
             'programs show it, save it as JPEG or PNG'
         ) from error
 
 
-def begins_like_image(beginning: bytes, maybe: bool = False) -> bool:
-    """Return whether a file begins like an image; with ``maybe``, also if it may be a text."""
+def begins_like_image(beginning: bytes) -> bool:
+    """Return whether a file may be an image; the first letters of a text may be the same."""
     Image.init()
     return is_heic(beginning) or any(
-        Image.OPEN[name][1](beginning)
-        for name in FORMATS
-        if name in Image.OPEN and (maybe or name not in FORMATS_WITHOUT_SIGNATURE)
+        Image.OPEN[name][1](beginning) for name in FORMATS if name in Image.OPEN
     )
 
 
@@ -149,10 +144,8 @@ def _identify(file: BinaryIO) -> Image.Image:
     Image.MAX_IMAGE_PIXELS = None
     try:
         image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
-    except IMAGE_DECODE_ERRORS as error:
-        if begins_like_image(beginning):
-            raise
-        raise NotMediaError('is not an image') from error
+    except UnidentifiedImageError as error:
+        raise NotMediaError('is not an image that can be read; is it corrupt?') from error
     if image.width * image.height > MAX_PIXELS:
         raise InputError(
             f'is too large: {image.width}x{image.height} pixels, but at most {MAX_PIXELS:,} '

@@ -308,7 +308,7 @@ def _identify_url(url: str) -> Source:
                 return Source('live', url)
             data = file.read(images.SIGNATURE_BYTES)
             is_row = Path(url.partition('?')[0]).suffix.lower() in ROW_SUFFIXES
-            may_be_image = images.begins_like_image(data, maybe=True) and not is_row
+            may_be_image = images.begins_like_image(data) and not is_row
             if may_be_image or content_type.startswith('image/'):
                 data += file.read(MAX_DOWNLOAD)
                 if len(data) > MAX_DOWNLOAD:

@@ -264,7 +264,7 @@ def test_cut_short(coffee: Image.Image, format: str):
     [
         (b'', 'empty', True),
         (b'Not an image at all, whatever it is called.\n', 'not an image', False),
-        (b'\x89PNG\r\n\x1a\n' + bytes(100), 'cut short, corrupt', True),
+        (b'\x89PNG\r\n\x1a\n' + bytes(100), 'is it corrupt', False),
         (b'\0\0\0\x18ftypheic' + bytes(100), 'pillow-heif', True),
     ],
 )
@@ -283,7 +283,7 @@ def test_heic_is_read_where_the_plugin_is(coffee: Image.Image, monkeypatch: pyte
     opened = []
     plugin = SimpleNamespace(register_heif_opener=lambda: opened.append(True))
     monkeypatch.setitem(sys.modules, 'pillow_heif', plugin)
-    with pytest.raises(InputError, match='cut short, corrupt'):
+    with pytest.raises(InputError, match='is it corrupt'):
         read_image(io.BytesIO(b'\0\0\0\x18ftypheic' + bytes(100)))
     assert opened
 
