@@ -13,9 +13,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from backbones.errors import IMAGE_DECODE_ERRORS, InputError, NotMediaError
-
-from .inputs import explain_os_error
+from backbones.errors import IMAGE_DECODE_ERRORS, InputError, NotMediaError, reason_of
 
 # The largest image that can be processed: it takes 3 GiB as an array.
 MAX_PIXELS = 2**30
@@ -78,7 +76,7 @@ def open_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
         raise InputError('is too large for the memory of this computer') from error
     except IMAGE_DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise InputError(explain_os_error(error)) from error
+            raise InputError(f'cannot be read: {reason_of(error)}') from error
         raise InputError(
             f'is cut short, corrupt, or an image of a kind that cannot be read ({error}); if other '
             'programs show it, save it as JPEG or PNG'

@@ -95,11 +95,6 @@ def without_password(path: str) -> str:
     return re.sub(r'^([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#]*@', r'\1', path)
 
 
-def explain_os_error(error: Exception) -> str:
-    """Return why a path cannot be opened, as words that follow the path."""
-    return f'cannot be read: {reason_of(error)}'
-
-
 def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:
     paths = lines_of(stdin)
     if not paths:
@@ -159,7 +154,7 @@ def _list_local(given: str, recursive: bool) -> Iterator[Input]:
         is_folder = stat.S_ISDIR(os.stat(given).st_mode)
     except (OSError, ValueError) as error:
         if not _is_glob(given) or isinstance(error, PermissionError):
-            raise InputError(explain_os_error(error)) from error
+            raise InputError(f'cannot be read: {reason_of(error)}') from error
         yield from _list_glob(given, recursive)
         return
     files = list(_walk(given, recursive)) if is_folder else [Input(given)]

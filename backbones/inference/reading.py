@@ -22,10 +22,10 @@ import fsspec
 import numpy as np
 
 from backbones.data.images import upright_size
-from backbones.errors import InputError, NotMediaError, in_one_line
+from backbones.errors import InputError, NotMediaError, in_one_line, reason_of
 
 from . import images
-from .inputs import MEDIA_SUFFIXES, WEB_SCHEMES, Input, explain_os_error, find_scheme, is_live
+from .inputs import MEDIA_SUFFIXES, WEB_SCHEMES, Input, find_scheme, is_live
 from .results import Detections, Segmentation
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def _identify_file(path: str) -> Source:
         # Before it is opened: opening a pipe waits for somebody to write into it.
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise NotMediaError(explain_os_error(error)) from error
+        raise NotMediaError(f'cannot be read: {reason_of(error)}') from error
     if not stat.S_ISREG(status.st_mode):
         raise NotMediaError('is not a file but a folder, a device or a pipe')
     if not status.st_size:

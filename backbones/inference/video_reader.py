@@ -20,7 +20,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from backbones.errors import InputError, reason_of
 
 from .images import TimedImage
-from .inputs import WEB_SCHEMES, explain_os_error, find_scheme
+from .inputs import WEB_SCHEMES, find_scheme
 
 # ffmpeg's formats that hold videos; others draw texts, or follow a list of files.
 FORMATS = (
@@ -321,7 +321,7 @@ def open_container(source: str | Path) -> av.container.InputContainer:
         ) from error
     # FFmpeg and each storage have errors of their own.
     except Exception as error:
-        raise InputError(explain_os_error(error)) from error
+        raise InputError(f'cannot be read: {reason_of(error)}') from error
 
 
 def find_video(container: av.container.InputContainer) -> av.VideoStream:
