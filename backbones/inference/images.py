@@ -100,16 +100,13 @@ def is_animation(image: Image.Image) -> bool:
     return image.format in ANIMATED_FORMATS and getattr(image, 'is_animated', False)
 
 
-def count_frames(image: Image.Image) -> int:
-    """Return the number of frames of an animation; a GIF is read for this, but not decoded."""
-    return image.n_frames - _first_frame(image)
-
-
 def read_frames(image: Image.Image) -> Iterator[TimedImage]:
     """Yield the frames of an opened animation, whole images of one size."""
     time = 0.0
-    for index in range(count_frames(image)):
-        image.seek(_first_frame(image) + index)
+    # The first image of such a PNG is for programs that cannot show the animation.
+    first = 1 if image.info.get('default_image') else 0
+    for index in range(image.n_frames - first):
+        image.seek(first + index)
         image.load()
         duration = image.info.get('duration', 0) / 1000
         duration = duration if duration >= MIN_DURATION else DEFAULT_DURATION
@@ -117,11 +114,6 @@ def read_frames(image: Image.Image) -> Iterator[TimedImage]:
         pixels = to_bgr(image.copy())
         yield TimedImage(index, time, round(time * 1000), round(duration * 1000), pixels)
         time += duration
-
-
-def _first_frame(image: Image.Image) -> int:
-    # The first image of such a PNG is for programs that cannot show the animation.
-    return 1 if image.info.get('default_image') else 0
 
 
 def _identify(file: BinaryIO) -> Image.Image:

@@ -216,11 +216,7 @@ def _read_animation(item: Input, source: Source, clip: Clip) -> StreamParts:
                 span = f'between {clip.start:g} and {clip.end:g} s'
             raise InputError(f'has no frame {span}')
         height, width = source.size
-        num_frames = None
-        # Only reading them tells how many there are between two times.
-        if not clip.start and clip.end is None:
-            num_frames = len(range(0, images.count_frames(image), clip.every))
-        yield Stream(item, 'animation', width, height, num_frames=num_frames)
+        yield Stream(item, 'animation', width, height)
         for index, frame in enumerate(chain([first], frames)):
             if index % clip.every == 0:
                 yield frame._replace(index=index)

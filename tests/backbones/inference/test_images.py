@@ -17,7 +17,6 @@ from backbones.data.images import upright_size
 from backbones.errors import InputError, NotMediaError
 from backbones.inference import images
 from backbones.inference.images import (
-    count_frames,
     is_animation,
     open_image,
     read_frames,
@@ -219,7 +218,7 @@ def test_frames_of_an_animation(format: str):
     # Browsers show what asks for no time for 0.1 s.
     file = encode(first, format, save_all=True, append_images=others, duration=[50, 0, 120])
     with open_image(file) as image:
-        assert is_animation(image) and count_frames(image) == 3
+        assert is_animation(image)
         frames = list(read_frames(image))
         assert [frame[:4] for frame in frames] == [
             (0, 0, 0, 50),
@@ -235,7 +234,6 @@ def test_cover_of_an_animation_is_no_frame():
     cover, *frames = (Image.new('L', (4, 4), value) for value in (9, 0, 255))
     file = encode(cover, 'PNG', save_all=True, append_images=frames, default_image=True)
     with open_image(file) as image:
-        assert count_frames(image) == 2
         assert [frame.image[0, 0, 0] for frame in read_frames(image)] == [0, 255]
 
 

@@ -304,7 +304,8 @@ def test_frames_are_counted_from_the_start_on(kind: str, tmp_path: Path):
         return list(read_inputs([Input(str(path))], clip, Event()))
 
     stream, *frames, _ = read(Clip(every=3))
-    assert stream.num_frames == len(frames) == 3
+    assert len(frames) == 3
+    assert stream.num_frames == (3 if kind == 'mp4' else None)
     stream, *frames, closed = read(Clip(every=2, start=0.3, end=0.7))
     assert stream.num_frames in (2, None)
     assert [(frame.index, round(frame.time, 3)) for frame in frames] == [(0, 0.3), (2, 0.5)]
