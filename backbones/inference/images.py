@@ -119,8 +119,6 @@ def read_frames(image: Image.Image) -> Iterator[TimedImage]:
 def _identify(file: BinaryIO) -> Image.Image:
     file.seek(0)
     beginning = file.read(SIGNATURE_BYTES)
-    if not beginning:
-        raise InputError('is empty (0 bytes)')
     if is_heic(beginning):
         try:
             from pillow_heif import register_heif_opener
@@ -196,6 +194,4 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     gray = (samples >> (bits - 8)).astype(np.uint8)
     if white_is_zero:
         gray = 255 - gray
-    if 'transparency' in image.info:
-        gray[samples == image.info['transparency']] = 255
     return Image.fromarray(gray)
