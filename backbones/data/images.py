@@ -117,13 +117,8 @@ def size_reason(sample: Sample, shape: Shape) -> str:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return (width, height) of an opened image after its EXIF rotation."""
-    # Pillow rotates a TIFF by itself. The EXIF data of a PNG may be behind its pixels; asking would
-    # read them.
-    if image.format != 'TIFF' and (image.format != 'PNG' or 'exif' in image.info):
-        with suppress(*PILLOW_ERRORS):
-            if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
-                return image.size[::-1]
-    return image.size
+    rotated = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return image.size[::-1] if rotated else image.size
 
 
 def check_seg_map(sample: Sample, shape: Shape | None, labeled: set[int]) -> Iterator[Fault]:

@@ -100,6 +100,17 @@ def is_animation(image: Image.Image) -> bool:
     return image.format in ANIMATED_FORMATS and getattr(image, 'is_animated', False)
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return height and width of an opened image after it is rotated."""
+    # Pillow rotates a TIFF by itself. The EXIF data of a PNG may be behind its pixels; asking would
+    # read them.
+    if image.format != 'TIFF' and (image.format != 'PNG' or 'exif' in image.info):
+        with suppress(*IMAGE_DECODE_ERRORS):
+            if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+                return image.size
+    return image.size[::-1]
+
+
 def read_frames(image: Image.Image) -> Iterator[TimedImage]:
     """Yield the frames of an opened animation, whole images of one size."""
     time = 0.0

@@ -21,7 +21,6 @@ import cv2
 import fsspec
 import numpy as np
 
-from backbones.data.images import upright_size
 from backbones.errors import InputError, NotMediaError, in_one_line, reason_of
 
 from . import images
@@ -276,7 +275,7 @@ def _identify_file(path: str) -> Source:
 def _identify_image(file: str | io.BytesIO) -> Source:
     with images.open_image(file) as image:
         kind = 'animation' if images.is_animation(image) else 'image'
-        return Source(kind, file, upright_size(image)[::-1])
+        return Source(kind, file, images.upright_size(image))
 
 
 def _identify_video(path: str) -> Source:
