@@ -116,8 +116,10 @@ def size_reason(sample: Sample, shape: Shape) -> str:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return (width, height) of an opened image after its EXIF rotation."""
-    rotated = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    """Return (width, height) of an opened image as mmcv reads it, after its EXIF rotation."""
+    # Pillow rotates a TIFF by itself, and OpenCV does not rotate WebP.
+    rotates = image.format in ('JPEG', 'MPO', 'PNG')
+    rotated = rotates and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return image.size[::-1] if rotated else image.size
 
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import import_dataset
+import mmcv
 import numpy as np
 import pytest
 from mmdet.datasets import CocoDataset
@@ -23,7 +24,7 @@ from pycocotools.coco import COCO
 from backbones.data import check_dataset
 from backbones.data.importing import FORMATS, choose_format, open_source, write_dataset
 from backbones.data.importing.masks import parse_legend
-from backbones.data.importing.records import Record, rotate_points
+from backbones.data.importing.records import Record, measure, rotate_points
 from backbones.data.importing.write import Written, config_text
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError, DataError
@@ -367,6 +368,13 @@ def test_annotations_follow_what_exif_does_to_the_image(by_annotation, tmp_path)
         for entry in coco.dataset['images']:
             found[entry['file_name']] = (entry['width'], coco.imgToAnns[entry['id']][0]['bbox'])
     assert found['clip_a_001.jpg'] == (30, [17, 2, 10, 18])
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'tif', 'webp'])
+def test_images_are_measured_as_mmcv_reads_them(suffix, tmp_path):
+    path = tmp_path / f'photo.{suffix}'
+    save_rotated(path)
+    assert measure(path)[1] == mmcv.imread(path).shape[1::-1]
 
 
 @pytest.mark.parametrize('orientation', [5, 6, 7, 8])
