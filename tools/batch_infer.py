@@ -25,10 +25,10 @@ from _requirements import explain_missing
 
 with explain_missing():
     from _arguments import add_model_options, make_parser, model_options, number, parse, positive
-    from tqdm import tqdm
 
     from backbones.errors import exit_on_user_error, import_optional
     from backbones.inference.exported_file import is_exported
+    from backbones.progress import ProgressBar
     from backbones.weights import use_safe_loading
 
 SOME_FAILED, INTERRUPTED = 3, 130
@@ -163,7 +163,7 @@ def batch_infer(args: argparse.Namespace) -> int:
     gpus = 0.0 if files[0].endswith('.xml') else args.gpus_per_actor
     resources = dict(actors=args.actors, cpus=args.cpus_per_actor, gpus=gpus)
     num_rows = num_problems = 0
-    with tqdm(total=num_missing, unit='input', mininterval=1) as bar:
+    with ProgressBar(total=num_missing, unit='input') as bar:
         for report in run(job, missing, args.address, **resources):
             num_rows += report['rows']
             num_problems += report['problems']

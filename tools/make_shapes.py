@@ -20,7 +20,8 @@ with explain_missing():
     import numpy as np
     from _arguments import image_size, make_parser, positive
     from pycocotools import mask as coco_mask
-    from tqdm import tqdm
+
+    from backbones.progress import ProgressBar
 
 EXAMPLES = """\
 examples:
@@ -245,7 +246,7 @@ def write_split(root: Path, number: int, parameters: dict[str, int]) -> None:
     height, width = parameters['height'], parameters['width']
     entries, annotations = [], []
     # disable=None: no progress bar in a log file.
-    for index in tqdm(range(parameters[split]), split, disable=None):
+    for index in ProgressBar(range(parameters[split]), split, disable=None):
         # A generator for each image: a larger dataset begins with the images of a smaller one.
         rng = np.random.default_rng((0, number, index))
         image, segmentation_map, objects = draw_image(rng, height, width)

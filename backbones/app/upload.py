@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from backbones.errors import InputError
 from backbones.inference import Clip, Detections, Inferencer, Segmentation
@@ -26,6 +25,7 @@ from backbones.inference.output import Writer
 from backbones.inference.output_paths import without_suffix
 from backbones.inference.reading import identify
 from backbones.inference.run import Run
+from backbones.progress import ProgressBar
 
 BOX = 'left, top, width, height'
 
@@ -100,7 +100,7 @@ class Upload:
             read = time.perf_counter()
         with (
             closing(model(given, self.clip)) as results,
-            tqdm(results, title, self.num_frames, unit='frames') as bar,
+            ProgressBar(results, title, self.num_frames, unit='frames') as bar,
         ):
             for result in bar:
                 if result.frame is None:

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
-from tqdm import tqdm
 
 from backbones.errors import DataError
+from backbones.progress import ProgressBar
 
 from .classes import classes_of, name_classes
 from .coco import CocoCheck, read_coco
@@ -183,7 +183,7 @@ def check_images(checked: CheckedDataset, workers: int | None, decode: bool) -> 
         if decode or sample.seg_map
     ]
     name, workers = f'reading {checked.split}', min(workers or os.cpu_count() or 1, len(samples))
-    with tqdm(total=len(samples), desc=name, unit=' images', leave=False, delay=2) as bar:
+    with ProgressBar(total=len(samples), desc=name, unit=' images', leave=False, delay=2) as bar:
         checks = check_samples(samples, workers)
         for sample, (faults, labeled) in zip(samples, checks, strict=True):
             bar.update()

@@ -7,7 +7,6 @@ import io
 import logging
 import math
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from backbones.errors import first_of
+from backbones.progress import ProgressBar
 
 from .distributed import unwrap
 from .metrics import figure, format_metrics, is_of_size, overall
@@ -48,7 +47,7 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if not message.startswith(NOISE):
-            tqdm.write(f'{record.levelname.lower()}: {message}', file=sys.stderr)
+            ProgressBar.write(f'{record.levelname.lower()}: {message}', file=sys.stderr)
 
 
 def quiet(logger: MMLogger) -> None:
@@ -72,7 +71,7 @@ def prints_to(logger: MMLogger) -> Iterator[None]:
             logger.info(f'\n{text.getvalue().rstrip()}')
 
 
-class Progress(tqdm):
+class Progress(ProgressBar):
     """A progress line on a terminal; elsewhere a new line at every ``interval``."""
 
     def __init__(
@@ -80,16 +79,12 @@ class Progress(tqdm):
     ) -> None:
         self.interval = interval
         self.is_terminal = sys.stdout.isatty()
-        # Left to itself, tqdm shows nothing where the size is not known, as with `docker run -t`.
-        size = shutil.get_terminal_size()
         super().__init__(
             desc=description,
             total=total,
             initial=initial,
             leave=leave,
             file=sys.stdout if self.is_terminal else io.StringIO(),
-            ncols=size.columns,
-            nrows=size.lines,
             bar_format=BAR if self.is_terminal else LINE,
             delay=0 if self.is_terminal else math.inf,
         )
@@ -153,7 +148,8 @@ class ConsoleHook(Hook):
             for name, value in overall(self.metrics).items()
             if not is_of_size(name) and (name == 'val/loss' or not name.startswith('val/'))
         ]
-        tqdm.write(f'validation at iteration {runner.iter}: {", ".join(shown) or "no metrics"}')
+        text = ', '.join(shown) or 'no metrics'
+        ProgressBar.write(f'validation at iteration {runner.iter}: {text}')
 
     def after_test_epoch(self, *args: Any, **kwargs: Any) -> None:
         self.evaluation.close()

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from tqdm import tqdm
 
 from backbones.data.check import refuse_errors
 from backbones.data.classes import set_classes
@@ -29,6 +28,7 @@ from backbones.engine.metrics import is_number, main_metrics
 from backbones.errors import ConfigError, ExportError, import_optional
 from backbones.inference.exported_file import INPUT_NAME, Description, open_exported
 from backbones.inference.testing import use_inferencer
+from backbones.progress import ProgressBar
 
 from .evaluate import check_exported_test, measure
 from .formats import save
@@ -170,7 +170,7 @@ def run_onnxruntime(
     layers = [node.name for node in model.graph.node if node.op_type in ONNX_LAYERS]
     # Avoids a warning that preprocessing is missing: shapes are known and norms are folded.
     onnx.helper.set_model_props(model, {'onnx.quant.pre_process': 'onnxruntime.quant'})
-    inputs = map(read_input, tqdm(index, '  ranges', mininterval=1))
+    inputs = map(read_input, ProgressBar(index, '  ranges'))
     quantization.quantize_static(
         model,
         made,

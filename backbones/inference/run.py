@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from backbones.errors import ConfigError, raise_output_errors
+from backbones.progress import ProgressBar
 
 from .inputs import RECORDS_NAME, Input
 from .output import StreamWriter, Writer
@@ -65,7 +64,7 @@ class Run:
     def __call__(self, jobs: Sequence[Input]) -> None:
         """Work through the inputs."""
         items = read_inputs(jobs, self.clip, self.stopping)
-        self._inputs_bar = progress_bar(len(jobs), 'input')
+        self._inputs_bar = ProgressBar(total=len(jobs), unit='input')
         start = time.perf_counter()
         try:
             with closing(self.pipeline.run(items, self.writer.finish)) as finished:
@@ -120,7 +119,8 @@ class Run:
                 self._frames_bar.update()
             case Stream():
                 title = Path(item.input.name).name
-                self._frames_bar = progress_bar(item.num_frames, 'frame', title)
+                options = dict(desc=title, unit='frame', leave=False)
+                self._frames_bar = ProgressBar(total=item.num_frames, **options)
                 self._stream_writer = StreamWriter(self.writer, item, self.clip)
             case Closed() if item.was_left_out:
                 self.counts['left out, neither image nor video'] += 1
@@ -139,27 +139,12 @@ class Run:
         self.counts[record['status']] += 1
         if record['status'] == 'failed':
             self.failed.append((record['input'], record['problem']))
-            tqdm.write(f'{record["input"]}: {record["problem"]}', file=sys.stderr)
+            ProgressBar.write(f'{record["input"]}: {record["problem"]}', file=sys.stderr)
         self._inputs_bar.update()
 
     def _show(self, drawing: np.ndarray | None) -> None:
         if self.show and drawing is not None and not self.show(drawing):
             self.stopping.set()
-
-
-def progress_bar(total: int | None, unit: str, title: str = '') -> tqdm:
-    """Return a bar on standard error; in a log file it prints a line now and then."""
-    # Left to itself, tqdm shows nothing where the size is not known, as with `docker run -t`.
-    size = shutil.get_terminal_size()
-    return tqdm(
-        total=total,
-        desc=title or None,
-        unit=unit,
-        leave=not title,
-        ncols=size.columns,
-        nrows=size.lines,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
-    )
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from backbones.errors import ConfigError
+from backbones.progress import ProgressBar
 
 from .inputs import Input
 from .masks import CompressedMask, CroppedMask
@@ -157,9 +157,9 @@ class TiledModel:
             for tile in tiles
         )
         # disable=None: show the bar only on a terminal.
-        options = dict(leave=False, dynamic_ncols=True, delay=BAR_DELAY, disable=None)
+        options = dict(leave=False, delay=BAR_DELAY, disable=None)
         done = Pipeline(model, self.batch_size).run(frames)
-        for frame in tqdm(done, total=len(tiles), unit='tile', **options):
+        for frame in ProgressBar(done, total=len(tiles), unit='tile', **options):
             if frame.problem:
                 raise ValueError(frame.problem)
             yield frame.prediction

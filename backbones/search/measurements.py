@@ -26,7 +26,7 @@ from backbones.export.export import staged
 from backbones.export.formats import check_packages
 from backbones.files import write_text
 from backbones.inference.model import choose_device
-from backbones.inference.run import progress_bar
+from backbones.progress import ProgressBar
 
 from .evaluate import append_record, read_records
 from .latency import LatencyModel, check_identity, check_number, fit, identify, latency_path
@@ -117,7 +117,7 @@ def measure(
     records = {Choice.from_dict(r['choice']): r for r in read_records(log) if r['key'] == key}
     todo = [choice for choice in choices if choice not in records]
     with (
-        progress_bar(len(choices), 'network', 'measuring') as bar,
+        ProgressBar(total=len(choices), desc='measuring', unit='network', leave=False) as bar,
         TemporaryDirectory() as folder,
     ):
 
@@ -212,7 +212,7 @@ def write_files(
     write_text(folder / NETWORKS_NAME, json.dumps(content))
     # After identify(), which needs the config without the classes that this sets.
     options = with_classes(config, options)
-    with progress_bar(len(files), 'file', 'writing') as bar:
+    with ProgressBar(total=len(files), desc='writing', unit='file', leave=False) as bar:
         for name, choice in files.items():
             bar.set_postfix_str(name)
             candidate = Candidate(config_path, options={**options, **space.options(choice, config)})

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # As in docs/architecture.md, from the network up; what stands in one row may import its neighbors.
 ROWS = (
-    {'errors', 'files'},
+    {'errors', 'files', 'progress'},
     {'efficientformer_v2'},
     {'data', 'deploy', 'light_ham', 'roi_align', 'weights'},
     {'engine'},

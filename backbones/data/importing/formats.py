@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from backbones.data.objects import is_degenerate
 from backbones.data.voc import parse_xml, read_object, size_of
 from backbones.errors import DataError, in_one_line
+from backbones.progress import ProgressBar
 
 from .masks import paired_maps, read_maps
 from .records import SPLIT_WORDS, Instance, LeftOut, Record, Source, measure
@@ -78,7 +78,7 @@ def format_of(path: Path, source: Source) -> str | None:
 
 
 def progress(paths: Sequence[Any]) -> Iterable[Any]:
-    return tqdm(paths, 'reading annotations', unit=' files', leave=False, disable=None)
+    return ProgressBar(paths, 'reading annotations', unit=' files', leave=False, disable=None)
 
 
 def parse(path: Path) -> Any:

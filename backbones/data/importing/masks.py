@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from backbones.data.images import PILLOW_ERRORS
 from backbones.errors import DataError
+from backbones.progress import ProgressBar
 
 from .records import Record, Source, measure
 
@@ -81,7 +81,7 @@ def read_maps(source: Source, _: list[Path]) -> list[Record]:
             source.note('images and maps that have no other half, left out', image)
     splits = source.listed_splits('Segmentation')
     records, found = [], {}
-    for image, path in tqdm(pairs, 'reading maps', unit=' maps', leave=False, disable=None):
+    for image, path in ProgressBar(pairs, 'reading maps', unit=' maps', leave=False, disable=None):
         with source.leaving_out(image, 'segmentation maps that cannot be used'):
             values = read_values(path)
             stored, upright, _ = measure(image)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
-from tqdm import tqdm
 
 from backbones.data.findings import printable
 from backbones.data.images import PILLOW_ERRORS, upright_size
 from backbones.errors import DataError, in_one_line
+from backbones.progress import ProgressBar
 
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}
 SPLIT_WORDS = {
@@ -89,7 +89,7 @@ class Source:
         self.folders = {path.name for path in paths if path.is_dir()}
         paths = [path for path in paths if path.is_file()]
         images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-        images = tqdm(images, 'opening images', leave=False, disable=None)
+        images = ProgressBar(images, 'opening images', leave=False, disable=None)
         self.images = list(filter(self.can_read, images))
         self.files = [only] if only else paths
         self.by_stem: dict[str, list[Path]] = defaultdict(list)

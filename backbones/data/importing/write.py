@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from backbones.data.objects import mask_fault
 from backbones.errors import ConfigError, DataError, in_one_line
+from backbones.progress import ProgressBar
 
 from .formats import FORMATS
 from .masks import UNLABELED, encode_map
@@ -286,7 +286,7 @@ def link(image: Path, target: Path) -> None:
 def write_coco(root: Path, name: str, written: Written) -> None:
     """Write a split in COCO's layout."""
     images, annotations = [], []
-    records = tqdm(written.splits[name], f'writing {name}', leave=False, disable=None)
+    records = ProgressBar(written.splits[name], f'writing {name}', leave=False, disable=None)
     for number, record in enumerate(records, 1):
         width, height = measure(record.image)[1]
         link(record.image, root / name / record.name)
@@ -325,7 +325,7 @@ def write_maps(
     """Write a split in ADE20K's layout."""
     folder = ADE_SPLITS[name]
     (root / 'annotations' / folder).mkdir(parents=True)
-    for record in tqdm(written.splits[name], f'writing {name}', leave=False, disable=None):
+    for record in ProgressBar(written.splits[name], f'writing {name}', leave=False, disable=None):
         link(record.image, root / 'images' / folder / record.name)
         if record.seg_map:
             labels = encode_map(record, source, chosen)
