@@ -1,8 +1,8 @@
 """Try models in a browser: a page on this machine for images, videos and the camera.
 
-MODEL is a config and its checkpoint, as for tools/infer.py; a checkpoint alone, if its training
-saved the config in it; or a file that tools/export.py wrote. Several models are shown side by side,
-and each gets every upload. Drawings and data are the same as from tools/infer.py.
+MODEL is a config and its checkpoint, or a file that tools/export.py wrote, as for tools/infer.py.
+Several models are shown side by side, and each gets every upload. Drawings and data are the same as
+from tools/infer.py.
 
 Needs pip install -r requirements/app.txt. The page loads nothing from other hosts. Uploads and
 results are in a temporary folder; they are deleted after an hour, and when Ctrl-C ends the program.
@@ -35,7 +35,7 @@ EXAMPLES = """\
 examples:
   python tools/app.py seg_configs/fpn_effv2_s2.py fpn_s2.pth
       a page at http://127.0.0.1:7860
-  python tools/app.py work_dirs/a/best_mIoU_iter_9000.pth work_dirs/b/best_mIoU_iter_8000.pth
+  python tools/app.py a.py work_dirs/a/best_mIoU_iter_9000.pth b.py work_dirs/b/iter_8000.pth
       two trainings side by side
   python tools/app.py mask_rcnn.py mask_rcnn.pth mask_rcnn.xml mask_rcnn.onnx --score-thr 0.5
       a checkpoint beside the files exported from it

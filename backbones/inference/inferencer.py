@@ -162,7 +162,7 @@ class Inferencer:
         check_tile(tile, overlap)
         if not is_exported(config):
             if checkpoint is None:
-                raise ConfigError(f'{config} is a config: give its checkpoint too')
+                raise ConfigError(f'give a config and its checkpoint, not {config} alone')
             if is_exported(checkpoint):
                 raise ConfigError(f'{checkpoint} is an exported file: give it without {config}')
             model = TorchModel(str(config), str(checkpoint), device, amp, deploy, cfg_options)

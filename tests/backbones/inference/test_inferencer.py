@@ -285,7 +285,7 @@ def test_transforms_get_floats_where_the_config_loads_images_so(tmp_path, shapes
 
 
 def test_a_config_without_a_checkpoint():
-    with pytest.raises(ConfigError, match='give its checkpoint'):
+    with pytest.raises(ConfigError, match='and its checkpoint'):
         Inferencer('config.py')
 
 
