@@ -263,3 +263,13 @@ def test_maps_are_in_the_memory_format_of_the_image(deployed, onednn, gradients,
         found = backbone(image.contiguous(memory_format=order))
     assert all(each.is_contiguous(memory_format=order) for each in found)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('deployed', [False, True])
+def test_maps_of_images_with_one_channel_are_contiguous(deployed):
+    """Such an image is in both memory formats."""
+    backbone = EfficientFormerV2(TINY_ARCH, in_channels=1).eval()
+    if deployed:
+        backbone.switch_to_deploy()
+    with torch.no_grad():
+        assert all(each.is_contiguous() for each in backbone(torch.rand(1, 1, 75, 160)))
