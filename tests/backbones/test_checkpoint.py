@@ -34,6 +34,7 @@ WRAPPERS = {
     'bare': lambda t: t,
     'under model': lambda t: {'model': t},
     'under state_dict': lambda t: {'state_dict': t, 'meta': {}},
+    'distributed': lambda t: {'model': {f'module.{k}': v for k, v in t.items()}},
     'whole model': lambda t: {
         'state_dict': {f'backbone.{k}': v for k, v in t.items()} | {'neck.x': torch.ones(1)}
     },
@@ -71,6 +72,15 @@ def test_timms_feature_extractors_load():
     expected.load_state_dict(tensors)
     found.load_state_dict(flat)
     assert_equal_weights(expected, found)
+
+
+def test_files_without_the_counters_of_norms_load(snap, backbone):
+    """As torch before 0.4.1 saved them."""
+    loaded = EfficientFormerV2('s0')
+    kept = {k: v for k, v in snap.items() if not k.endswith('num_batches_tracked')}
+    assert len(kept) < len(snap)
+    loaded.load_state_dict(kept)
+    assert_equal_weights(backbone, loaded)
 
 
 def gray_features(in_channels: int, weights: dict) -> list[torch.Tensor]:
