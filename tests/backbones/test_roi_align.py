@@ -50,6 +50,13 @@ def test_samples_on_the_border_and_behind_rounding_are_mmcvs():
     torch.testing.assert_close(RoIAlign(theirs)(x, rois), theirs(x, rois), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_half_precision_is_left_to_mmcv(memory_format):
+    theirs, x, rois = ops.RoIAlign(7, 0.25), maps(torch.float32).half(), regions(20, torch.float32)
+    found = RoIAlign(theirs)(x.contiguous(memory_format=memory_format), rois.half())
+    assert torch.equal(found, theirs(x, rois.half()))
+
+
 def test_only_the_usual_mode_is_replaced():
     assert can_replace(ops.RoIAlign(7, 0.25))
     for options in (dict(sampling_ratio=2), dict(pool_mode='max'), dict(use_torchvision=True)):
