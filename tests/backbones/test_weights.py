@@ -223,6 +223,14 @@ def test_arrays_are_read_by_both_of_their_names(core, tmp_path):
     assert list(read_checkpoint(tmp_path / 'a.pth')['x']) == [0, 1, 2]
 
 
+def test_versions_of_modules_are_kept(tmp_path):
+    """Some modules of mmcv and mmdet rename what was saved by an older version."""
+    state_dict = torch.nn.Sequential(torch.nn.BatchNorm2d(1)).state_dict()
+    torch.save({'state_dict': state_dict}, tmp_path / 'a.pth')
+    found = load_checkpoint(tmp_path / 'a.pth')['state_dict']._metadata
+    assert found == state_dict._metadata and found['0']['version'] == 2
+
+
 def test_text_that_mmengine_would_run_is_dropped(tmp_path):
     meta = {'config': 'import os', 'cfg': 'a = 1', 'epoch': 1}
     torch.save({'state_dict': TENSORS, 'meta': meta}, tmp_path / 'a.pth')
