@@ -18,10 +18,12 @@ from backbones.search import measurements
 from backbones.search.latency import (
     MAX_ERROR,
     LatencyModel,
+    cross_validate,
     find_latency,
     fit,
     identify,
     latency_path,
+    solve,
     terms_of,
 )
 from backbones.search.measurements import (
@@ -78,6 +80,25 @@ def test_the_error_on_noisy_measurements_is_about_the_noise(space):
     assert 0.01 < model.error < 0.05 and model.tau > 0.9
     noise = np.random.default_rng(1).uniform(0.3, 3, 40)
     assert fit(space, choices, additive(space, choices) * noise).error > MAX_ERROR
+
+
+def test_terms_follow_what_they_are_named_after(space):
+    """A fit gives any terms the weights that suit it best."""
+    largest = terms_of(space, space.largest)
+    for attention, differences in (((1, 2), [1, 120]), ((2, 1), [1, 224])):
+        fewer = dataclasses.replace(space.largest, num_attention_blocks=attention)
+        terms = terms_of(space, fewer)
+        assert sorted(largest[n] - terms[n] for n in terms if terms[n] != largest[n]) == differences
+    # 120 channels take as long as 128 where a device computes 16 at once.
+    name = 'stage 3: attention blocks x channels'
+    assert terms_of(space, space.largest, 16)[name] == 2 * 128
+
+
+def test_errors_are_relative_and_of_networks_that_a_fit_has_not_seen():
+    # The weight w with the least (w / 1 - 1)^2 + (w / 3 - 1)^2.
+    assert solve(np.ones((2, 1)), np.array([1.0, 3.0])) == pytest.approx([1.2])
+    # Every network has a part that no other has.
+    assert not cross_validate(np.eye(10), np.full(10, 5.0)).any()
 
 
 def test_networks_are_the_extremes_and_published_and_others(space):
