@@ -146,6 +146,14 @@ def test_random_networks_are_near_the_targets():
     assert all(math.log(0.8) <= search.excess(choice) <= 0 for choice in search.found)
 
 
+def test_random_networks_are_as_near_to_far_targets_as_can_be():
+    far = dict(latency=2 * costs(SPACE.largest)['latency'])
+    random(search := make(targets=far, evaluations=20))
+    rng = np.random.default_rng(1)
+    usual = np.median([costs(SPACE.sample(rng))['latency'] for _ in range(50)])
+    assert all(costs(choice)['latency'] > usual for choice in search.found)
+
+
 def test_nsga2_starts_from_the_greedy_path_and_improves():
     pytest.importorskip('pymoo', reason='pymoo is not installed')
     search, half = make(evaluations=400, seed=2), make(evaluations=200)
@@ -195,14 +203,17 @@ def test_any_values_are_a_network():
         assert SPACE.possible(SPACE.largest.with_values(values)) in SPACE
 
 
-@pytest.mark.parametrize(('evaluations', 'is_found'), [(100, True), (9, False)])
-def test_the_climb_tries_all_that_is_left_while_evaluations_last(evaluations, is_found):
+@pytest.mark.parametrize(
+    ('evaluations', 'drop', 'is_found'), [(100, 0, True), (9, 0, False), (9, 0.1, True)]
+)
+def test_the_climb_tries_all_that_is_left_while_evaluations_last(evaluations, drop, is_found):
+    """First that without which the metric has dropped."""
     start, actions = SPACE.smallest, SPACE.larger(SPACE.smallest)
-    better = list(actions.values())[-1]
+    name, better = list(actions.items())[-1]
     search = make(targets=dict(latency=99.0), evaluations=evaluations)
     search.evaluate = lambda choices: [float(choice == better) for choice in choices]
     search.ask([start])
-    path = climb(search, [start], drops={})
+    path = climb(search, [start], drops={name: drop})
     assert path == ([start, better] if is_found else [start])
     assert len(search.found) <= evaluations
 
