@@ -4,12 +4,17 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.config import Config
 from searching import SEARCH
 from tiny import ROOT
 
+from backbones.data.classes import set_classes
 from backbones.engine.config import load_config
+from backbones.errors import ConfigError
 from backbones.search.space import Choice, Space
-from backbones.search.take import changes, write_network
+from backbones.search.take import changes, take_network, write_network
+from backbones.weights import load_checkpoint
 
 SMALL = f"_base_ = '{ROOT}/seg_configs/fpn_effv2_small.py'\nsearch = dict()\n"
 
@@ -43,11 +48,32 @@ def test_the_recipe_is_that_of_the_search_with_its_options(tiny_config):
     assert found.model.neck.out_channels == found.model.decode_head.channels == smallest.neck
 
 
+def test_weights_have_the_names_of_their_classes(tiny_config, tmp_path):
+    config = load_config(str(tiny_config('fpn', SEARCH)))
+    classes, out = set_classes(config, ('train',)), tmp_path / 'taken.py'
+    smallest = Space.from_config(config).smallest
+    write_network(config, smallest, {'x': torch.ones(2)}, out, 'A network.', {})
+    found = load_checkpoint(out.with_suffix('.pth'))
+    assert found['meta']['dataset_meta']['classes'] == tuple(classes)
+    assert torch.equal(found['state_dict']['x'], torch.ones(2))
+
+
+@pytest.mark.parametrize('name', ['mine.py', 'mine.pth'])
+def test_no_file_is_overwritten(name, tmp_path):
+    (tmp_path / name).write_text('trained for days')
+    config = Config(dict(work_dir=str(tmp_path)))
+    with pytest.raises(ConfigError, match=name):
+        take_network(config, 'supernet.pth', 1, tmp_path / 'mine.py', {})
+
+
 def test_settings_are_followed_still(tmp_path):
     path, options = tmp_path / 'small.py', {'image_size': 320, 'epochs': 40}
     path.write_text(SMALL)
     new = taken(path, options)
     assert recipe(load_config(str(new))) == recipe(load_config(str(path), options))
+    # Those of ImageNet have other shapes than the network that was taken.
+    assert load_config(str(path), options).model.backbone.init_cfg
+    assert load_config(str(new)).model.backbone.init_cfg is None
     assert 'image_size = 320' in new.read_text() and 'pipeline' not in new.read_text()
     assert load_config(str(new), {'image_size': 64}).crop_size == (64, 64)
 
