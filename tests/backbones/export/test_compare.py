@@ -53,6 +53,12 @@ AT_THRESHOLD = (0, 0, 9, 9, 0.0501, 2)
         ([], [], 'no detection'),
         # A score at the threshold may be missing.
         ([ONE, AT_THRESHOLD], [ONE], '1 of 2'),
+        # So may the lowest of as many as are kept, for one with nearly its score.
+        (
+            [ONE, OTHER, (0, 0, 9, 9, 0.4, 2), (20, 0, 29, 9, 0.3, 2)],
+            [ONE, OTHER, (0, 0, 9, 9, 0.4, 2), (40, 0, 49, 9, 0.3, 2)],
+            '3 of 4',
+        ),
         ([AT_THRESHOLD], [], 'no detection with a score above 0.051'),
     ],
 )
