@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from mmcv import ops
 from mmdet.models.task_modules import DeltaXYWHBBoxCoder
 
-from backbones.export.detector import decode_boxes, ranks, top_k
+from backbones.export import detector
+from backbones.export.detector import batched_nms, decode_boxes, drop_small, ranks, top_k
 from backbones.export.preprocessing import missing_to_multiple
 
 
@@ -21,6 +23,29 @@ def test_the_highest_of_too_few_are_filled_up_with_zeros():
     scores, index = top_k(torch.tensor([[0.2, 0.9]]), 4)
     torch.testing.assert_close(scores, torch.tensor([[0.9, 0.2, 0.0, 0.0]]))
     assert index[0, :2].tolist() == [1, 0] and index.max() <= 1
+
+
+@pytest.mark.parametrize('class_agnostic', [False, True])
+def test_suppression_is_mmcvs(class_agnostic, monkeypatch):
+    def nms_scores(boxes, scores, iou_threshold, *_):
+        _, kept = ops.nms(boxes[0], scores[0], iou_threshold)
+        return torch.zeros_like(scores).index_copy(1, kept, scores[:, kept])
+
+    # What the operator of a file does.
+    monkeypatch.setattr(detector, 'nms_scores', nms_scores)
+    torch.manual_seed(0)
+    corners, scores, groups = torch.rand(60, 2) * 40, torch.rand(60), torch.arange(60) % 3
+    boxes = torch.cat([corners, corners + 20], dim=1)
+    nms = dict(type='nms', iou_threshold=0.5, class_agnostic=class_agnostic)
+    _, expected = ops.batched_nms(boxes, scores, groups, nms, class_agnostic)
+    found, index = batched_nms(boxes[None], scores[None], groups[None], nms, 0.0, 60)
+    assert index[found > 0].tolist() == expected.tolist()
+
+
+def test_boxes_have_to_be_larger_than_the_smallest():
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 3, 2], [0, 0, 3, 3]])
+    for settings, expected in ((dict(), [1, 1, 1]), (dict(min_bbox_size=2), [0, 0, 1])):
+        assert drop_small(boxes, torch.ones(3), settings).tolist() == expected
 
 
 @pytest.mark.parametrize(('size', 'missing'), [(1, 31), (32, 0), (33, 31), (800, 0), (1067, 21)])
