@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from exporting import needs_export
+from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from backbones.benchmark.candidates import Candidate
@@ -117,6 +118,34 @@ def test_images_are_prepared_as_in_the_test_pipeline(tiny_model, images, task):
         image = cv2.resize(images[0], size[::-1])
         expected = model.preprocess(image)['inputs'].numpy()
         np.testing.assert_array_equal(description.fit(image)[0], expected)
+
+
+def test_arguments_of_resizing_that_a_pipeline_leaves_out():
+    steps = [dict(type='Resize', scale=(90, 60)), dict(type='mmseg.ResizeToMultiple')]
+    config = Config(dict(test_dataloader=dict(dataset=dict(pipeline=steps))))
+    (resize, multiple), missing = export_module.resizing(config)
+    assert not resize['keep_ratio'] and multiple['size_divisor'] == 32 and not missing
+
+
+def test_a_segmentor_with_one_logit(tiny_model, images):
+    loss = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    head = dict(num_classes=2, out_channels=1, threshold=0.4, loss_decode=loss)
+    options = {f'model.decode_head.{name}': value for name, value in head.items()}
+    config = load_config(tiny_model('fpn').config, options)
+    fit_to_device(config)
+    torch.manual_seed(0)
+    model = MODELS.build(config.model).eval()
+    torch.nn.init.normal_(model.decode_head.conv_seg.weight)
+    # About half of the pixels are above the threshold.
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    inputs = model.data_preprocessor({'inputs': list(pixels)}, False)['inputs']
+    with torch.no_grad():
+        logits = model.decode_head(model.extract_feat(inputs))
+        model.decode_head.conv_seg.bias.data.sub_(logits.median() + 0.2)
+        expected = [sample.pred_sem_seg.data[0] for sample in model.predict(inputs)]
+        found = exportable(model)(pixels.float())
+    assert torch.equal(found.long(), torch.stack(expected).long())
+    assert len(found.unique()) > 1
 
 
 def test_another_detector_is_refused_by_what_it_is(tmp_path, images):
@@ -230,6 +259,9 @@ def test_a_core_ml_package_is_written_and_says_that_it_was_not_compared(exported
     assert any('not compared' in line for line in made.lines)
     model = coremltools.models.MLModel(str(made.path), skip_model_load=True)
     assert model.get_spec().description.input[0].type.WhichOneof('Type') == 'imageType'
+    # The colors of an image from a camera are put in the order that the network was given.
+    kind = model.get_spec().description.input[0].type.imageType
+    assert kind.colorSpace == kind.BGR
     assert json.loads(model.user_defined_metadata[METADATA_KEY])['task'] == 'segmentation'
 
 
@@ -290,3 +322,11 @@ def test_a_folder_in_the_place_of_the_file_is_kept(tmp_path):
     ):
         path.write_text('a file')
     assert (tmp_path / 'a.onnx' / 'own.txt').is_file()
+
+
+def test_a_package_takes_the_place_of_an_earlier_one(tmp_path):
+    for name in ('earlier', 'later'):
+        with export_module.staged(tmp_path / 'a.mlpackage') as path:
+            path.mkdir()
+            (path / name).touch()
+    assert [each.name for each in (tmp_path / 'a.mlpackage').iterdir()] == ['later']
