@@ -121,6 +121,15 @@ def test_smaller_published_networks_are_in_the_space_of_larger_ones(arch):
         assert found['mlp_ratios'] == tuple(map(tuple, row['mlp_ratios']))
 
 
+def test_shallower_networks_drop_fewer_paths():
+    config = read(FPN.format('l'))
+    space = Space.from_config(config)
+    for choice in (space.largest, space.smallest):
+        arch = space.options(choice, config)['model.backbone.arch']
+        # At the same rate from block to block.
+        assert arch['drop_path_rate'] / sum(arch['depths']) == pytest.approx(0.1 / 35, rel=1e-2)
+
+
 def test_networks_of_a_space():
     space = Space.from_config(read(FPN.format('s2')))
     rng = np.random.default_rng(0)
