@@ -4,10 +4,12 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from tiny import ROOT, with_random_weights, write_tiny_config
@@ -19,7 +21,7 @@ from backbones.engine.config import fit_to_device, load_config
 from backbones.errors import CheckpointError, ConfigError
 from backbones.search.elastic import Layout, make_elastic, set_choice
 from backbones.search.space import Choice, Space
-from backbones.search.supernet import SpaceHook
+from backbones.search.supernet import SpaceHook, SupernetRunner
 
 FPN = 'seg_configs/fpn_effv2_{}.py'
 SEARCH = 'search = dict(necks=(8,), channels=((2, 4), (4, 8), (4, 8), (8, 16)))\n'
@@ -208,9 +210,9 @@ def test_layers_that_cannot_be_sliced_are_refused(options, named):
         make_elastic(model, Layout(model, Space.from_config(config), config))
 
 
-def test_only_the_largest_network_moves_running_statistics():
+def test_only_the_largest_network_moves_running_statistics_and_drops_paths():
     config = read(FPN.format('s1'))
-    config.model.backbone.norm_eval = False
+    config.model.backbone.update(norm_eval=False, drop_path_rate=0.3)
     model = build(config)
     layout = Layout(model, Space.from_config(config), config)
     make_elastic(model, layout)
@@ -220,6 +222,8 @@ def test_only_the_largest_network_moves_running_statistics():
         before = copy.deepcopy(model.state_dict())
         model.train()
         set_choice(model, layout, choice)
+        drops = {module.training for module in model.modules() if isinstance(module, DropPath)}
+        assert drops == {choice == layout.space.largest}
         model.decode_head(model.extract_feat(images))
         after = model.state_dict()
         return {name for name in after if not torch.equal(before[name], after[name])}
@@ -227,6 +231,16 @@ def test_only_the_largest_network_moves_running_statistics():
     statistics = {name for name in model.state_dict() if 'running_' in name}
     assert moved_by(layout.space.smallest) == set()
     assert moved_by(layout.space.largest) == statistics
+
+
+def test_each_step_draws_other_networks():
+    config = read(FPN.format('s0'))
+    runner = SimpleNamespace(cfg=config, iter=5)
+    supernet = SupernetRunner.wrap_model(runner, None, build(config))
+    again, drawn = (supernet.layout.space.sample(supernet.generator()) for _ in range(2))
+    assert again == drawn
+    runner.iter += 1
+    assert supernet.layout.space.sample(supernet.generator()) != drawn
 
 
 def test_a_checkpoint_of_another_space_is_refused():

@@ -7,16 +7,20 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from searching import CONFIG, SPACE, write_supernet
 from tool_process import TOOLS, run_in_two
+from torch import nn
 
 from backbones.data.classes import set_classes
 from backbones.engine.config import load_config
 from backbones.errors import ConfigError
-from backbones.search.supernet import SpaceHook
+from backbones.search import supernet
+from backbones.search.supernet import SpaceHook, Supernet
 
 SEARCH = """\
 search = dict(necks=(8,), channels=((2, 4), (4, 8), (4, 8), (8, 16)), holdout=1 / 3)
@@ -110,6 +114,28 @@ def test_a_supernet_that_starts_from_one_keeps_the_order_of_its_channels(write, 
     for name in expected:
         if 'running_' not in name and 'num_batches' not in name:
             assert torch.equal(found[name], expected[name]), name
+
+
+def test_a_step_follows_the_mean_of_the_networks_gradients(monkeypatch):
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.tensor(7.0))
+    model.data_preprocessor = lambda data, training: data
+    model.forward = lambda mode: model.factor * model.weight
+    model.parse_losses = lambda loss: (loss, {})
+    # In place of networks, what their losses are in units of the weight.
+    factors = iter((1.0, 2.0, 3.0, 6.0))
+    monkeypatch.setattr(supernet, 'make_elastic', lambda model, layout: model)
+    monkeypatch.setattr(
+        supernet, 'set_choice', lambda model, *_: setattr(model, 'factor', next(factors))
+    )
+    rng = np.random.default_rng(0)
+    net = Supernet(model, SimpleNamespace(space=SPACE), lambda: rng)
+    optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.5))
+    losses = net.train_step({}, optim_wrapper)
+    assert model.weight.item() == 7 - 0.5 * 3
+    assert {name: float(loss) for name, loss in losses.items()} == pytest.approx(
+        dict(loss=21, loss_largest=7, loss_smallest=14, loss_random=31.5)
+    )
 
 
 @pytest.mark.parametrize('classes', [('cat', 'dog'), ('cell',)])
