@@ -13,7 +13,7 @@ from backbones import CheckpointError, EfficientFormerV2
 from backbones.deploy import switch_to_deploy
 from backbones.efficientformer_v2 import cpu
 from backbones.efficientformer_v2.attention import DownsamplingAttention, TalkingHeadAttention
-from backbones.efficientformer_v2.layers import LayerScale
+from backbones.efficientformer_v2.layers import LayerScale, add
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1}
 
@@ -154,6 +154,12 @@ def test_autocast_stays_close():
         expected = [feature.float() for feature in backbone(image)]
         found = [feature.float() for feature in switch_to_deploy(backbone)(image)]
     assert_same(found, expected, 0.1)
+
+
+def test_a_sum_has_the_higher_precision():
+    """Residuals are added in place, and under autocast the two differ."""
+    half, whole = torch.tensor([256.0], dtype=torch.bfloat16), torch.tensor([0.5])
+    torch.testing.assert_close(add(half, whole), torch.tensor([256.5]))
 
 
 def test_compiles_into_one_graph():
