@@ -137,8 +137,8 @@ def split_training(config: Config) -> list[tuple[ConfigDict, list[str], list[str
     """Return every training dataset with the names of its images in the hold-out and the rest."""
     options = search_options(config)
     fraction = options['holdout']
-    if not 0 < fraction <= 0.5:
-        raise ConfigError(f'search.holdout must be above 0 and at most 0.5, not {fraction}')
+    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ConfigError(f'search.holdout must be above 0 and below 1, not {fraction}')
     datasets = list(datasets_of(config, ('train',)))
     if len(datasets) > 1 and any(layout_of(dataset) == 'coco' for dataset in datasets):
         raise ConfigError(
@@ -158,6 +158,10 @@ def split_training(config: Config) -> list[tuple[ConfigDict, list[str], list[str
         held_out, rest = ([n for n in names if (n in chosen) == inside] for inside in (True, False))
         parts.append((dataset, held_out, rest))
         total += len(names)
+    if not all(rest for *_, rest in parts):
+        raise ConfigError(
+            f'search.holdout={fraction} leaves a dataset with none to train on: set a smaller one'
+        )
     number = sum(len(held_out) for _, held_out, _ in parts)
     if number < MIN_IMAGES:
         advice = (

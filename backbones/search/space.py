@@ -173,20 +173,25 @@ class Space:
             space.check()
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f'search cannot be {config.search} ({error}). ratios and necks are lists of '
+                f'search cannot be {config.search} ({error}). ratios are numbers above 0, necks '
                 f'numbers. For each of {NUM_STAGES} stages, channels has a list of widths, from 2 '
                 "to the config's channels, and min_depths a number from 1 to the config's blocks"
             ) from error
         return space
 
     def check(self) -> None:
-        """Raise ValueError if channels or min_depths are impossible."""
+        """Raise ValueError or TypeError if a setting is impossible."""
+        for numbers in (*self.channels, self.min_depths, self.necks):
+            if not all(isinstance(number, int) for number in numbers):
+                raise ValueError(f'{numbers} are not whole numbers')
         for widths, full in zip(self.channels, self.largest.channels, strict=True):
             if widths[0] < 2 or widths[-1] > full:
                 raise ValueError(f'channels {widths}')
         for depth, ratios in zip(self.min_depths, self.largest.ratios, strict=True):
             if not 1 <= depth <= len(ratios):
                 raise ValueError(f'min_depths {depth}')
+        if not self.ratios or self.ratios[0] <= 0:
+            raise ValueError(f'ratios {self.ratios}')
 
     def to_json(self) -> str:
         """Return JSON that is the same for equal spaces."""
@@ -377,7 +382,12 @@ def search_options(config: Config) -> dict[str, Any]:
         raise ConfigError(f'search must be a dict, such as `search = dict()`, not {given!r}')
     if unknown := sorted(set(given) - set(DEFAULTS)):
         raise ConfigError(f'search has no options {unknown}; it has {sorted(DEFAULTS)}')
-    return DEFAULTS | given
+    options = DEFAULTS | given
+    for name, minimum in (('calibration_images', 1), ('seed', 0)):
+        value = options[name]
+        if not isinstance(value, int) or value < minimum:
+            raise ConfigError(f'search.{name} must be an integer from {minimum} on, not {value!r}')
+    return options
 
 
 def find_head(model: ConfigDict) -> tuple[str, str, float] | None:

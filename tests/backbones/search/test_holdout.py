@@ -155,6 +155,8 @@ def test_the_classes_may_be_those_of_the_type(tmp_path, many_shapes):
     [
         ({'search.holdout': 0.1}, '0.34'),
         ({'search.holdout': 2}, 'holdout'),
+        ({'search.holdout': 'abc'}, 'holdout.*abc'),
+        ({'search.holdout': 0.99}, 'none to train on'),
         ({'train_dataloader.dataset.type': 'mmdet.LVISV1Dataset'}, 'LVISV1Dataset'),
         ({'train_dataloader.dataset': TWO}, 'one COCO dataset'),
     ],
