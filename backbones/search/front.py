@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -211,7 +212,6 @@ def write_front(front: Front, folder: Path) -> None:
 def draw_front(front: Front, path: Path) -> None:
     """Draw the metric over latency, or over parameters without latency; parameters are areas."""
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
 
     figure = Figure(figsize=(9, 6), layout='constrained')
     axes = figure.subplots()
@@ -222,22 +222,21 @@ def draw_front(front: Front, path: Path) -> None:
     def point(one: Network) -> tuple[float, float]:
         return (one.parameters if cost == 'parameters' else one.milliseconds) / unit, one.metric
 
-    for name, color in (('published', '#c2541b'), ('searched', '#0b5fa5')):
-        group = [one for one in front.networks if bool(one.name) == (name == 'published')]
+    shown = sorted(front.networks, key=point)
+    colors = {True: '#c2541b', False: '#0b5fa5'}
+    for is_published, color in colors.items():
+        name = 'published' if is_published else 'searched'
         axes.scatter([], [], label=name, color=color, alpha=0.5, linewidths=0)
-        style = dict(textcoords='offset points', color=color, ha='center', fontsize=8)
-        style['path_effects'] = [withStroke(linewidth=2, foreground='white')]
-        best = -np.inf
-        for one in sorted(group, key=point):
-            axes.scatter(*point(one), area * one.parameters, color=color, alpha=0.5, linewidths=0)
-            text = f'{one.number}: {one.name}' if one.name else str(one.number)
-            # Those on the front have theirs above it, apart from those that are close below.
-            axes.annotate(text, point(one), (0, 8 if one.metric > best else -15), **style)
-            best = max(best, one.metric)
+    labels = []
+    for one in shown:
+        color = colors[bool(one.name)]
+        axes.scatter(*point(one), area * one.parameters, color=color, alpha=0.5, linewidths=0)
+        text = f'{one.number}: {one.name}' if one.name else str(one.number)
+        labels.append((point(one), text, color))
     ring = dict(facecolors='none', edgecolors='black', linewidths=1.5)
     size = area * front.found.parameters + 60
     axes.scatter(*point(front.found), size, label='found', **ring)
-    costs, metrics = zip(*sorted(map(point, front.networks)), strict=True)
+    costs, metrics = zip(*map(point, shown), strict=True)
     axes.step(costs, np.maximum.accumulate(metrics), where='post', color='#555555', alpha=0.3)
     if cost in front.targets:
         axes.axvline(front.targets[cost] / unit, color='#555555', linestyle=':', label='target')
@@ -247,5 +246,27 @@ def draw_front(front: Front, path: Path) -> None:
     axes.grid(alpha=0.3)
     for handle in axes.legend(loc='lower right').legend_handles[:3]:
         handle.set_sizes([60])
+    figure.draw_without_rendering()
+    label_points(axes, labels)
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=150, format='png')
+
+
+def label_points(axes: Any, labels: list[tuple[tuple[float, float], str, str]]) -> None:
+    """Write labels, each a point, a text and a color, above or below the points, where there is
+    room; the axes have been drawn."""
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+
+    style = dict(textcoords='offset points', ha='center', va='center', fontsize=8)
+    style['path_effects'] = [withStroke(linewidth=2, foreground='white')]
+    centers = axes.transData.transform([point for point, *_ in labels])
+    taken = [Bbox.from_bounds(*(center - 5), 10, 10) for center in centers]
+    for point, text, color in labels:
+        written = axes.annotate(text, point, (0, 0), color=color, **style)
+        for height in (12, -12, 23, -23, 34, -34, 45, -45):
+            written.set_position((0, height))
+            box = written.get_window_extent()
+            if not box.count_overlaps(taken):
+                break
+        taken.append(box)

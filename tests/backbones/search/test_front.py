@@ -5,10 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from searching import SPACE, costs, metric
 
-from backbones.search.front import Network, format_front, make_front, write_front
+from backbones.search.front import (
+    Network,
+    format_front,
+    label_points,
+    make_front,
+    write_front,
+)
 from backbones.search.space import Choice
 
 TARGETS = dict(latency=9.0, parameters=2.5e6)
@@ -133,3 +140,15 @@ def test_files(has_latency, tmp_path):
     assert format_front(front) in (tmp_path / 'front.md').read_text()
     with Image.open(tmp_path / 'front.png') as image:
         assert np.asarray(image.convert('L')).std() > 10
+
+
+def test_labels_of_close_networks_do_not_overlap():
+    figure = Figure()
+    axes = figure.subplots()
+    points = [(100.0, 70.0), (100.1, 70.1), (100.2, 70.0), (0.0, 0.0)]
+    axes.scatter(*zip(*points, strict=True))
+    figure.draw_without_rendering()
+    label_points(axes, [(point, 's0, neck 96', 'red') for point in points])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 4
+    assert all(box.count_overlaps(boxes[:number]) == 0 for number, box in enumerate(boxes))
