@@ -146,6 +146,8 @@ def changed(tensors: dict, what: str) -> dict:
         return {k: v for k, v in tensors.items() if not k.startswith('network.6.3.mlp.fc1')}
     if what == 'shape differs':
         return {**tensors, 'patch_embed.0.weight': torch.ones(8, 3, 3, 3)}
+    if what == 'NaN':
+        return {**tensors, 'patch_embed.0.weight': tensors['patch_embed.0.weight'] * torch.nan}
     return tensors
 
 
@@ -157,6 +159,7 @@ def changed(tensors: dict, what: str) -> dict:
         ('part is missing', 's0', r'lacks \d+ of .*stages.3.blocks.3.mlp.fc1'),
         ('another arch', 's2', r'channels \[32, 64, 144, 288\]'),
         ('shape differs', 's0', r'stem\.conv1\.conv\.weight'),
+        ('NaN', 's0', r'stem\.conv1\.conv\.weight'),
     ],
 )
 def test_refused(change, arch, message, load, snap, tmp_path):

@@ -61,6 +61,8 @@ def test_only_the_usual_mode_is_replaced():
     assert can_replace(ops.RoIAlign(7, 0.25))
     for options in (dict(sampling_ratio=2), dict(pool_mode='max'), dict(use_torchvision=True)):
         assert not can_replace(ops.RoIAlign(7, 0.25, **options))
+    own = type('Own', (ops.RoIAlign,), {})  # it may compute something else
+    assert not can_replace(own(7, 0.25))
 
 
 def test_no_regions():

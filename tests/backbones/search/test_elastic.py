@@ -258,3 +258,20 @@ def test_a_checkpoint_of_another_space_is_refused():
     # As training resumes.
     with pytest.raises(CheckpointError, match='another space'):
         SpaceHook(ours).after_load_checkpoint(None, {'search_space': other.to_json()})
+
+
+def test_blocks_that_a_stage_needs_return_from_its_end():
+    """Only the last blocks of a stage can have attention."""
+    space = Space.from_config(read(FPN.format('s2')))
+    nothing = tuple((0,) * len(ratios) for ratios in space.largest.ratios)
+    possible = space.possible(dataclasses.replace(space.largest, ratios=nothing))
+    for stage, (ratios, fewest) in enumerate(zip(possible.ratios, space.min_depths, strict=True)):
+        assert possible.blocks(stage) == list(range(len(ratios)))[-fewest:]
+
+
+def test_a_neck_that_reads_some_stages_gets_their_channels():
+    levels = {'model.backbone.out_indices': (1, 2, 3), 'model.neck.start_level': 0}
+    config = read('det_configs/retinanet_effv2_s0.py', **levels)
+    space = Space.from_config(config)
+    channels = space.options(space.smallest, config)['model.neck.in_channels']
+    assert channels == list(space.smallest.channels[1:])
