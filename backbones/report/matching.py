@@ -120,12 +120,12 @@ def match_image(
         return kind, target, confused
     same = labels[:, None] == object_labels
     own, others = np.where(same & ~crowd, ious, 0), np.where(~same & ~crowd, ious, 0)
-    free, used = own.copy(), np.zeros(len(object_labels), bool)
+    free = own.copy()
     for row in np.flatnonzero(own.max(axis=1) >= MATCH_IOU):
         # The last of equal ones, as in pycocotools.
-        best = len(used) - 1 - free[row, ::-1].argmax()
+        best = len(object_labels) - 1 - free[row, ::-1].argmax()
         if free[row, best] >= MATCH_IOU:
-            kind[row], target[row], used[best] = CORRECT, best, True
+            kind[row], target[row] = CORRECT, best
             free[:, best] = 0
     best_own, best_other = own.max(axis=1), others.max(axis=1)
     wrong = kind != CORRECT
@@ -134,7 +134,7 @@ def match_image(
         IGNORED: np.where(same & crowd, ious, 0).max(axis=1) >= MATCH_IOU,
         LOCALIZATION: (best_own >= BACKGROUND_IOU) & (best_own <= MATCH_IOU),
         CLASSIFICATION: best_other >= MATCH_IOU,
-        DUPLICATE: (own * used).max(axis=1) >= MATCH_IOU,
+        DUPLICATE: best_own >= MATCH_IOU,
         BACKGROUND: np.maximum(best_own, best_other) <= BACKGROUND_IOU,
     }
     kind[wrong] = np.select(list(types.values()), list(types), BOTH)[wrong]

@@ -106,8 +106,11 @@ class OwnResizeHead(FCNHead):
         return super().predict_by_feat(seg_logits, batch_img_metas) * -1
 
 
-def segmentor(head=FCNHead, **test_cfg) -> torch.nn.Module:
+def segmentor(head=FCNHead, one_logit=False, align_corners=False, **test_cfg) -> torch.nn.Module:
     torch.manual_seed(0)
+    classes = (
+        dict(num_classes=2, out_channels=1, threshold=0.4) if one_logit else dict(num_classes=7)
+    )
     config = dict(
         type='mmseg.EncoderDecoder',
         data_preprocessor=dict(type='mmseg.SegDataPreProcessor', size_divisor=32),
@@ -117,10 +120,10 @@ def segmentor(head=FCNHead, **test_cfg) -> torch.nn.Module:
             in_channels=32,
             channels=8,
             num_convs=1,
-            num_classes=7,
+            **classes,
             dropout_ratio=0,
-            align_corners=False,
-            loss_decode=dict(type='mmseg.CrossEntropyLoss', use_sigmoid=False),
+            align_corners=align_corners,
+            loss_decode=dict(type='mmseg.CrossEntropyLoss', use_sigmoid=one_logit),
         ),
         test_cfg=test_cfg or dict(mode='whole'),
     )
@@ -131,10 +134,12 @@ def segmentor(head=FCNHead, **test_cfg) -> torch.nn.Module:
     ('options', 'small'),
     [
         (dict(), True),
+        (dict(align_corners=True), True),
+        (dict(one_logit=True), True),
         (dict(head=OwnResizeHead), False),
         (dict(mode='slide', crop_size=(64, 64), stride=(40, 40)), False),
     ],
-    ids=['whole', 'own resize', 'slide'],
+    ids=['whole', 'corners', 'one logit', 'own resize', 'slide'],
 )
 @torch.inference_mode()
 def test_maps_are_mmsegs(options, small):

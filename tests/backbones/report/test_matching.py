@@ -129,3 +129,22 @@ def test_worst_images_say_why(matches):
 def test_the_score_with_the_highest_f1(matches):
     # With all 8 detections, 2 of 5 objects are found: 4 / 13; with the first alone 2 / 6.
     assert matches.best_score_thr() == 0.9
+    # Rounded down, so that the detection itself is above it.
+    assert matches._replace(score=matches.score - 0.0004).best_score_thr() == 0.899
+
+
+@pytest.mark.parametrize(
+    ('labels', 'objects', 'ious', 'crowd', 'expected'),
+    [
+        # Of two equal objects the last, as in pycocotools.
+        ([0], [0, 0], [[0.7, 0.7]], [False] * 2, ([CORRECT], [1], [-1])),
+        # A crowd of another class takes nothing.
+        ([1], [0], [[0.6]], [True], ([BACKGROUND], [-1], [-1])),
+        # An object is mistaken for another class once.
+        ([1, 1], [0], [[0.7], [0.6]], [False], ([CLASSIFICATION] * 2, [0, 0], [0, -1])),
+    ],
+    ids=['equal', 'crowd', 'confused'],
+)
+def test_one_image(labels, objects, ious, crowd, expected):
+    found = match_image(*map(np.array, (labels, objects, ious, crowd)))
+    assert tuple(values.tolist() for values in found) == expected

@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from backbones.engine.metrics import add_per_class
 from backbones.errors import ConfigError
 from backbones.report.detection import class_block, detection_blocks, mean_of
+from backbones.report.matching import CORRECT, average_precision
 from backbones.report.recording import ReportHook
 
 
@@ -97,6 +98,10 @@ def test_figures_are_those_of_the_metric(annotations, coco, classes):
         # COCOeval's own figure at IoU 0.5, crowd region and equal scores included.
         at_50 = results.precision[0, :, :, 0, -1]
         ap50 = at_50.mean(axis=0)[at_50[0] > -1]
+        matches = results.matches
+        own = (matches.label, matches.score, matches.kind == CORRECT)
+        counts = np.bincount(matches.object_label, minlength=len(classes))
+        assert average_precision(*own, counts)[counts > 0] == pytest.approx(ap50, abs=1e-9)
         block = class_block(results, '')
         column = [row[3] for row in block.rows if row[1]]
         assert column == pytest.approx(ap50, abs=1e-9)

@@ -79,6 +79,10 @@ def test_calibration():
     # Every fourth pixel of both axes.
     assert bins[[6, 7]].sum(axis=0) == pytest.approx([4, 4, 2.8])
     assert calibration_error(bins) == pytest.approx(0.3)
+    unlabeled = truth.copy()
+    unlabeled[:4] = 255
+    bins = run([sample_of(unlabeled, prediction, logits=logits)]).calibration
+    assert bins.sum(axis=0) == pytest.approx([2, 2, 1.4])
     # Without logits, and where the prediction was made from others.
     assert run([sample_of(truth, prediction)]).calibration is None
     assert run([sample_of(truth, 1 - prediction, logits=logits)]).calibration is None
