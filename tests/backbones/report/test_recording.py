@@ -102,6 +102,10 @@ def test_figures_are_those_of_the_metric(annotations, coco, classes):
         own = (matches.label, matches.score, matches.kind == CORRECT)
         counts = np.bincount(matches.object_label, minlength=len(classes))
         assert average_precision(*own, counts)[counts > 0] == pytest.approx(ap50, abs=1e-9)
+        correct = matches.kind == CORRECT
+        target = matches.target[correct]
+        assert np.array_equal(matches.object_label[target], matches.label[correct])
+        assert np.array_equal(matches.object_image[target], matches.image[correct])
         block = class_block(results, '')
         column = [row[3] for row in block.rows if row[1]]
         assert column == pytest.approx(ap50, abs=1e-9)
