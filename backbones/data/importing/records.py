@@ -163,11 +163,12 @@ class Source:
 
     def listed_splits(self, kind: str) -> dict[Path, str | None]:
         """Splits, if any, by image, from PASCAL VOC's ``ImageSets/KIND/*.txt``."""
-        lines, splits = {}, {}
+        # What val.txt, read later, lists of trainval.txt is not for training.
+        words, lines, splits = {**SPLIT_WORDS, 'trainval': 'train'}, {}, {}
         for path in self.files:
             if path.match(f'ImageSets/{kind}/*.txt'):
                 for line in path.read_text(encoding='utf-8-sig').split('\n'):
-                    lines[line] = SPLIT_WORDS.get(path.stem) or lines.get(line)
+                    lines[line] = words.get(path.stem) or lines.get(line)
         for line, split in lines.items():
             # A name with spaces may have quotes; in lists of a class 1, 0 or -1 follows.
             name = line.replace('"', '').replace('\\', '/').strip()

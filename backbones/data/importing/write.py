@@ -217,7 +217,7 @@ def split(records: list[Record], source: Source) -> dict[str, list[Record]]:
     """The source's own splits, or new ones of whole groups, the same for the same seed."""
     parts: dict[str, list[Record]] = {'train': [], 'val': [], 'test': []}
     options, declared = source.options, {record.split for record in records}
-    if options.val is None and 'train' in declared and declared & {'val', 'test'}:
+    if options.val is None and declared & {'train', None} and declared & {'val', 'test'}:
         if options.group or options.seed:
             source.note('--group and --seed are for new splits', 'none are drawn without --val')
         # A source with one of both is validated on that.

@@ -513,6 +513,22 @@ def test_images_in_no_list_of_voc_are_left_out(line, tmp_path):
     assert 'clip_c_001' in said(notes)
 
 
+@pytest.mark.parametrize(
+    ('lists', 'train'),
+    [(dict(trainval=[0, 1, 2], test=[3]), [0, 1, 2]), (dict(val=[3]), [0, 1, 2, 4])],
+)
+def test_images_for_testing_are_never_trained_on(lists, train, tmp_path):
+    """Even if the others are in no list called train."""
+    to_voc(tmp_path / 'source', masks=False)
+    names = list(IMAGES)
+    for name, numbers in lists.items():
+        text = ''.join(f'{names[i]}\n' for i in numbers)
+        write(tmp_path / f'source/ImageSets/Main/{name}.txt', text)
+    written, _ = run(tmp_path / 'source', tmp_path / 'out')
+    found = {name: [r.image.stem for r in part] for name, part in written.splits.items()}
+    assert found == {'train': sorted(names[i] for i in train), 'val': [names[3]]}
+
+
 def test_lists_of_voc_name_images_in_folders_and_with_spaces(tmp_path):
     source, names = tmp_path / 'source', ('one/img 0', 'one/img 1', 'two/img 0', 'two/img 1', 'img')
     box = '<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>'
