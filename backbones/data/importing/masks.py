@@ -131,15 +131,16 @@ def read_legend(source: Source, first: Path, found: Collection[int]) -> None:
     with Image.open(first) as image:
         mode, has_palette = image.mode, image.mode == 'P'
     path = next((p for name in LEGENDS for p in source.files if p.name == name), None)
-    entries = parse_legend(path) if path else []
+    in_color = mode in ('RGB', 'RGBA')
+    entries = parse_legend(path, in_color) if path else []
+    # If others have one, of a line without a value no map has pixels.
+    entries = [entry for entry in entries if entry[1] is not None] or entries
     listed, values = [name for name, _ in entries], [value for _, value in entries]
+    has_values = bool(entries) and None not in values
     names = list(source.options.classes)
     largest = max((value for value in found if value != 255), default=0)
-    if mode in ('RGB', 'RGBA'):
-        # Of a line without a color no map has pixels.
-        listed = [name for name, value in entries if value is not None]
-        values = [value for value in values if value is not None]
-        if not values:
+    if in_color:
+        if not has_values:
             listed, values = names or [f'{value:06x}' for value in sorted(found)], sorted(found)
             if len(listed) != len(values):
                 raise DataError(f'the maps have {len(values)} colors, --classes names {len(names)}')
@@ -150,17 +151,14 @@ def read_legend(source: Source, first: Path, found: Collection[int]) -> None:
     elif not entries and has_palette and 'SegmentationClass' in first.parts and largest < 21:
         values = range(21)
         listed, source.colors = known_legend('voc')
-    # Roboflow's file has the values too.
-    elif entries and path.name == '_classes.csv':
-        pass
-    elif set(found) == {0, 255} and len(listed) < 3:
+    elif set(found) == {0, 255} and len(listed) < 3 and 255 not in values:
         listed, values = listed or names or ['background', 'foreground'], (0, 255)
         if len(listed) != 2:
             raise DataError(
                 f'the maps are black and white, {path if entries else "--classes"} names '
                 f'{len(listed)}: name both, the class of black pixels first'
             )
-    else:
+    elif not has_values:
         listed = listed or names or [f'class_{i}' for i in range(largest + 1)]
         # In ADE20K's layout 0 is what is not labeled.
         is_ade20k = 'annotations/training' in first.relative_to(source.root).as_posix()
@@ -176,8 +174,8 @@ def known_legend(dataset: str) -> tuple[list[str], list[tuple[int, int, int]]]:
     return get_classes(dataset), list(map(tuple, get_palette(dataset)))
 
 
-def parse_legend(path: Path) -> list[tuple[str, int | None]]:
-    """Names with a color, with an index or alone, one a line."""
+def parse_legend(path: Path, in_color: bool) -> list[tuple[str, int | None]]:
+    """The names in a legend, one a line, with their values in maps of colors or of indices."""
     entries: list[tuple[str, int | None]] = []
     for line in path.read_text(encoding='utf-8-sig').split('\n'):
         text = line.strip()
@@ -189,10 +187,11 @@ def parse_legend(path: Path) -> list[tuple[str, int | None]]:
             name, *color = found.groups()
         else:
             found = re.match(r'(\d+)\s*,\s*(.+)$', text)
-            entries.append((found[2], int(found[1])) if found else (text, None))
+            name, index = (found[2], int(found[1])) if found else (text, None)
+            entries.append((name, None if in_color else index))
             continue
         red, green, blue = map(int, color)
-        entries.append((name, red << 16 | green << 8 | blue))
+        entries.append((name, red << 16 | green << 8 | blue if in_color else None))
     return entries
 
 

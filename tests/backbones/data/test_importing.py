@@ -294,7 +294,22 @@ def test_a_legend_may_have_a_head_and_lines_without_a_color(head, line, end, tmp
     legend.write_text('\n'.join([head, *lines, end]))
     assert run(tmp_path / 'maps', tmp_path / 'out')[0].classes == NAMES
     # Of maps of indices each line is a class, the head is none.
-    assert [name for name, _ in parse_legend(legend)] == [*NAMES, *end.split()]
+    found = [(name, None) for name in [*NAMES, *end.split()]]
+    assert parse_legend(legend, in_color=False) == found
+
+
+@pytest.mark.parametrize('head', ['', 'id,name\n', '# of 4\n'])
+def test_the_values_in_a_legend_count_not_the_order_of_its_lines(head, tmp_path):
+    to_maps(tmp_path / 'maps', 'ade20k')
+    shutil.move(tmp_path / 'maps/annotations', tmp_path / 'maps/masks')
+    (tmp_path / 'maps/classes.txt').unlink()
+    write(tmp_path / 'maps/labels.txt', f'{head}3,ring\n1,disc\n2,old star\n0,ground\n')
+    written, notes = run(tmp_path / 'maps', tmp_path / 'out')
+    assert written.classes == ['ring', 'disc', 'old star', 'ground'] and not notes
+    for name, (size, objects) in IMAGES.items():
+        (path,) = (tmp_path / 'out/annotations').rglob(f'{name}.png')
+        expected = np.array([4, 2, 3, 1])[seg_map(size, objects)]
+        assert np.array_equal(np.asarray(Image.open(path)), expected)
 
 
 def test_what_has_one_name_is_one_class(tmp_path):
