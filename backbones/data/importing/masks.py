@@ -159,9 +159,10 @@ def read_legend(source: Source, first: Path, found: Collection[int]) -> None:
                 f'{len(listed)}: name both, the class of black pixels first'
             )
     elif not has_values:
-        listed = listed or names or [f'class_{i}' for i in range(largest + 1)]
         # In ADE20K's layout 0 is what is not labeled.
         is_ade20k = 'annotations/training' in first.relative_to(source.root).as_posix()
+        number = largest if is_ade20k else largest + 1
+        listed = listed or names or [f'class_{i}' for i in range(number)]
         offset = int(largest == len(listed) or is_ade20k)
         values = range(offset, offset + len(listed))
     source.names, source.values = listed, {value: i for i, value in enumerate(values)}

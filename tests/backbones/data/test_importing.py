@@ -279,6 +279,14 @@ def test_segmentation_maps_come_back_exactly(kind, tmp_path):
     assert config.train_dataloader.dataset.data_root == f'{tmp_path}/out/'
 
 
+def test_without_names_there_are_as_many_classes_as_values(tmp_path):
+    to_maps(tmp_path / 'source', 'ade20k')
+    (tmp_path / 'source/classes.txt').unlink()
+    assert len(run(tmp_path / 'source', tmp_path / 'ade20k')[0].classes) == len(NAMES)
+    (tmp_path / 'source/annotations').rename(tmp_path / 'source/masks')
+    assert len(run(tmp_path / 'source', tmp_path / 'others')[0].classes) == len(NAMES) + 1
+
+
 @pytest.mark.parametrize(
     ('head', 'line', 'end'),
     [
