@@ -23,8 +23,8 @@ IMAGE_SUFFIX = '_leftImg8bit'
 OTHER_MAPS = re.compile(r'_(instanceIds|color|instanceTrainIds)$|/SegmentationObject/')
 MAP_FOLDER = re.compile(r'mask|label|annot|^gt|segmentationclass|segmap|^seg$', re.I)
 FOLDER_WORDS = re.compile(
-    r'^(images?|jpegimages|leftimg8bit|gtfine|gtcoarse|segmentationclass|segmaps?|seg|gt|.*_full)$'
-    r'|annot(ation)?s?|masks?|labels?|labeled',
+    r'^(jpegimages|leftimg8bit|gtfine|gtcoarse|segmentationclass|segmaps?|seg|gt|.*_full)$'
+    r'|annot(ation)?s?|masks?|labels?|labeled|images?',
     re.I,
 )
 UNLABELED = {'void', 'unlabeled', 'unlabelled', 'ignore', 'ignored'}
@@ -58,7 +58,7 @@ def paired_maps(source: Source) -> list[tuple[Path, Path]]:
         by_stem.setdefault(stem, []).append(path)
     pairs = []
     for key, image in images.items():
-        alone = by_stem.get(key[1], [])
+        alone = [path for path in by_stem.get(key[1], ()) if not source.are_apart(image, path)]
         found = maps[key][-1] if key in maps else alone[0] if len(alone) == 1 else None
         if found:
             pairs.append((image, found))
@@ -67,7 +67,7 @@ def paired_maps(source: Source) -> list[tuple[Path, Path]]:
 
 def key_of(relative: Path, stem: str) -> tuple[str, str]:
     """What an image and its map have in common."""
-    folders = [FOLDER_WORDS.sub('', part.lower()) for part in relative.parent.parts]
+    folders = [FOLDER_WORDS.sub('', part.lower()).strip('_- ') for part in relative.parent.parts]
     return '/'.join(filter(None, folders)), stem
 
 

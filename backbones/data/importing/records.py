@@ -161,6 +161,10 @@ class Source:
         words = [word for name in names for word in re.split('[^a-z]+', name.lower())]
         return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), None)
 
+    def are_apart(self, path: Path, other: Path) -> bool:
+        """Whether folders say that two files are of different splits."""
+        return len({self.split(path), self.split(other)} - {None}) > 1
+
     def listed_splits(self, kind: str) -> dict[Path, str | None]:
         """Splits, if any, by image, from PASCAL VOC's ``ImageSets/KIND/*.txt``."""
         # What val.txt, read later, lists of trainval.txt is not for training.

@@ -279,6 +279,35 @@ def test_segmentation_maps_come_back_exactly(kind, tmp_path):
     assert config.train_dataloader.dataset.data_root == f'{tmp_path}/out/'
 
 
+@pytest.mark.parametrize(
+    ('images', 'maps', 'names'),
+    [
+        ('{}', '{}_labels', ('train', 'val')),
+        ('{}_images', '{}-masks', ('monday', 'tuesday')),
+        ('{}/photos', '{}/masks', ('train', 'val')),
+    ],
+)
+def test_maps_of_equal_names_belong_to_the_images_of_their_folder(images, maps, names, tmp_path):
+    source = tmp_path / 'source'
+    for name, width in zip(names, (40, 41), strict=True):
+        save_image(source / images.format(name) / '0.png', (width, 30))
+        path = source / maps.format(name) / '0.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(seg_map((width, 30), [(1, [2, 3, 20, 3, 20, 13])])).save(path)
+    written, notes = run(source, tmp_path / 'out')
+    assert {name: len(part) for name, part in written.splits.items()} == {'train': 1, 'val': 1}
+    assert not notes
+
+
+def test_no_map_of_another_split_takes_the_place_of_a_missing_one(tmp_path):
+    to_maps(tmp_path / 'source', 'ade20k')
+    name = 'clip_a_001'
+    save_image(tmp_path / f'source/images/validation/{name}.jpg', IMAGES[name][0])
+    written, notes = run(tmp_path / 'source', tmp_path / 'out')
+    assert {split: len(part) for split, part in written.splits.items()} == {'train': 3, 'val': 2}
+    assert f'validation/{name}.jpg' in said(notes)
+
+
 def test_without_names_there_are_as_many_classes_as_values(tmp_path):
     to_maps(tmp_path / 'source', 'ade20k')
     (tmp_path / 'source/classes.txt').unlink()
