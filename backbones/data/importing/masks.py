@@ -1,5 +1,6 @@
 """Segmentation maps as PNGs: which image each belongs to, and which class each value is."""
 
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -39,10 +40,17 @@ HEAD = re.compile(
 
 def paired_maps(source: Source) -> list[tuple[Path, Path]]:
     """Images with their segmentation maps: of the same name, beside them or in other folders."""
+    shared = os.path.commonpath([path.parent for path in source.images] or [source.root])
+    # A folder of all images and maps may be called annotated_cells.
+    return pairs_below(source.root, source) or pairs_below(Path(shared), source)
+
+
+def pairs_below(root: Path, source: Source) -> list[tuple[Path, Path]]:
+    """The pairs, by the names of folders below ``root``."""
     maps: dict[tuple, tuple] = {}
     images: dict[tuple, Path] = {}
     for path in source.images:
-        relative, is_png = path.relative_to(source.root), path.suffix.lower() == '.png'
+        relative, is_png = path.relative_to(root), path.suffix.lower() == '.png'
         if is_png and OTHER_MAPS.search(f'/{relative.with_suffix("")}'):
             continue
         suffix = MAP_SUFFIX.search(path.stem)

@@ -299,6 +299,15 @@ def test_maps_of_equal_names_belong_to_the_images_of_their_folder(images, maps, 
     assert not notes
 
 
+def test_the_folder_of_all_may_be_named_as_those_of_maps_are(tmp_path):
+    to_two_values(tmp_path / 'zip/annotated_cells', 1)
+    for path in (tmp_path / 'zip/annotated_cells/images').iterdir():
+        Image.open(path).save(path.with_suffix('.png'))
+        path.unlink()
+    written, notes = run(tmp_path / 'zip', tmp_path / 'out')
+    assert sum(map(len, written.splits.values())) == len(IMAGES) and not notes
+
+
 def test_no_map_of_another_split_takes_the_place_of_a_missing_one(tmp_path):
     to_maps(tmp_path / 'source', 'ade20k')
     name = 'clip_a_001'
