@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,12 @@ def read_maps(source: Source, _: list[Path]) -> list[Record]:
         if image not in paired and not in_maps:
             source.note('images and maps that have no other half, left out', image)
     splits = source.listed_splits('Segmentation')
+    legend = next((p for name in LEGENDS for p in source.files if p.name == name), None)
+    source.in_color = are_in_color([path for _, path in pairs], legend)
     records, found = [], {}
     for image, path in ProgressBar(pairs, 'reading maps', unit=' maps', leave=False, disable=None):
         with source.leaving_out(image, 'segmentation maps that cannot be used'):
-            values = read_values(path)
+            values = read_values(path, source.in_color)
             stored, upright, _ = measure(image)
             if values.shape[::-1] not in (stored, upright):
                 text = '{}x{}, its image {}x{}'.format(*values.shape[::-1], *upright)
@@ -103,10 +106,10 @@ def read_maps(source: Source, _: list[Path]) -> list[Record]:
         if len(found) > 300:
             raise DataError(f'{path}: more than 300 colors: no classes, but a photograph or JPEG')
     if records:
-        read_legend(source, records[0].seg_map, found)
+        read_legend(source, legend, records[0].seg_map, found)
     for value, path in found.items():
-        if value not in source.values and value != 255:
-            what = f'value {value}' if value < 256 else f'color {color_of(value)}'
+        if value not in source.values and (value != 255 or source.in_color):
+            what = f'color {color_of(value)}' if source.in_color else f'value {value}'
             source.note('values that are no class, ignored', f'{path}: {what}')
     return records
 
@@ -116,38 +119,58 @@ def color_of(value: int) -> tuple[int, int, int]:
     return value >> 16, value >> 8 & 255, value & 255
 
 
-def read_values(path: Path) -> np.ndarray:
+def are_in_color(maps: Iterable[Path], legend: Path | None) -> bool:
+    """Whether the classes of maps are colors, not indices.
+
+    Programs that edit maps in color store few colors with a palette, each map with its own.
+    """
+    shown: dict[int, set[int]] = {}
+    for number, path in enumerate(maps):
+        with suppress(*PILLOW_ERRORS), Image.open(path) as image:
+            if number == 0 and image.mode in ('RGB', 'RGBA'):
+                return True
+            if image.mode == 'P':
+                palette = np.reshape(image.getpalette(), (-1, 3)) @ (65536, 256, 1)
+                for _, index in image.getcolors():
+                    shown.setdefault(index, set()).update(palette[index : index + 1].tolist())
+    colors = set().union(*shown.values())
+    listed = {value for _, value in parse_legend(legend, in_color=True)} if legend else set()
+    differ = any(len(several) > 1 for several in shown.values())
+    return differ or (bool(colors) and colors <= listed)
+
+
+def read_values(path: Path, in_color: bool) -> np.ndarray:
     """The values of a map, (height, width): its indices, or its colors as 65536 R + 256 G + B."""
     try:
         with Image.open(path) as image:
             mode = image.mode
-            pixels = np.asarray(image.convert('RGB') if mode == 'RGBA' else image).astype(np.int32)
+            if mode == 'RGBA' or (in_color and mode in ('P', 'L', '1')):
+                image, mode = image.convert('RGB'), 'RGB'
+            pixels = np.asarray(image).astype(np.int32)
     except PILLOW_ERRORS as error:
         raise DataError(f'{path} is no segmentation map that can be read: {error}') from error
-    if mode in ('RGB', 'RGBA'):
+    if mode == 'RGB':
         return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     if mode not in ('P', 'L', 'I', 'I;16', '1'):
         raise DataError(f'{path} is of mode {mode}: not indices and not colors')
     return pixels
 
 
-def read_legend(source: Source, first: Path, found: Collection[int]) -> None:
+def read_legend(source: Source, path: Path | None, first: Path, found: Collection[int]) -> None:
     """Give a source the names of its classes, their values in its maps, and colors.
 
-    ``found`` has all values in its maps, of which ``first`` is one.
+    ``path`` is its legend; ``found`` has all values in its maps, of which ``first`` is one.
     """
     with Image.open(first) as image:
-        mode, has_palette = image.mode, image.mode == 'P'
-    path = next((p for name in LEGENDS for p in source.files if p.name == name), None)
-    in_color = mode in ('RGB', 'RGBA')
-    entries = parse_legend(path, in_color) if path else []
+        has_palette = image.mode == 'P'
+    entries = parse_legend(path, source.in_color) if path else []
     # If others have one, of a line without a value no map has pixels.
     entries = [entry for entry in entries if entry[1] is not None] or entries
     listed, values = [name for name, _ in entries], [value for _, value in entries]
     has_values = bool(entries) and None not in values
     names = list(source.options.classes)
     largest = max((value for value in found if value != 255), default=0)
-    if in_color:
+    if source.in_color:
         if not has_values:
             listed, values = names or [f'{value:06x}' for value in sorted(found)], sorted(found)
             if len(listed) != len(values):
@@ -209,7 +232,7 @@ def encode_map(record: Record, source: Source, chosen: dict[int, int]) -> np.nda
 
     ``chosen`` has the new number of each class of the source that is taken.
     """
-    values = read_values(record.seg_map)
+    values = read_values(record.seg_map, source.in_color)
     stored, upright, orientation = measure(record.image)
     if values.shape[::-1] == stored != upright:
         source.note('annotations rotated as EXIF rotates their image', record.image)

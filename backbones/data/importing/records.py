@@ -82,6 +82,7 @@ class Source:
         self.names: list[str] = []  # of classes, in their order
         self.colors: list[tuple[int, int, int]] | None = None  # of the classes
         self.values: dict[int, int] = {}  # the class of each value in a segmentation map
+        self.in_color = False  # whether these values are colors
         self.notes: dict[str, list[str]] = defaultdict(list)  # bad input by kind, and where it is
         out = options.out.resolve()
         paths = sorted(path for path in walk_folders(self.root) if out not in (path, *path.parents))

@@ -358,6 +358,29 @@ def test_the_values_in_a_legend_count_not_the_order_of_its_lines(head, tmp_path)
         assert np.array_equal(np.asarray(Image.open(path)), expected)
 
 
+@pytest.mark.parametrize(
+    ('has_legend', 'shifts'), [(True, (0, 1, 2, 3, 0)), (True, (2,) * 5), (False, (0, 1, 2, 3, 0))]
+)
+def test_palettes_of_maps_count_if_their_indices_mean_nothing(has_legend, shifts, tmp_path):
+    """ImageMagick stores maps of few colors so, each with a palette of its own."""
+    to_maps(tmp_path / 'source', 'camvid')
+    if not has_legend:
+        (tmp_path / 'source/class_dict.csv').unlink()
+    table = np.array([(0, 0, 0), *COLORS], np.uint8)
+    for (size, objects), name, shift in zip(IMAGES.values(), IMAGES, shifts, strict=True):
+        (path,) = (tmp_path / 'source').rglob(f'{name}_L.png')
+        image = Image.fromarray((seg_map(size, objects) + shift) % 4, 'P')
+        image.putpalette(np.roll(table, shift, axis=0).tobytes())
+        image.save(path)
+    written, _ = run(tmp_path / 'source', tmp_path / 'out')
+    assert written.classes == (NAMES if has_legend else ['000000', '0000ff', '00ff00', 'ff0000'])
+    assert written.colors == (COLORS if has_legend else [(0, 0, 0), *reversed(COLORS)])
+    for name, (size, objects) in IMAGES.items():
+        (path,) = (tmp_path / 'out/annotations').rglob(f'{name}*.png')
+        expected = np.array([0, 1, 2, 3] if has_legend else [1, 4, 3, 2])[seg_map(size, objects)]
+        assert np.array_equal(np.asarray(Image.open(path)), expected)
+
+
 def test_what_has_one_name_is_one_class(tmp_path):
     to_maps(tmp_path / 'maps', 'camvid')
     path = tmp_path / 'maps/class_dict.csv'
