@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from backbones.errors import DataError
@@ -27,8 +29,8 @@ from .config_datasets import (
     layout_of,
     reads_masks,
 )
-from .findings import ERROR, CheckedDataset, Report, Sample
-from .images import catch_decoder_warnings, check_sample
+from .findings import ERROR, WARNING, CheckedDataset, Report, Sample, count
+from .images import IMAGE_SUFFIXES, catch_decoder_warnings, check_sample
 from .labels import NO_CLASS, LabelRules, ignored_label
 from .objects import box_fault, mask_fault
 from .voc import check_voc
@@ -152,6 +154,8 @@ def check_built(checked: CheckedDataset, config: Config) -> None:
         suffix = getattr(dataset, 'img_suffix', None)
         hint = f' that ends in {suffix!r} (img_suffix)' if suffix else ''
         raise DataError(f'there is no image{hint}')
+    if is_segmentation and not checked.dataset.get('ann_file'):
+        warn_of_other_images(checked, dataset)
     classes = len(dataset.metainfo.get('classes') or ())
     ignored = ignored_label(config) if is_segmentation else None
     with_masks = reads_masks(checked.dataset)
@@ -172,6 +176,26 @@ def check_built(checked: CheckedDataset, config: Config) -> None:
                 fault = mask_fault(instance.get('mask'), info['height'], info['width'])
             if fault:
                 checked.add(ERROR, 'malformed object', fault, path, path)
+
+
+def warn_of_other_images(checked: CheckedDataset, dataset: BaseDataset) -> None:
+    """Add a warning if mmseg does not read some images of the folder because of their suffix."""
+    folder, maps = (dataset.data_prefix.get(key) for key in ('img_path', 'seg_map_path'))
+    files = Path(folder).rglob('*') if folder else ()
+    others = sorted(
+        path
+        for path in files
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.endswith(dataset.img_suffix)
+        # Maps may lie beside the images.
+        and not (maps and path.is_relative_to(maps) and path.name.endswith(dataset.seg_map_suffix))
+    )
+    if others:
+        reason = (
+            f'{count(len(others), "image")}, such as {others[0].name}: not read, since mmseg reads '
+            f'only names that end in {dataset.img_suffix!r} (img_suffix)'
+        )
+        checked.add(WARNING, 'images of another suffix', reason, folder)
 
 
 def check_images(checked: CheckedDataset, workers: int | None, decode: bool) -> None:

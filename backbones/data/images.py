@@ -20,6 +20,7 @@ from .labels import IGNORED, NO_CLASS, LabelRules
 Fault = tuple[str, str, str]  # severity, kind, reason
 Shape = tuple[int, int]  # height, width
 
+IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}
 # Pillow refuses images that decompress to a huge size.
 PILLOW_ERRORS = (*IMAGE_DECODE_ERRORS, Image.DecompressionBombError)
 

@@ -17,11 +17,10 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from backbones.data.findings import printable
-from backbones.data.images import PILLOW_ERRORS, upright_size
+from backbones.data.images import IMAGE_SUFFIXES, PILLOW_ERRORS, upright_size
 from backbones.errors import DataError, in_one_line
 from backbones.progress import ProgressBar
 
-IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'}
 SPLIT_WORDS = {
     'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val',
     'test': 'test', 'testing': 'test',

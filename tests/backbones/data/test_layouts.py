@@ -224,6 +224,15 @@ def test_a_list_of_images_is_read_and_left_out_of(data, seg):
     ]  # fmt: skip
 
 
+def test_images_of_another_suffix_are_not_lost_in_silence(data, seg):
+    for number, suffix in ((2, '.JPG'), (3, '.png')):
+        path = data / f'ade/images/training/train_00000{number}.jpg'
+        path.rename(path.with_suffix(suffix))
+    (found,) = check(seg()).findings
+    assert (found.severity, found.file) == ('warning', str(data / 'ade/images/training'))
+    assert found.reason.startswith('2 images, such as train_000002.JPG')
+
+
 def relabel(data: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
     for path in (data / 'ade/annotations').glob('*/*.png'):
         Image.fromarray(change(np.array(Image.open(path))).astype(np.uint8)).save(path)
