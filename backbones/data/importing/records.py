@@ -192,9 +192,12 @@ def open_source(options: Namespace) -> Iterator[Source]:
         beside.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='.unpacked-', dir=beside) as folder:
             try:
-                # It takes '..' and leading slashes out of names.
                 with zipfile.ZipFile(path) as archive:
-                    archive.extractall(folder)
+                    for member in archive.infolist():
+                        # As Windows PowerShell 5.1 writes them.
+                        member.filename = member.filename.replace('\\', '/')
+                        # It takes '..' and leading slashes out of names.
+                        archive.extract(member, folder)
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
                 raise DataError(f'{path} cannot be unpacked: {in_one_line(error)}') from error
             try:

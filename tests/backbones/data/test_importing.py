@@ -731,6 +731,17 @@ def test_a_config_that_was_changed_stays(tmp_path):
     assert (out / 'out_new.py').read_text() == 'image_size = 96'
 
 
+def test_folders_in_zips_of_windows_are_found(tmp_path):
+    to_yolo(tmp_path / 'source', masks=False)
+    with zipfile.ZipFile(tmp_path / 'source.zip', 'w') as archive:
+        archive.writestr('images\\', '')
+        for path in (tmp_path / 'source').rglob('*.*'):
+            name = str(path.relative_to(tmp_path / 'source')).replace('/', '\\')
+            archive.write(path, name)
+    _, notes = run(tmp_path / 'source.zip', tmp_path / 'out')
+    assert read_back(tmp_path / 'out').keys() == IMAGES.keys() and not notes
+
+
 def test_zips_are_unpacked_inside_of_a_folder(tmp_path):
     """What is wrong is named by its place in the zip: the folder is gone then."""
     to_coco(tmp_path / 'source', masks=True)
