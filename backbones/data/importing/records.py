@@ -239,7 +239,8 @@ def rotate_record(record: Record, source: Source) -> None:
             one.mask = one.mask and [rotate_points(part, record.image) for part in one.mask]
     elif record.size and all(record.size) and record.size != upright:
         text = '{}x{}, annotated as {}x{}'.format(*upright, *record.size)
-        source.note('images of another size than annotated', f'{record.image}: {text}')
+        kind = 'images of another size than annotated, their objects not scaled'
+        source.note(kind, f'{record.image}: {text}')
 
 
 def rotate_points(points: Sequence[float], image: Path) -> list[float]:
