@@ -33,7 +33,7 @@ MARKS = {
 }
 UNREADABLE = 'annotations that cannot be read'
 UNKNOWN = 'objects of unknown classes'
-OTHER_SHAPES = 'shapes that are neither boxes nor areas'
+OTHER_SHAPES = 'shapes of kinds that are not read'
 
 
 def choose_format(source: Source) -> tuple[str, list[Path]]:
