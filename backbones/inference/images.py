@@ -179,19 +179,21 @@ def to_bgr(image: Image.Image) -> np.ndarray:
 
 def _is_deep_gray(image: Image.Image) -> bool:
     """Return whether samples are gray, with 9 to 16 bits; refuse what would be read wrongly."""
-    if image.format == 'TIFF' and image.tag_v2.get(ExifTags.Base.PlanarConfiguration) == 2:
+    bits = 8
+    if image.format == 'TIFF':
+        bits = max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (8,)))
+        is_planar = image.tag_v2.get(ExifTags.Base.PlanarConfiguration) == 2
         # Pillow reads the samples of such a file as 8 bits each, without an error.
-        is_deep = max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (8,))) > 8
-        if is_deep and image.info.get('compression') == 'raw':
+        if is_planar and bits > 8 and image.info.get('compression') == 'raw':
             raise InputError(
                 'has its colors in separate planes of more than 8 bits, which cannot be read; '
                 'save it as PNG, or as TIFF with interleaved colors'
             )
     low, high = image.getextrema() if image.mode in ('I', 'F') else (0, 0)
-    if image.mode == 'F' or low < 0 or high >= 2**16:
+    if image.mode == 'F' or low < 0 or bits > 16:
         raise InputError(
-            f'has 32-bit samples from {low:g} to {high:g}, but does not say which of them are '
-            'black and white; save it with 8 or 16 bits per sample first'
+            f'has samples of 32 bits or with a sign, from {low:g} to {high:g}, but does not say '
+            'which of them are black and white; save it with 8 or 16 bits per sample first'
         )
     return image.mode == 'I' or image.mode.startswith('I;16')
 

@@ -176,6 +176,9 @@ def test_16_bits_are_scaled_to_8(file: io.BytesIO, samples: np.ndarray):
         ),
         (encode_tiff(np.ones((4, 4), np.float32)), 'black and white'),
         (encode_tiff(np.full((4, 4), 70000, np.int32)), 'black and white'),
+        # As 16 bits, they would all be black.
+        (encode_tiff(np.arange(16, dtype=np.uint32).reshape(4, 4)), 'black and white'),
+        (encode_tiff(np.full((4, 4), -1, np.int16)), 'sign, from -1 to -1'),
     ],
 )
 def test_samples_that_cannot_be_right_are_refused(file: io.BytesIO, reason: str):
