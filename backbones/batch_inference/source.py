@@ -124,8 +124,8 @@ def read_unit(unit: Unit, destination: Destination) -> Iterator[pa.Table]:
         if bytes_column:
             table['bytes'] = batch[bytes_column]
             if pa.types.is_struct(table['bytes'].type):
-                # As in Hugging Face's datasets, where the path is at most a file name.
-                table = {'path': rows, 'bytes': pc.struct_field(table['bytes'], 'bytes')}
+                # As in Hugging Face's datasets; a path in it is at most a file name.
+                table['bytes'] = pc.struct_field(table['bytes'], 'bytes')
             table['path'] = pc.coalesce(table['path'], rows)
         yield pa.table(table)
 

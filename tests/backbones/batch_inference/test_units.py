@@ -165,14 +165,17 @@ def test_a_destination_in_the_source(is_local, images, tmp_path):
         list_units(f'{source}/out', destination, 8)
 
 
-@pytest.mark.parametrize('kind', ['binary', 'binary with paths', 'struct'])
+@pytest.mark.parametrize('kind', ['binary', 'binary with paths', 'struct', 'struct with paths'])
 def test_a_parquet_file_of_images(kind, images, tmp_path, out):
     contents = [path.read_bytes() for path in sorted(images.rglob('*.png'))]
+    names = list(map(str, range(22)))
+    # As of Hugging Face's datasets.
+    structs = [{'bytes': content, 'path': 'a.png'} for content in contents]
     columns = {
         'binary': {'image': contents},
-        'binary with paths': {'jpg': contents, 'path': list(map(str, range(22)))},
-        # As of Hugging Face's datasets.
-        'struct': {'image': [{'bytes': content, 'path': None} for content in contents]},
+        'binary with paths': {'jpg': contents, 'path': names},
+        'struct': {'image': structs},
+        'struct with paths': {'image': structs, 'file_name': names},
     }[kind]
     file = tmp_path / 'images.parquet'
     pq.write_table(pa.table(columns), file, row_group_size=10)
@@ -180,8 +183,8 @@ def test_a_parquet_file_of_images(kind, images, tmp_path, out):
     assert [unit.num_inputs for unit in units] == [10, 10, 2]
     rows = inputs_of(units, out)
     assert [row['bytes'] for row in rows] == contents
-    names = [str(n) if kind == 'binary with paths' else f'{file}/{n}' for n in range(22)]
-    assert [row['path'] for row in rows] == names
+    expected = names if 'with paths' in kind else [f'{file}/{name}' for name in names]
+    assert [row['path'] for row in rows] == expected
 
 
 def test_parquet_without_images(tmp_path):
