@@ -14,6 +14,7 @@ from .drawing import Visualizer, font_size, has_room_for_text
 from .legend import INK, PAPER, Entry, legend_band
 from .masks import crop_masks
 from .output import encode_drawing
+from .output_paths import mirrored_path
 from .palette import choose_palette
 from .results import Detections, Segmentation
 from .text import line_height, paint, render_text
@@ -27,8 +28,9 @@ SCORE_THR = 0.5
 class ComparisonHook(Hook):
     """Draws every test image twice, with its ground truth to the left of its prediction.
 
-    Drawings go into ``folder``, at the images' paths below the dataset's image folder: ``a.jpg``
-    for ``a.jpg``, but ``a.png.jpg`` for ``a.png``, since both may exist.
+    Drawings go into ``folder``, at the images' paths below the dataset's image folder, or if it has
+    none, at those that infer.py gives them: ``a.jpg`` for ``a.jpg``, but ``a.png.jpg`` for
+    ``a.png``, since both may exist.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -47,7 +49,8 @@ class ComparisonHook(Hook):
         for sample in outputs:
             image = Path(sample.img_path)
             is_below = root and image.is_relative_to(root)
-            path = self.folder / (image.relative_to(root) if is_below else image.name)
+            name = image.relative_to(root) if is_below else mirrored_path(sample.img_path)
+            path = self.folder / name
             drawing = draw_comparison(self.visualizer, mmcv.imread(sample.img_path), sample.cpu())
             suffix, encoded = encode_drawing(drawing)
             if path.suffix != suffix:

@@ -75,6 +75,18 @@ def test_each_image_has_a_drawing_of_its_own(tmp_path: Path, runner: SimpleNames
     assert found == ['a.jpg', 'a.png.jpg', 'b/a.jpg']
 
 
+def test_images_of_several_folders(tmp_path: Path, runner: SimpleNamespace, monkeypatch):
+    """As of a ConcatDataset, which has no image folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    del runner.test_dataloader.dataset.data_prefix
+    hook = ComparisonHook('drawn')
+    hook.before_test(runner)
+    samples = [empty_sample(Path(name)) for name in ('night/1.jpg', 'day/1.jpg')]
+    hook.after_test_iter(runner, 0, {}, samples)
+    found = sorted(path.as_posix() for path in Path('drawn').rglob('*.jpg'))
+    assert found == ['drawn/day/1.jpg', 'drawn/night/1.jpg']
+
+
 def test_segmentation_maps():
     ground_truth = torch.full((1, 300, 400), 255)
     ground_truth[:, :, :100] = 1
