@@ -34,6 +34,10 @@ class NotMediaError(InputError):
     """Error for a file that is neither an image nor a video."""
 
 
+class StorageError(InputError):
+    """Error of a storage, not of a file in it, such as no answer; later the file may be read."""
+
+
 class OutputError(OSError):
     """Error after which nothing more can be written, such as a full disk; the run ends."""
 

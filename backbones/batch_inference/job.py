@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from backbones.engine.config import load_config
-from backbones.errors import ConfigError, import_optional, in_one_line
+from backbones.errors import ConfigError, StorageError, import_optional, in_one_line
 from backbones.inference.inputs import find_scheme
 from backbones.inference.output import encode_drawing
 from backbones.inference.output_paths import mirrored_path, shorten
 from backbones.inference.predictor import Predictor
-from backbones.inference.reading import Frame
+from backbones.inference.reading import Closed, Frame
 from backbones.weights import use_safe_loading
 
 from .destination import Destination
@@ -77,7 +77,9 @@ class Worker:
     def _run(self, unit: Unit, report: dict[str, Any]) -> None:
         schema = self.predictor.schema
         schema = schema.with_metadata(schema.metadata | self.metadata)
-        tables = self.predictor.stream(read_unit(unit, self.destination), self._finish)
+        tables = self.predictor.stream(
+            read_unit(unit, self.destination), self._finish, raise_if_temporary
+        )
         with TemporaryDirectory() as folder:
             file = Path(folder, unit.part)
             with pq.ParquetWriter(file, schema, compression='zstd') as writer:
@@ -98,6 +100,12 @@ class Worker:
         if not name.endswith(suffix):
             name += suffix
         self.destination.write(f'{DRAWN_FOLDER}/{name}', content)
+
+
+def raise_if_temporary(closed: Closed) -> None:
+    """Raise StorageError for an input that may be read later: then its unit is not done."""
+    if closed.is_temporary:
+        raise StorageError(f'{closed.input.shown} {closed.problem}')
 
 
 def drawn_name(path: str) -> str:

@@ -65,10 +65,12 @@ class Predictor:
         self,
         tables: Iterable['pa.Table | pa.RecordBatch'],
         finish: Callable[[Frame], None] = lambda frame: None,
+        fail: Callable[[Closed], None] = lambda closed: None,
     ) -> Generator['pa.Table', None, None]:
         """Yield the results for all rows of many tables, in order, as for Spark's ``mapInArrow``.
 
-        ``finish`` is called with each image that has a prediction, in several threads.
+        ``finish`` is called with each image that has a prediction, in several threads, and ``fail``
+        with each input that cannot be read.
         """
         frames = read_inputs(chain.from_iterable(map(inputs_of, tables)), self._clip)
         pipeline = Pipeline(self.inferencer, self.inferencer.batch_size)
@@ -86,6 +88,7 @@ class Predictor:
                     rows.append(item.record)
                     num_bytes += len(item.record.get('seg_map') or b'')
                 elif isinstance(item, Closed) and item.problem:
+                    fail(item)
                     rows.append({'path': item.input.shown, 'problem': item.problem})
                 if len(rows) == MAX_ROWS or num_bytes > MAX_BYTES:
                     yield self._arrow.Table.from_pylist(rows, self.schema)

@@ -21,7 +21,14 @@ import cv2
 import fsspec
 import numpy as np
 
-from backbones.errors import InputError, NotMediaError, in_one_line, reason_of
+from backbones.errors import (
+    PATH_ERRORS,
+    InputError,
+    NotMediaError,
+    StorageError,
+    in_one_line,
+    reason_of,
+)
 
 from . import images
 from .inputs import MEDIA_SUFFIXES, WEB_SCHEMES, Input, find_scheme, is_live
@@ -99,6 +106,8 @@ class Closed:
     was_interrupted: bool = False
     # Whether it was found beside images and is neither image nor video, nor named like one.
     was_left_out: bool = False
+    # Whether its storage is to blame, so that it may be read later.
+    is_temporary: bool = False
 
 
 @dataclass
@@ -156,7 +165,10 @@ def read_inputs(
         except InputError as error:
             is_named_as_media = Path(item.path).suffix.lower() in MEDIA_SUFFIXES
             is_left_out = item.found and isinstance(error, NotMediaError) and not is_named_as_media
-            yield Closed(item, problem=str(error), was_left_out=is_left_out)
+            is_temporary = isinstance(error, StorageError)
+            yield Closed(
+                item, problem=str(error), was_left_out=is_left_out, is_temporary=is_temporary
+            )
             continue
         if source.kind == 'image':
             height, width = source.size
@@ -313,7 +325,10 @@ def _identify_url(url: str) -> Source:
         raise
     # Each storage has errors of its own.
     except Exception as error:
-        raise InputError(f'cannot be read: {in_one_line(error)}') from error
+        # On the web, a server that does not answer may never do so again.
+        is_lost = not is_web and not isinstance(error, (*PATH_ERRORS, ValueError))
+        kind = StorageError if is_lost else InputError
+        raise kind(f'cannot be read: {in_one_line(error)}') from error
     return _identify_video(url)
 
 

@@ -299,3 +299,32 @@ def test_a_worker_writes_each_unit_once(images, tmp_path, out, shapes):
     assert all(row['masks'] is None for row in rows), 'a RetinaNet has none'
     drawn = worker.destination.fs.find(worker.destination.path('_drawn'))
     assert len(drawn) == 22
+
+
+@pytest.mark.parametrize(('lost', 'is_done'), [(TimeoutError, False), (FileNotFoundError, True)])
+def test_a_storage_that_does_not_answer(lost, is_done, images, tmp_path, shapes, monkeypatch):
+    """Its images are there later; one that is missing is a row with a problem."""
+    from trained_tiny import write_trained
+
+    from backbones.batch_inference.job import Worker
+
+    memory = fsspec.filesystem('memory')
+    memory.put(str(images / '0'), f'/{tmp_path.name}/in', recursive=True)
+    config, checkpoint = write_trained(tmp_path, 'retinanet', shapes)
+    model = dict(config=str(config), checkpoint=str(checkpoint))
+    worker = Worker(str(tmp_path / 'out'), model, {})
+    [unit] = list_units(f'memory://{tmp_path.name}/in', worker.destination, 100)
+    read = type(memory)._open
+
+    def lose_one(self, path, *arguments, **options):
+        if path.endswith('/3.png'):
+            raise lost(path)
+        return read(self, path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(memory), '_open', lose_one)
+        report = worker(unit._asdict())
+    assert worker.destination.has(unit.part) == is_done
+    assert report['problems'] == is_done
+    assert bool(report['error']) != is_done
+    assert is_done or worker(unit._asdict())['rows'] == 8
