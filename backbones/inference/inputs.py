@@ -104,9 +104,10 @@ def _list_stdin(recursive: bool, stdin: TextIO) -> Iterator[Input]:
 
 
 def lines_of(file: TextIO) -> list[str]:
-    """Return the paths in a file, one per line."""
+    """Return the paths in a file, one per line; it may begin with a byte order mark."""
     # Not splitlines(), which splits at characters that names may have.
-    return [path for line in file if (path := line.rstrip('\r\n')).strip()]
+    paths = (line.removeprefix('\ufeff').rstrip('\r\n') for line in file)
+    return [path for path in paths if path.strip()]
 
 
 def iterate_inputs(given: str, recursive: bool) -> Iterator[Input]:

@@ -157,7 +157,8 @@ def test_results_are_no_inputs(tree: Path):
 
 
 def test_list_on_standard_input(tree: Path):
-    lines = f'{tree / "frame_2.jpg"}\r\n\n{tree / "Ünï cödé 写真.jpg"}\n{tree}/no\u2028ne.jpg'
+    # With the mark that Windows' editors put in front of UTF-8.
+    lines = f'\ufeff{tree / "frame_2.jpg"}\r\n\n{tree / "Ünï cödé 写真.jpg"}\n{tree}/no\u2028ne.jpg'
     items = listed(tree / 'a.png', '-', stdin=lines)
     assert [Path(item.path).name for item in items] == [
         *('a.png', 'frame_2.jpg', 'Ünï cödé 写真.jpg', 'no\u2028ne.jpg')
