@@ -1,5 +1,6 @@
 """Frames in, results out, in order: reading, the model and finishing work at the same time."""
 
+import atexit
 import os
 import threading
 import time
@@ -21,6 +22,9 @@ from .results import Detections, Segmentation
 
 # MiB that all images in the pipeline, decoded and drawn, may take.
 IMAGE_BUDGET = 1024
+
+# Seconds to wait for a thread when the program ends; it may wait for an item that never comes.
+EXIT_TIMEOUT = 3.0
 
 # What a transform or the network may raise on an image that it cannot process, for example one so
 # thin that nothing is left of it after resizing. InputError is a ValueError.
@@ -67,18 +71,25 @@ class Pipeline:
             finished = Overlapped(
                 partial(self._finish, finish=finish), outputs, executor, self.ahead
             )
+
+            def close(timeout: float | None = None) -> None:
+                # In this order: no stage may wait for one that is closed already. Once stopped, one
+                # more frame may wait for memory.
+                inputs.stop()
+                budget.release(IMAGE_BUDGET)
+                inputs.close(timeout)
+                finished.close(timeout)
+
+            # If the program ends before this generator, a thread in torch's code would abort it.
+            atexit.register(close, EXIT_TIMEOUT)
             try:
                 for item in finished:
                     yield item
                     if isinstance(item, Frame):
                         budget.release(mib_of(item))
             finally:
-                # In this order: no stage may wait for one that is closed already. Once stopped, one
-                # more frame may wait for memory.
-                inputs.stop()
-                budget.release(IMAGE_BUDGET)
-                inputs.close()
-                finished.close()
+                atexit.unregister(close)
+                close()
 
     def rate(self, what: str) -> float:
         """Return frames per second; 0 before the first."""
@@ -193,10 +204,10 @@ class Overlapped:
         self._closed.set()
         self._room.release(self._ahead)
 
-    def close(self) -> None:
-        """Take no more items, and wait until the thread has ended."""
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more items, and wait until the thread has ended, at most ``timeout`` seconds."""
         self.stop()
-        self._thread.join()
+        self._thread.join(timeout)
 
     def _draw(self, function: Callable, items: Iterable, executor: Executor) -> None:
         last: Future | None = None

@@ -1,6 +1,8 @@
 """The background map keeps order, stays bounded, hands errors on and can be stopped."""
 
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -124,3 +126,38 @@ def test_what_is_ready_does_not_wait(executor):
     with pytest.raises(StopIteration):
         next(overlapped)
     assert not overlapped.is_next_ready()
+
+
+# A program that ends while the model runs on what it did not wait for.
+OPEN_AT_EXIT = """
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from backbones.inference.inputs import Input
+from backbones.inference.pipeline import Pipeline
+from backbones.inference.reading import Frame
+
+
+def predict(batch):
+    for _ in range(20):
+        torch.nn.functional.conv2d(torch.rand(1, 32, 128, 128), torch.rand(32, 32, 3, 3))
+    return batch
+
+
+model = SimpleNamespace(
+    preprocess=lambda image: {'inputs': image},
+    predict=predict,
+    postprocess=lambda raw, size: raw,
+)
+frames = (Frame(Input('a'), 3, np.zeros((1, 1, 3), np.uint8)) for _ in range(50))
+results = Pipeline(model).run(frames)
+next(results)
+"""
+
+
+def test_a_program_may_end_before_the_results():
+    done = subprocess.run([sys.executable, '-c', OPEN_AT_EXIT], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
