@@ -76,15 +76,18 @@ def together(parts: Sequence[Pieces]) -> Pieces:
 def merge(parts: Sequence[Pieces], tiles: np.ndarray, nms_threshold: float) -> Detections:
     """Return the detections in the image, the highest score first."""
     # Imported here: only detectors need mmcv's operators.
-    from mmcv.ops import batched_nms
+    from mmcv.ops import nms
 
     pieces = join(together(parts), tiles)
     found = pieces.found.at(np.flatnonzero(~is_contained(pieces)))
-    if not len(found.boxes):
-        return found
-    boxes, scores, labels = map(torch.from_numpy, (found.boxes, found.scores, found.labels))
-    settings = dict(type='nms', iou_threshold=nms_threshold)
-    return found.at(batched_nms(boxes, scores, labels, settings)[1].numpy())
+    boxes, scores = torch.from_numpy(found.boxes), torch.from_numpy(found.scores)
+    kept = np.zeros(0, np.int64)
+    # Not batched_nms: it moves each class by the size of the image, and with hundreds of classes
+    # float32 would round the boxes of a large image by up to a pixel.
+    for label in np.unique(found.labels):
+        own = np.flatnonzero(found.labels == label)
+        kept = np.append(kept, own[nms(boxes[own], scores[own], nms_threshold)[1].numpy()])
+    return found.at(kept[np.argsort(-found.scores[kept], kind='stable')])
 
 
 def join(pieces: Pieces, tiles: np.ndarray) -> Pieces:

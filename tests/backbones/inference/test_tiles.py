@@ -18,7 +18,7 @@ from backbones.errors import ConfigError
 from backbones.inference import CroppedMask, Detections, Inferencer, Segmentation
 from backbones.inference.masks import CompressedMask, encode_mask
 from backbones.inference.seg_maps import Logits
-from backbones.inference.tile_merging import in_tile, merge
+from backbones.inference.tile_merging import in_tile, merge, uncut
 from backbones.inference.tiles import Axis, TiledModel, enlarge
 
 
@@ -218,6 +218,17 @@ def test_parts_without_the_whole_are_joined():
     found = merge_two(found_at([60, 10, 99, 50]), found_at([0, 12, 70, 52], score=0.8))
     assert found.boxes.tolist() == [[60, 10, 150, 52]]
     assert found.scores.tolist() == [np.float32(0.8)] and found.labels.tolist() == [2]
+
+
+def test_duplicates_are_the_same_whatever_the_number_of_the_class():
+    """Small objects in a large image, of the first class and of one of LVIS's last."""
+    start = np.random.default_rng(0).uniform(15_000, 19_000, (500, 2))
+    boxes = np.vstack([np.hstack([start + shift, start + shift + 10]) for shift in (0, 3.3)])
+    first, last = (
+        merge([uncut(found_at(*boxes, label=label))], np.array([[0, 0, 20_000, 20_000]]), 0.3)
+        for label in (0, 1202)
+    )
+    np.testing.assert_array_equal(first.boxes, last.boxes)
 
 
 @pytest.mark.parametrize('change', ['class', 'place', 'not cut'])
