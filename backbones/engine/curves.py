@@ -61,6 +61,7 @@ def read_log(work_dir: str) -> tuple[dict[str, Curve], dict[str, Curve]]:
     """Return the logged values of training and of validation: by name, over iterations."""
     training: dict[str, dict[int, float]] = defaultdict(dict)
     validation: dict[str, dict[int, float]] = defaultdict(dict)
+    ends: dict[int | None, int] = {}  # the last logged iteration of each epoch
     # Folders are sorted by the time of their start, so that a resumed run overrides repeated steps.
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         iteration = 0
@@ -69,9 +70,15 @@ def read_log(work_dir: str) -> tuple[dict[str, Curve], dict[str, Curve]]:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue  # The last line of a run that was killed.
+            step, is_training = entry['step'], 'lr' in entry
+            if is_training:
+                ends[entry.get('epoch')] = step
+            elif not iteration:
+                # A resumed run begins with a validation that the run before it had not done.
+                step = ends.get(step, step)
             # A validation's step may be its epoch, which is less than the iterations before it.
-            iteration = max(iteration, entry['step'])
-            curves = training if 'lr' in entry else validation
+            iteration = max(iteration, step)
+            curves = training if is_training else validation
             for name, value in entry.items():
                 if name not in BOOKKEEPING - {'lr'} and isinstance(value, (int, float)):
                     curves[name][iteration] = value

@@ -28,6 +28,18 @@ def test_metrics_lie_at_the_iteration_of_their_validation(validated_at, tmp_path
     assert validation['mIoU'] == [(max(20, first), 30.0), (max(40, second), 50.0)]
 
 
+def test_a_validation_caught_up_after_resuming_lies_at_the_end_of_its_epoch(tmp_path):
+    write_log(
+        tmp_path / '1',
+        {'lr': 0.1, 'loss': 2.0, 'epoch': 1, 'step': 50},
+        {'bbox_mAP': 0.3, 'step': 1},
+        {'lr': 0.1, 'loss': 1.5, 'epoch': 2, 'step': 75},
+        {'lr': 0.1, 'loss': 1.0, 'epoch': 2, 'step': 100},
+    )
+    write_log(tmp_path / '2', {'bbox_mAP': 0.5, 'step': 2})
+    assert read_log(str(tmp_path))[1]['bbox_mAP'] == [(50, 0.3), (100, 0.5)]
+
+
 def test_a_resumed_run_replaces_what_it_did_again(tmp_path):
     assert draw_curves(str(tmp_path)) is None
     for name, loss in (('20260101_000000', 2.0), ('20260102_000000', 1.5)):
