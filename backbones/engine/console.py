@@ -239,6 +239,9 @@ def summarize_schedule(runner: Runner) -> dict[str, str]:
 
 def source_of(dataset: Any) -> str:
     """Return the path of a dataset's annotations or images, else its type."""
+    # Inside wrappers: ClassBalancedDataset for instance, and the one that seeds random numbers.
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
     prefix = getattr(dataset, 'data_prefix', None) or {}
     paths = (getattr(dataset, 'ann_file', ''), prefix.get('img_path'), prefix.get('img'))
     return next((str(path) for path in paths if path), type(dataset).__name__)

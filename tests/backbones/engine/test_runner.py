@@ -10,11 +10,13 @@ import pytest
 import torch
 from golden import published
 from mmengine.config import Config
-from toy_training import toy_config
+from mmengine.dataset import BaseDataset, RepeatDataset
+from toy_training import ToyNumbers, toy_config
 
 from backbones import EfficientFormerV2
-from backbones.engine.console import Progress
+from backbones.engine.console import Progress, source_of
 from backbones.engine.runner import FormattedConfig, ReliableRunner
+from backbones.engine.sampler import SeededDataset
 
 
 def test_the_text_is_mmengines_and_kept():
@@ -58,6 +60,14 @@ def test_what_a_checkpoint_does_not_give_is_named(change, tmp_path, capsys):
     assert ('layers.0.weight' in said) == (change == 'lacks')
     assert ('layers.3.weight' in said) == (change == 'other shape')
     assert ('random' in said) == bool(change) and 'backbone' not in said
+
+
+def test_the_source_of_images_is_found_inside_wrappers():
+    """A training's dataset is always in one."""
+    cells = BaseDataset('train.json', data_root='cells', lazy_init=True)
+    cells = RepeatDataset(cells, 2, lazy_init=True)
+    assert source_of(SeededDataset(cells, 0)) == 'cells/train.json'
+    assert source_of(SeededDataset(ToyNumbers(), 0)) == 'ToyNumbers'
 
 
 def test_the_time_left_is_seen_in_a_narrow_terminal(monkeypatch):
