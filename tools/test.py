@@ -22,7 +22,7 @@ with explain_missing():
     from backbones.engine.console import quiet
     from backbones.engine.distributed import disconnect, prepare_on_first, unwrap
     from backbones.engine.metrics import format_metrics, write_metrics
-    from backbones.engine.preflight import check_test, leave_out_init_cfg
+    from backbones.engine.preflight import check_test
     from backbones.engine.runner import ReliableRunner
     from backbones.engine.tta import use_test_time_augmentation
     from backbones.errors import ConfigError, exit_on_user_error, raise_output_errors
@@ -115,7 +115,6 @@ def configure(args: argparse.Namespace) -> Config:
         raise ConfigError('--amp is for exported .xml files')
     config.load_from = args.checkpoint
     config.resume = False
-    leave_out_init_cfg(config)
     # A checkpoint's weights are the moving average already.
     config.custom_hooks = [
         hook for hook in config.get('custom_hooks') or [] if 'EMAHook' not in str(hook.type)

@@ -24,7 +24,7 @@ with explain_missing():
     from backbones.engine.distributed import disconnect, prepare_on_first
     from backbones.engine.hooks import ValLossHook, is_annotated_after_resizing
     from backbones.engine.preemption import PREEMPTED, Preempted
-    from backbones.engine.preflight import check_training, leave_out_init_cfg
+    from backbones.engine.preflight import check_training
     from backbones.engine.runner import ReliableRunner
     from backbones.errors import ConfigError, exit_on_user_error, in_one_line, raise_output_errors
     from backbones.weights import use_safe_loading
@@ -107,7 +107,6 @@ def prepare(config: Config, args: argparse.Namespace) -> None:
     """Find what the training starts from; check it and the data."""
     if args.resume or config.get('resume'):
         resume(config, args.resume or config.get('load_from') or 'auto')
-    leave_out_init_cfg(config)
     check_training(config)
     if config.get('search') is not None:
         from backbones.search.supernet import prepare_supernet

@@ -172,7 +172,7 @@ def resume(config: Config, source: str) -> None:
     """Set a config to continue from a checkpoint, with the seed of its training.
 
     ``source`` is a file, or 'auto' for the newest readable one in the work folder; if there is
-    none, the training starts from the beginning.
+    none, the training starts from the beginning. ``started_from`` keeps the config's ``load_from``.
     """
     if source != 'auto':
         path = Path(source)
@@ -188,6 +188,7 @@ def resume(config: Config, source: str) -> None:
         print(f'--resume: no checkpoint in {config.work_dir} yet, starting from the beginning')
         config.resume = False
         return
+    config.started_from = config.get('load_from')
     config.resume, config.load_from = True, str(path)
     meta = checkpoint.get('meta') or {}
     # A saved config that is more than plain data cannot be compared.

@@ -184,8 +184,7 @@ def summarize_run(runner: Runner, is_training: bool) -> dict[str, str]:
     pretrained = pretrained_backbone(config)
     summary = {
         'model': f'{names}, {sum(p.numel() for p in parameters) / 1e6:.1f} M parameters',
-        'weights': config.get('load_from')
-        or (f'{pretrained} (backbone)' if pretrained else 'random'),
+        'weights': runner._load_from or (f'{pretrained} (backbone)' if pretrained else 'random'),
     } | getattr(model, 'summary', {})
     if not is_training:
         loaders = {'test': runner.test_dataloader}

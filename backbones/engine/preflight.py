@@ -40,12 +40,6 @@ def check_test(config: Config) -> None:
     refuse_errors(config, ('test',))
 
 
-def leave_out_init_cfg(config: Config) -> None:
-    """Do not fetch pretrained weights of the backbone if the whole model is loaded."""
-    if config.get('load_from') and 'backbone' in config.model:
-        config.model.backbone.init_cfg = None
-
-
 def pretrained_backbone(config: Config) -> str | None:
     """Return the source of the backbone's weights; None if none, or if ``init_cfg`` is a list."""
     init_cfg = (whole_model(config).get('backbone') or {}).get('init_cfg') or {}

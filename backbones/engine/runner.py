@@ -42,6 +42,12 @@ class ReliableRunner(Runner):
     for which the config names its own type (a train loop, a storage for checkpoints) stay too.
     """
 
+    def __init__(self, *args: Any, cfg: Config, **kwargs: Any) -> None:
+        if kwargs.get('resume'):
+            # The saved config starts a new training, as that of a training that was never stopped.
+            cfg.resume, cfg.load_from = False, cfg.pop('started_from', None)
+        super().__init__(*args, cfg=cfg, **kwargs)
+
     @classmethod
     def from_cfg(cls, cfg: Config) -> 'ReliableRunner':
         """Build a runner of a config, whose text is formatted only once."""
@@ -62,6 +68,9 @@ class ReliableRunner(Runner):
         """Build the model; its mmcv operators get contiguous tensors, as they expect."""
         model = super().build_model(build(model) if isinstance(model, dict) else model)
         replace_roi_align(model)
+        if self._load_from and hasattr(model, 'backbone'):
+            # The whole model is loaded, so pretrained weights need not be fetched.
+            model.backbone.init_cfg = None
         return expect_contiguous(model)
 
     def build_dataloader(

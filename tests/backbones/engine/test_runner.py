@@ -11,12 +11,16 @@ import torch
 from golden import published
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, RepeatDataset
-from toy_training import ToyNumbers, toy_config
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from toy_training import PowerCut, ToyModel, ToyNumbers, disturb, toy_config, train
 
 from backbones import EfficientFormerV2
+from backbones.engine.checkpoints import resume
 from backbones.engine.console import Progress, source_of
 from backbones.engine.runner import FormattedConfig, ReliableRunner
 from backbones.engine.sampler import SeededDataset
+from backbones.weights import config_of
 
 
 def test_the_text_is_mmengines_and_kept():
@@ -40,6 +44,32 @@ def test_averaged_gradients_count_for_the_learning_rate(counts, rate, tmp_path, 
     assert runner.optim_wrapper.param_groups[0]['initial_lr'] == pytest.approx(rate)
     assert runner.cfg.auto_scale_lr.base_batch_size == 16
     assert ('of 4 batches' in capsys.readouterr().out) == (counts == 4)
+
+
+@MODELS.register_module(force=True)
+class ToyWithBackbone(ToyModel):
+    """One whose backbone has pretrained weights that cannot be fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = BaseModule(dict(type='Pretrained', checkpoint='missing.pth'))
+
+
+def test_the_saved_config_of_a_resumed_training_starts_a_new_one(tmp_path):
+    """From the weights that the first run started from, which are not fetched to resume."""
+    train(toy_config(tmp_path / 'other'))
+    options = dict(model__type='ToyWithBackbone', load_from=str(tmp_path / 'other/iter_24.pth'))
+    with pytest.raises(PowerCut):
+        train(toy_config(tmp_path / 'run', **options, **disturb(15, 'cut_power')))
+    config = toy_config(tmp_path / 'run', **options)
+    resume(config, 'auto')
+    assert config.load_from == str(tmp_path / 'run/iter_12.pth')
+    train(config)
+    saved = Config.fromfile(max((tmp_path / 'run').glob('*.py')))
+    last = torch.load(tmp_path / 'run/iter_24.pth', weights_only=False)
+    for each in (saved, config_of(last)):
+        assert each.load_from == options['load_from'] and not each.resume
+        assert 'started_from' not in each
 
 
 @pytest.mark.parametrize('change', [None, 'lacks', 'other shape'])
