@@ -1,7 +1,7 @@
 """Checkpoints: fetching, writing, and reading them without running code that is inside.
 
 A ``.pth`` file is a pickle, and a pickle can call any function while it is read. Here only tensors,
-plain data and mmengine's own logs are read; everything else needs :func:`trust_checkpoints`.
+plain data and mmengine's logs and schedules are read; all else needs :func:`trust_checkpoints`.
 """
 
 import ast
@@ -25,6 +25,7 @@ import torch
 from filelock import FileLock
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
@@ -48,6 +49,12 @@ REFUSED = ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
 
 # A hash as publish_model.py, mmdet and torchvision add it to names; 20240131 is a date.
 HASH_IN_NAME = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
+
+# Methods that mmengine saves by their names: statistics of logs, and the curves of OneCycleLR.
+NAMED_FUNCTIONS = {
+    HistoryBuffer: ('min', 'max', 'current', 'mean'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
 
 _trusted = False
 
@@ -324,10 +331,9 @@ def _mmengine_globals_allowed() -> AbstractContextManager:
         for name, value in (('_reconstruct', np.zeros(1)), ('scalar', np.float64()))
     ]
     dtypes = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdUS'}
-    getattr_of_logs = _known_as('builtins', 'getattr', _history_statistic)
-    return torch.serialization.safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *moved, getattr_of_logs]
-    )
+    safe_getattr = _known_as('builtins', 'getattr', _named_function)
+    kinds = (*NAMED_FUNCTIONS, np.ndarray, np.dtype)
+    return torch.serialization.safe_globals([*kinds, *dtypes, *moved, safe_getattr])
 
 
 def _known_as(module: str, name: str, function: Callable) -> Callable:
@@ -341,10 +347,10 @@ def _known_as(module: str, name: str, function: Callable) -> Callable:
     return stand_in
 
 
-def _history_statistic(owner: type, name: str) -> Callable:
-    """Replace ``getattr``, by which logs name methods; the real one would allow any attribute."""
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
-        return getattr(HistoryBuffer, name)
+def _named_function(owner: type, name: str) -> Callable:
+    """Replace ``getattr``, by which pickles name methods; the real one allows any attribute."""
+    if name in NAMED_FUNCTIONS.get(owner, ()):
+        return getattr(owner, name)
     raise pickle.UnpicklingError(f'getattr of {owner!r} and {name!r}')
 
 

@@ -18,6 +18,8 @@ from corrupt import RunsCode
 from golden import published
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
+from mmengine.optim import OneCycleLR
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from tool_process import Started
@@ -183,8 +185,10 @@ class Getattr:
         return getattr, self.arguments
 
 
-@pytest.mark.parametrize('reach', [(HistoryBuffer, '__init__'), (np.ndarray, 'tofile')])
-def test_getattr_reaches_nothing_but_statistics_of_logs(reach, tmp_path):
+@pytest.mark.parametrize(
+    'reach', [(HistoryBuffer, '__init__'), (OneCycleParamScheduler, 'step'), (np.ndarray, 'tofile')]
+)
+def test_getattr_reaches_nothing_but_what_mmengine_saves(reach, tmp_path):
     torch.save({'state_dict': TENSORS, 'x': Getattr(*reach)}, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match=f"getattr of .*{reach[1]}'"):
         read_checkpoint(tmp_path / 'a.pth')
@@ -206,6 +210,14 @@ def test_what_mmengine_saves_is_read(tmp_path):
     assert found['message_hub']['best'] == 0.5 and found['message_hub']['n'] == 7
     assert list(found['names']) == ['x', 'yz']
     assert found['meta'] == content['meta']
+
+
+def test_a_schedule_of_one_cycle_is_read(tmp_path):
+    """Its state names the function that computes the curve."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    state = OneCycleLR(optimizer, eta_max=1.0, total_steps=10).state_dict()
+    torch.save({'state_dict': TENSORS, 'param_schedulers': [state]}, tmp_path / 'x.pth')
+    assert read_checkpoint(tmp_path / 'x.pth')['param_schedulers'] == [state]
 
 
 @pytest.mark.parametrize('core', ['core', '_core'])
