@@ -144,6 +144,8 @@ def infer(args: argparse.Namespace) -> int:
     if live and len(listed) > 1:
         raise ConfigError(f'{live[0].shown} has no end of its own: give it as the only input')
     folder = Path(args.out_dir or Path('outputs', Path(args.model).stem))
+    # After --overwrite, earlier results of inputs that were not reached would be left.
+    again = 'starts again' if args.overwrite else 'with --skip-existing continues'
     parts = ['drawn'] * (not args.data_only) + ['data'] * (not args.no_data)
     jobs, num_skipped = plan_jobs(listed, folder, args.existing, parts)
     show = Window().show if args.show else None
@@ -160,13 +162,13 @@ def infer(args: argparse.Namespace) -> int:
     except OutputError as error:
         raise ConfigError(
             f'{folder}: {error.strerror}. Results written so far are complete: make room, then '
-            'continue with the same command and --skip-existing'
+            f'the same command {again}'
         ) from error
     print(f'\n{run.describe(num_skipped)}')
     print(f'results: {folder}{os.sep}, listed in {folder / RECORDS_NAME}')
     # An interrupted live source counts as done, since it has no other end.
     if run.counts.total() < len(jobs) or run.counts['interrupted']:
-        print('interrupted; the same command with --skip-existing continues', file=sys.stderr)
+        print(f'interrupted; the same command {again}', file=sys.stderr)
         return INTERRUPTED
     return SOME_FAILED if run.failed else 0
 

@@ -530,6 +530,9 @@ class TestWindow:
         assert num_done < 40
         code, said = call(tmp_path / 'in', '--skip-existing')
         assert f'{num_done} skipped' in said
+        # It would keep the results of an earlier run.
+        code, said = call(tmp_path / 'in', '--overwrite')
+        assert code == 130 and '--skip-existing' not in said
 
     def test_a_camera_has_ended(self, call, tmp_path, monkeypatch):
         def read_stream(url: str, timeout: float) -> Iterator:
