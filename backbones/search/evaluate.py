@@ -44,7 +44,7 @@ from backbones.engine.preflight import load_whole
 from backbones.weights import load_checkpoint
 
 from .elastic import Layout, build_network
-from .holdout import as_test, check_holdout, join_datasets
+from .holdout import as_test, check_holdout, join_datasets, label_files
 from .space import Choice, Space, search_options
 
 # With fewer images, variances would miss the differences between images.
@@ -121,6 +121,9 @@ class Evaluator:
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         for dataset in datasets_of(config, ('val', 'train')):
             digest.update(annotation_file(dataset).read_bytes())
+        for dataset in datasets_of(config, ('val',)):
+            for path in label_files(dataset, config):
+                digest.update(path.read_bytes())
         evaluator = copy.deepcopy(config.val_evaluator)
         for node in walk(evaluator):
             node.pop('ann_file', None)

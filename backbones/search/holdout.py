@@ -228,6 +228,16 @@ def write_part(
     dataset.ann_file = str(path)
 
 
+def label_files(dataset: ConfigDict, config: Config) -> list[Path]:
+    """Return the files with the labels of a dataset's images; none if its ann_file has them."""
+    layout = layout_of(dataset)
+    if layout == 'voc':
+        return list(xml_files(dataset).values())
+    if layout == 'segmentation':
+        return [Path(sample.seg_map) for sample in segmentation_samples(dataset, config)]
+    return []
+
+
 def seen_classes(dataset: ConfigDict, config: Config) -> set[str]:
     """Return the classes that have pixels or boxes in a dataset."""
     layout = layout_of(dataset)

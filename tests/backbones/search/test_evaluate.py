@@ -5,9 +5,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
+from PIL import Image
 from searching import prepared, write_search_config, write_supernet
 from torch import nn
 
@@ -150,10 +152,22 @@ def test_whatever_changes_a_result_is_another_file(tmp_path, many_shapes):
         other.config.merge_from_dict(change)
         found.append(f'evaluations_{other.fingerprint()}.jsonl')
     for split in ('val', 'train'):
-        with open(first.config[f'{split}_dataloader'].dataset.ann_file, 'a') as file:
-            file.write('\n')
+        names = Path(first.config[f'{split}_dataloader'].dataset.ann_file)
+        names.write_text(names.read_text().partition('\n')[2])
         found.append(f'evaluations_{first.fingerprint()}.jsonl')
     assert len(set(found)) == len(found) == 9
+
+
+def test_corrected_labels_are_other_evaluations(tmp_path, many_shapes):
+    """A list of names stays the same when the maps change."""
+    shapes = Path(shutil.copytree(many_shapes, tmp_path / 'shapes'))
+    evaluator = make_evaluator(tmp_path, shapes)
+    before = evaluator.fingerprint()
+    assert evaluator.fingerprint() == before
+    name = Path(evaluator.config.val_dataloader.dataset.ann_file).read_text().split()[-1]
+    (seg_map,) = (shapes / 'ade' / 'annotations' / 'training').glob(f'{name}.*')
+    Image.fromarray(np.asarray(Image.open(seg_map))[::-1]).save(seg_map)
+    assert evaluator.fingerprint() != before
 
 
 def test_a_supernet_of_another_space(tmp_path, many_shapes):
