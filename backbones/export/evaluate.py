@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from backbones.data.check import refuse_errors
 from backbones.data.classes import set_classes
 from backbones.data.config_datasets import walk
+from backbones.data.skip_bad import base_datasets, guard
 from backbones.engine.console import evaluation_of, prints_to, quiet
 from backbones.engine.preflight import check_classes
 from backbones.errors import ConfigError
@@ -55,9 +56,15 @@ def measure(config: Config, path: str | Path, title: str) -> dict[str, float]:
     logger = MMLogger.get_current_instance()
     quiet(logger)
     model = InferencerModel(str(path))
+    settings = dict(config.test_dataloader)
+    if not settings.get('num_workers'):
+        # torch raises an error for persistent workers if there are none.
+        settings['persistent_workers'] = False
     with prints_to(logger):
-        loader = Runner.build_dataloader(config.test_dataloader)
+        loader = Runner.build_dataloader(settings)
         evaluator = Evaluator(config.test_evaluator)
+    for dataset in base_datasets(loader.dataset):
+        guard(dataset)
     evaluator.dataset_meta = loader.dataset.metainfo
     progress = evaluation_of(loader, title)
     for batch in loader:

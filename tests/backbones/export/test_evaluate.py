@@ -1,16 +1,22 @@
 """tools/test.py with an exported file in place of the checkpoint."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import pytest
+from corrupt import cut
 from exporting import needs_export
 from own_truth import use_predictions
 from tool_process import run_tool
 
+from backbones.data.classes import set_classes
+from backbones.engine.config import load_config
+from backbones.errors import DataError
+from backbones.export import evaluate
 from backbones.export.export import Options, export
 
 pytestmark = needs_export
@@ -112,6 +118,32 @@ def test_files_and_options_that_do_not_fit(exported, tmp_path):
         assert 'exported' in fails(tmp_path, config, path, *options)
     assert '--amp' in fails(tmp_path, config, path, '--amp')
     assert '--amp' in fails(tmp_path, config, checkpoint, '--amp')
+
+
+class Perfect:
+    """A model that predicts the ground truth."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def test_step(self, data: dict) -> list:
+        for sample in data['data_samples']:
+            sample.pred_sem_seg = sample.gt_sem_seg
+        return data['data_samples']
+
+
+def test_int8_is_measured_on_data_as_test_py_reads_them(tiny_config, shapes, tmp_path, monkeypatch):
+    """Without workers too; a truncated image, which decoders fill in, is an error."""
+    monkeypatch.setattr(evaluate, 'InferencerModel', Perfect)
+    data = Path(shutil.copytree(shapes, tmp_path / 'shapes'))
+    loader = 'val_dataloader.update(num_workers=0, persistent_workers=True)\n'
+    config = load_config(str(tiny_config('fpn', loader, shapes=data)))
+    set_classes(config, ('test',))
+    assert evaluate.measure(config, 'fpn.onnx', 'float')['mIoU'] == 100
+    image = next((data / 'ade' / 'images' / 'validation').iterdir())
+    cut(image)
+    with pytest.raises(DataError, match=f'{image.name}.*the file is truncated'):
+        evaluate.measure(config, 'fpn.onnx', 'float')
 
 
 def test_a_backbone_makes_no_predictions(tiny_model, tmp_path):
