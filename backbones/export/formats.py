@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from xml.etree import ElementTree
 
 import torch
 from torch import nn
@@ -175,11 +176,42 @@ def save(model: Any, path: Path, description: Description) -> None:
 
         model.set_rt_info(description.to_json(), [METADATA_KEY])
         openvino.save_model(model, str(path), compress_to_fp16=False)
+        keep_boxes_precise(model, path)
     else:
         import onnx
 
         onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
         onnx.save_model(model, str(path))
+
+
+def keep_boxes_precise(model: Any, path: Path) -> None:
+    """Mark in a saved .xml what computes RoIAlign's boxes from the layers before: OpenVINO then
+    uses float32 there, also in mixed precision. Coordinates above 512 pixels would be multiples of
+    4 in bfloat16.
+    """
+    operators = model.get_ordered_ops()
+    waiting = [
+        operator.input_value(1).get_node()
+        for operator in operators
+        if operator.get_type_name() == 'ROIAlign'
+    ]
+    names: set[str] = set()
+    while waiting:
+        operator = waiting.pop()
+        is_layer = operator.get_type_name() in ('Convolution', 'MatMul')
+        if not is_layer and operator.get_friendly_name() not in names:
+            names.add(operator.get_friendly_name())
+            waiting += [value.get_node() for value in operator.input_values()]
+    if not names:
+        return
+    # Python's openvino cannot set this attribute.
+    tree = ElementTree.parse(path)
+    for layer in tree.iterfind('layers/layer'):
+        if layer.get('name') in names:
+            info = layer.find('rt_info')
+            info = ElementTree.SubElement(layer, 'rt_info') if info is None else info
+            ElementTree.SubElement(info, 'attribute', name='precise', version='0')
+    tree.write(path, encoding='utf-8', xml_declaration=True)
 
 
 def write_core_ml(

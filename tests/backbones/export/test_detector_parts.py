@@ -1,5 +1,6 @@
 """The parts of a detector with fixed shapes compute what mmdet's do."""
 
+import numpy as np
 import pytest
 import torch
 from mmcv import ops
@@ -7,6 +8,7 @@ from mmdet.models.task_modules import DeltaXYWHBBoxCoder
 
 from backbones.export import detector
 from backbones.export.detector import batched_nms, decode_boxes, drop_small, ranks, top_k
+from backbones.export.formats import keep_boxes_precise
 from backbones.export.preprocessing import missing_to_multiple
 
 
@@ -56,3 +58,35 @@ def test_padding_reaches_the_next_multiple(size, missing):
 def test_ranks_keep_apart_what_onnxruntimes_sigmoid_does_not():
     found = ranks(torch.tensor([-40.0, -30.0, -29.9999, -1e-6, 0.0, 1e-6, 30.0]))
     assert (found.diff() > 0).all() and found.min() > 0
+
+
+def test_boxes_of_roi_align_are_not_rounded_in_mixed_precision(tmp_path):
+    """From 1024 pixels on, bfloat16 has multiples of 8 only. Processors without it use float32."""
+    openvino = pytest.importorskip('openvino')
+    op = openvino.opset13
+
+    def convolution(features):
+        weight = np.ones((1, 1, 1, 1), np.float32)
+        return op.convolution(features, weight, [1, 1], [0, 0], [0, 0], [1, 1])
+
+    image, boxes = op.parameter([1, 1, 2, 1400]), op.parameter([1, 4])
+    number = op.constant([0], np.int32)
+    moved = op.gather(op.add(boxes, np.float32([[1, 0, 1, 0]])), number, 0)
+    pooled = op.roi_align(
+        convolution(image), moved, number, 1, 1, 2, 1.0, 'avg', aligned_mode='half_pixel'
+    )
+    model = openvino.Model([convolution(pooled)], [image, boxes])
+    # A file is saved again when it is quantized.
+    for name in ('float.xml', 'int8.xml'):
+        openvino.save_model(model, tmp_path / name, compress_to_fp16=False)
+        keep_boxes_precise(model, tmp_path / name)
+        model = openvino.Core().read_model(tmp_path / name)
+    edge = np.zeros((1, 1, 2, 1400), np.float32)
+    edge[..., 1303:] = 1
+    inputs = [edge, np.float32([[1300, 0, 1302, 2]])]
+    core = openvino.Core()
+    exact, mixed = (
+        core.compile_model(model, 'CPU', settings)(inputs)[0]
+        for settings in ({'INFERENCE_PRECISION_HINT': 'f32'}, {})
+    )
+    assert exact.item() == 0.25 and mixed.item() == pytest.approx(0.25, abs=0.01)
