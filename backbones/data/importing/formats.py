@@ -233,13 +233,16 @@ def read_coco(source: Source, files: list[Path]) -> Iterator[Record]:
         for one in content['annotations']:
             annotations[one.get('image_id')].append(one)
         split = source.split(path, with_name=True)
-        for entry in progress(content['images']):
-            image = source.image(entry['file_name'], near=path, split=split)
+        for number, entry in enumerate(progress(content['images']), 1):
+            image, place = None, f'{path}, entry {number} of "images"'
+            with source.leaving_out(place, 'malformed entries'):
+                own = annotations[entry['id']]
+                image = source.image(entry['file_name'], near=path, split=split)
             if image is None:
                 continue
             record = Record(image, split)
             record.size = entry.get('width'), entry.get('height')
-            for one in annotations[entry['id']]:
+            for one in own:
                 place = f'{path}, annotation {one.get("id")}'
                 with source.leaving_out(place):
                     instance = coco_instance(one, labels)

@@ -1036,6 +1036,19 @@ def test_odd_values_of_coco(fields, objects, tmp_path):
     assert len(read_back(tmp_path / 'out')['clip_a_001']) == objects
 
 
+@pytest.mark.parametrize('key', ['file_name', 'id'])
+def test_an_image_of_coco_that_lacks_its_name_or_id_is_left_out(key, tmp_path):
+    source = tmp_path / 'source'
+    to_coco(source, masks=False)
+    path = source / 'labels/all.json'
+    content = json.loads(path.read_text())
+    del content['images'][0][key]
+    write(path, content)
+    _, notes = run(source, tmp_path / 'out')
+    assert f'{path}, entry 1' in said(notes)
+    assert len(read_back(tmp_path / 'out')) == len(content['images']) - 1
+
+
 def test_objects_of_coco_without_a_box_have_that_of_their_polygons(tmp_path):
     parts = [[2, 3, 8, 3, 8, 9, 2, 9], [20, 3, 26, 3, 26, 12, 20, 12]]
     spoil_coco(tmp_path / 'source', segmentation=parts, bbox=None)
