@@ -29,6 +29,7 @@ FOLDER_WORDS = re.compile(
     r'|annot(ation)?s?|masks?|labels?|labeled|images?',
     re.I,
 )
+COMPARED = 200  # maps whose palettes are compared
 UNLABELED = {'void', 'unlabeled', 'unlabelled', 'ignore', 'ignored'}
 # Cityscapes' labelIds of its 19 classes.
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -90,7 +91,7 @@ def read_maps(source: Source, _: list[Path]) -> list[Record]:
             source.note('images and maps that have no other half, left out', image)
     splits = source.listed_splits('Segmentation')
     legend = next((p for name in LEGENDS for p in source.files if p.name == name), None)
-    source.in_color = are_in_color([path for _, path in pairs], legend)
+    source.in_color = are_in_color([path for _, path in pairs[:COMPARED]], legend)
     records, found = [], {}
     for image, path in ProgressBar(pairs, 'reading maps', unit=' maps', leave=False, disable=None):
         with source.leaving_out(image, 'segmentation maps that cannot be used'):
