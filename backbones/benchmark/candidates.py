@@ -124,7 +124,7 @@ def group_configs(paths: Sequence[str], with_peers: bool, options: dict[str, Any
         # Variants of one backbone are named by their configs, without os.sep: names become file
         # names.
         file = Path(path).with_suffix('')
-        names = (candidate.name, file.stem, str(file).replace(os.sep, '-'))
+        names = (candidate.name, file.stem, str(file).strip(os.sep).replace(os.sep, '-'))
         name = next(name for name in names if name not in group.candidates)
         group.candidates[name] = candidate
     for group in groups.values() if with_peers else ():
