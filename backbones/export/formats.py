@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -189,19 +189,15 @@ def keep_boxes_precise(model: Any, path: Path) -> None:
     uses float32 there, also in mixed precision. Coordinates above 512 pixels would be multiples of
     4 in bfloat16.
     """
-    operators = model.get_ordered_ops()
-    waiting = [
-        operator.input_value(1).get_node()
-        for operator in operators
-        if operator.get_type_name() == 'ROIAlign'
-    ]
-    names: set[str] = set()
-    while waiting:
-        operator = waiting.pop()
-        is_layer = operator.get_type_name() in ('Convolution', 'MatMul')
-        if not is_layer and operator.get_friendly_name() not in names:
-            names.add(operator.get_friendly_name())
-            waiting += [value.get_node() for value in operator.input_values()]
+    operators = {each.get_friendly_name(): each for each in model.get_ordered_ops()}
+    sources = {
+        name: [value.get_node().get_friendly_name() for value in each.input_values()]
+        for name, each in operators.items()
+    }
+    types = {name: each.get_type_name() for name, each in operators.items()}
+    boxes = [sources[name][1] for name in types if types[name] == 'ROIAlign']
+    layers = {name for name in types if types[name] in ('Convolution', 'MatMul')}
+    names = reachable(boxes, sources | {key: () for key in layers}) - layers
     if not names:
         return
     # Python's openvino cannot set this attribute.
@@ -212,6 +208,17 @@ def keep_boxes_precise(model: Any, path: Path) -> None:
             info = ElementTree.SubElement(layer, 'rt_info') if info is None else info
             ElementTree.SubElement(info, 'attribute', name='precise', version='0')
     tree.write(path, encoding='utf-8', xml_declaration=True)
+
+
+def reachable(starts: Iterable[str], following: Mapping[str, Iterable[str]]) -> set[str]:
+    """Return all names that can be reached, including the starts."""
+    waiting, seen = list(starts), set()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += following.get(name, [])
+    return seen
 
 
 def write_core_ml(

@@ -31,7 +31,7 @@ from backbones.inference.testing import use_inferencer
 from backbones.progress import ProgressBar
 
 from .evaluate import check_exported_test, measure
-from .formats import save
+from .formats import reachable, save
 
 # Layers to quantize. onnxruntime gains nothing from products of activations, as in attention.
 ONNX_LAYERS = ('Conv', 'ConvTranspose', 'Gemm')
@@ -247,17 +247,6 @@ def network_of(model: Any) -> set[str]:
     up_to_layers = {name: after for name, after in outputs.items() if name not in layers}
     pooled = reachable(rois, up_to_layers) - layers
     return (of_image & reachable(layers, inputs)) - decomposition - pooled
-
-
-def reachable(starts: Iterable[str], following: dict[str, list[str]]) -> set[str]:
-    """Return all names that can be reached, including the starts."""
-    waiting, seen = list(starts), set()
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            waiting += following.get(name, [])
-    return seen
 
 
 def by_added_error(before: Path, after: Path, inputs: Iterable[dict[str, np.ndarray]]) -> list[str]:
