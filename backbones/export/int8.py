@@ -251,8 +251,14 @@ def network_of(model: Any) -> set[str]:
 
 def by_added_error(before: Path, after: Path, inputs: Iterable[dict[str, np.ndarray]]) -> list[str]:
     """Return the layers of a float file, sorted by how much each adds to the int8 file's relative
-    error (the error of its output minus that of its input), largest first."""
+    error (the error of its output minus that of its input), largest first.
+
+    Layers of a second stage cannot be compared, since proposals differ between two files. Those
+    that find its boxes come first, since AP depends most on them, and those of masks are left out.
+    """
     layers = layers_of(before)
+    boxes = [name for name in layers if 'roi_head.bbox_head' in name]
+    layers = {name: tensors for name, tensors in layers.items() if 'roi_head' not in name}
     tensors = list({tensor for ends in layers.values() for tensor in ends})
     runs = [open_at(path, tensors) for path in (before, after)]
     errors = dict.fromkeys(tensors, 0.0)
@@ -262,14 +268,11 @@ def by_added_error(before: Path, after: Path, inputs: Iterable[dict[str, np.ndar
                 power = max(float(np.square(expected).mean()), 1e-12)
                 errors[tensor] += float(np.square(found - expected).mean()) / power
     added = {name: errors[result] - errors[features] for name, (features, result) in layers.items()}
-    return sorted(added, key=added.get, reverse=True)
+    return boxes + sorted(added, key=added.get, reverse=True)
 
 
 def layers_of(path: Path) -> dict[str, tuple[Any, Any]]:
-    """Return the tensors that each layer of a float file reads and writes, by the layer's name.
-
-    Layers of the second stage are left out, since proposals differ between two files.
-    """
+    """Return the tensors that each layer of a float file reads and writes, by the layer's name."""
     if path.suffix == '.onnx':
         import onnx
 
@@ -287,7 +290,7 @@ def layers_of(path: Path) -> dict[str, tuple[Any, Any]]:
                 features = next(i for i in inputs if i.get_node().get_type_name() != 'Constant')
                 source = features.get_node().get_friendly_name(), features.get_index()
                 ends[name] = source, (name, 0)
-    return {name: tensors for name, tensors in ends.items() if 'roi_head' not in name}
+    return ends
 
 
 def open_at(path: Path, tensors: list[Any]) -> Callable[[dict], list[np.ndarray]]:
