@@ -180,6 +180,8 @@ def test_only_the_network_is_in_8_bits(task, suffix, made):
     assert any('head' in name for name, kind in found.items() if kind in convolutions)
     forbidden = {'Softmax', 'TopK', 'ArgMax', 'NonMaxSuppression', 'Exp', 'Div', 'Divide', 'Gather'}
     assert not forbidden & set(found.values())
+    talking_heads = {name for name in names if 'bmm' in name}
+    assert talking_heads and not talking_heads & set(found)
     head = min(names.index(name) for name in names if 'head' in name and name in found)
     later = {found[name] for name in names[head:] if name in found}
     # The matrix decomposition of the light head, and how boxes are decoded.
