@@ -2,7 +2,7 @@
 
 NNCF for OpenVINO and onnxruntime's own tool for ONNX quantize the network by the ranges of its
 activations on training images. The metric of the file is measured before and after. If it drops
-too much, the layers that add most of the error stay in float.
+too much, the layers of a second stage's boxes and those that add most error stay in float.
 """
 
 import logging
